@@ -1,0 +1,331 @@
+"""The configuration: one YAML file -> one frozen, typed, fully resolved `Config`.
+
+Reads a YAML file and `key=value` overrides; writes nothing. Every key is documented where it stands. Unknown keys, wrong
+types and contradictions are collected and raised together as one `UserError`, each with what was wanted, what was found and
+what to change. No torch import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+LAYER_GROUPS = ("embedding", "lm_head", "attention", "mlp", "norm", "lora")
+BUILTIN_VARIANTS = ("full",)  # subsets that exist without a selection
+RESERVED_VARIANTS = ("base", "full", "selected")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class UserError(Exception):
+    """The user's input is wrong. Carries every fault found; the command line prints them all and exits with status 2."""
+
+    def __init__(self, faults: Sequence[str] | str):
+        self.faults: list[str] = [faults] if isinstance(faults, str) else list(faults)
+        super().__init__("\n".join(self.faults))
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class LoraConfig(_Record):
+    """Low-rank adapters (PEFT) instead of full-parameter training."""
+
+    r: int = Field(16, ge=1, description="rank of the adapters")
+    alpha: float = Field(32.0, gt=0, description="scale of the adapters (alpha / r multiplies their output)")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' input during training")
+    target_modules: str | list[str] = Field("all-linear", description="module names, or 'all-linear'")
+
+
+class ModelConfig(_Record):
+    """The model to adapt."""
+
+    path: str = Field(description="a Hugging Face folder or hub id")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="dtype of weights and activations")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = Field("sdpa", description="attention implementation")
+    lora: LoraConfig | None = Field(None, description="null trains every parameter")
+    chat_template: str | None = Field(None, description="a Jinja file replacing the tokenizer's own chat template")
+    trust_remote_code: bool = Field(False, description="run model code that ships with the weights")
+
+
+class DataConfig(_Record):
+    """The pool to choose from and the held-out sets to judge by."""
+
+    train: list[str] = Field(min_length=1, description="files, folders or hub ids; together they are the pool")
+    validation: dict[str, str | list[str]] = Field(
+        default_factory=dict, description="held-out sets by name, e.g. {domain: ..., general: ...}"
+    )
+    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"] = Field(
+        "auto", description="row format; auto looks at each source's keys"
+    )
+    max_length: int = Field(2048, ge=8, description="longest sample, in tokens")
+    overlong: Literal["truncate", "drop"] = Field("truncate", description="what happens to a sample above max_length")
+    metadata: list[str] = Field(
+        default_factory=list, description="row fields carried along for the report's composition tables"
+    )
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("validation")
+    @classmethod
+    def _names_are_folder_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not _NAME.fullmatch(name) or name == "pool":
+                raise ValueError(f"the set name {name!r} must be letters, digits, '_', '-' or '.', and not 'pool'")
+        return value
+
+    def validation_sources(self) -> dict[str, list[str]]:
+        """The held-out sets, each as a list of sources."""
+        return {name: [src] if isinstance(src, str) else list(src) for name, src in self.validation.items()}
+
+
+class TrainingConfig(_Record):
+    """Optimisation settings shared by the preliminary phase and SFT."""
+
+    epochs: float = Field(3.0, ge=0, description="passes over the training rows; may be a fraction")
+    learning_rate: float = Field(1.0e-5, gt=0, description="peak learning rate")
+    batch_size: int = Field(32, ge=1, description="samples per optimizer step, over all ranks")
+    micro_batch_size: int = Field(4, ge=1, description="samples per rank and forward pass (at most)")
+    lr_scheduler: Literal["cosine", "linear", "constant"] = Field("cosine", description="decay of the learning rate")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps spent warming up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    checkpoint_steps: int = Field(500, ge=1, description="optimizer steps between resumable checkpoints")
+
+
+class ProbeConfig(TrainingConfig):
+    """The preliminary phase and the recording of gradient norms."""
+
+    epochs: float = Field(1.0, ge=0, description="length of the preliminary training; 0 scores the model as it is")
+    record: Literal["after", "during"] = Field(
+        "after", description="after: a frozen pass over the pool; during: while the preliminary phase trains"
+    )
+    layers: list[str] | Literal["all"] = Field(
+        default_factory=lambda: ["embedding", "lm_head"],
+        description=f"parameter groups whose norms are recorded: any of {', '.join(LAYER_GROUPS)}, or all",
+    )
+    tokens_per_microbatch: int = Field(16384, ge=8, description="tokens of one frozen micro-batch per rank, padding included")
+    loss_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="a sample's loss is the mean or the sum over its target tokens"
+    )
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _known_groups(cls, value: Any) -> Any:
+        if value == "all" or value == ["all"]:
+            return "all"
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not names:
+            raise ValueError(f"wanted a list of {', '.join(LAYER_GROUPS)}, or all")
+        for name in names:
+            if name not in LAYER_GROUPS:
+                raise ValueError(f"{name!r} is not a layer group{_nearest(str(name), [*LAYER_GROUPS, 'all'])}")
+        return list(dict.fromkeys(names))
+
+
+class SelectConfig(_Record):
+    """How the subset is chosen from the score table."""
+
+    method: str = Field("grads", description="selection method")
+    budget: float | Literal["auto"] = Field(0.05, description="fraction (0, 1], number of samples (>= 2), or auto")
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="named subsets chosen beside the main one: settings that differ from it"
+    )
+
+    @field_validator("budget")
+    @classmethod
+    def _a_budget(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not (0 < value <= 1 or (value >= 2 and value == int(value))):
+            raise ValueError(
+                f"wanted a fraction above 0 and up to 1, a whole number of samples from 2 on, or auto; found {value:g}"
+            )
+        return value
+
+    def resolve(self, name: str | None) -> SelectConfig:
+        """The settings of one named subset (None: the main one), without `variants`."""
+        base = self.model_dump(exclude={"variants"})
+        return SelectConfig(**(base | (self.variants[name] if name else {})))
+
+
+class SftConfig(TrainingConfig):
+    """Fine-tuning on the chosen rows."""
+
+    variants: list[str] = Field(
+        default_factory=list, description="also trained, for comparison: names of select.variants, or full (the whole pool)"
+    )
+    equal: Literal["epochs", "steps"] = Field(
+        "epochs", description="what every variant shares: the number of epochs, or the full pool's optimizer steps"
+    )
+
+
+class EvaluateConfig(_Record):
+    """Judging the base model and every trained one on the held-out sets."""
+
+    tokens_per_microbatch: int = Field(16384, ge=8, description="tokens of one micro-batch per rank, padding included")
+    bootstrap: int = Field(1000, ge=10, description="resamples behind each confidence interval")
+
+
+class Config(_Record):
+    """Everything one run needs. Paths are relative to the directory the command is started in."""
+
+    run_dir: str = Field(description="folder that receives every artefact")
+    seed: int = Field(0, ge=0, description="the one seed behind every random choice")
+    model: ModelConfig
+    data: DataConfig
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    select: SelectConfig = Field(default_factory=SelectConfig)
+    sft: SftConfig = Field(default_factory=SftConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    deepspeed: str = Field("configs/deepspeed/zero3.json", description="a DeepSpeed JSON file; read, never rewritten")
+    provenance: dict[str, Any] = Field(
+        default_factory=dict, exclude=True, description="written into the saved copy of a config, ignored when read"
+    )
+
+    @model_validator(mode="after")
+    def _variants_fit(self) -> Config:
+        faults = []
+        for name, changes in self.select.variants.items():
+            where = f"select.variants.{name}"
+            if not _NAME.fullmatch(name) or name in RESERVED_VARIANTS:
+                faults.append(f"{where}: the name must be letters, digits, '_', '-' or '.', and none of {RESERVED_VARIANTS}")
+            try:
+                self.select.resolve(name)
+            except ValidationError as error:
+                faults += [_fault(item, SelectConfig, prefix=where) for item in error.errors()]
+            if "variants" in changes:
+                faults.append(f"{where}.variants: a variant has no variants of its own; remove the key")
+        known = [*BUILTIN_VARIANTS, *self.select.variants]
+        for name in self.sft.variants:
+            if name not in known:
+                faults.append(f"sft.variants: {name!r} is neither full nor one of select.variants{_nearest(name, known)}")
+        if faults:
+            raise UserError(faults)
+        return self
+
+    def deepspeed_json(self) -> dict[str, Any]:
+        """The user's DeepSpeed settings as they stand. Raises UserError when the file is missing or not a JSON object."""
+        path = Path(self.deepspeed)
+        try:
+            value = json.loads(path.read_text())
+        except OSError:
+            raise UserError(f"deepspeed: wanted a DeepSpeed JSON file; found none at {path}; give an existing path") from None
+        except json.JSONDecodeError as error:
+            raise UserError(f"deepspeed: {path}:{error.lineno}: not valid JSON ({error.msg}); mend that line") from None
+        if not isinstance(value, dict):
+            raise UserError(f"deepspeed: {path}: wanted a JSON object; found {type(value).__name__}")
+        return value
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, apply `a.b=c` overrides (values in YAML), validate. Raises UserError listing every fault."""
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"{path}: wanted a configuration file; {error.strerror or error}; give the path of a YAML file") from None
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: wanted a mapping of keys; found {'an empty file' if tree is None else type(tree).__name__}")
+    faults = []
+    for item in overrides:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            faults.append(f"--set {item}: wanted key=value, for instance select.budget=0.1")
+            continue
+        fault = _assign(tree, key.strip().split("."), value, item)
+        if fault:
+            faults.append(fault)
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(faults + [_fault(item, Config) for item in error.errors()]) from None
+    except UserError as error:
+        raise UserError(faults + error.faults) from None
+    if faults:
+        raise UserError(faults)
+    return config
+
+
+def _assign(tree: dict[str, Any], keys: list[str], text: str, item: str) -> str | None:
+    node = tree
+    for key in keys[:-1]:
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            return f"--set {item}: {key} holds a value, not a group of keys"
+        node = child
+    try:
+        node[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return f"--set {item}: the value is not valid YAML; quote it"
+    return None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (YAML's own rule; PyYAML keeps the last one silently)."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str):
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} stands twice; remove one", key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _fault(item: Any, root: type[BaseModel], prefix: str = "") -> str:
+    """One pydantic error as: dotted key, wanted, found, change."""
+    loc = [str(part) for part in item["loc"]]
+    # union branches ('float', 'literal[...]', 'list[str]', 'function-...') are pydantic's, not the user's keys
+    keys = [part for part in loc if not re.fullmatch(r"(float|int|str|list\[.*|literal\[.*|function.*|constrained.*)", part)]
+    key = ".".join(([prefix] if prefix else []) + keys) or "(top level)"
+    if item["type"] == "extra_forbidden":
+        names = _field_names(root, keys[:-1])
+        return f"{key}: unknown key{_nearest(keys[-1], names)}"
+    if item["type"] == "missing":
+        return f"{key}: missing; add it"
+    message = item["msg"].removeprefix("Value error, ")
+    found = item.get("input")
+    shown = "" if isinstance(found, (dict, list)) or "found" in message else f"; found {found!r}"
+    return f"{key}: {message}{shown}"
+
+
+def _field_names(model: type[BaseModel], keys: list[str]) -> list[str]:
+    for key in keys:
+        field = model.model_fields.get(key)
+        if field is None:
+            return []
+        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if isinstance(t, type)]
+        models = [t for t in inner if issubclass(t, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; valid here: {', '.join(names)}" if names else ""
