@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Install what is missing, then run every check: linter, type checker, tests.
+#
+#   bash scripts/test.sh                         everything this machine can run
+#   bash scripts/test.sh tests/gradnorm -x       arguments go to pytest
+#
+# Tests that need a GPU are left out here (on a machine with one: bash scripts/test.sh -m gpu); those that need a system
+# package this machine lacks are skipped with the reason. The last line is pytest's own summary. Exit status: 0 when
+# everything passed, else that of the first check that failed; all of them run in any case.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# the command line has a limit of its own, so that a test that hangs where pytest's timeout cannot reach ends too
+limit="${GRADS_DS_TEST_SECONDS:-3000}"
+
+bash scripts/install.sh --dev
+python="$PWD/.venv/bin/python"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+status=0
+check() { # name, command...
+    local name="$1" this=0
+    shift
+    printf '\n== %s\n' "$name"
+    "$@" || this=$?
+    [ "$this" = 0 ] || printf '%s: failed with status %s\n' "$name" "$this"
+    [ "$status" != 0 ] || status=$this
+}
+
+check "ruff" "$python" -m ruff check .
+check "mypy" timeout 300 "$python" -m mypy
+case " $* " in
+    *" -m "*) selection=() ;;
+    *) selection=(-m "not gpu") ;;
+esac
+printf '\n== pytest\n'
+[ "$status" = 0 ] || printf 'an earlier check failed (above); the exit status will be %s\n' "$status"
+tests=0
+timeout --kill-after=30 "$limit" "$python" -m pytest -q "${selection[@]}" "$@" || tests=$?
+[ "$tests" != 124 ] || printf 'pytest: stopped after %s seconds (GRADS_DS_TEST_SECONDS)\n' "$limit" >&2
+[ "$status" != 0 ] || status=$tests
+exit "$status"
