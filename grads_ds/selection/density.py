@@ -1,0 +1,223 @@
+"""Kernel density of the signal at every sample, in time linear in their number.
+
+The samples are binned linearly on a grid finer than the kernel and smoothed there by KDEpy's FFT estimator (Gaussian
+kernel); each sample's density is interpolated from the grid. A boundary at which norms pile up is mirrored: the mass that
+the kernel would lose beyond it is folded back. Bandwidths: Silverman 0.9 min(s, IQR/1.34) n^(-1/5), Scott
+min(s, IQR/1.35) n^(-1/5), ISJ (Botev, Grotowski, Kroese 2010) for several modes. Two columns (signal `joint`) are whitened
+and smoothed on a two-dimensional grid.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from grads_ds.selection.numbers import Floats, rounded, rounded_scalar
+
+GRID_STEPS_PER_BANDWIDTH = 8
+GRID_LARGEST = 2**18  # beyond it the farthest samples are treated as standing alone
+ISJ_SMALLEST = 50  # below it the fixed-point iteration has no support to converge on
+REACH = 5.0  # bandwidths beyond the outermost sample that the grid covers
+JOINT_GRID = 512
+JOINT_REACH = 12.0  # robust z-scores beyond this are drawn in to it before the two-dimensional estimate
+
+
+@dataclass(frozen=True)
+class Density:
+    """`at_samples` (n), the curve (`grid`, `curve`; empty in two dimensions) and how it came about."""
+
+    at_samples: Floats
+    grid: Floats
+    curve: Floats
+    bandwidth: float
+    warnings: tuple[str, ...]
+
+
+def estimate(values: Floats, bandwidth: str | float = "silverman", mirror_at: float | None = None) -> Density:
+    """Density of `values` (n >= 1, finite) at each of them, per unit of the values' axis.
+
+    `mirror_at`: a lower end of the axis, at or below the smallest value. All-equal values (one sample among them) have no
+    width: each gets density 1 and the bandwidth is 0.
+    """
+    n = len(values)
+    low, high = float(values.min()), float(values.max())
+    if n < 2 or low == high:
+        return Density(np.ones(n), np.empty(0), np.empty(0), 0.0, ())
+    width, notes = choose_bandwidth(values, bandwidth)
+    alone = 0.3989422804014327 / (n * width)  # a kernel's own peak: no sample's density is below it
+    ends, far = _window(values, low, high, width, mirror_at)
+    if far:
+        notes.append(f"{far} samples lie so far out that they count as standing alone")
+    start = ends[0] if mirror_at is not None else ends[0] - REACH * width
+    step = width / GRID_STEPS_PER_BANDWIDTH
+    size = int(np.ceil((ends[1] + REACH * width - start) / step)) + 1
+    place = (values - start) / step
+    inside = (values >= ends[0]) & (values <= ends[1]) if far else None
+    counts = _bin(place if inside is None else place[inside], size)
+    if mirror_at is None:
+        curve = _smooth(counts, step, width) / n
+    else:
+        both = np.concatenate([counts[:0:-1], counts])
+        both[size - 1] *= 2.0  # the boundary's own bin is its own mirror image
+        curve = _smooth(both, step, width)[size - 1 :] / n
+    peak = float(curve.max())
+    unit = float(np.ldexp(1.0, int(np.frexp(peak)[1])))
+    curve = rounded(np.maximum(curve, 0.0), unit)
+    at = np.maximum(_interpolate(curve, place), alone)
+    if inside is not None:
+        at[~inside] = alone
+    grid = start + step * np.arange(size)
+    return Density(rounded(at, unit), grid, curve, width, tuple(notes))
+
+
+def estimate_joint(x: Floats, y: Floats, bandwidth: str | float = "silverman") -> Density:
+    """Two-dimensional density of (x, y) at each sample; one-dimensional when y says nothing beyond x.
+
+    The columns are standardised and decorrelated first; a rule's width is n^(-1/6) (Silverman's and Scott's rules agree in
+    two dimensions; ISJ has no such form and stands for the same), a number is taken in those units.
+    """
+    n = len(x)
+    u, v, notes = _whitened(x, y)
+    if v is None:
+        return estimate(u, bandwidth)
+    width = rounded_scalar(bandwidth if isinstance(bandwidth, float) else float(n) ** (-1.0 / 6.0))
+    if bandwidth == "isj":
+        notes.append("ISJ exists in one dimension only: the joint density uses n^(-1/6)")
+    # one step for both axes keeps the kernel round
+    u, v = np.clip(u, -JOINT_REACH, JOINT_REACH), np.clip(v, -JOINT_REACH, JOINT_REACH)
+    lows = (float(u.min()) - REACH * width, float(v.min()) - REACH * width)
+    spans = (float(u.max()) - float(u.min()), float(v.max()) - float(v.min()))
+    step = (max(spans) + 2 * REACH * width) / (JOINT_GRID - 1)
+    if step > width / 2:
+        width, notes = (
+            2 * step,
+            [*notes, f"joint bandwidth raised to {2 * step:.4g}, the finest its grid resolves"],
+        )
+    a, b = (u - lows[0]) / step, (v - lows[1]) / step
+    counts = _bin_2d(a, b, JOINT_GRID)
+    surface = _smooth_2d(counts, step, width) / n
+    unit = float(np.ldexp(1.0, int(np.frexp(float(surface.max()))[1])))
+    surface = rounded(np.maximum(surface, 0.0), unit)
+    at = np.maximum(_interpolate_2d(surface, a, b), 0.15915494309189535 / (n * width * width))
+    return Density(rounded(at, unit), np.empty(0), np.empty(0), width, tuple(notes))
+
+
+def choose_bandwidth(values: Floats, rule: str | float) -> tuple[float, list[str]]:
+    """The kernel's standard deviation by a rule, or the number given; never zero. Notes tell of any replacement."""
+    if not isinstance(rule, str):
+        return float(rule), []
+    notes: list[str] = []
+    n = len(values)
+    if rule == "isj" and n < ISJ_SMALLEST:
+        notes.append(f"ISJ wants at least {ISJ_SMALLEST} samples, found {n}: Silverman's rule instead")
+        rule = "silverman"
+    if rule == "isj":
+        from KDEpy.bw_selection import improved_sheather_jones
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", RuntimeWarning)
+                width = float(improved_sheather_jones(values[:, None]))
+            if np.isfinite(width) and width > 0:
+                return rounded_scalar(width), notes
+        except (ValueError, RuntimeWarning, AssertionError):
+            pass
+        notes.append("ISJ found no bandwidth for this distribution: Silverman's rule instead")
+    deviation = float(np.std(values, ddof=1))
+    low, high = np.quantile(values, [0.25, 0.75])
+    iqr = float(high - low)
+    factor, divisor = (1.0, 1.3489795) if rule == "scott" else (0.9, 1.34)
+    spread = min(deviation, iqr / divisor) if iqr > 0 else deviation
+    return rounded_scalar(factor * spread * float(n) ** -0.2), notes
+
+
+def _window(
+    values: Floats, low: float, high: float, width: float, mirror_at: float | None
+) -> tuple[tuple[float, float], int]:
+    """The stretch that the grid covers and the number of samples outside it (0 unless outliers would blow up the grid)."""
+    low = low if mirror_at is None else mirror_at
+    room = (GRID_LARGEST - 2 * REACH * GRID_STEPS_PER_BANDWIDTH - 4) * width / GRID_STEPS_PER_BANDWIDTH
+    if high - low <= room:
+        return (low, high), 0
+    middle = float(np.partition(values, len(values) // 2)[len(values) // 2])
+    start = low if middle - low < room / 2 else middle - room / 2
+    ends = (start, start + room)
+    return ends, int(np.count_nonzero((values < ends[0]) | (values > ends[1])))
+
+
+def _bin(place: Floats, size: int) -> Floats:
+    """Linear binning: each sample shared between its two grid points. The shares are exact binary fractions."""
+    left = np.floor(place).astype(np.int64)
+    share = np.rint((place - left) * 1048576.0) / 1048576.0
+    return (
+        np.bincount(left, minlength=size)[:size]
+        - np.bincount(left, weights=share, minlength=size)[:size]
+        + np.bincount(left + 1, weights=share, minlength=size)[:size]
+    )
+
+
+def _bin_2d(a: Floats, b: Floats, size: int) -> Floats:
+    i, j = np.floor(a).astype(np.int64), np.floor(b).astype(np.int64)
+    s, t = np.rint((a - i) * 1024.0) / 1024.0, np.rint((b - j) * 1024.0) / 1024.0
+    total = np.zeros(size * size)
+    for di, dj, share in ((0, 0, (1 - s) * (1 - t)), (1, 0, s * (1 - t)), (0, 1, (1 - s) * t), (1, 1, s * t)):
+        total += np.bincount((i + di) * size + j + dj, weights=share, minlength=size * size)
+    return total.reshape(size, size)
+
+
+def _smooth(counts: Floats, step: float, width: float) -> Floats:
+    from KDEpy import FFTKDE
+
+    # KDEpy wants every point strictly inside the grid: one empty cell at either end
+    grid = step * np.arange(-1, len(counts) + 1, dtype=np.float64)
+    full = counts > 0
+    kde = FFTKDE(kernel="gaussian", bw=width).fit(grid[1:-1][full], weights=counts[full])
+    return np.asarray(kde.evaluate(grid), dtype=np.float64)[1:-1] * float(counts.sum())
+
+
+def _smooth_2d(counts: Floats, step: float, width: float) -> Floats:
+    from KDEpy import FFTKDE
+
+    size = len(counts)
+    axis = step * np.arange(-1, size + 1, dtype=np.float64)
+    i, j = np.nonzero(counts)
+    points = np.column_stack([axis[1:-1][i], axis[1:-1][j]])
+    grid = np.column_stack([np.repeat(axis, size + 2), np.tile(axis, size + 2)])
+    kde = FFTKDE(kernel="gaussian", bw=width).fit(points, weights=counts[i, j])
+    smooth = np.asarray(kde.evaluate(grid), dtype=np.float64).reshape(size + 2, size + 2)
+    return smooth[1:-1, 1:-1] * float(counts.sum())
+
+
+def _interpolate(curve: Floats, place: Floats) -> Floats:
+    # plain multiplications and additions, each rounded alike everywhere; np.interp may contract them
+    left = np.clip(np.floor(place), 0, len(curve) - 2).astype(np.int64)
+    share = np.clip(place - left, 0.0, 1.0)
+    return curve[left] * (1.0 - share) + curve[left + 1] * share
+
+
+def _interpolate_2d(surface: Floats, a: Floats, b: Floats) -> Floats:
+    i, j = np.floor(a).astype(np.int64), np.floor(b).astype(np.int64)
+    s, t = a - i, b - j
+    return (surface[i, j] * (1 - s) + surface[i + 1, j] * s) * (1 - t) + (
+        surface[i, j + 1] * (1 - s) + surface[i + 1, j + 1] * s
+    ) * t
+
+
+def _whitened(x: Floats, y: Floats) -> tuple[Floats, Floats | None, list[str]]:
+    """Two columns of robust z-scores, decorrelated; None for the second when it is a function of the first."""
+    if not np.any(y != y[0]):
+        return x, None, ["the second group's norms are all equal: density of the first alone"]
+    if not np.any(x != x[0]):
+        return y, None, ["the first group's norms are all equal: density of the second alone"]
+    a, b = np.clip(x, -JOINT_REACH, JOINT_REACH), np.clip(y, -JOINT_REACH, JOINT_REACH)
+    a, b = a - a.mean(), b - b.mean()
+    sa, sb = float(np.sqrt(np.mean(a * a))), float(np.sqrt(np.mean(b * b)))
+    rho = float(np.mean(a * b)) / (sa * sb)
+    left = 1.0 - rho * rho
+    if left < 1e-9:
+        return x, None, ["the two groups' norms rise and fall as one: density of the first alone"]
+    rho, root = rounded_scalar(abs(rho)) * np.sign(rho), rounded_scalar(float(np.sqrt(left)))
+    u, v = x / rounded_scalar(sa), y / rounded_scalar(sb)
+    return rounded(u), rounded((v - rho * u) / root), []

@@ -1,0 +1,72 @@
+"""Numbers that come out the same on every machine: rounding, and random keys made from a seed and a sample's id.
+
+Vendors' logarithms, sums and Fourier transforms differ in the last bits; a choice must not. Such results are rounded to a
+grid much finer than the float32 scores and much coarser than those differences, and ties are broken by sample_id.
+Random keys come from integer arithmetic alone and do not depend on the order or number of rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_STEPS = float(2**32)
+
+
+def rounded(values: Floats, unit: float = 1.0) -> Floats:
+    """`values` rounded to multiples of unit / 2^32 (unit: a power of two, or a size that all machines agree on)."""
+    scale = _STEPS / unit
+    return np.rint(values * scale) / scale
+
+
+def rounded_scalar(value: float) -> float:
+    """A positive number kept to 32 significant bits."""
+    mantissa, exponent = np.frexp(value)
+    return float(np.ldexp(np.rint(mantissa * _STEPS) / _STEPS, exponent))
+
+
+def random_keys(sample_id: Ints, seed: int, purpose: int = 0) -> NDArray[np.uint64]:
+    """One well-mixed 64-bit key per sample (splitmix64 of seed, purpose and id). Uniform, independent of row order."""
+    with np.errstate(over="ignore"):
+        start = _mix(
+            np.array([seed], dtype=np.uint64) + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1)
+        )
+        return _mix(sample_id.astype(np.uint64) + start)
+
+
+def uniforms(keys: NDArray[np.uint64]) -> Floats:
+    """Keys as numbers strictly between 0 and 1, exact in float64."""
+    return ((keys >> np.uint64(12)).astype(np.float64) + 0.5) / float(2**52)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    # splitmix64 (Steele, Lea, Flood 2014)
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def rank_shares(scores: Floats) -> Floats:
+    """Each score's place as a share in (0, 1): equal scores share their mean place. NaN stays NaN."""
+    good = np.isfinite(scores)
+    shares = np.full(len(scores), np.nan)
+    values = scores[good]
+    if len(values):
+        ordered = np.sort(values)
+        low = np.searchsorted(ordered, values, side="left")
+        high = np.searchsorted(ordered, values, side="right")
+        shares[good] = (low + high) / (2.0 * len(values))
+    return shares
+
+
+def spearman(a: Floats, b: Floats) -> float | None:
+    """Rank correlation of two columns; None when either is constant or shorter than two."""
+    if len(a) < 2:
+        return None
+    x, y = rank_shares(a) - 0.5, rank_shares(b) - 0.5
+    size = float(np.sqrt(np.sum(x * x) * np.sum(y * y)))
+    return round(float(np.sum(x * y)) / size, 6) if size > 0 else None

@@ -1,0 +1,133 @@
+"""The prepared pool read with pyarrow alone: source, metadata and the user's own rows, without tokens, without torch.
+
+A folder written by `datasets.save_to_disk` holds state.json and Arrow streams; they are mapped, not loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from grads_ds.config import UserError
+from grads_ds.selection.numbers import Ints
+
+COMPOSITION_VALUES = 50  # a field with more distinct values is cut to its commonest
+BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Columns of the prepared pool, still on disk, and the ids of its rows."""
+
+    table: pa.Table
+    sample_id: Ints
+
+    def positions(self, sample_id: Ints) -> Ints:
+        """Where these samples stand in the pool. Raises UserError when one is not there."""
+        order = np.argsort(self.sample_id, kind="stable")
+        found = np.minimum(np.searchsorted(self.sample_id, sample_id, sorter=order), len(order) - 1)
+        place = order[found]
+        missing = np.flatnonzero(self.sample_id[place] != sample_id)
+        if len(missing):
+            raise UserError(
+                f"select: wanted every scored sample in the prepared pool; found {len(missing)} missing, the first sample_id "
+                f"{sample_id[missing[0]]}; the pool was prepared anew: run the probe again"
+            )
+        return np.asarray(place, dtype=np.int64)
+
+    def rows(self, positions: Ints) -> Iterator[str]:
+        """The user's rows (JSON) at these positions, in their order."""
+        column = self.table["row"]
+        for start in range(0, len(positions), BATCH):
+            wanted = positions[start : start + BATCH]
+            # in the order of the file, or a gather over many chunks costs a search per row
+            order = np.argsort(wanted, kind="stable")
+            texts = column.take(pa.array(wanted[order])).to_pylist()
+            back = np.empty(len(wanted), dtype=np.int64)
+            back[order] = np.arange(len(wanted))
+            yield from (texts[i] for i in back)
+
+    def fields(self) -> dict[str, tuple[NDArray[np.int64], list[str]]]:
+        """Source and every metadata field, each as codes per row and the values they stand for."""
+        found = {"source": _coded(self.table["source"])}
+        if "metadata" in self.table.column_names:
+            codes, texts = _coded(self.table["metadata"])
+            objects = [json.loads(text) if text else {} for text in texts]
+            for name in sorted({key for value in objects for key in value}):
+                words = [_word(value.get(name)) for value in objects]
+                values = sorted(set(words))
+                index = {word: i for i, word in enumerate(values)}
+                found[name] = (np.array([index[word] for word in words], dtype=np.int64)[codes], values)
+        return found
+
+
+def read_pool(folder: Path) -> Pool:
+    """Map the folder's Arrow files. Raises UserError when it is not a prepared pool."""
+    try:
+        names = [item["filename"] for item in json.loads((folder / "state.json").read_text())["_data_files"]]
+        table = pa.concat_tables([_stream(folder / name) for name in names])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"select: wanted the prepared pool at {folder}; found none that can be read ({error}); run prepare first"
+        ) from None
+    lacking = [name for name in ("sample_id", "source", "row") if name not in table.column_names]
+    if lacking:
+        raise UserError(
+            f"select: wanted columns {', '.join(lacking)} in {folder}; found {', '.join(table.column_names)}; prepare again"
+        )
+    return Pool(table, np.asarray(table["sample_id"].to_numpy(), dtype=np.int64))
+
+
+def composition(
+    fields: dict[str, tuple[NDArray[np.int64], list[str]]], selected: NDArray[np.bool_]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Per field and value: samples in the pool and among the chosen, the share of each, and the share kept.
+
+    `selected`: per pool row. The rarest values beyond the first fifty are summed under "(other)".
+    """
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    total, chosen = len(selected), max(1, int(np.count_nonzero(selected)))
+    for name, (codes, values) in fields.items():
+        pool = np.bincount(codes, minlength=len(values))
+        kept = np.bincount(codes[selected], minlength=len(values))
+        order = sorted(range(len(values)), key=lambda i: (-int(pool[i]), values[i]))
+        entries = [(values[i], int(pool[i]), int(kept[i])) for i in order[:COMPOSITION_VALUES]]
+        rest = order[COMPOSITION_VALUES:]
+        if rest:
+            entries.append(("(other)", int(pool[rest].sum()), int(kept[rest].sum())))
+        tables[name] = {
+            word: {
+                "pool": p, "selected": k, "share_of_pool": round(p / total, 6), "share_of_selected": round(k / chosen, 6),
+                "kept": round(k / p, 6) if p else None,
+            }
+            for word, p, k in entries
+        }  # fmt: skip
+    return tables
+
+
+def _stream(path: Path) -> pa.Table:
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
+        keep = [name for name in ("sample_id", "source", "row", "metadata") if name in reader.schema.names]
+        return pa.Table.from_batches(list(reader), schema=reader.schema).select(keep)
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    coded = pc.dictionary_encode(pc.fill_null(column.cast(pa.large_string()), "")).unify_dictionaries()
+    if coded.num_chunks == 0:
+        return np.empty(0, dtype=np.int64), []
+    codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in coded.chunks])
+    return codes.astype(np.int64), [str(text) for text in coded.chunk(0).dictionary.to_pylist()]
+
+
+def _word(value: Any) -> str:
+    return (
+        "(none)" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    )

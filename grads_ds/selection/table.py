@@ -1,0 +1,127 @@
+"""The score table in memory: numpy columns in the order of sample_id, and which rows can be chosen at all.
+
+Reads scores/table.parquet. A column that a method needs and the table lacks is refused by name, with the way to record it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from grads_ds.config import UserError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NORM_SUFFIX = "_grad_norm"
+_HOW_TO_RECORD = {
+    "ifd": "record it with a second forward pass without the prompt",
+    "el2n": "record the norm of the error vector softmax(z) - onehot(y) of each sample",
+    "anchor_": "record the probe's inner products with an anchor set",
+    "_early": "record the same pool at an earlier checkpoint and add its norms with the suffix _early",
+    NORM_SUFFIX: "add the group to probe.layers and run the probe again",
+}
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """`sample_id` (ascending, unique), one status per row, and the other columns by name, all of one length."""
+
+    sample_id: Ints
+    status: NDArray[np.object_]
+    columns: Mapping[str, NDArray[np.generic]]
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    @property
+    def norm_groups(self) -> list[str]:
+        """Names of the groups whose gradient norms were recorded."""
+        return [name.removesuffix(NORM_SUFFIX) for name in self.columns if name.endswith(NORM_SUFFIX)]
+
+    def floats(self, name: str) -> Floats:
+        """A column as float64. Raises UserError when the table has no such column."""
+        if name not in self.columns:
+            how = next(
+                (text for key, text in _HOW_TO_RECORD.items() if key in name), "record it with the probe"
+            )
+            raise UserError(
+                f"select: wanted column {name} in the score table; found {', '.join(self.columns) or 'none'}; {how}, "
+                "or choose another method"
+            )
+        return np.asarray(self.columns[name], dtype=np.float64)
+
+    def norms(self, group: str) -> Floats:
+        """The gradient norms of one group, float64."""
+        return self.floats(group + NORM_SUFFIX)
+
+    def prefixed(self, prefix: str) -> dict[str, Floats]:
+        """Every column whose name starts so, by the rest of its name. Raises UserError when there is none."""
+        found = {
+            name.removeprefix(prefix): self.floats(name) for name in self.columns if name.startswith(prefix)
+        }
+        if not found:
+            self.floats(prefix + "<group>")
+        return found
+
+    def rows(self, keep: NDArray[np.bool_] | Ints) -> ScoreTable:
+        """The table restricted to some rows, in their order."""
+        return ScoreTable(
+            self.sample_id[keep],
+            self.status[keep],
+            {name: values[keep] for name, values in self.columns.items()},
+        )
+
+    def eligible(self) -> NDArray[np.bool_]:
+        """Rows that may be chosen: status ok, and a finite loss and finite, non-negative norms."""
+        good = np.asarray(self.status == "ok")
+        for name, values in self.columns.items():
+            if name.endswith(NORM_SUFFIX):
+                good &= np.isfinite(values) & (np.asarray(values, dtype=np.float64) >= 0)
+            elif name == "loss":
+                good &= np.isfinite(values)
+        return good
+
+
+def read_table(path: Path) -> ScoreTable:
+    """Read the merged score table. Raises UserError when it is missing, empty, or holds a sample twice."""
+    if not path.is_file():
+        raise UserError(f"select: wanted the score table; found none at {path}; run the probe first")
+    return from_arrow(pq.read_table(path))
+
+
+def from_arrow(table: pa.Table) -> ScoreTable:
+    """The table with its rows in the order of sample_id. Raises UserError as `read_table` does."""
+    if table.num_rows == 0:
+        raise UserError(
+            "select: wanted scores of at least one sample; found an empty score table; check the pool"
+        )
+    sample_id = np.asarray(table["sample_id"].to_numpy(), dtype=np.int64)
+    # a handful of distinct words for millions of rows: decode the dictionary, not the column
+    coded = pc.dictionary_encode(table["status"].combine_chunks())
+    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+    words = np.array(coded.dictionary.to_pylist(), dtype=object)
+    status = words[np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)]
+    columns: dict[str, NDArray[np.generic]] = {}
+    for name in table.column_names:
+        kind = table.schema.field(name).type
+        if name != "sample_id" and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            columns[name] = table[name].to_numpy()
+    if np.any(sample_id[1:] <= sample_id[:-1]):
+        order = np.argsort(sample_id, kind="stable")
+        sample_id, status = sample_id[order], status[order]
+        columns = {name: values[order] for name, values in columns.items()}
+    twice = sample_id[1:][sample_id[1:] == sample_id[:-1]]
+    if len(twice):
+        raise UserError(
+            f"select: wanted every sample once in the score table; found {len(twice)} repeated, the first sample_id "
+            f"{twice[0]}; run the probe again"
+        )
+    return ScoreTable(sample_id, status, columns)
