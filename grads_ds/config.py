@@ -7,6 +7,7 @@ what to change. No torch import.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -294,22 +295,8 @@ class Config(_Record):
     )
 
     @model_validator(mode="after")
-    def _variants_fit(self) -> Config:
-        faults = []
-        for name, changes in self.select.variants.items():
-            where = f"select.variants.{name}"
-            if not _NAME.fullmatch(name) or name in RESERVED_VARIANTS:
-                faults.append(f"{where}: the name must be letters, digits, '_', '-' or '.', and none of {RESERVED_VARIANTS}")
-            try:
-                self.select.resolve(name)
-            except ValidationError as error:
-                faults += [_fault(item, SelectConfig, prefix=where) for item in error.errors()]
-            if "variants" in changes:
-                faults.append(f"{where}.variants: a variant has no variants of its own; remove the key")
-        known = [*BUILTIN_VARIANTS, *self.select.variants]
-        for name in self.sft.variants:
-            if name not in known:
-                faults.append(f"sft.variants: {name!r} is neither full nor one of select.variants{_nearest(name, known)}")
+    def _sections_fit(self) -> Config:
+        faults = _variant_faults(self.select, self.sft)
         if faults:
             raise UserError(faults)
         return self
@@ -355,12 +342,35 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(faults + [_fault(item, Config) for item in error.errors()]) from None
+        faults += [_fault(item, Config) for item in error.errors()]
+        with contextlib.suppress(ValidationError, TypeError):  # a faulty section has been reported already
+            faults += _variant_faults(SelectConfig(**tree.get("select", {})), SftConfig(**tree.get("sft", {})))
+        raise UserError(faults) from None
     except UserError as error:
         raise UserError(faults + error.faults) from None
     if faults:
         raise UserError(faults)
     return config
+
+
+def _variant_faults(select: SelectConfig, sft: SftConfig) -> list[str]:
+    faults = []
+    for name, changes in select.variants.items():
+        where = f"select.variants.{name}"
+        if not _NAME.fullmatch(name) or name in RESERVED_VARIANTS:
+            faults.append(f"{where}: the name must be letters, digits, '_', '-' or '.', and none of {RESERVED_VARIANTS}")
+        if "variants" in changes:
+            faults.append(f"{where}.variants: a variant has no variants of its own; remove the key")
+            continue
+        try:
+            select.resolve(name)
+        except ValidationError as error:
+            faults += [_fault(item, SelectConfig, prefix=where) for item in error.errors()]
+    known = [*BUILTIN_VARIANTS, *select.variants]
+    for name in sft.variants:
+        if name not in known:
+            faults.append(f"sft.variants: {name!r} is neither full nor one of select.variants{_nearest(name, known)}")
+    return faults
 
 
 def _assign(tree: dict[str, Any], keys: list[str], text: str, item: str) -> str | None:

@@ -121,8 +121,8 @@ def why_due(run_dir: Path, unit: str, inputs: Mapping[str, Any]) -> str | None:
     return None
 
 
-def mark_done(run_dir: Path, unit: str, inputs: Mapping[str, Any], outputs: Sequence[str]) -> str:
-    """Record the unit as done. `outputs` are files or folders inside the run directory; returns the new id."""
+def mark_done(run_dir: Path, unit: str, inputs: Mapping[str, Any], outputs: Sequence[str], seconds: float) -> str:
+    """Record the unit as done after `seconds`. `outputs` are files or folders in the run directory; returns the new id."""
     files: dict[str, int] = {}
     for name in outputs:
         path = run_dir / name
@@ -132,7 +132,14 @@ def mark_done(run_dir: Path, unit: str, inputs: Mapping[str, Any], outputs: Sequ
     new_id = uuid.uuid4().hex
     publish_json(
         _marker(run_dir, unit),
-        {"unit": unit, "id": new_id, "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "inputs": inputs, "outputs": files},
+        {
+            "unit": unit,
+            "id": new_id,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "seconds": round(seconds, 3),
+            "inputs": inputs,
+            "outputs": files,
+        },
     )
     return new_id
 
@@ -211,7 +218,9 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
     finally:
         stop.set()
         beat.join()
-        os.environ.pop(LOCK_VARIABLE) if before is None else os.environ.update({LOCK_VARIABLE: before})
+        os.environ.pop(LOCK_VARIABLE, None)
+        if before is not None:
+            os.environ[LOCK_VARIABLE] = before
         if _holder(path).get("token") == token:
             path.unlink(missing_ok=True)
 

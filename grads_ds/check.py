@@ -1,0 +1,95 @@
+"""Faults that can be found before any work starts: missing files, a model without weights, settings that cannot fit.
+
+Reads the config and looks at the files it names; writes nothing. No torch import.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from grads_ds.config import Config, TrainingConfig, UserError
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+
+
+def check_inputs(config: Config, stages: Collection[str], ranks: int) -> None:
+    """Look at what the named stages are about to read. Raises UserError with every fault found."""
+    faults: list[str] = []
+    if "prepare" in stages:
+        from grads_ds.prepare import check_prepare
+
+        faults += check_prepare(config)
+    if {"probe", "sft", "evaluate"} & set(stages):
+        faults += check_model(config.model.path)
+    if "probe" in stages and config.probe.epochs > 0:
+        faults += check_training(config, "probe", config.probe, ranks)
+    if "sft" in stages:
+        faults += check_training(config, "sft", config.sft, ranks)
+    if faults:
+        raise UserError(list(dict.fromkeys(faults)))
+
+
+def check_model(path: str) -> list[str]:
+    """Faults of a model folder: absent, no or broken config.json, no weights. A hub id is left to the hub's client."""
+    folder = Path(path)
+    if not folder.exists():
+        if path.count("/") == 1 and not path.startswith((".", "/", "~")):
+            return []  # owner/name
+        return [f"model.path: wanted a Hugging Face folder or hub id; found nothing at {path}; give an existing folder"]
+    faults = []
+    if not folder.is_dir():
+        return [f"model.path: wanted a folder; {path} is a file; give the folder it lies in"]
+    try:
+        json.loads((folder / "config.json").read_text())
+    except OSError:
+        faults.append(f"model.path: wanted {path}/config.json; found none; give a Hugging Face model folder")
+    except ValueError as error:
+        faults.append(f"model.path: {path}/config.json is not valid JSON ({error}); restore the file")
+    if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
+        faults.append(f"model.path: wanted weights (*.safetensors or *.bin) in {path}; found none; copy them there")
+    return faults
+
+
+def check_training(config: Config, section: str, settings: TrainingConfig, ranks: int) -> list[str]:
+    """Faults of a training section: a batch the ranks cannot share, or a DeepSpeed file that says something else."""
+    faults = []
+    size = settings.batch_size
+    if size % ranks:
+        low = max(ranks, size - size % ranks)
+        faults.append(
+            f"{section}.batch_size: {size} samples per step cannot be shared equally by {ranks} ranks; "
+            f"try {low}{f' or {low + ranks}' if low < size else ''}"
+        )
+        return faults
+    try:
+        user = config.deepspeed_json()
+    except UserError as error:
+        return error.faults
+    micro = micro_batch(settings, ranks)
+    half = {"bf16": "bfloat16", "fp16": "float16"}
+    wanted = {
+        "train_batch_size": size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": size // ranks // micro,
+        "gradient_clipping": settings.max_grad_norm,
+    }
+    for key, value in wanted.items():
+        found = user.get(key, "auto")
+        if found not in ("auto", value):
+            faults.append(f"{config.deepspeed}: {key} is {found}, while {section} asks for {value}; set it to \"auto\"")
+    for key, dtype in half.items():
+        found = user.get(key, {}).get("enabled", "auto")
+        if found not in ("auto", config.model.dtype == dtype):
+            faults.append(
+                f"{config.deepspeed}: {key}.enabled is {found}, while model.dtype is {config.model.dtype}; set it to \"auto\""
+            )
+    return faults
+
+
+def micro_batch(settings: TrainingConfig, ranks: int) -> int:
+    """Samples per rank and forward pass: the largest divisor of a rank's share that micro_batch_size allows."""
+    share = settings.batch_size // ranks
+    fits: Callable[[int], bool] = lambda size: share % size == 0  # noqa: E731
+    return max(filter(fits, range(1, min(settings.micro_batch_size, share) + 1)))

@@ -1,0 +1,115 @@
+"""The ranks of one job: start and stop the process group, act on rank 0, share what it found.
+
+Reads the launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK, ...). torch and deepspeed are imported only by `start`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from grads_ds.config import UserError
+
+T = TypeVar("T")
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of its ranks."""
+    return "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
+
+
+def launched_rank() -> int:
+    """This process's rank by the launcher's environment; 0 without one."""
+    return int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
+
+
+def start() -> None:
+    """Join the process group (gloo on CPU, NCCL on GPUs). A process started alone becomes a world of one."""
+    import deepspeed
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    if not launched():
+        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    deepspeed.init_distributed(verbose=False)
+
+
+def finish() -> None:
+    """Leave together: a rank that goes without a barrier can abort the others."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a job."""
+    dist = _dist()
+    return dist.get_rank() if dist else 0
+
+
+def world() -> int:
+    """The number of ranks; 1 outside a job."""
+    dist = _dist()
+    return dist.get_world_size() if dist else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    dist = _dist()
+    if dist:
+        dist.barrier()
+
+
+def from_main(find: Callable[[], T]) -> T:
+    """Call `find` on rank 0 alone and return its value on every rank. A UserError raised there is raised everywhere."""
+    dist = _dist()
+    if not dist:
+        return find()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = find()
+        except UserError as error:
+            box[1] = error.faults
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UserError(box[1])
+    return box[0]
+
+
+@contextlib.contextmanager
+def on_main(make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Hold a context on rank 0 alone; a UserError raised on entering it is raised on every rank."""
+    with contextlib.ExitStack() as stack:
+        from_main(lambda: (stack.enter_context(make()), None)[1])
+        yield
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, on every rank, in rank order."""
+    dist = _dist()
+    if not dist:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _dist() -> Any:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    dist = torch.distributed
+    return dist if dist.is_available() and dist.is_initialized() else None

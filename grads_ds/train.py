@@ -1,0 +1,168 @@
+"""Training: rows of tokens and settings -> a model folder, through transformers' Trainer on the user's DeepSpeed config.
+
+Serves the preliminary phase and SFT alike. Reads a prepared data set; writes resumable checkpoints under a work folder
+while it trains (removed at the end), TensorBoard curves, and the trained model as Hugging Face safetensors.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+from grads_ds import ranks
+from grads_ds.check import micro_batch
+from grads_ds.config import Config, TrainingConfig
+from grads_ds.data.collate import pad_batch
+from grads_ds.engine import load_model, save_model
+
+COMPLETE = "complete"  # a checkpoint folder without this file was not finished and is never resumed from
+
+
+def optimizer_steps(rows: int, settings: TrainingConfig) -> int:
+    """How many optimizer steps `settings.epochs` passes over `rows` samples are (at least one)."""
+    return max(1, math.ceil(rows * settings.epochs / settings.batch_size))
+
+
+def train_model(
+    config: Config,
+    settings: TrainingConfig,
+    rows: Any,
+    model_path: str | Path,
+    model_dir: Path,
+    work_dir: Path,
+    log_dir: Path,
+    steps: int,
+    what: str,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> None:
+    """Train the model at `model_path` on `rows` (columns input_ids, labels) for `steps` and write it to `model_dir`.
+
+    Resumes from the last finished checkpoint in `work_dir`, if there is one. Every rank calls this.
+    """
+    micro = micro_batch(settings, ranks.world())
+    arguments = TrainingArguments(
+        output_dir=str(work_dir),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // ranks.world() // micro,
+        max_steps=steps,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.lr_scheduler,
+        warmup_steps=math.ceil(steps * settings.warmup_ratio),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        activation_checkpointing=settings.gradient_checkpointing,
+        bf16=config.model.dtype == "bfloat16",
+        fp16=config.model.dtype == "float16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=config.seed,
+        data_seed=config.seed,
+        deepspeed=config.deepspeed_json(),
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=max(1, steps // 100),
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    model = load_model(config, model_path)
+    if config.model.lora is not None:
+        model = _with_lora(model, config)
+    writer = SummaryWriter(str(log_dir)) if ranks.is_main() else None
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        data_collator=Collator(AutoTokenizer.from_pretrained(model_path)),
+        callbacks=[_Checkpoints(), *([_Progress(what), TensorBoardCallback(writer)] if writer else []), *callbacks],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work_dir))
+    if writer:
+        writer.close()
+    module = trainer.accelerator.unwrap_model(trainer.model)
+    save_model(module, model_path, model_dir)
+    engine = trainer.deepspeed
+    if engine is not None:
+        engine.destroy()
+    del trainer, engine, model, module
+    ranks.barrier()
+    if ranks.is_main():
+        shutil.rmtree(work_dir, ignore_errors=True)
+
+
+class Collator:
+    """Rows -> one right-padded batch of tensors."""
+
+    def __init__(self, tokenizer: Any):
+        pad = tokenizer.pad_token_id
+        self.pad_id = pad if pad is not None else (tokenizer.eos_token_id or 0)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {key: torch.from_numpy(value) for key, value in pad_batch(rows, self.pad_id).items()}
+
+
+class _Progress(TrainerCallback):
+    """One progress bar on rank 0 with the last logged loss."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, unit="step", mininterval=0.5)
+
+    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update()
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint as complete once every rank has written its part; skips the one at the end, the model follows."""
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        ranks.barrier()
+        if ranks.is_main():
+            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
+
+
+def _last_checkpoint(work_dir: Path) -> str | None:
+    def find() -> str | None:
+        folders = [f.parent for f in work_dir.glob(f"checkpoint-*/{COMPLETE}")]
+        return str(max(folders, key=lambda f: int(f.name.rpartition("-")[2]))) if folders else None
+
+    return ranks.from_main(find)
+
+
+def _with_lora(model: Any, config: Config) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    lora = config.model.lora
+    assert lora is not None
+    if hasattr(model, "enable_input_require_grads"):
+        model.enable_input_require_grads()  # else checkpointed blocks see no input that needs a gradient
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+        ),
+    )
