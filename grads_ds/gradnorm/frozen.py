@@ -1,0 +1,98 @@
+"""Frozen scoring: a forward, the head at the target positions, and a backward of activations only.
+
+No parameter needs a gradient, nothing is reduced over ranks, no optimizer exists: under ZeRO-3 the only traffic is the gathering of
+parameters. The model's own forward runs with its head swapped out, so that whatever the model does in front of the head is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grads_ds.gradnorm.head import LogitTransform
+from grads_ds.gradnorm.layout import Layout
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter requires grad, no dropout; activation checkpointing, which only works in training mode, stays as it was."""
+    required = [p for p in model.parameters() if p.requires_grad]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for parameter in required:
+            parameter.requires_grad_(False)
+        for module, training in modes:
+            module.training = training and bool(getattr(module, "gradient_checkpointing", False))
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter in required:
+            parameter.requires_grad_(True)
+
+
+def model_inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
+    """What the model's forward is called with: ids, and mask, positions and use_cache where it knows them."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = inspect.signature(inner.forward).parameters
+    inputs: dict[str, Any] = {"input_ids": layout.input_ids}
+    if layout.packed_index is None:
+        inputs["attention_mask"] = layout.real.long()
+    elif "position_ids" not in known:
+        raise ValueError(f"packed rows need a model that takes position_ids; {type(inner).__name__} does not")
+    if "position_ids" in known:
+        inputs["position_ids"] = layout.position_ids
+    if "use_cache" in known:
+        inputs["use_cache"] = False
+    return inputs
+
+
+@contextlib.contextmanager
+def head_replaced(head: nn.Module, take: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While active the head's forward is `take(hidden)`: hooks around it (DeepSpeed's gathering) still run.
+
+    `hidden` is the tensor as it was before those hooks: the backward starts there, and DeepSpeed's bookkeeping of the head's own
+    backward, which never comes, must not be entered ("active_backward_submodules is empty", DeepSpeed 0.19.8).
+    """
+    had_own, original = "forward" in head.__dict__, head.forward
+    given: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda module, args: given.append(args[0]), prepend=True)
+
+    head.forward = lambda *args: take(given.pop())  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        handle.remove()
+        if had_own:
+            head.forward = original  # type: ignore[method-assign]
+        else:
+            del head.forward
+
+
+def config_transform(model: nn.Module) -> LogitTransform:
+    """What the model's config says it does to its logits (Gemma's soft cap, Granite's and Cohere's scales)."""
+    config: Any = getattr(model, "config", None)
+    config = getattr(config, "get_text_config", lambda: config)()
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    factor = getattr(config, "logit_scale", None) or 1.0
+    return LogitTransform(float(factor) / float(divisor), getattr(config, "final_logit_softcapping", None))
+
+
+def stand_in_logits(hidden: Tensor, values: int = 4) -> Tensor:
+    """A few known numbers per position in the place of the logits: what the model makes of them shows what it does to logits."""
+    ramp = torch.linspace(-40, 40, values, device=hidden.device, dtype=torch.float32).to(hidden.dtype)
+    return ramp.expand(*hidden.shape[:-1], values).clone()
+
+
+def check_transform(transform: LogitTransform, given: Tensor, seen: Mapping[str, Any] | Any) -> None:
+    """Raises ValueError if the model did something else to its logits than `transform`."""
+    logits = seen["logits"] if isinstance(seen, Mapping) else getattr(seen, "logits", None)
+    expected = transform.apply(given.float())
+    if logits is None or logits.shape != given.shape or not torch.allclose(logits.float(), expected, 2e-2, 1e-3):
+        raise ValueError("the model changes its logits after the head in a way that is not known here (expected scale "
+                         f"{transform.scale} and soft cap {transform.cap} from its config); record with the one-sample reference")

@@ -1,0 +1,84 @@
+"""The gradient of a module's own parameters, sample by sample, for a module of any kind: run it again alone and differentiate.
+
+Used where no formula is known (routers, fused experts, attention sinks). Exact for every module whose output at a token is
+reached by the loss of that token's sample alone, which masks and the order of a causal model guarantee.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grads_ds.gradnorm.layout import Layout
+from grads_ds.gradnorm.rules import substituted
+
+
+def local_norms_squared(module: nn.Module, own: dict[str, Tensor], call: Callable[[list[Tensor]], Any], inputs: list[Tensor],
+                        which: list[int], grads: list[Tensor], layout: Layout) -> dict[str, Tensor] | None:
+    """Squared gradient norm per sample of each parameter in `own` (local name -> whole tensor). Returns float64 [S] by name.
+
+    call: runs the module's forward on tensors standing in for `inputs`. which: the positions in its (tuple of) outputs that
+    `grads` belong to. None if an output's rows cannot be told apart by sample.
+    """
+    owners = [_owner_mask(grad, layout) for grad in grads]
+    if any(owner is None for owner in owners):
+        return None
+    split = layout.packed_index is None and 1 < layout.rows != layout.length  # equal sizes: cannot tell which is which
+    totals = {local: torch.zeros(layout.num_samples, dtype=torch.float64, device=grads[0].device) for local in own}
+    for sample in range(layout.num_samples):
+        rows = [_rows_of(tensor, sample, layout) for tensor in inputs] if split else list(inputs)
+        leaves = {local: tensor.detach().requires_grad_(True) for local, tensor in own.items()}
+        with torch.enable_grad(), substituted(module, leaves):
+            outputs = call(rows)
+        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
+        pairs = []
+        for position, grad, owner in zip(which, grads, owners, strict=True):
+            if split:
+                grad = _rows_of(grad, sample, layout)
+            else:
+                grad = grad * (owner == sample).reshape(owner.shape + (1,) * (grad.dim() - owner.dim()))  # type: ignore[union-attr]
+            if outputs[position].shape != grad.shape:
+                raise RuntimeError(f"{type(module).__name__} gave {tuple(outputs[position].shape)} when run again for one sample, "
+                                   f"where {tuple(grad.shape)} was expected; record it with other layers left out")
+            if outputs[position].requires_grad:
+                pairs.append((outputs[position], grad))
+        if not pairs:
+            continue
+        found = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), [g.to(o.dtype) for o, g in pairs],
+                                    allow_unused=True)
+        for local, gradient in zip(leaves, found, strict=True):
+            if gradient is not None:
+                wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
+                totals[local][sample] = (wide * wide).sum(dtype=torch.float64)
+    return totals
+
+
+def _owner_mask(tensor: Tensor, layout: Layout) -> Tensor | None:
+    """The sample of each leading row of `tensor`: [B, T] or [B * T]; None if its rows cannot be told apart."""
+    rows, length = layout.rows, layout.length
+    owner = torch.arange(rows, device=tensor.device)[:, None].expand(rows, length)
+    if layout.packed_index is not None:
+        index = layout.packed_index
+        flat = torch.full((rows * length,), -1, dtype=torch.long, device=tensor.device)
+        sample = torch.arange(layout.num_samples, device=tensor.device)[:, None].expand_as(index)
+        flat[index[index >= 0]] = sample[index >= 0]
+        owner = flat.reshape(rows, length)
+    if tensor.shape[:2] == (rows, length):
+        return owner
+    if tensor.shape[0] == rows * length:
+        return owner.reshape(-1)
+    if layout.num_samples == 1 and rows == 1:
+        return torch.zeros((1,) * tensor.dim(), dtype=torch.long, device=tensor.device)
+    return None
+
+
+def _rows_of(tensor: Tensor, sample: int, layout: Layout) -> Tensor:
+    """The part of an input that belongs to one row of the batch; tensors shared by all rows come back whole."""
+    if tensor.dim() and tensor.shape[0] == layout.rows:
+        return tensor[sample:sample + 1]
+    if tensor.dim() and tensor.shape[0] == layout.rows * layout.length:
+        return tensor[sample * layout.length:(sample + 1) * layout.length]
+    return tensor

@@ -1,0 +1,161 @@
+"""Decides how each module's own parameters are measured, by what the module computes rather than by its name.
+
+Runs once, when a recorder is made, on the model's structure alone: modules are tried on small random inputs with random weights,
+so that nothing is gathered under ZeRO-3 and every rank decides alike. Rules:
+  linear     y = W x + b, W stored either way round (nn.Linear, GPT-2's Conv1D)
+  embedding  nn.Embedding and its subclasses (scaled, offset: the lookup itself is intercepted)
+  norm       y = xhat * w (+ b) or xhat * (1 + w), RMS or centred
+  local      anything else: the module is run again by itself, once per sample, and differentiated (always exact)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grads_ds.gradnorm.groups import full_shape, group_of, parse_layers
+from grads_ds.gradnorm.norm import normalise
+
+_MAX_PROBE = 2**27
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module whose own parameters are measured. `parameters`: name in the module -> full name (the first one, if shared)."""
+
+    name: str
+    module: nn.Module
+    rule: str
+    parameters: dict[str, str]
+    eps: float = 0.0
+    centred: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recorder measures: sites, each parameter's group, and the two ends of the model."""
+
+    sites: tuple[Site, ...]
+    groups: dict[str, str]  # full parameter name -> group
+    requested: tuple[str, ...]
+    embedding: nn.Module
+    head: nn.Module
+    tied: bool
+
+
+def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Plan:
+    """Finds every parameter of the requested groups and the rule for it. Raises ValueError for what cannot be recorded."""
+    requested = parse_layers(layers)
+    for module in model.modules():
+        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError("gradient norms are read by hooks, which torch.compile removes; pass the model before it is compiled")
+    embedding, head = _end(model, "get_input_embeddings"), _end(model, "get_output_embeddings")
+    table, head_weight = getattr(embedding, "weight", None), getattr(head, "weight", None)
+    first_name: dict[int, str] = {}
+    groups: dict[str, str] = {}
+    sites = []
+    for path, module in model.named_modules():
+        own: dict[str, str] = {}
+        for local, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = first_name.setdefault(id(parameter), f"{path}.{local}" if path else local)
+            if name not in groups:
+                groups[name] = group_of(name, module, parameter is table, parameter is head_weight or module is head)
+            own[local] = name
+        if own:
+            sites.append((path, module, own))
+    tied = table is not None and table is head_weight
+    wanted = set(requested) | ({"embedding"} if tied and "lm_head" in requested else set())
+    kept = []
+    for path, module, own in sites:
+        own = {local: name for local, name in own.items() if groups[name] in wanted}
+        if own:
+            kept.append(_site(path, module, own))
+    groups = {name: group for name, group in groups.items() if group in wanted}
+    return Plan(tuple(kept), groups, requested, embedding, head, tied)
+
+
+def _end(model: nn.Module, getter: str) -> nn.Module:
+    try:
+        found = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        found = None
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"the model must offer {getter}() as Hugging Face causal language models do; {type(model).__name__} does not")
+    return found
+
+
+def _site(path: str, module: nn.Module, own: dict[str, str]) -> Site:
+    if isinstance(module, nn.Embedding) and set(own) == {"weight"}:
+        return Site(path, module, "embedding", own)
+    if type(module).forward is nn.Linear.forward:
+        return Site(path, module, "linear", own)
+    tensors = {local: parameter for local, parameter in module._parameters.items() if parameter is not None}
+    if set(tensors) <= {"weight", "bias"} and "weight" in tensors and not list(module.children()):
+        shape = full_shape(tensors["weight"])
+        if shape.numel() <= _MAX_PROBE:
+            with contextlib.suppress(Exception):  # a module that cannot be run on plain tensors is no linear and no norm
+                if len(shape) == 2 and _is_linear(module, tensors, shape):
+                    return Site(path, module, "linear", own)
+            with contextlib.suppress(Exception):
+                found = _norm_kind(module, tensors, shape)
+                if found is not None:
+                    return Site(path, module, "norm", own, *found)
+    return Site(path, module, "local", own)
+
+
+@contextlib.contextmanager
+def substituted(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """The module with some of its own parameters replaced for a while."""
+    kept = {local: module._parameters[local] for local in tensors}
+    try:
+        for local, tensor in tensors.items():
+            module._parameters[local] = tensor  # type: ignore[assignment]
+        yield
+    finally:
+        module._parameters.update(kept)
+
+
+def _random(tensors: dict[str, Tensor], *shape: int) -> tuple[dict[str, Tensor], Tensor]:
+    device = next(iter(tensors.values())).device
+    generator = torch.Generator().manual_seed(0)
+    fake = {local: torch.randn(full_shape(t), generator=generator).to(device) for local, t in tensors.items()}
+    return fake, torch.randn(*shape, generator=generator).to(device)
+
+
+def _matches(output: object, expected: Tensor) -> bool:
+    return isinstance(output, Tensor) and output.shape == expected.shape and torch.allclose(output.float(), expected, 1e-4, 1e-4)
+
+
+@torch.no_grad()
+def _is_linear(module: nn.Module, tensors: dict[str, Tensor], shape: torch.Size) -> bool:
+    for transposed in (False, True):
+        fake, acts = _random(tensors, 2, 3, shape[0] if transposed else shape[1])
+        expected = acts @ (fake["weight"] if transposed else fake["weight"].T) + fake.get("bias", torch.zeros(()).to(acts.device))
+        with contextlib.suppress(Exception), substituted(module, fake):
+            if _matches(module.forward(acts), expected):
+                return True
+    return False
+
+
+@torch.no_grad()
+def _norm_kind(module: nn.Module, tensors: dict[str, Tensor], shape: torch.Size) -> tuple[float, bool] | None:
+    """(eps, centred) if the module normalises its last dimension and scales it by its weight, else None."""
+    fake, acts = _random(tensors, 2, 3, *shape)
+    acts = acts * 1e-2 + 1e-3  # small, so that a wrong eps shows
+    names = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps")
+    eps_values = {float(getattr(module, name)) for name in names if isinstance(getattr(module, name, None), float)}
+    with substituted(module, fake):
+        output = module.forward(acts)
+    bias = fake.get("bias", torch.zeros(()).to(acts.device))
+    for eps in sorted(eps_values | {1e-5, 1e-6, 1e-8, torch.finfo(torch.float32).eps}):
+        for centred in (False, True):
+            for offset in (0.0, 1.0):
+                if _matches(output, normalise(acts, eps, centred) * (offset + fake["weight"]) + bias):
+                    return eps, centred
+    return None
