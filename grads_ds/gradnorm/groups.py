@@ -26,13 +26,13 @@ def full_shape(parameter: torch.Tensor) -> torch.Size:
 
 
 def parse_layers(layers: str | tuple[str, ...] | list[str]) -> tuple[str, ...]:
-    """`layers` as given by the user -> names of groups; "all" gives every group and `other`. Raises ValueError."""
+    """`layers` as given by the user -> names of groups; "all" gives every group and `other`, () none (losses only). Raises ValueError."""
     names = (layers,) if isinstance(layers, str) else tuple(layers)
     if "all" in names:
         return (*GROUPS, OTHER)
     unknown = [name for name in names if name not in GROUPS]
-    if unknown or not names:
-        raise ValueError(f"layers must be 'all' or any of {', '.join(GROUPS)}; found {unknown or 'none'}")
+    if unknown:
+        raise ValueError(f"layers must be 'all' or any of {', '.join(GROUPS)}; found {unknown}")
     return names
 
 

@@ -63,7 +63,7 @@ class GradNormRecorder:
         """
         layout = read_layout(batch)
         measurement = Measurement(self.plan, layout, self.gather)
-        head_only = set(self.plan.requested) == {"lm_head"} and not self.plan.tied
+        head_only = set(self.plan.requested) <= {"lm_head"} and not self.plan.tied
         sites = [site for site in self.plan.sites if site.module is not self.plan.head]
         taken: dict[str, Any] = {}
 
