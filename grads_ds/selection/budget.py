@@ -1,4 +1,5 @@
-"""How many: a fraction, a count, tokens, or adapted to the distribution; and how the budget spreads over strata.
+"""How many: a fraction, a count, tokens, or adapted to the distribution; and how the budget spreads over
+strata.
 
 Every rule takes the front of one order of preference, so that a larger budget holds every smaller one.
 """
@@ -28,8 +29,8 @@ class Budget:
 def resolve_budget(settings: SelectConfig, pool_size: int, judged: int, gain: Floats | None) -> Budget:
     """The budget of a pool of `pool_size` rows of which `judged` can be chosen.
 
-    A fraction is of the whole pool, rounded half up, at least one sample. Raises UserError when a count exceeds the pool
-    or when `auto` meets a method without a distribution.
+    A fraction is of the whole pool, rounded half up, at least one sample. Raises UserError when a count
+    exceeds the pool or when `auto` meets a method without a distribution.
     """
     if settings.budget_tokens is not None:
         return Budget(
@@ -40,7 +41,8 @@ def resolve_budget(settings: SelectConfig, pool_size: int, judged: int, gain: Fl
     if settings.budget == "auto":
         if gain is None:
             raise UserError(
-                f"select.budget: auto adapts to the distribution of GrADS's signal; method {settings.method} has none; "
+                f"select.budget: auto adapts to the distribution of GrADS's signal; method {settings.method} "
+                "has none; "
                 "give a fraction or a count"
             )
         count = above_mean(gain)
@@ -50,7 +52,8 @@ def resolve_budget(settings: SelectConfig, pool_size: int, judged: int, gain: Fl
         count = int(budget)
         if count > pool_size:
             raise UserError(
-                f"select.budget: wanted at most the pool's {pool_size} samples; found {count}; lower it or give 1.0 for all"
+                f"select.budget: wanted at most the pool's {pool_size} samples; found {count}; lower it or "
+                "give 1.0 for all"
             )
         rule = f"{count} samples"
     else:
@@ -74,8 +77,9 @@ def above_mean(gain: Floats) -> int:
 def spread(order: Ints, strata: NDArray[np.int64], balance: str) -> Ints:
     """The order in which strata take turns, each giving its samples in the order they stood.
 
-    Proportional: the j-th sample (from 0) of a stratum of n goes to place (j + 1/2) / n, Webster's (Sainte-Lague's) rule,
-    whose quotas never shrink as the budget grows. Equal: to place j; small strata run out and leave the rest to the others.
+    Proportional: the j-th sample (from 0) of a stratum of n goes to place (j + 1/2) / n, Webster's
+    (Sainte-Lague's) rule, whose quotas never shrink as the budget grows. Equal: to place j; small strata run
+    out and leave the rest to the others.
     """
     if not len(order):
         return order
@@ -98,17 +102,18 @@ def front(order: Ints, budget: Budget, tokens: Ints | None) -> int:
     fits = int(np.searchsorted(total, budget.tokens, side="right"))
     if fits == 0 and count:
         raise UserError(
-            f"select.budget_tokens: wanted room for the first sample's {int(total[0])} tokens; found {budget.tokens}; raise it"
+            f"select.budget_tokens: wanted room for the first sample's {int(total[0])} tokens; found "
+            f"{budget.tokens}; raise it"
         )
     return fits
 
 
-def describe(budget: Budget, chosen: int, tokens: int | None, pool_size: int) -> dict[str, Any]:
+def describe(budget: Budget, chosen: Ints, tokens: Ints | None, pool_size: int) -> dict[str, Any]:
     """The budget as it stands in selection.json."""
     return {
         "rule": budget.rule,
-        "samples": chosen,
-        "fraction_of_pool": round(chosen / pool_size, 9),
-        "tokens": tokens,
+        "samples": len(chosen),
+        "fraction_of_pool": round(len(chosen) / pool_size, 9),
+        "tokens": None if tokens is None else int(tokens[chosen].sum()),
         "token_limit": budget.tokens,
     }

@@ -1,10 +1,10 @@
 """Kernel density of the signal at every sample, in time linear in their number.
 
-The samples are binned linearly on a grid finer than the kernel and smoothed there by KDEpy's FFT estimator (Gaussian
-kernel); each sample's density is interpolated from the grid. A boundary at which norms pile up is mirrored: the mass that
-the kernel would lose beyond it is folded back. Bandwidths: Silverman 0.9 min(s, IQR/1.34) n^(-1/5), Scott
-min(s, IQR/1.35) n^(-1/5), ISJ (Botev, Grotowski, Kroese 2010) for several modes. Two columns (signal `joint`) are whitened
-and smoothed on a two-dimensional grid.
+The samples are binned linearly on a grid finer than the kernel and smoothed there by KDEpy's FFT estimator
+(Gaussian kernel); each sample's density is interpolated from the grid. A boundary at which norms pile up is
+mirrored: the mass that the kernel would lose beyond it is folded back. Bandwidths: Silverman 0.9 min(s,
+IQR/1.34) n^(-1/5), Scott min(s, IQR/1.35) n^(-1/5), ISJ (Botev, Grotowski, Kroese 2010) for several modes.
+Two columns (signal `joint`) are whitened and smoothed on a two-dimensional grid.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Density:
 def estimate(values: Floats, bandwidth: str | float = "silverman", mirror_at: float | None = None) -> Density:
     """Density of `values` (n >= 1, finite) at each of them, per unit of the values' axis.
 
-    `mirror_at`: a lower end of the axis, at or below the smallest value. All-equal values (one sample among them) have no
-    width: each gets density 1 and the bandwidth is 0.
+    `mirror_at`: a lower end of the axis, at or below the smallest value. All-equal values (one sample among
+    them) have no width: each gets density 1 and the bandwidth is 0.
     """
     n = len(values)
     low, high = float(values.min()), float(values.max())
@@ -68,15 +68,16 @@ def estimate(values: Floats, bandwidth: str | float = "silverman", mirror_at: fl
     at = np.maximum(_interpolate(curve, place), alone)
     if inside is not None:
         at[~inside] = alone
-    grid = start + step * np.arange(size)
+    grid = start + step * np.arange(size, dtype=np.float64)
     return Density(rounded(at, unit), grid, curve, width, tuple(notes))
 
 
 def estimate_joint(x: Floats, y: Floats, bandwidth: str | float = "silverman") -> Density:
     """Two-dimensional density of (x, y) at each sample; one-dimensional when y says nothing beyond x.
 
-    The columns are standardised and decorrelated first; a rule's width is n^(-1/6) (Silverman's and Scott's rules agree in
-    two dimensions; ISJ has no such form and stands for the same), a number is taken in those units.
+    The columns are standardised and decorrelated first; a rule's width is n^(-1/6) (Silverman's and Scott's
+    rules agree in two dimensions; ISJ has no such form and stands for the same), a number is taken in those
+    units.
     """
     n = len(x)
     u, v, notes = _whitened(x, y)
@@ -105,7 +106,8 @@ def estimate_joint(x: Floats, y: Floats, bandwidth: str | float = "silverman") -
 
 
 def choose_bandwidth(values: Floats, rule: str | float) -> tuple[float, list[str]]:
-    """The kernel's standard deviation by a rule, or the number given; never zero. Notes tell of any replacement."""
+    """The kernel's standard deviation by a rule, or the number given; never zero. Notes tell of any
+    replacement."""
     if not isinstance(rule, str):
         return float(rule), []
     notes: list[str] = []
@@ -136,7 +138,8 @@ def choose_bandwidth(values: Floats, rule: str | float) -> tuple[float, list[str
 def _window(
     values: Floats, low: float, high: float, width: float, mirror_at: float | None
 ) -> tuple[tuple[float, float], int]:
-    """The stretch that the grid covers and the number of samples outside it (0 unless outliers would blow up the grid)."""
+    """The stretch that the grid covers and the number of samples outside it (0 unless outliers would blow up
+    the grid)."""
     low = low if mirror_at is None else mirror_at
     room = (GRID_LARGEST - 2 * REACH * GRID_STEPS_PER_BANDWIDTH - 4) * width / GRID_STEPS_PER_BANDWIDTH
     if high - low <= room:
@@ -148,14 +151,14 @@ def _window(
 
 
 def _bin(place: Floats, size: int) -> Floats:
-    """Linear binning: each sample shared between its two grid points. The shares are exact binary fractions."""
+    """Linear binning: each sample shared between its two grid points. The shares are exact binary
+    fractions."""
     left = np.floor(place).astype(np.int64)
     share = np.rint((place - left) * 1048576.0) / 1048576.0
-    return (
-        np.bincount(left, minlength=size)[:size]
-        - np.bincount(left, weights=share, minlength=size)[:size]
-        + np.bincount(left + 1, weights=share, minlength=size)[:size]
-    )
+    counts = np.bincount(left, minlength=size)[:size].astype(np.float64)
+    counts -= np.bincount(left, weights=share, minlength=size)[:size]
+    counts += np.bincount(left + 1, weights=share, minlength=size)[:size]
+    return counts
 
 
 def _bin_2d(a: Floats, b: Floats, size: int) -> Floats:
@@ -206,7 +209,8 @@ def _interpolate_2d(surface: Floats, a: Floats, b: Floats) -> Floats:
 
 
 def _whitened(x: Floats, y: Floats) -> tuple[Floats, Floats | None, list[str]]:
-    """Two columns of robust z-scores, decorrelated; None for the second when it is a function of the first."""
+    """Two columns of robust z-scores, decorrelated; None for the second when it is a function of the
+    first."""
     if not np.any(y != y[0]):
         return x, None, ["the second group's norms are all equal: density of the first alone"]
     if not np.any(x != x[0]):

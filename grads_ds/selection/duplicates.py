@@ -1,4 +1,5 @@
-"""Near-duplicates inside a subset: MinHash over word 5-grams, buckets by locality-sensitive hashing (datasketch).
+"""Near-duplicates inside a subset: MinHash over word 5-grams, buckets by locality-sensitive hashing
+(datasketch).
 
 Reads the user's rows as they are accepted, so that only the chosen and the dropped are ever hashed.
 """
@@ -18,31 +19,32 @@ _WORD = re.compile(r"\w+")
 
 
 def seen_before(text_of: Callable[[int], str], threshold: float) -> Callable[[int], int | None]:
-    """A function of a row: the accepted row it resembles (estimated Jaccard >= `threshold`), else None, and it is accepted.
+    """A function of a row: the accepted row it resembles (estimated Jaccard >= `threshold`), else None, and
+    it is accepted.
 
-    `text_of` gives a row's JSON. Of several alike the earliest accepted is named. Raises UserError without datasketch.
+    `text_of` gives a row's JSON. Of several alike the earliest accepted is named. Raises UserError without
+    datasketch.
     """
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
         raise UserError(
-            "select.near_duplicates: wanted the package datasketch; found none installed; pip install datasketch, "
-            "or set near_duplicates: null"
+            "select.near_duplicates: wanted the package datasketch; found none installed; pip install "
+            "datasketch, or set near_duplicates: null"
         ) from None
     # the buckets only propose: the estimate decides, so they may be generous
     buckets = MinHashLSH(threshold=max(0.05, threshold - 0.1), num_perm=PERMUTATIONS)
-    prints: dict[int, Any] = {}
+    accepted: list[tuple[int, Any]] = []
 
     def like(row: int) -> int | None:
         mine = MinHash(num_perm=PERMUTATIONS, seed=1)
         mine.update_batch([piece.encode() for piece in sorted(shingles(text_of(row)))])
-        for other, print_ in (
-            (other, prints[other]) for other in sorted(buckets.query(mine), key=list(prints).index)
-        ):
+        for place in sorted(buckets.query(mine)):
+            other, print_ = accepted[place]
             if mine.jaccard(print_) >= threshold:
-                return int(other)
-        buckets.insert(row, mine)
-        prints[row] = mine
+                return other
+        buckets.insert(len(accepted), mine)
+        accepted.append((row, mine))
         return None
 
     return like

@@ -1,8 +1,8 @@
 """The criteria by name: GrADS itself, random, mixtures by rank, the rivals, and plugins.
 
-A criterion is a function (table of eligible rows, settings, seed) -> Scored. A plugin is the same in another package: an
-entry point of group `grads_ds.selection` naming a function (table, settings, seed) -> array of preferences, higher first,
-NaN for a sample it cannot judge (example in docs/selection.md).
+A criterion is a function (table of eligible rows, settings, seed) -> Scored. A plugin is the same in another
+package: an entry point of group `grads_ds.selection` naming a function (table, settings, seed) -> array of
+preferences, higher first, NaN for a sample it cannot judge (example in docs/selection.md).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PLUGIN_GROUP = "grads_ds.selection"
 
 @dataclass(frozen=True)
 class Scored:
-    """What a criterion says of each row: `preference` (higher first, NaN: cannot judge), the `signal` it looks at, that
-    signal's density where it is part of the method, and notes for selection.json."""
+    """What a criterion says of each row: `preference` (higher first, NaN: cannot judge), the `signal` it
+    looks at, that signal's density where it is part of the method, and notes for selection.json."""
 
     preference: Floats
     signal: Floats
@@ -62,7 +62,8 @@ def signal_and_density(table: ScoreTable, settings: SelectConfig) -> tuple[Signa
 
 
 def grads(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Gradient-aware data selection: signal, density, region; with `forget_less`, less the conflict with an anchor."""
+    """Gradient-aware data selection: signal, density, region; with `forget_less`, less the conflict with an
+    anchor."""
     signal, density = signal_and_density(table, settings)
     wanted = region.preference(
         settings, table.sample_id, signal.values, density.at_samples, signal.magnitude, seed
@@ -82,7 +83,8 @@ def grads(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def conflict(table: ScoreTable) -> Floats:
-    """How far each sample's gradient opposes the anchor's: max(0, -cosine), the mean over the recorded groups."""
+    """How far each sample's gradient opposes the anchor's: max(0, -cosine), the mean over the recorded
+    groups."""
     cosines = table.prefixed("anchor_cosine_")
     return rounded(np.mean([np.maximum(0.0, -np.nan_to_num(value)) for value in cosines.values()], axis=0))
 
@@ -124,10 +126,12 @@ def plugin(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
         raise
     except Exception as error:
         raise UserError(
-            f"select.method: plugin {settings.method} ({found[0].value}) failed: {type(error).__name__}: {error}; mend it"
+            f"select.method: plugin {settings.method} ({found[0].value}) failed: {type(error).__name__}: "
+            f"{error}; mend it"
         ) from error
     if wanted.shape != (len(table),):
         raise UserError(
-            f"select.method: wanted {len(table)} preferences of plugin {settings.method}; found shape {wanted.shape}; mend it"
+            f"select.method: wanted {len(table)} preferences of plugin {settings.method}; found shape "
+            f"{wanted.shape}; mend it"
         )
     return Scored(wanted, wanted, None, None, {"plugin": found[0].value})

@@ -1,8 +1,10 @@
-"""Numbers that come out the same on every machine: rounding, and random keys made from a seed and a sample's id.
+"""Numbers that come out the same on every machine: rounding, and random keys made from a seed and a sample's
+id.
 
-Vendors' logarithms, sums and Fourier transforms differ in the last bits; a choice must not. Such results are rounded to a
-grid much finer than the float32 scores and much coarser than those differences, and ties are broken by sample_id.
-Random keys come from integer arithmetic alone and do not depend on the order or number of rows.
+Vendors' logarithms, sums and Fourier transforms differ in the last bits; a choice must not. Such results are
+rounded to a grid much finer than the float32 scores and much coarser than those differences, and ties are
+broken by sample_id. Random keys come from integer arithmetic alone and do not depend on the order or number
+of rows.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ _STEPS = float(2**32)
 
 
 def rounded(values: Floats, unit: float = 1.0) -> Floats:
-    """`values` rounded to multiples of unit / 2^32 (unit: a power of two, or a size that all machines agree on)."""
+    """`values` rounded to multiples of unit / 2^32 (unit: a power of two, or a size that all machines agree
+    on)."""
     scale = _STEPS / unit
     return np.rint(values * scale) / scale
 
@@ -29,7 +32,8 @@ def rounded_scalar(value: float) -> float:
 
 
 def random_keys(sample_id: Ints, seed: int, purpose: int = 0) -> NDArray[np.uint64]:
-    """One well-mixed 64-bit key per sample (splitmix64 of seed, purpose and id). Uniform, independent of row order."""
+    """One well-mixed 64-bit key per sample (splitmix64 of seed, purpose and id). Uniform, independent of row
+    order."""
     with np.errstate(over="ignore"):
         start = _mix(
             np.array([seed], dtype=np.uint64) + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1)
@@ -56,10 +60,13 @@ def rank_shares(scores: Floats) -> Floats:
     shares = np.full(len(scores), np.nan)
     values = scores[good]
     if len(values):
-        ordered = np.sort(values)
-        low = np.searchsorted(ordered, values, side="left")
-        high = np.searchsorted(ordered, values, side="right")
-        shares[good] = (low + high) / (2.0 * len(values))
+        order = np.argsort(values, kind="stable")
+        new = np.concatenate([[True], np.diff(values[order]) > 0])
+        starts = np.flatnonzero(new)
+        middle = (starts + np.append(starts[1:], len(values))) / (2.0 * len(values))
+        placed = np.empty(len(values))
+        placed[order] = middle[np.cumsum(new) - 1]
+        shares[good] = placed
     return shares
 
 

@@ -1,4 +1,5 @@
-"""The prepared pool read with pyarrow alone: source, metadata and the user's own rows, without tokens, without torch.
+"""The prepared pool read with pyarrow alone: source, metadata and the user's own rows, without tokens,
+without torch.
 
 A folder written by `datasets.save_to_disk` holds state.json and Arrow streams; they are mapped, not loaded.
 """
@@ -38,7 +39,8 @@ class Pool:
         missing = np.flatnonzero(self.sample_id[place] != sample_id)
         if len(missing):
             raise UserError(
-                f"select: wanted every scored sample in the prepared pool; found {len(missing)} missing, the first sample_id "
+                f"select: wanted every scored sample in the prepared pool; found {len(missing)} missing, the "
+                "first sample_id "
                 f"{sample_id[missing[0]]}; the pool was prepared anew: run the probe again"
             )
         return np.asarray(place, dtype=np.int64)
@@ -76,12 +78,14 @@ def read_pool(folder: Path) -> Pool:
         table = pa.concat_tables([_stream(folder / name) for name in names])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"select: wanted the prepared pool at {folder}; found none that can be read ({error}); run prepare first"
+            f"select: wanted the prepared pool at {folder}; found none that can be read ({error}); run "
+            "prepare first"
         ) from None
     lacking = [name for name in ("sample_id", "source", "row") if name not in table.column_names]
     if lacking:
         raise UserError(
-            f"select: wanted columns {', '.join(lacking)} in {folder}; found {', '.join(table.column_names)}; prepare again"
+            f"select: wanted columns {', '.join(lacking)} in {folder}; found "
+            f"{', '.join(table.column_names)}; prepare again"
         )
     return Pool(table, np.asarray(table["sample_id"].to_numpy(), dtype=np.int64))
 
@@ -103,14 +107,18 @@ def composition(
         rest = order[COMPOSITION_VALUES:]
         if rest:
             entries.append(("(other)", int(pool[rest].sum()), int(kept[rest].sum())))
-        tables[name] = {
-            word: {
-                "pool": p, "selected": k, "share_of_pool": round(p / total, 6), "share_of_selected": round(k / chosen, 6),
-                "kept": round(k / p, 6) if p else None,
-            }
-            for word, p, k in entries
-        }  # fmt: skip
+        tables[name] = {word: _shares(p, total, k, chosen) for word, p, k in entries}
     return tables
+
+
+def _shares(pool: int, total: int, kept: int, chosen: int) -> dict[str, Any]:
+    return {
+        "pool": pool,
+        "selected": kept,
+        "share_of_pool": round(pool / total, 6),
+        "share_of_selected": round(kept / chosen, 6),
+        "kept": round(kept / pool, 6) if pool else None,
+    }
 
 
 def _stream(path: Path) -> pa.Table:

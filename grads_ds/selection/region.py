@@ -3,8 +3,10 @@
     density    its density: the chosen are the highest-density region that holds the budget
     magnitude  its combined norm: the top
     mass       density x combined norm: where most of the pool's gradient lies
-    band       inside two quantiles of the signal, drawn evenly; outside them by distance, if the budget is larger
-    sample     drawn without replacement with probability in proportion to its density (Efraimidis and Spirakis 2006)
+    band       inside two quantiles of the signal, drawn evenly; outside them by distance, if the budget is
+               larger
+    sample     drawn without replacement with probability in proportion to its density (Efraimidis and
+               Spirakis 2006)
 A larger budget adds samples and drops none, in every region. Equal preferences are ordered by sample_id.
 """
 
@@ -13,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from grads_ds.config import SelectConfig
-from grads_ds.selection.numbers import Floats, Ints, random_keys, rounded, uniforms
+from grads_ds.selection.numbers import Floats, Ints, random_keys, rank_shares, rounded, uniforms
 
 
 def preference(
@@ -34,14 +36,14 @@ def preference(
 
 def band_preference(values: Floats, band: tuple[float, float], sample_id: Ints, seed: int) -> Floats:
     """Between 0 and 1, at random, inside the band; below 0, by distance in rank, outside."""
-    edges = band_edges(values, band)
-    ordered = np.sort(values)
-    n = len(values)
-    below = np.searchsorted(ordered, edges[0], "left") - np.searchsorted(ordered, values, "left")
-    above = np.searchsorted(ordered, values, "right") - np.searchsorted(ordered, edges[1], "right")
-    outside = np.maximum(np.maximum(below, above), 0)
+    low, high = band_edges(values, band)
+    inside = (values >= low) & (values <= high)
     draw = uniforms(random_keys(sample_id, seed, purpose=1))
-    return np.where(outside > 0, -outside / n, draw)
+    if inside.all():
+        return draw
+    place = rank_shares(values)
+    ends = place[inside]
+    return np.where(inside, draw, -np.maximum(ends.min() - place, place - ends.max()))
 
 
 def band_edges(values: Floats, band: tuple[float, float]) -> tuple[float, float]:
@@ -54,7 +56,8 @@ def band_edges(values: Floats, band: tuple[float, float]) -> tuple[float, float]
 
 
 def weighted_draw(weights: Floats, sample_id: Ints, seed: int) -> Floats:
-    """Keys whose k largest are a draw of k without replacement, each step in proportion to `weights` (> 0)."""
+    """Keys whose k largest are a draw of k without replacement, each step in proportion to `weights` (>
+    0)."""
     gumbel = -np.log(-np.log(uniforms(random_keys(sample_id, seed, purpose=2))))
     return rounded(np.log(np.maximum(weights, np.finfo(np.float64).tiny)) + gumbel)
 

@@ -1,7 +1,7 @@
 """Other people's criteria, on the same table and at the same budget.
 
-Each is a function (table of eligible rows, settings, seed) -> Scored. Columns that the probe records only on request are
-asked for by name.
+Each is a function (table of eligible rows, settings, seed) -> Scored. Columns that the probe records only on
+request are asked for by name.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def loss(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def perplexity_band(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Samples between two quantiles of perplexity (`band`), drawn evenly (Marion et al. 2023, arXiv 2309.04564)."""
+    """Samples between two quantiles of perplexity (`band`), drawn evenly (Marion et al. 2023, arXiv
+    2309.04564)."""
     values = table.floats("loss")
     wanted = region.band_preference(values, settings.band, table.sample_id, seed)
     edges = region.band_edges(values, settings.band)
@@ -50,16 +51,16 @@ def el2n(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def ifd(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Instruction-following difficulty, highest below 1 first; from 1 on the prompt misleads (Li et al. 2024, arXiv
-    2308.12032), these come last. Wants column ifd."""
+    """Instruction-following difficulty, highest below 1 first; from 1 on the prompt misleads (Li et al. 2024,
+    arXiv 2308.12032), these come last. Wants column ifd."""
     values = table.floats("ifd")
     wanted = np.where(values < 1.0, values, -values)
     return Scored(np.where(np.isfinite(values), wanted, np.nan), values)
 
 
 def snr(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Lowest gradient signal-to-noise over two checkpoints first: mean norm over its spread, the mean over the groups
-    (after GradFiltering). Wants columns <group>_grad_norm_early beside <group>_grad_norm."""
+    """Lowest gradient signal-to-noise over two checkpoints first: mean norm over its spread, the mean over
+    the groups (after GradFiltering). Wants columns <group>_grad_norm_early beside <group>_grad_norm."""
     early = [name for name in table.columns if name.endswith(NORM_SUFFIX + "_early")]
     if not early:
         table.floats(f"<group>{NORM_SUFFIX}_early")
@@ -76,14 +77,16 @@ def anchor_conflict(table: ScoreTable, settings: SelectConfig, seed: int) -> Sco
 
 
 def orthogonal(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Most orthogonal to the anchor first: smallest absolute cosine (after OGS). Wants columns anchor_cosine_<group>."""
+    """Most orthogonal to the anchor first: smallest absolute cosine (after OGS). Wants columns
+    anchor_cosine_<group>."""
     cosine = _mean_cosine(table)
     return Scored(-np.abs(cosine), cosine)
 
 
 def less(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Largest first-order influence on the anchor's loss first, over the recorded groups (after LESS, Xia et al. 2024,
-    arXiv 2402.04333, without its optimizer correction). Wants columns anchor_inner_product_<group>."""
+    """Largest first-order influence on the anchor's loss first, over the recorded groups (after LESS, Xia et
+    al. 2024, arXiv 2402.04333, without its optimizer correction). Wants columns
+    anchor_inner_product_<group>."""
     total: Floats = np.sum(list(table.prefixed("anchor_inner_product_").values()), axis=0)
     return _plain(total)
 

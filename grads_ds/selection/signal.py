@@ -2,13 +2,15 @@
 
 With a_g the norm of group g (float64, >= 0), in this order:
     length correction   log a_g less its least-squares trend in log(target tokens), when asked for
-    standardisation     robust: a_g over its median; the signal then has no unit and no group outweighs another by its size
+    standardisation     robust: a_g over its median; the signal then has no unit and no group outweighs
+                        another by its size
     combination         sum      mean_g a_g                      product  (prod_g a_g)^(1/G)
                         l2       sqrt(mean_g a_g^2)              zscore   mean_g of robust z-scores
                         joint    two-dimensional, see density    <group>  that group's norm alone
     scale               log: the logarithm of it; linear: as it is
-Every combination is a mean, so a column given twice changes nothing. The magnitude handed to the region rules is the
-combined norm on the linear scale (for zscore and joint the geometric mean), relative to the median sample's norms.
+Every combination is a mean, so a column given twice changes nothing. The magnitude handed to the region rules
+is the combined norm on the linear scale (for zscore and joint the geometric mean), relative to the median
+sample's norms.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from grads_ds.selection.table import ScoreTable
 
 @dataclass(frozen=True)
 class Signal:
-    """`values`: the signal; `magnitude`: combined norm (linear, > 0 unless all norms are zero); `parts`: joint's two columns.
+    """`values`: the signal; `magnitude`: combined norm (linear, > 0 unless all norms are zero); `parts`:
+    joint's two columns.
 
     `zero`: where a zero norm lies on the signal's axis, None where it has no place (logarithms, z-scores).
     """
@@ -112,7 +115,8 @@ def robust_z(values: Floats) -> Floats:
 
 
 def without_length(norm: Floats, num_target_tokens: Floats) -> tuple[Floats, float]:
-    """Norms less their trend in length, and its slope: exp of the residual of log a = alpha + beta log(tokens).
+    """Norms less their trend in length, and its slope: exp of the residual of log a = alpha + beta
+    log(tokens).
 
     Returns the norms unchanged and slope 0 when all lengths are equal.
     """

@@ -1,9 +1,11 @@
 """The selection stage: reads scores/table.parquet and prepared/pool, writes selection/.
 
     selection/selected.jsonl     the chosen rows as the user gave them
-    selection/selection.parquet  sample_id, signal, density, selected, rank (1 is best), reason, weight: every row of the table
+    selection/selected.parquet   the same rows as columns, with their scores: load_dataset("parquet", ...)
+    selection/selection.parquet  sample_id, signal, density, selected, rank (1 is best), reason, weight: every
+                                 row of the table
     selection/selection.json     settings, thresholds, counts, composition, overlap with random, warnings
-    selection/variants/<name>/   the same three for each of select.variants
+    selection/variants/<name>/   the same four for each of select.variants
 
 Run it with `grads-ds select CONFIG`. One process, no torch.
 """
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -23,9 +24,10 @@ from grads_ds.config import Config, SelectConfig, UserError
 from grads_ds.run_dir import atomic_path, publish_json
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.duplicates import seen_before
-from grads_ds.selection.numbers import Ints, random_keys
+from grads_ds.selection.numbers import Ints
+from grads_ds.selection.output import in_words, ordered, to_arrow, write_dataset
 from grads_ds.selection.pool import Pool, composition, read_pool
-from grads_ds.selection.table import ScoreTable, read_table
+from grads_ds.selection.table import read_table
 
 Fields = dict[str, tuple[NDArray[np.int64], list[str]]]
 
@@ -37,10 +39,10 @@ def run_select(config: Config, run_dir: Path) -> None:
 
 
 def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, Any]:
-    """Choose one subset (None: the main one), publish its three files, return what stands in selection.json."""
+    """Choose one subset (None: the main one), publish its files, return what stands in selection.json."""
     settings = config.select.resolve(name)
     started = time.perf_counter()
-    table, pool, choice, report = decide(settings, config.seed, run_dir)
+    pool, choice, report = decide(settings, config.seed, run_dir)
     folder = selection_dir(run_dir, name)
     order = ordered(choice, settings.order, config.seed)
     positions = pool.positions(choice.sample_id[order])
@@ -50,6 +52,8 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     ):
         for row in pool.rows(positions):
             file.write(row + "\n")
+    with atomic_path(folder / "selected.parquet") as aside:
+        write_dataset(folder / "selected.jsonl", choice, order, aside)
     with atomic_path(folder / "selection.parquet") as aside:
         # without the Arrow schema readers see plain strings, not our dictionary
         pq.write_table(to_arrow(choice), aside, store_schema=False)
@@ -58,20 +62,27 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     return report
 
 
+def preview(config: Config, run_dir: Path) -> str:
+    """What `run_select` would choose, as text for a terminal. Writes nothing."""
+    return "\n\n".join(
+        in_words(name or "selected", decide(config.select.resolve(name), config.seed, run_dir)[2])
+        for name in (None, *config.select.variants)
+    )
+
+
 def selection_dir(run_dir: Path, name: str | None) -> Path:
     """Where a subset's files lie."""
     return run_dir / "selection" if name is None else run_dir / "selection" / "variants" / name
 
 
-def decide(
-    settings: SelectConfig, seed: int, run_dir: Path
-) -> tuple[ScoreTable, Pool, Choice, dict[str, Any]]:
+def decide(settings: SelectConfig, seed: int, run_dir: Path) -> tuple[Pool, Choice, dict[str, Any]]:
     """Everything but writing: the inputs, the choice and its report."""
     table = read_table(run_dir / "scores" / "table.parquet")
     pool = read_pool(run_dir / "prepared" / "pool")
     if len(pool.sample_id) != len(table):
         raise UserError(
-            f"select: wanted one score per sample of the pool; found {len(table)} scores for {len(pool.sample_id)} samples; "
+            f"select: wanted one score per sample of the pool; found {len(table)} scores for "
+            f"{len(pool.sample_id)} samples; "
             "run the probe again"
         )
     positions = pool.positions(table.sample_id)
@@ -90,7 +101,7 @@ def decide(
         "settings": settings.model_dump(mode="json", exclude={"variants"}),
         "warnings": choice.warnings,
     }
-    return table, pool, choice, report
+    return pool, choice, report
 
 
 def strata_codes(fields: Fields, name: str | None, positions: Ints) -> NDArray[np.int64] | None:
@@ -99,34 +110,7 @@ def strata_codes(fields: Fields, name: str | None, positions: Ints) -> NDArray[n
         return None
     if name not in fields:
         raise UserError(
-            f"select.strata: wanted one of {', '.join(fields)}; found {name}; choose one of these or add it to data.metadata"
+            f"select.strata: wanted one of {', '.join(fields)}; found {name}; choose one of these or add it "
+            "to data.metadata"
         )
     return fields[name][0][positions]
-
-
-def ordered(choice: Choice, order: str, seed: int) -> Ints:
-    """The chosen rows in the order of selected.jsonl."""
-    chosen = choice.chosen
-    if order == "signal":
-        return chosen[np.lexsort((choice.sample_id[chosen], -choice.signal[chosen]))]
-    if order == "shuffled":
-        return chosen[np.argsort(random_keys(choice.sample_id[chosen], seed, purpose=3), kind="stable")]
-    return np.sort(chosen) if order == "pool" else chosen
-
-
-def to_arrow(choice: Choice) -> pa.Table:
-    """selection.parquet as a table. Null: no signal, density or rank exists."""
-    reasons = pa.DictionaryArray.from_arrays(
-        pa.array(choice.reason.astype(np.int32)), pa.array(choice.reasons)
-    )
-    return pa.table(
-        {
-            "sample_id": pa.array(choice.sample_id),
-            "signal": pa.array(choice.signal, from_pandas=True),
-            "density": pa.array(choice.density, from_pandas=True),
-            "selected": pa.array(choice.selected),
-            "rank": pa.array(choice.rank, mask=choice.rank == 0),
-            "reason": reasons,
-            "weight": pa.array(choice.weight),
-        }
-    )

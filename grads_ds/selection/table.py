@@ -1,6 +1,7 @@
 """The score table in memory: numpy columns in the order of sample_id, and which rows can be chosen at all.
 
-Reads scores/table.parquet. A column that a method needs and the table lacks is refused by name, with the way to record it.
+Reads scores/table.parquet. A column that a method needs and the table lacks is refused by name, with the way
+to record it.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ _HOW_TO_RECORD = {
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """`sample_id` (ascending, unique), one status per row, and the other columns by name, all of one length."""
+    """`sample_id` (ascending, unique), `status` (indices into `status_words`), the other columns by name."""
 
     sample_id: Ints
-    status: NDArray[np.object_]
+    status: NDArray[np.int8]
+    status_words: tuple[str, ...]
     columns: Mapping[str, NDArray[np.generic]]
 
     def __len__(self) -> int:
@@ -53,8 +55,8 @@ class ScoreTable:
                 (text for key, text in _HOW_TO_RECORD.items() if key in name), "record it with the probe"
             )
             raise UserError(
-                f"select: wanted column {name} in the score table; found {', '.join(self.columns) or 'none'}; {how}, "
-                "or choose another method"
+                f"select: wanted column {name} in the score table; found "
+                f"{', '.join(self.columns) or 'none'}; {how}, or choose another method"
             )
         return np.asarray(self.columns[name], dtype=np.float64)
 
@@ -76,12 +78,18 @@ class ScoreTable:
         return ScoreTable(
             self.sample_id[keep],
             self.status[keep],
+            self.status_words,
             {name: values[keep] for name, values in self.columns.items()},
         )
 
+    def count_by_status(self) -> dict[str, int]:
+        """Rows per status, every status that occurs."""
+        counts = np.bincount(self.status, minlength=len(self.status_words))
+        return {word: int(count) for word, count in zip(self.status_words, counts, strict=True) if count}
+
     def eligible(self) -> NDArray[np.bool_]:
         """Rows that may be chosen: status ok, and a finite loss and finite, non-negative norms."""
-        good = np.asarray(self.status == "ok")
+        good = self.status == (self.status_words.index("ok") if "ok" in self.status_words else -1)
         for name, values in self.columns.items():
             if name.endswith(NORM_SUFFIX):
                 good &= np.isfinite(values) & (np.asarray(values, dtype=np.float64) >= 0)
@@ -107,8 +115,10 @@ def from_arrow(table: pa.Table) -> ScoreTable:
     # a handful of distinct words for millions of rows: decode the dictionary, not the column
     coded = pc.dictionary_encode(table["status"].combine_chunks())
     coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
-    words = np.array(coded.dictionary.to_pylist(), dtype=object)
-    status = words[np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)]
+    words = [str(word) for word in coded.dictionary.to_pylist()]
+    # alphabetical, so that nothing depends on the order of rows
+    recode = np.array([sorted(words).index(word) for word in words], dtype=np.int8)
+    status = recode[np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)]
     columns: dict[str, NDArray[np.generic]] = {}
     for name in table.column_names:
         kind = table.schema.field(name).type
@@ -121,7 +131,8 @@ def from_arrow(table: pa.Table) -> ScoreTable:
     twice = sample_id[1:][sample_id[1:] == sample_id[:-1]]
     if len(twice):
         raise UserError(
-            f"select: wanted every sample once in the score table; found {len(twice)} repeated, the first sample_id "
+            f"select: wanted every sample once in the score table; found {len(twice)} repeated, the first "
+            "sample_id "
             f"{twice[0]}; run the probe again"
         )
-    return ScoreTable(sample_id, status, columns)
+    return ScoreTable(sample_id, status, tuple(sorted(words)), columns)

@@ -1,4 +1,5 @@
-"""Small runs made up for the tests: a score table and a prepared pool on disk, as the earlier stages leave them."""
+"""Small runs made up for the tests: a score table and a prepared pool on disk, as the earlier stages leave
+them."""
 
 from __future__ import annotations
 
