@@ -43,3 +43,14 @@ def tied_cross_term(ids_SL: Tensor, grads_SLD: Tensor, head_rows_SLD: Tensor, pa
     if padding_idx is not None:
         products_SL = products_SL.masked_fill(ids_SL == padding_idx, 0)
     return 2 * products_SL.sum(-1)
+
+
+def embedding_inner(ids_SL: Tensor, grads_SLD: Tensor, reference_VD: Tensor, padding_idx: int | None) -> Tensor:
+    """<E, R> = sum_t e_t . R[x_t] per sample, for a reference gradient R. Returns float64 [S]."""
+    return tied_cross_term(ids_SL, grads_SLD, reference_VD[ids_SL.long()], padding_idx) / 2
+
+
+def add_embedding_gradient(gradient_VD: Tensor, ids_SL: Tensor, grads_SLD: Tensor, padding_idx: int | None) -> None:
+    """Adds the sum over samples of the table's gradient to `gradient_VD`, in its precision."""
+    real_SL = torch.ones_like(ids_SL, dtype=torch.bool) if padding_idx is None else ids_SL != padding_idx
+    gradient_VD.index_add_(0, ids_SL[real_SL].long(), grads_SLD[real_SL].to(gradient_VD.dtype))

@@ -32,8 +32,12 @@ class Layout:
     target_counts: Tensor  # int64 [S]
 
     def per_sample(self, tensor: Tensor, flat_ok: bool = True) -> Tensor | None:
-        """[B, T, ...] or [B * T, ...] -> [S, L, ...]; None if the tensor's rows cannot be told apart by sample."""
-        if tensor.shape[:2] == (self.rows, self.length):
+        """[B, T, ...], [B, heads, T, ...] or [B * T, ...] -> [S, L, ...]; None if its rows cannot be told apart by sample."""
+        if tensor.dim() == 4 and tensor.shape[0] == self.rows and tensor.shape[2] == self.length:
+            if self.packed_index is not None and tensor.shape[1] == self.length:
+                return None  # as many heads as tokens: which is which cannot be told
+            tensor = tensor.transpose(1, 2)
+        elif tensor.shape[:2] == (self.rows, self.length):
             pass
         elif flat_ok and tensor.dim() >= 2 and tensor.shape[0] == self.rows * self.length:
             tensor = tensor.reshape(self.rows, self.length, *tensor.shape[1:])

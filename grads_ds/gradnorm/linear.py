@@ -81,3 +81,16 @@ def direct_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
 def bias_norm_squared(grads_SLO: Tensor) -> Tensor:
     """||sum_t g_t||^2 per sample. Returns float64 [S]."""
     return squares(accumulate(grads_SLO).sum(1, dtype=torch.float64))
+
+
+def weight_inner(acts_SLI: Tensor, grads_SLO: Tensor, reference_OI: Tensor) -> Tensor:
+    """<sum_t g_t a_t^T, R> = sum_t g_t . (R a_t) per sample, for a reference gradient R. Returns float64 [S]."""
+    grads_SLO = accumulate(grads_SLO)
+    projected_SLO = accumulate(acts_SLI) @ reference_OI.T.to(grads_SLO.dtype)
+    return (projected_SLO * grads_SLO).sum((1, 2), dtype=torch.float64)
+
+
+def add_weight_gradient(gradient_OI: Tensor, acts_SLI: Tensor, grads_SLO: Tensor) -> None:
+    """Adds the sum over samples of sum_t g_t a_t^T to `gradient_OI`, in its precision."""
+    acts_RI, grads_RO = acts_SLI.flatten(0, 1).to(gradient_OI.dtype), grads_SLO.flatten(0, 1).to(gradient_OI.dtype)
+    gradient_OI += grads_RO.T @ acts_RI

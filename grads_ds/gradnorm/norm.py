@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grads_ds.gradnorm.linear import accumulate, squares
+from grads_ds.gradnorm.linear import accumulate
 
 
 def normalise(acts: Tensor, eps: float, centred: bool) -> Tensor:
@@ -29,16 +29,6 @@ def scale_gradient(acts_SLx: Tensor, grads_SLx: Tensor, weight_dims: int, eps: f
 def shift_gradient(grads_SLx: Tensor, weight_dims: int) -> Tensor:
     """Each sample's dLoss/db, [S, *bias shape]."""
     return _sum_to_weight(accumulate(grads_SLx), weight_dims)
-
-
-def scale_norm_squared(acts_SLx: Tensor, grads_SLx: Tensor, weight_dims: int, eps: float, centred: bool) -> Tensor:
-    """||dLoss/dw||^2 per sample. Returns float64 [S]."""
-    return squares(scale_gradient(acts_SLx, grads_SLx, weight_dims, eps, centred))
-
-
-def shift_norm_squared(grads_SLx: Tensor, weight_dims: int) -> Tensor:
-    """||dLoss/db||^2 per sample. Returns float64 [S]."""
-    return squares(shift_gradient(grads_SLx, weight_dims))
 
 
 def _sum_to_weight(products: Tensor, weight_dims: int) -> Tensor:

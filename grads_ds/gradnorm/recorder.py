@@ -1,17 +1,21 @@
 """GradNormRecorder: the norm of every sample's own gradient, for each group of parameters, of any Hugging Face causal model.
 
     recorder = GradNormRecorder(model, layers=("embedding", "lm_head"))
-    norms = recorder.score(batch)                # frozen model: no weight gradients, no optimizer
+    norms = recorder.score(batch)                  # frozen model: no weight gradients, no optimizer
 
-Imports torch alone. Under ZeRO-3 pass `gather=lambda parameters: deepspeed.zero.GatheredParameters(parameters)` and
-`engine.module` as the model.
+    with recorder:                                 # while it trains, in anybody's loop
+        for batch in batches:
+            model(**batch).loss.backward()
+            norms = recorder.collect()
+
+Imports torch alone. Under ZeRO-3 pass `engine.module` as the model and
+`gather=lambda parameters: deepspeed.zero.GatheredParameters(parameters)`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,24 +25,12 @@ from grads_ds.gradnorm import frozen
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass, head_pass
 from grads_ds.gradnorm.layout import Layout, read_layout
+from grads_ds.gradnorm.one_sample import one_sample_norms
+from grads_ds.gradnorm.reference import cut_out
+from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules import make_plan
 from grads_ds.gradnorm.sites import Gather, Measurement
-
-
-@dataclass(frozen=True)
-class GradNorms:
-    """One micro-batch's result; S samples (rows, or segments of packed rows in reading order).
-
-    loss: float64 [S], reduced over each sample's own target tokens. num_target_tokens: int64 [S]; 0 means no target: norms are 0.
-    norms: group -> float64 [S], and "total" when all layers are recorded. A tied table is one parameter: "embedding" and "lm_head"
-    are then both its norm, and "total" counts it once.
-    """
-
-    loss: Tensor
-    num_target_tokens: Tensor
-    norms: dict[str, Tensor]
-    inner_products: dict[str, Tensor] = field(default_factory=dict)
-    cosines: dict[str, Tensor] = field(default_factory=dict)
+from grads_ds.gradnorm.training import Watch
 
 
 class GradNormRecorder:
@@ -55,15 +47,56 @@ class GradNormRecorder:
         self.model, self.loss_reduction, self.gather, self.head_budget = model, loss_reduction, gather, head_budget
         self.plan = make_plan(model, layers)
         self.transform = frozen.config_transform(model)
+        self.references = References({})
+        # The head is run as the model runs it, with all its logits, where it is more than a matrix or its logits are changed
+        # in a way not known here: exact all the same, only larger.
+        self.plain_head = type(self.plan.head).forward is not nn.Linear.forward
+        self._watch: Watch | None = None
 
     def score(self, batch: Mapping[str, Tensor]) -> GradNorms:
         """Scores one micro-batch: input_ids, labels (-100 = no target) [B, T], optional attention_mask, position_ids, segment_ids.
 
-        Runs the same forward and backward whatever the batch holds, so that ranks stay in step; parameters are as before afterwards.
+        Runs the same forward and backward whatever the batch holds, so that ranks stay in step; parameters, their `.grad` and the
+        model's mode are as before afterwards. Parameters no rule covers are measured one sample at a time.
         """
+        return self._score(batch, {})
+
+    def mean_gradient(self, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The mean over all samples of their gradients, by parameter name, fp32: a reference for `set_reference`.
+
+        Only for parameters with a formula of their own. Over several ranks: average the results, weighted by samples.
+        """
+        shapes = {name: full_shape(p) for name, p in self.model.named_parameters() if name in self.plan.groups}
+        direct = {name for site in self.plan.sites if site.rule != "local" for name in site.parameters.values()}
+        device = next(self.model.parameters()).device
+        sums = {name: torch.zeros(shape, device=device) for name, shape in shapes.items() if name in direct}
+        samples = 0
+        for batch in batches:
+            samples += len(self._score(batch, sums).loss)
+        return {name: total / max(1, samples) for name, total in sums.items()}
+
+    def set_reference(self, gradients: Mapping[str, Tensor]) -> None:
+        """From now on every result also holds each group's inner product and cosine with this gradient (by parameter name).
+
+        A group is compared as a whole, so all of its parameters must be given; groups given in part raise ValueError.
+        """
+        self.references = References.of(self.plan, gradients)
+
+    def _score(self, batch: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> GradNorms:
         layout = read_layout(batch)
         measurement = Measurement(self.plan, layout, self.gather)
-        head_only = set(self.plan.requested) <= {"lm_head"} and not self.plan.tied
+        measurement.references, measurement.gradients = self.references.gradients, gradients
+        try:
+            loss = self._plain(layout, measurement) if self.plain_head else self._fused(layout, measurement)
+        except frozen.UnknownLogits:
+            self.plain_head = True
+            return self._score(batch, gradients)
+        self._one_by_one(batch, measurement)
+        return summarise(self.plan, measurement, loss, self.references)
+
+    def _fused(self, layout: Layout, measurement: Measurement) -> Tensor:
+        """The head at the target positions only; the backward starts behind it."""
+        head_only = set(self.plan.requested) == {"lm_head"} and not self.plan.tied
         sites = [site for site in self.plan.sites if site.module is not self.plan.head]
         taken: dict[str, Any] = {}
 
@@ -78,55 +111,100 @@ class GradNormRecorder:
             if head_only:
                 with torch.no_grad():
                     seen = self.model(**frozen.model_inputs(self.model, layout))
+                    frozen.check_transform(self.transform, taken["logits"], seen)
             else:
-                device = layout.input_ids.device
-                measurement.anchor = torch.zeros((), device=device, requires_grad=True)
+                measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
                 with torch.enable_grad(), measurement.attached(sites):
                     seen = self.model(**frozen.model_inputs(self.model, layout))
                     frozen.check_transform(self.transform, taken["logits"], seen)
-                    hidden, passed = taken["hidden"], taken["pass"]
+                    hidden = taken.pop("hidden")
                     seed = torch.zeros_like(hidden).reshape(-1, hidden.shape[-1])
-                    seed[layout.target_positions] = passed.dh.to(seed.dtype)
-                    del seen
+                    seed[layout.target_positions] = taken["pass"].dh.to(seed.dtype)
                     torch.autograd.backward([hidden], [seed.reshape(hidden.shape)])
-        return self._result(layout, measurement, taken["pass"])
+        passed: HeadPass = taken["pass"]
+        for local, squares in (("weight", passed.weight_norm_squared), ("bias", passed.bias_norm_squared)):
+            name = self._head_name(local)
+            if name is not None:
+                measurement.add(name, squares)
+                measurement.calls[name.rsplit(".", 1)[0]] = 1
+        if passed.inner is not None:
+            measurement.add_inner(self._head_name("weight") or "", passed.inner)
+        return passed.loss
+
+    def _plain(self, layout: Layout, measurement: Measurement) -> Tensor:
+        """The model as it is, logits and all, with a backward from the sum of the samples' losses."""
+        weights_S = self._sample_weights(layout)
+        losses = torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
+        if self.plan.tied:
+            measurement.unmeasured.add(self._head_name("weight") or "")
+        with frozen.frozen(self.model):
+            measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
+            with torch.enable_grad(), measurement.attached(self.plan.sites):
+                logits = self.model(**frozen.model_inputs(self.model, layout)).logits
+                rows = logits.reshape(-1, logits.shape[-1])[layout.target_positions]
+                rows = rows.float() if rows.dtype != torch.float64 else rows
+                each = nn.functional.cross_entropy(rows, layout.target_ids, reduction="none") if len(rows) else rows.sum(-1)
+                weighted = each * weights_S[layout.target_samples].to(each.dtype)
+                (weighted.sum() + 0 * logits.sum()).backward()
+        return losses.index_add_(0, layout.target_samples, weighted.detach().double())
+
+    def _one_by_one(self, batch: Mapping[str, Tensor], measurement: Measurement) -> None:
+        """Fills in what the rules left out. Under ZeRO-3 the ranks first agree on whether any of them needs it."""
+        names = measurement.left_out()
+        in_step = self.gather is not None and torch.distributed.is_initialized()
+        if in_step:
+            flags = torch.tensor([name in names for name in sorted(self.plan.groups)], device=measurement.layout.input_ids.device).int()
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+            names = [name for name, flag in zip(sorted(self.plan.groups), flags.tolist(), strict=True) if flag]
+        if not names:
+            return
+        inexact = [name for name in names if name in measurement.references or name in measurement.gradients]
+        if inexact:
+            raise ValueError(f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none in this batch")
+        found = one_sample_norms(self.model, self.plan.embedding, names, cut_out(batch), self.loss_reduction, in_step)
+        measurement.sums.update(found)
 
     def _head_pass(self, hidden: Tensor, layout: Layout, measurement: Measurement, want_dh: bool) -> HeadPass:
         head: Any = self.plan.head
         flat = hidden.reshape(-1, hidden.shape[-1])[layout.target_positions]
-        own = [p for p in head.parameters(recurse=False)]
+        own = list(head.parameters(recurse=False))
         # DeepSpeed's own hook has gathered the head by now; gather again only where nothing did.
         whole = all(p.shape == full_shape(p) for p in own)
+        name = self._head_name("weight")
         with contextlib.nullcontext() if whole or self.gather is None else self.gather(own):
-            row_ids = layout.per_sample(layout.input_ids) if self.plan.tied else None
             return head_pass(
                 flat, head.weight, head.bias, layout.target_ids, layout.split_targets(), self._sample_weights(layout),
-                transform=self.transform, want_norm="lm_head" in self.plan.groups.values() or self.plan.tied, want_dh=want_dh,
-                row_ids_SL=row_ids, budget=self.head_budget)
+                transform=self.transform, want_norm=name is not None, want_dh=want_dh,
+                row_ids_SL=layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None,
+                reference_VD=measurement.references.get(name or ""), gradient_VD=measurement.gradients.get(name or ""),
+                budget=self.head_budget)
+
+    def _head_name(self, local: str) -> str | None:
+        """The full name of the head's weight or bias, if it is to be measured."""
+        own = getattr(self.plan.head, local, None)
+        return next((n for n, p in self.model.named_parameters() if p is own and n in self.plan.groups), None)
 
     def _sample_weights(self, layout: Layout) -> Tensor:
         if self.loss_reduction == "sum":
             return torch.ones(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
         return 1 / layout.target_counts.clamp_min(1).double()
 
-    def _result(self, layout: Layout, measurement: Measurement, passed: HeadPass) -> GradNorms:
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        head: Any = self.plan.head
-        if names.get(id(head.weight)) in self.plan.groups:
-            measurement.add(names[id(head.weight)], passed.weight_norm_squared)
-        if head.bias is not None and names.get(id(head.bias)) in self.plan.groups:
-            measurement.add(names[id(head.bias)], passed.bias_norm_squared)
-        return GradNorms(passed.loss, layout.target_counts, self._norms(measurement))
+    def __enter__(self) -> GradNormRecorder:
+        if self._watch is not None:
+            raise RuntimeError("this recorder is watching already; leave its `with` first")
+        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references)
+        return self
 
-    def _norms(self, measurement: Measurement) -> dict[str, Tensor]:
-        device = measurement.layout.input_ids.device
-        zero = torch.zeros(measurement.layout.num_samples, dtype=torch.float64, device=device)
-        squares: dict[str, Tensor] = {}
-        for name, group in self.plan.groups.items():
-            squares[group] = squares.get(group, zero) + measurement.sums.get(name, zero)
-        norms = {group: value.clamp_min(0).sqrt() for group, value in squares.items()}
-        if "other" in self.plan.requested:
-            norms["total"] = torch.stack(list(squares.values())).sum(0).clamp_min(0).sqrt()
-        if self.plan.tied and "lm_head" in self.plan.requested:
-            norms["lm_head"] = norms["embedding"]
-        return {group: norms[group] for group in (*self.plan.requested, "total") if group in norms}
+    def __exit__(self, *exception: object) -> None:
+        if self._watch is not None:
+            self._watch.close()
+        self._watch = None
+
+    def collect(self) -> GradNorms:
+        """The norms of the micro-batch whose backward has just run, of each sample's own loss whatever the batch's reduction was.
+
+        Raises RuntimeError if no backward ran, or if the loss was not a weighted sum of the labels' cross-entropies.
+        """
+        if self._watch is None:
+            raise RuntimeError("collect() needs `with recorder:` around the forward and backward")
+        return self._watch.collect(self._sample_weights)

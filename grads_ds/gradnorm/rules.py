@@ -31,8 +31,9 @@ class Site:
     module: nn.Module
     rule: str
     parameters: dict[str, str]
-    eps: float = 0.0
-    centred: bool = False
+    transposed: bool = False  # linear: the weight is stored [in, out]
+    eps: float = 0.0  # norm
+    centred: bool = False  # norm
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,13 @@ def _site(path: str, module: nn.Module, own: dict[str, str]) -> Site:
         shape = full_shape(tensors["weight"])
         if shape.numel() <= _MAX_PROBE:
             with contextlib.suppress(Exception):  # a module that cannot be run on plain tensors is no linear and no norm
-                if len(shape) == 2 and _is_linear(module, tensors, shape):
-                    return Site(path, module, "linear", own)
+                transposed = _linear_kind(module, tensors, shape) if len(shape) == 2 else None
+                if transposed is not None:
+                    return Site(path, module, "linear", own, transposed)
             with contextlib.suppress(Exception):
                 found = _norm_kind(module, tensors, shape)
                 if found is not None:
-                    return Site(path, module, "norm", own, *found)
+                    return Site(path, module, "norm", own, False, *found)
     return Site(path, module, "local", own)
 
 
@@ -133,14 +135,15 @@ def _matches(output: object, expected: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _is_linear(module: nn.Module, tensors: dict[str, Tensor], shape: torch.Size) -> bool:
+def _linear_kind(module: nn.Module, tensors: dict[str, Tensor], shape: torch.Size) -> bool | None:
+    """Whether the weight is stored [in, out], if the module computes W x + b; else None."""
     for transposed in (False, True):
         fake, acts = _random(tensors, 2, 3, shape[0] if transposed else shape[1])
-        expected = acts @ (fake["weight"] if transposed else fake["weight"].T) + fake.get("bias", torch.zeros(()).to(acts.device))
         with contextlib.suppress(Exception), substituted(module, fake):
-            if _matches(module.forward(acts), expected):
-                return True
-    return False
+            expected = acts @ (fake["weight"] if transposed else fake["weight"].T)
+            if _matches(module.forward(acts), expected + fake["bias"] if "bias" in fake else expected):
+                return transposed
+    return None
 
 
 @torch.no_grad()

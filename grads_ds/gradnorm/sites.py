@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from grads_ds.gradnorm import embedding, linear, norm
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.layout import Layout
 from grads_ds.gradnorm.local import local_norms_squared
+from grads_ds.gradnorm.lookup import LookupHook, looked_up, requiring_grad
 from grads_ds.gradnorm.rules import Plan, Site
 from grads_ds.gradnorm.tap import tap
 
@@ -26,20 +26,18 @@ Gather = Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[An
 
 
 class Measurement:
-    """Squared norms of one micro-batch. `sums`: parameter name -> float64 [S]; `unmeasured`: parameters no rule could measure here;
-    `called`: sites that took part in the forward."""
+    """Squared norms of one micro-batch. `sums`: parameter name -> float64 [S]; `unmeasured`: parameters no rule could measure here."""
 
-    def __init__(self, plan: Plan, layout: Layout, gather: Gather | None, skip: frozenset[str] = frozenset()) -> None:
-        self.plan, self.layout, self.gather, self.skip = plan, layout, gather, skip
+    def __init__(self, plan: Plan, layout: Layout, gather: Gather | None) -> None:
+        self.plan, self.layout, self.gather = plan, layout, gather
         self.sums: dict[str, Tensor] = {}
         self.unmeasured: set[str] = set()
         self.calls: dict[str, int] = {}
         self.anchor: Tensor | None = None  # set while a frozen model is differentiated
         self.head_rows: Tensor | None = None  # [S, L, D], tied tables: see embedding.tied_cross_term
-        self.reference: Tensor | None = None  # [V, D] reference gradient of the embedding
-        self.gradient: Tensor | None = None  # [V, D] summed gradient of the embedding is added here
-        self.inner: dict[str, Tensor] = {}  # group -> [S]
-        self.other_sinks: dict[nn.Module, Callable[..., None]] = {}
+        self.references: dict[str, Tensor] = {}  # parameter name -> reference gradient
+        self.gradients: dict[str, Tensor] = {}  # parameter name -> where the batch's summed gradient is added
+        self.inner: dict[str, Tensor] = {}  # parameter name -> [S], inner product with the reference
 
     @contextlib.contextmanager
     def attached(self, sites: Sequence[Site]) -> Iterator[None]:
@@ -47,10 +45,10 @@ class Measurement:
         with contextlib.ExitStack() as stack:
             source = self.plan.embedding
             if self.anchor is not None and not any(site.module is source for site in sites):
-                stack.enter_context(_looked_up(source, self._require_grad))
+                stack.enter_context(looked_up(source, requiring_grad(self.anchor)))
             for site in sites:
                 if site.rule == "embedding":
-                    stack.enter_context(_looked_up(site.module, self._lookup_hook(site)))
+                    stack.enter_context(looked_up(site.module, self._lookup_hook(site)))
                 else:
                     # In front of other hooks: DeepSpeed's gather a module's parameters before what stands behind them runs.
                     handle = site.module.register_forward_hook(self._forward_hook(site), with_kwargs=True, prepend=True)
@@ -61,6 +59,15 @@ class Measurement:
         """Adds to a parameter's squared norm."""
         self.sums[name] = self.sums[name] + squares_S if name in self.sums else squares_S
 
+    def add_inner(self, name: str, inner_S: Tensor) -> None:
+        """Adds to the inner product with the parameter's reference gradient."""
+        self.inner[name] = self.inner[name] + inner_S if name in self.inner else inner_S
+
+    def left_out(self) -> list[str]:
+        """Parameters that were not measured: no rule held, or their module took no part in the forward as itself."""
+        uncalled = {n for site in self.plan.sites if site.name not in self.calls for n in site.parameters.values()}
+        return sorted(self.unmeasured | (uncalled - set(self.sums)))
+
     def _called(self, site: Site) -> None:
         """Counts calls in the forward. A second one would need the cross term of the two, which no formula here has."""
         if torch._C._current_graph_task_id() != -1:
@@ -69,10 +76,7 @@ class Measurement:
         if self.calls[site.name] > 1:
             self.unmeasured.update(site.parameters.values())
 
-    def _require_grad(self, ids: Tensor, output: Tensor, weight: Tensor) -> Tensor:
-        return tap((output,), (), lambda grads, saved: None, self.anchor)[0]
-
-    def _lookup_hook(self, site: Site) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _lookup_hook(self, site: Site) -> LookupHook:
         name = site.parameters["weight"]
         padding_idx = site.module.padding_idx
         if site.module.max_norm is not None or site.module.scale_grad_by_freq:
@@ -84,18 +88,14 @@ class Measurement:
                 self.unmeasured.add(name)
                 return
             self.add(name, embedding.embedding_norm_squared(ids_SL, grads_SLD, padding_idx))
-            if site.module is not self.plan.embedding:
-                return
-            if self.head_rows is not None:
+            if site.module is self.plan.embedding and self.head_rows is not None:
                 self.add(name, embedding.tied_cross_term(ids_SL, grads_SLD, self.head_rows, padding_idx))
-            real = ids_SL != padding_idx if padding_idx is not None else torch.ones_like(ids_SL, dtype=torch.bool)
-            if self.reference is not None:
-                rows_SLD = self.reference[ids_SL.long()] * real[..., None]
-                self.inner["embedding"] = (grads_SLD.double() * rows_SLD.double()).sum((1, 2))
-            if self.gradient is not None:
-                self.gradient.index_add_(0, ids_SL[real].long(), grads_SLD[real].to(self.gradient.dtype))
+            if name in self.references:
+                self.add_inner(name, embedding.embedding_inner(ids_SL, grads_SLD, self.references[name], padding_idx))
+            if name in self.gradients:
+                embedding.add_embedding_gradient(self.gradients[name], ids_SL, grads_SLD, padding_idx)
 
-        def hook(ids: Tensor, output: Tensor, weight: Tensor) -> Tensor:
+        def hook(ids: Tensor, output: Tensor) -> Tensor:
             self._called(site)
             if ids.dim() == 2 and ids.shape == (1, self.layout.length) and self.layout.rows > 1:
                 # one row of positions, broadcast to the batch later: spread it first, so that each row has its own gradient
@@ -105,9 +105,6 @@ class Measurement:
         return hook
 
     def _forward_hook(self, site: Site) -> Callable[..., Any]:
-        if site.module in self.other_sinks:
-            other = self.other_sinks[site.module]
-            return lambda module, args, kwargs, output: tap((output,), (args[0],), other)[0]
         if site.rule == "local":
             return self._local_hook(site)
         sink = self._linear_sink(site) if site.rule == "linear" else self._norm_sink(site)
@@ -135,9 +132,17 @@ class Measurement:
                 return
             acts_SLI, grads_SLO = rows[0].flatten(1, -2), rows[1].flatten(1, -2)
             if "weight" in site.parameters:
-                self.add(site.parameters["weight"], linear.weight_norm_squared(acts_SLI, grads_SLO))
+                name = site.parameters["weight"]
+                self.add(name, linear.weight_norm_squared(acts_SLI, grads_SLO))
+                if name in self.references:
+                    reference_OI = self.references[name].T if site.transposed else self.references[name]
+                    self.add_inner(name, linear.weight_inner(acts_SLI, grads_SLO, reference_OI))
+                if name in self.gradients:
+                    gradient_OI = self.gradients[name].T if site.transposed else self.gradients[name]
+                    linear.add_weight_gradient(gradient_OI, acts_SLI, grads_SLO)
             if "bias" in site.parameters:
                 self.add(site.parameters["bias"], linear.bias_norm_squared(grads_SLO))
+                self._direct(site.parameters["bias"], lambda: linear.accumulate(grads_SLO).sum(1))
 
         return sink
 
@@ -149,11 +154,23 @@ class Measurement:
             if rows is None:
                 return
             if "weight" in site.parameters:
-                self.add(site.parameters["weight"], norm.scale_norm_squared(rows[0], rows[1], dims, site.eps, site.centred))
+                scale = norm.scale_gradient(rows[0], rows[1], dims, site.eps, site.centred)
+                self.add(site.parameters["weight"], linear.squares(scale))
+                self._direct(site.parameters["weight"], lambda: scale)
             if "bias" in site.parameters:
-                self.add(site.parameters["bias"], norm.shift_norm_squared(rows[1], dims))
+                shift = norm.shift_gradient(rows[1], dims)
+                self.add(site.parameters["bias"], linear.squares(shift))
+                self._direct(site.parameters["bias"], lambda: shift)
 
         return sink
+
+    def _direct(self, name: str, gradient: Callable[[], Tensor]) -> None:
+        """Reference and summed gradient of a small parameter, from its gradient per sample, [S, *shape]."""
+        if name in self.references:
+            products = gradient().double() * self.references[name].double()
+            self.add_inner(name, products.flatten(1).sum(1))
+        if name in self.gradients:
+            self.gradients[name] += gradient().sum(0).to(self.gradients[name].dtype)
 
     def _local_hook(self, site: Site) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -193,37 +210,3 @@ class Measurement:
             return tuple(replaced) if type(output) is tuple else type(output)(*replaced)
 
         return hook
-
-
-class _LookupMode(TorchFunctionMode):
-    """Passes every table lookup through `hook(ids, output, weight)`; all other functions are left alone."""
-
-    def __init__(self, hook: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.hook = hook
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is torch.nn.functional.embedding:
-            bound = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
-            return self.hook(bound["input"], output, bound["weight"])
-        return output
-
-
-@contextlib.contextmanager
-def _looked_up(module: nn.Module, hook: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """While active, the lookup inside `module` (scaled and offset subclasses too) goes through `hook`."""
-    original, had_own = module.forward, "forward" in module.__dict__
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with _LookupMode(hook):
-            return original(*args, **kwargs)
-
-    module.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if had_own:
-            module.forward = original  # type: ignore[method-assign]
-        else:
-            del module.forward
