@@ -55,4 +55,6 @@ def run_on_ranks(world: int, function: Callable[..., Any], *arguments: Any, seco
                     process.wait()
         logs = [Path(results, f"log{rank}").read_text()[-4000:] for rank in range(world)]
         assert not any(statuses), "\n".join(f"rank {r} ended with {s}:\n{logs[r]}" for r, s in enumerate(statuses) if s)
+        if os.environ.get("SHOW_RANKS"):
+            print("\n".join(logs))
         return [pickle.loads(Path(results, str(rank)).read_bytes()) for rank in range(world)]
