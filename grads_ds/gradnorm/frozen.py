@@ -23,13 +23,21 @@ def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter requires grad, no dropout; activation checkpointing, which only works in training mode, stays as it was."""
     required = [p for p in model.parameters() if p.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
+    rates: list[tuple[nn.Module, str, float]] = []
     try:
         for parameter in required:
             parameter.requires_grad_(False)
         for module, training in modes:
             module.training = training and bool(getattr(module, "gradient_checkpointing", False))
+            if module.training:  # such a module may apply dropout itself, or leave out layers at random
+                found = [(name, rate) for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)]
+                for name, rate in found:
+                    rates.append((module, name, rate))
+                    setattr(module, name, 0.0)
         yield
     finally:
+        for module, name, rate in rates:
+            setattr(module, name, rate)
         for module, training in modes:
             module.training = training
         for parameter in required:
@@ -43,13 +51,40 @@ def model_inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
     inputs: dict[str, Any] = {"input_ids": layout.input_ids}
     if layout.packed_index is None:
         inputs["attention_mask"] = layout.real.long()
-    elif "position_ids" not in known:
-        raise ValueError(f"packed rows need a model that takes position_ids; {type(inner).__name__} does not")
     if "position_ids" in known:
         inputs["position_ids"] = layout.position_ids
     if "use_cache" in known:
         inputs["use_cache"] = False
     return inputs
+
+
+def keeps_packed_apart(model: nn.Module, head: nn.Module, layout: Layout) -> bool:
+    """Whether the samples of a packed row do not see each other: tried by changing every row's first sample.
+
+    Two forwards without gradients or logits. Models that take no position_ids, or read them without masking by them, fail.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if "position_ids" not in inspect.signature(inner.forward).parameters:
+        return False
+    index = layout.packed_index
+    assert index is not None
+    first = layout.length * torch.arange(layout.rows, device=index.device)  # flat position of each row's first token
+    touched = index[torch.isin(index[:, 0], first)]
+    changed = layout.input_ids.reshape(-1).clone()
+    places = touched[touched >= 0]
+    changed[places] = (changed[places] + 1) % changed.max().clamp_min(1)
+    others = index[~torch.isin(index[:, 0], first)]
+    others = others[others >= 0]
+    kept: list[Tensor] = []
+
+    def take(hidden: Tensor) -> Tensor:
+        kept.append(hidden.reshape(-1, hidden.shape[-1])[others].float())
+        return stand_in_logits(hidden)
+
+    with frozen(model), head_replaced(head, take), torch.no_grad():
+        for ids in (layout.input_ids, changed.reshape(layout.rows, layout.length)):
+            model(**{**model_inputs(model, layout), "input_ids": ids})
+    return torch.allclose(kept[0], kept[1], 1e-3, 1e-3)
 
 
 @contextlib.contextmanager

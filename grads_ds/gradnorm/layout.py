@@ -79,7 +79,8 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
         num_samples = rows
         sample_BT = torch.arange(rows, device=input_ids.device)[:, None].expand(rows, length)
     is_target = torch.zeros_like(real)
-    is_target[:, :-1] = (labels[:, 1:] != IGNORED) & (sample_BT[:, 1:] == sample_BT[:, :-1])
+    # A sample's first token is predicted by nothing of its own: not by padding on its left, nor by the sample packed before it.
+    is_target[:, :-1] = (labels[:, 1:] != IGNORED) & (sample_BT[:, 1:] == sample_BT[:, :-1]) & real[:, :-1]
     stray = (labels != IGNORED) & ~real
     if bool(stray.any()):
         raise ValueError(f"labels must be {IGNORED} at padding; found {int(stray.sum())} labels where attention_mask or "
@@ -120,3 +121,26 @@ def _number_segments(segments_BT: Tensor, real_BT: Tensor) -> tuple[Tensor, int,
     index = torch.full((num_samples, longest), -1, dtype=torch.long, device=flat.device)
     index[owner, torch.arange(len(positions), device=flat.device) - starts[owner]] = positions
     return sample_BT, num_samples, index
+
+
+def cut_out(batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The samples of a batch, each (input_ids, labels) without padding."""
+    layout = read_layout(batch)
+    labels = batch["labels"]
+    if layout.packed_index is None:
+        return [(ids[real], row[real]) for ids, row, real in zip(layout.input_ids, labels, layout.real, strict=True)]
+    indices = [index[index >= 0] for index in layout.packed_index]
+    return [(layout.input_ids.reshape(-1)[index], labels.reshape(-1)[index]) for index in indices]
+
+
+def padded(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The opposite of `cut_out`: one row per sample, padded on the right."""
+    longest = max(len(ids) for ids, _ in samples)
+    ids, labels = samples[0]
+    batch = {"input_ids": ids.new_zeros(len(samples), longest), "labels": labels.new_full((len(samples), longest), IGNORED),
+             "attention_mask": ids.new_zeros(len(samples), longest)}
+    for row, (ids, labels) in enumerate(samples):
+        batch["input_ids"][row, :len(ids)] = ids
+        batch["labels"][row, :len(ids)] = labels
+        batch["attention_mask"][row, :len(ids)] = 1
+    return batch

@@ -17,17 +17,17 @@ from grads_ds.gradnorm.rules import substituted
 
 
 def local_norms_squared(module: nn.Module, own: dict[str, Tensor], call: Callable[[list[Tensor]], Any], inputs: list[Tensor],
-                        which: list[int], grads: list[Tensor], layout: Layout) -> dict[str, Tensor] | None:
+                        grads: list[tuple[int, Tensor]], layout: Layout) -> dict[str, Tensor] | None:
     """Squared gradient norm per sample of each parameter in `own` (local name -> whole tensor). Returns float64 [S] by name.
 
-    call: runs the module's forward on tensors standing in for `inputs`. which: the positions in its (tuple of) outputs that
-    `grads` belong to. None if an output's rows cannot be told apart by sample.
+    call: runs the module's forward on tensors standing in for `inputs`. grads: the gradients that came, each with the
+    position in the module's (tuple of) outputs that it belongs to. None if an output's rows cannot be told apart by sample.
     """
-    owners = [_owner_mask(grad, layout) for grad in grads]
+    owners = [_owner_mask(grad, layout) for _, grad in grads]
     if any(owner is None for owner in owners):
         return None
     split = layout.packed_index is None and 1 < layout.rows != layout.length  # equal sizes: cannot tell which is which
-    totals = {local: torch.zeros(layout.num_samples, dtype=torch.float64, device=grads[0].device) for local in own}
+    totals = {local: torch.zeros(layout.num_samples, dtype=torch.float64, device=inputs[0].device) for local in own}
     for sample in range(layout.num_samples):
         rows = [_rows_of(tensor, sample, layout) for tensor in inputs] if split else list(inputs)
         leaves = {local: tensor.detach().requires_grad_(True) for local, tensor in own.items()}
@@ -35,7 +35,7 @@ def local_norms_squared(module: nn.Module, own: dict[str, Tensor], call: Callabl
             outputs = call(rows)
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
         pairs = []
-        for position, grad, owner in zip(which, grads, owners, strict=True):
+        for (position, grad), owner in zip(grads, owners, strict=True):
             if split:
                 grad = _rows_of(grad, sample, layout)
             else:

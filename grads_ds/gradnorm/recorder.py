@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from grads_ds.gradnorm import frozen
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass, head_pass
-from grads_ds.gradnorm.layout import Layout, read_layout
+from grads_ds.gradnorm.layout import Layout, cut_out, padded, read_layout
 from grads_ds.gradnorm.one_sample import one_sample_norms
-from grads_ds.gradnorm.reference import cut_out
 from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules import make_plan
 from grads_ds.gradnorm.sites import Gather, Measurement
@@ -51,6 +50,7 @@ class GradNormRecorder:
         # The head is run as the model runs it, with all its logits, where it is more than a matrix or its logits are changed
         # in a way not known here: exact all the same, only larger.
         self.plain_head = type(self.plan.head).forward is not nn.Linear.forward
+        self._keeps_apart: bool | None = None
         self._watch: Watch | None = None
 
     def score(self, batch: Mapping[str, Tensor]) -> GradNorms:
@@ -84,15 +84,29 @@ class GradNormRecorder:
 
     def _score(self, batch: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> GradNorms:
         layout = read_layout(batch)
+        if layout.packed_index is not None and not self._packs(layout):
+            batch = padded(cut_out(batch))
+            layout = read_layout(batch)
         measurement = Measurement(self.plan, layout, self.gather)
         measurement.references, measurement.gradients = self.references.gradients, gradients
+        if self._watch is not None:
+            self._watch.paused = True
         try:
             loss = self._plain(layout, measurement) if self.plain_head else self._fused(layout, measurement)
+            self._one_by_one(batch, measurement)
         except frozen.UnknownLogits:
             self.plain_head = True
             return self._score(batch, gradients)
-        self._one_by_one(batch, measurement)
+        finally:
+            if self._watch is not None:
+                self._watch.paused = False
         return summarise(self.plan, measurement, loss, self.references)
+
+    def _packs(self, layout: Layout) -> bool:
+        """Whether the model keeps packed samples apart; tried once. Rows of a model that does not are unpacked before they are scored."""
+        if self._keeps_apart is None and layout.num_samples > layout.rows:
+            self._keeps_apart = frozen.keeps_packed_apart(self.model, self.plan.head, layout)
+        return self._keeps_apart is not False
 
     def _fused(self, layout: Layout, measurement: Measurement) -> Tensor:
         """The head at the target positions only; the backward starts behind it."""
@@ -192,7 +206,7 @@ class GradNormRecorder:
     def __enter__(self) -> GradNormRecorder:
         if self._watch is not None:
             raise RuntimeError("this recorder is watching already; leave its `with` first")
-        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references)
+        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references, self._packs)
         return self
 
     def __exit__(self, *exception: object) -> None:

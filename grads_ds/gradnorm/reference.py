@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm.layout import IGNORED, read_layout
+from grads_ds.gradnorm.layout import IGNORED, cut_out
 
 
 def reference_gradients(model: nn.Module, batch: Mapping[str, Tensor], loss_reduction: str = "mean",
@@ -34,13 +34,3 @@ def reference_gradients(model: nn.Module, batch: Mapping[str, Tensor], loss_redu
         grads = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
         results.append((loss.item(), grads))
     return results
-
-
-def cut_out(batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The samples of a batch, each (input_ids, labels) without padding."""
-    layout = read_layout(batch)
-    labels = batch["labels"]
-    if layout.packed_index is None:
-        return [(ids[real], row[real]) for ids, row, real in zip(layout.input_ids, labels, layout.real, strict=True)]
-    indices = [index[index >= 0] for index in layout.packed_index]
-    return [(layout.input_ids.reshape(-1)[index], labels.reshape(-1)[index]) for index in indices]

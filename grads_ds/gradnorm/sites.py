@@ -7,6 +7,7 @@ while the backward runs, and lists the parameters it could not measure in this b
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,9 @@ from grads_ds.gradnorm.tap import tap
 
 Gather = Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[Any]]
 
+_CACHES = ("past_key_values", "past_key_value")
+_ONE_OF_EXPERTS = re.compile(r"experts?\.\d+(\.|$)")
+
 
 class Measurement:
     """Squared norms of one micro-batch. `sums`: parameter name -> float64 [S]; `unmeasured`: parameters no rule could measure here."""
@@ -33,6 +37,7 @@ class Measurement:
         self.sums: dict[str, Tensor] = {}
         self.unmeasured: set[str] = set()
         self.calls: dict[str, int] = {}
+        self._replaying = False  # a module is run again by itself: what its children see is not the model's forward
         self.anchor: Tensor | None = None  # set while a frozen model is differentiated
         self.head_rows: Tensor | None = None  # [S, L, D], tied tables: see embedding.tied_cross_term
         self.references: dict[str, Tensor] = {}  # parameter name -> reference gradient
@@ -96,6 +101,8 @@ class Measurement:
                 embedding.add_embedding_gradient(self.gradients[name], ids_SL, grads_SLD, padding_idx)
 
         def hook(ids: Tensor, output: Tensor) -> Tensor:
+            if self._replaying:
+                return output
             self._called(site)
             if ids.dim() == 2 and ids.shape == (1, self.layout.length) and self.layout.rows > 1:
                 # one row of positions, broadcast to the batch later: spread it first, so that each row has its own gradient
@@ -110,6 +117,8 @@ class Measurement:
         sink = self._linear_sink(site) if site.rule == "linear" else self._norm_sink(site)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if self._replaying:
+                return output
             self._called(site)
             acts = args[0] if args else next(iter(kwargs.values()))
             return tap((output,), (acts,), sink)[0]
@@ -118,7 +127,7 @@ class Measurement:
 
     def _rows(self, site: Site, *tensors: Tensor) -> list[Tensor] | None:
         # The rows routed to one expert of a list can happen to number B * T, in another order: never read those as the batch.
-        flat_ok = "expert" not in site.name
+        flat_ok = _ONE_OF_EXPERTS.search(site.name) is None
         found = [self.layout.per_sample(tensor, flat_ok) for tensor in tensors]
         if any(tensor is None for tensor in found):
             self.unmeasured.update(site.parameters.values())
@@ -174,6 +183,8 @@ class Measurement:
 
     def _local_hook(self, site: Site) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if self._replaying:
+                return output
             self._called(site)
             outputs = output if isinstance(output, tuple) else (output,)
             which = [i for i, o in enumerate(outputs) if isinstance(o, Tensor) and o.is_floating_point() and o.requires_grad]
@@ -188,13 +199,19 @@ class Measurement:
                 for place, tensor in zip(places, tensors, strict=True):
                     values[place] = tensor
                 again_args, again_kwargs = pytree.tree_unflatten(values, structure)
+                again_kwargs = {k: None if k in _CACHES else v for k, v in again_kwargs.items()}  # else it would be filled twice
                 return module.forward(*again_args, **again_kwargs)
 
-            def sink(grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> None:
+            def sink(grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> None:
+                reached = [(position, grad) for position, grad in zip(which, grads, strict=True) if grad is not None]
                 parameters = [module._parameters[local] for local in site.parameters]
                 with self.gather(parameters) if self.gather else contextlib.nullcontext():  # type: ignore[arg-type]
                     own = {local: module._parameters[local] for local in site.parameters}
-                    found = local_norms_squared(module, own, call, list(saved), which, list(grads), self.layout)  # type: ignore[arg-type]
+                    self._replaying = True
+                    try:
+                        found = local_norms_squared(module, own, call, list(saved), reached, self.layout)  # type: ignore[arg-type]
+                    finally:
+                        self._replaying = False
                 if found is None:
                     self.unmeasured.update(site.parameters.values())
                     return

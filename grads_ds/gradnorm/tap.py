@@ -23,13 +23,14 @@ class _Tap(torch.autograd.Function):
     def forward(ctx: Any, sink: Callable[..., None], num_outputs: int, anchor: Tensor | None, *tensors: Tensor) -> Any:
         ctx.sink, ctx.num_outputs = sink, num_outputs
         ctx.num_tensors = len(tensors)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors[num_outputs:])
         # detach() and not the tensor itself: autograd would hand that out as a view that must not be changed in place.
         # The version counter stays shared, so an in-place change is still noticed where it matters.
         return tuple(output.detach() for output in tensors[:num_outputs])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
         ctx.sink(grads, ctx.saved_tensors)  # saved_tensors may be unpacked only once under checkpointing
         return (None, None, None, *grads) + (None,) * (ctx.num_tensors - ctx.num_outputs)
 
@@ -38,7 +39,7 @@ def tap(outputs: tuple[Tensor, ...], saved: tuple[Tensor, ...], sink: Callable[.
         anchor: Tensor | None = None) -> tuple[Tensor, ...]:
     """Returns `outputs`, unchanged in value, such that the backward calls `sink(grads, saved)`.
 
-    grads are the gradients of `outputs` (zeros where none came), saved the tensors given here, or the ones recomputed in their
+    grads are the gradients of `outputs` (None where none came), saved the tensors given here, or the ones recomputed in their
     place under activation checkpointing. With an `anchor` (any tensor that requires grad) the outputs require grad even where
     nothing before them does: this is how frozen models are differentiated. Without one, outputs that need no gradient are
     returned as they are and the sink is never called.

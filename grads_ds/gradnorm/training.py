@@ -30,8 +30,11 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the check that the
 class Watch:
     """Watches a model's training forwards and backwards until closed."""
 
-    def __init__(self, model: nn.Module, plan: Plan, transform: LogitTransform, gather: Gather | None, references: References) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, transform: LogitTransform, gather: Gather | None, references: References,
+                 packs: Callable[[Layout], bool]) -> None:
         self.model, self.plan, self.transform, self.gather, self.references = model, plan, transform, gather, references
+        self.packs = packs
+        self.paused = False
         self.measurement: Measurement | None = None
         self.losses_N: Tensor | None = None
         self.weights_S: Tensor | None = None
@@ -46,6 +49,8 @@ class Watch:
         self._hooks.close()
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.paused or model is not self.model:  # a deep copy of a model carries its hooks along
+            return
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         if self.weights_S is not None:
@@ -57,6 +62,9 @@ class Watch:
         batch = {name: batch[name] for name in ("input_ids", "labels", "attention_mask", "position_ids", "segment_ids")
                  if isinstance(batch.get(name), Tensor)}
         layout = read_layout(with_segments(batch))
+        if layout.packed_index is not None and not self.packs(layout):
+            raise ValueError("the samples of a packed row see each other in this model, so none has a gradient of its own; train on "
+                             "padded rows, or score()")
         self._hooks.close()
         measurement = self.measurement = Measurement(self.plan, layout, self.gather)
         measurement.references = self.references.gradients
