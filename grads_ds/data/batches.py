@@ -1,8 +1,10 @@
-"""The batch plan: which samples share a micro-batch, on which rank, in which step. Made once, from the lengths alone.
+"""The batch plan: which samples share a micro-batch, on which rank, in which step. Made once, from the
+lengths alone.
 
-Micro-batches hold samples of similar length (little padding), stay within a budget of tokens counted with their padding, and are
-dealt so that all ranks take the same number of steps and the ranks of one step have nearly equal work: under ZeRO-3 the ranks go
-in lockstep, so a step lasts as long as its slowest rank. Pure functions; reads and writes nothing; no torch import.
+Micro-batches hold samples of similar length (little padding), stay within a budget of tokens counted with
+their padding, and are dealt so that all ranks take the same number of steps and the ranks of one step have
+nearly equal work: under ZeRO-3 the ranks go in lockstep, so a step lasts as long as its slowest rank. Pure
+functions; reads and writes nothing; no torch import.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (rows [B], longest [B])
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`batches[rank][step]` is a tuple of sample indices; an empty one means: take part, but there is no work."""
+    """`batches[rank][step]` is a tuple of sample indices; an empty one means: take part, but there is no
+    work.
+    """
 
     batches: tuple[tuple[tuple[int, ...], ...], ...]
     tokens_per_microbatch: int
@@ -38,9 +42,10 @@ class BatchPlan:
     def summary(self) -> str:
         """One line for the log."""
         over = f", {self.over_budget:,} samples above the budget" if self.over_budget else ""
+        ranks = f"{len(self.batches)} rank{'s' if len(self.batches) > 1 else ''}"
         return (
-            f"{self.num_samples:,} samples, {self.num_tokens:,} tokens in {self.steps:,} steps on {len(self.batches)} "
-            f"rank{'s' if len(self.batches) > 1 else ''} of at most {self.tokens_per_microbatch:,} tokens: "
+            f"{self.num_samples:,} samples, {self.num_tokens:,} tokens in {self.steps:,} steps on {ranks} "
+            f"of at most {self.tokens_per_microbatch:,} tokens: "
             f"padding {self.padding_fraction:.1%}, imbalance {self.imbalance:.1%}{over}"
         )
 
@@ -54,11 +59,12 @@ def plan_batches(
 ) -> BatchPlan:
     """Plan micro-batches of samples with `lengths` [N] tokens; rows x longest <= tokens_per_microbatch.
 
-    A sample above the budget is a batch of its own. The number of steps is the least the budget allows; within it the batches are
-    made as even as they get, so that no rank idles through a last, half-empty step. Steps run from the costliest down: what does not
-    fit in memory fails in the first step, not after an hour. `cost` gives a batch's work from its rows and its longest sample
-    (default: tokens with padding). The same arguments always give the same plan. Raises ValueError on a length below 1, no
-    samples' ranks or budget below 1.
+    A sample above the budget is a batch of its own. The number of steps is the least the budget allows;
+    within it the batches are made as even as they get, so that no rank idles through a last, half-empty step.
+    Steps run from the costliest down: what does not fit in memory fails in the first step, not after an hour.
+    `cost` gives a batch's work from its rows and its longest sample (default: tokens with padding). The same
+    arguments always give the same plan. Raises ValueError on a length below 1, no samples' ranks or budget
+    below 1.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if num_ranks < 1 or tokens_per_microbatch < 1:
@@ -66,7 +72,7 @@ def plan_batches(
     if lengths.size and lengths.min() < 1:
         raise ValueError(f"wanted lengths of at least 1, found {lengths.min()} at index {lengths.argmin()}")
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(lengths.size)  # samples of one length are batched in drawn order, not in the pool's
+    shuffled = rng.permutation(lengths.size)  # equal lengths are batched in drawn order, not in the pool's
     order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     descending = lengths[order].tolist()
 
@@ -98,10 +104,11 @@ def plan_batches(
 
 
 def _even_cuts(descending: list[int], num_ranks: int, budget: int) -> list[int]:
-    """Cut the sorted samples into batches: as few steps as `budget` allows, then the smallest budget with as few.
+    """Cut the sorted samples into batches: as few steps as `budget` allows, then the smallest budget with
+    as few.
 
-    Filling every batch to the brim would leave a last step in which most ranks idle; the smaller budget spreads that gap over
-    all batches. Returns the batches' bounds, from 0 to N.
+    Filling every batch to the brim would leave a last step in which most ranks idle; the smaller budget
+    spreads that gap over all batches. Returns the batches' bounds, from 0 to N.
     """
     fullest = _cut(descending, budget, limit=len(descending))
     assert fullest is not None
@@ -118,7 +125,9 @@ def _even_cuts(descending: list[int], num_ranks: int, budget: int) -> list[int]:
 
 
 def _cut(descending: list[int], budget: int, limit: int) -> list[int] | None:
-    """Bounds of batches filled in order up to `budget` tokens with padding; None when more than `limit` are needed."""
+    """Bounds of batches filled in order up to `budget` tokens with padding; None when more than `limit`
+    are needed.
+    """
     bounds, at, total = [0], 0, len(descending)
     while at < total:
         if len(bounds) > limit:

@@ -1,4 +1,6 @@
-"""Prepared rows -> one padded batch of numpy arrays. Reads and writes nothing; no torch import (the caller makes tensors)."""
+"""Prepared rows -> one padded batch of numpy arrays. Reads and writes nothing; no torch import (the caller
+makes tensors).
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,20 @@ IGNORE = -100  # the label of a token that is not a target
 def pad_batch(
     samples: Sequence[Mapping[str, Any]], pad_id: int, padding_side: Literal["right", "left"] = "right"
 ) -> dict[str, np.ndarray]:
-    """`input_ids`, `labels`, `attention_mask`, each int64 [rows, longest], of samples with `input_ids` and `labels`.
+    """`input_ids`, `labels`, `attention_mask`, each int64 [rows, longest], of samples with `input_ids` and
+    `labels`.
 
-    Labels are aligned with input_ids (the model shifts them); padding has label IGNORE and mask 0. Without samples the batch is one
-    dummy row of two tokens that has no target: a rank that has run out of work still takes part in the step.
+    Labels are aligned with input_ids (the model shifts them); padding has label IGNORE and mask 0. Without
+    samples the batch is one dummy row of two tokens that has no target: a rank that has run out of work still
+    takes part in the step.
     """
     if not samples:
         ids = np.full((1, 2), pad_id, np.int64)
-        return {"input_ids": ids, "labels": np.full((1, 2), IGNORE, np.int64), "attention_mask": np.ones((1, 2), np.int64)}
+        return {
+            "input_ids": ids,
+            "labels": np.full((1, 2), IGNORE, np.int64),
+            "attention_mask": np.ones((1, 2), np.int64),
+        }
     longest = max(len(sample["input_ids"]) for sample in samples)
     shape = (len(samples), longest)
     batch = {

@@ -1,7 +1,9 @@
-"""Where the assistant's words lie in a rendered conversation: character spans, from a template's marks or without them.
+"""Where the assistant's words lie in a rendered conversation: character spans, from a template's marks or
+without them.
 
-Pure functions over texts and messages; nothing is tokenised here. A template that drops, rewrites or reorders assistant turns (as
-those that remove earlier reasoning) cannot be masked rightly and raises `RowFault` instead.
+Pure functions over texts and messages; nothing is tokenised here. A template that drops, rewrites or reorders
+assistant turns (as those that remove earlier reasoning) cannot be masked rightly and raises `RowFault`
+instead.
 """
 
 from __future__ import annotations
@@ -9,41 +11,51 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from grads_ds.data.formats import Message, RowFault
+from grads_ds.data.faults import RowFault
+from grads_ds.data.messages import Message
 
 Span = tuple[int, int]  # [start, end) in characters
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
-_END_MARK = re.compile(r"(<\|[^|<>]+\|>|</s>|<[\w]+_of_[\w]+>)\Z")  # end tokens a tokenizer may know as plain text
+# end tokens a tokenizer may know as plain text only
+_END_MARK = re.compile(r"(<\|[^|<>]+\|>|</s>|<[\w]+_of_[\w]+>)\Z")
 _STAND_IN = "\u2042stand-in\u2042"
-_USE_MARKS = "use a chat template with {% generation %} marks (model.chat_template), or cut the conversation after that turn"
+_USE_MARKS = "use a chat template with {% generation %} marks (model.chat_template), or end the row there"
 
 
 def marked_spans(text: str, marks: list[Span], messages: list[Message], eos: str | None) -> list[Span]:
-    """Spans of the template's own `{% generation %}` blocks, each with the EOS token that follows it directly.
+    """Spans of the template's own `{% generation %}` blocks, each with the EOS token that follows it
+    directly.
 
     Raises RowFault when weights are given and the blocks cannot be told apart by turn.
     """
     if not any(end > start for start, end in marks):
-        raise RowFault("the chat template's generation marks to hold the answers", "empty marks", "mend the template")
-    spans = [
-        (start, end + len(eos) if eos and text.startswith(eos, end) and not text[start:end].endswith(eos) else end)
-        for start, end in marks
-    ]
+        raise RowFault(
+            "the chat template's generation marks to hold the answers", "empty marks", "mend the template"
+        )
+    spans = []
+    for start, end in marks:
+        open_ended = eos and text.startswith(eos, end) and not text[start:end].endswith(eos)
+        spans.append((start, end + len(eos) if eos and open_ended else end))
     turns = [m for m in messages if m["role"] == "assistant"]
     if all(m.get("weight", 1) for m in turns):
         return spans
     if len(spans) != len(turns):
         found = f"{len(spans)} generation marks for {len(turns)} assistant turns"
-        raise RowFault("one generation mark per assistant turn, to tell which have weight 0", found, "mend the template")
+        raise RowFault(
+            "one generation mark per assistant turn, to tell which have weight 0", found, "mend the template"
+        )
     return [span for span, m in zip(spans, turns, strict=True) if m.get("weight", 1)]
 
 
-def assistant_spans(text: str, messages: list[Message], render: Render, special: tuple[str, ...]) -> list[Span]:
+def assistant_spans(
+    text: str, messages: list[Message], render: Render, special: tuple[str, ...]
+) -> list[Span]:
     """Spans of the assistant turns in `text` = render(messages, False), for a template without marks.
 
-    For each turn the conversation up to it is rendered with the generation prompt (where the answer begins) and with the answer
-    (where it ends). Both must be beginnings of `text`; a turn for which they are not is located by rendering the conversation with a
-    stand-in for its content. Blanks after the end-of-turn token are no targets: the model never has to write them.
+    For each turn the conversation up to it is rendered with the generation prompt (where the answer begins)
+    and with the answer (where it ends). Both must be beginnings of `text`; a turn for which they are not is
+    located by rendering the conversation with a stand-in for its content. Blanks after the end-of-turn token
+    are no targets: the model never has to write them.
     """
     spans: list[Span] = []
     for k, message in enumerate(messages):
@@ -80,9 +92,15 @@ def _attempt(render: Render, messages: list[Message], prompt: bool) -> str | Non
 
 
 def _begin(until: str, turns: list[Message], render: Render) -> int | None:
-    """Where the answer begins in `until`, the rendering of `turns` whose last is the answer; None when it cannot be told."""
+    """Where the answer begins in `until`, the rendering of `turns` whose last is the answer; None when it
+    cannot be told.
+    """
     prompted = _attempt(render, turns[:-1], True)
-    if prompted is not None and until.startswith(prompted) and prompted != _attempt(render, turns[:-1], False):
+    if (
+        prompted is not None
+        and until.startswith(prompted)
+        and prompted != _attempt(render, turns[:-1], False)
+    ):
         return len(prompted)
     # no generation prompt in this template: the text before the content is what two different contents share
     other = _attempt(render, [*turns[:-1], turns[-1] | {"content": _STAND_IN}], False)
@@ -92,9 +110,15 @@ def _begin(until: str, turns: list[Message], render: Render) -> int | None:
     return begin if until[:begin] == other[:begin] else None
 
 
-def _by_stand_in(text: str, messages: list[Message], k: int, render: Render, special: tuple[str, ...]) -> Span:
-    """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn token behind it."""
-    changed = _attempt(render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False)
+def _by_stand_in(
+    text: str, messages: list[Message], k: int, render: Render, special: tuple[str, ...]
+) -> Span:
+    """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn token
+    behind it.
+    """
+    changed = _attempt(
+        render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False
+    )
     if changed is not None and changed.count(_STAND_IN) == 1 and messages[k]["content"]:
         begin, rest = changed.index(_STAND_IN), changed.partition(_STAND_IN)[2]
         end = len(text) - len(rest)
