@@ -86,7 +86,8 @@ def choose(
     budget = budgets.resolve_budget(settings, n, len(judged), gain)
     heard += budget.warnings
     # rows stand in the order of sample_id, so that a stable sort leaves ties in that order
-    order = rows[judged[np.argsort(-scored.preference[judged], kind="stable")]]
+    order = judged[np.argsort(-scored.preference[judged], kind="stable")]
+    order = rows[order] if len(rows) < n else order
     if len(order) > 1 and scored.preference[judged].min() == scored.preference[judged].max():
         heard.append("every sample has the same preference: the lowest sample_ids are chosen")
     if strata is not None:

@@ -16,11 +16,14 @@ import numpy as np
 
 from grads_ds.selection.numbers import Floats, rounded, rounded_scalar
 
-GRID_STEPS_PER_BANDWIDTH = 8
+GRID_STEPS_PER_BANDWIDTH = 16
 GRID_LARGEST = 2**18  # beyond it the farthest samples are treated as standing alone
 ISJ_SMALLEST = 50  # below it the fixed-point iteration has no support to converge on
 REACH = 5.0  # bandwidths beyond the outermost sample that the grid covers
-JOINT_GRID = 512
+# KDEpy 1.1.12 cuts its kernel where it falls below 1e-4 in absolute terms, so that its result depends on the
+# unit of the data; handed over in a unit that makes the bandwidth this, the cut lies beyond five bandwidths
+KDEPY_WIDTH = 0.01
+JOINT_GRID = 1024  # points per axis at most
 JOINT_REACH = 12.0  # robust z-scores beyond this are drawn in to it before the two-dimensional estimate
 
 
@@ -90,14 +93,16 @@ def estimate_joint(x: Floats, y: Floats, bandwidth: str | float = "silverman") -
     u, v = np.clip(u, -JOINT_REACH, JOINT_REACH), np.clip(v, -JOINT_REACH, JOINT_REACH)
     lows = (float(u.min()) - REACH * width, float(v.min()) - REACH * width)
     spans = (float(u.max()) - float(u.min()), float(v.max()) - float(v.min()))
-    step = (max(spans) + 2 * REACH * width) / (JOINT_GRID - 1)
+    extent = max(spans) + 2 * REACH * width
+    size = min(JOINT_GRID, int(np.ceil(8 * extent / width)) + 2)
+    step = extent / (size - 2)
     if step > width / 2:
         width, notes = (
             2 * step,
             [*notes, f"joint bandwidth raised to {2 * step:.4g}, the finest its grid resolves"],
         )
     a, b = (u - lows[0]) / step, (v - lows[1]) / step
-    counts = _bin_2d(a, b, JOINT_GRID)
+    counts = _bin_2d(a, b, size)
     surface = _smooth_2d(counts, step, width) / n
     unit = float(np.ldexp(1.0, int(np.frexp(float(surface.max()))[1])))
     surface = rounded(np.maximum(surface, 0.0), unit)
@@ -127,7 +132,8 @@ def choose_bandwidth(values: Floats, rule: str | float) -> tuple[float, list[str
         except (ValueError, RuntimeWarning, AssertionError):
             pass
         notes.append("ISJ found no bandwidth for this distribution: Silverman's rule instead")
-    deviation = float(np.std(values, ddof=1))
+    with np.errstate(over="ignore"):
+        deviation = float(np.std(values, ddof=1))
     low, high = np.quantile(values, [0.25, 0.75])
     iqr = float(high - low)
     factor, divisor = (1.0, 1.3489795) if rule == "scott" else (0.9, 1.34)
@@ -153,8 +159,11 @@ def _window(
 def _bin(place: Floats, size: int) -> Floats:
     """Linear binning: each sample shared between its two grid points. The shares are exact binary
     fractions."""
-    left = np.floor(place).astype(np.int64)
-    share = np.rint((place - left) * 1048576.0) / 1048576.0
+    left = place.astype(np.int64)  # place >= 0: the floor
+    share = place - left
+    share *= 1048576.0
+    np.rint(share, out=share)
+    share /= 1048576.0
     counts = np.bincount(left, minlength=size)[:size].astype(np.float64)
     counts -= np.bincount(left, weights=share, minlength=size)[:size]
     counts += np.bincount(left + 1, weights=share, minlength=size)[:size]
@@ -174,30 +183,37 @@ def _smooth(counts: Floats, step: float, width: float) -> Floats:
     from KDEpy import FFTKDE
 
     # KDEpy wants every point strictly inside the grid: one empty cell at either end
-    grid = step * np.arange(-1, len(counts) + 1, dtype=np.float64)
+    scale = KDEPY_WIDTH / width
+    grid = scale * step * np.arange(-1, len(counts) + 1, dtype=np.float64)
     full = counts > 0
-    kde = FFTKDE(kernel="gaussian", bw=width).fit(grid[1:-1][full], weights=counts[full])
-    return np.asarray(kde.evaluate(grid), dtype=np.float64)[1:-1] * float(counts.sum())
+    kde = FFTKDE(kernel="gaussian", bw=KDEPY_WIDTH).fit(grid[1:-1][full], weights=counts[full])
+    return np.asarray(kde.evaluate(grid), dtype=np.float64)[1:-1] * (float(counts.sum()) * scale)
 
 
 def _smooth_2d(counts: Floats, step: float, width: float) -> Floats:
     from KDEpy import FFTKDE
 
     size = len(counts)
-    axis = step * np.arange(-1, size + 1, dtype=np.float64)
+    scale = KDEPY_WIDTH / width
+    axis = scale * step * np.arange(-1, size + 1, dtype=np.float64)
     i, j = np.nonzero(counts)
     points = np.column_stack([axis[1:-1][i], axis[1:-1][j]])
     grid = np.column_stack([np.repeat(axis, size + 2), np.tile(axis, size + 2)])
-    kde = FFTKDE(kernel="gaussian", bw=width).fit(points, weights=counts[i, j])
+    kde = FFTKDE(kernel="gaussian", bw=KDEPY_WIDTH).fit(points, weights=counts[i, j])
     smooth = np.asarray(kde.evaluate(grid), dtype=np.float64).reshape(size + 2, size + 2)
-    return smooth[1:-1, 1:-1] * float(counts.sum())
+    return smooth[1:-1, 1:-1] * (float(counts.sum()) * scale * scale)
 
 
 def _interpolate(curve: Floats, place: Floats) -> Floats:
     # plain multiplications and additions, each rounded alike everywhere; np.interp may contract them
-    left = np.clip(np.floor(place), 0, len(curve) - 2).astype(np.int64)
-    share = np.clip(place - left, 0.0, 1.0)
-    return curve[left] * (1.0 - share) + curve[left + 1] * share
+    place = np.clip(place, 0.0, float(len(curve) - 1))
+    left = place.astype(np.int64)  # place >= 0: the floor
+    np.minimum(left, len(curve) - 2, out=left)
+    share = place - left
+    at = np.take(np.diff(curve), left)
+    at *= share
+    at += np.take(curve, left)
+    return at
 
 
 def _interpolate_2d(surface: Floats, a: Floats, b: Floats) -> Floats:

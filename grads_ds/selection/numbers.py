@@ -21,8 +21,12 @@ _STEPS = float(2**32)
 def rounded(values: Floats, unit: float = 1.0) -> Floats:
     """`values` rounded to multiples of unit / 2^32 (unit: a power of two, or a size that all machines agree
     on)."""
+    # in place: at ten million rows a fresh array costs more than the arithmetic
     scale = _STEPS / unit
-    return np.rint(values * scale) / scale
+    out = values * scale
+    np.rint(out, out=out)
+    out /= scale
+    return out
 
 
 def rounded_scalar(value: float) -> float:
@@ -38,20 +42,27 @@ def random_keys(sample_id: Ints, seed: int, purpose: int = 0) -> NDArray[np.uint
         start = _mix(
             np.array([seed], dtype=np.uint64) + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1)
         )
-        return _mix(sample_id.astype(np.uint64) + start)
+        keys = sample_id.astype(np.uint64)
+        keys += start
+        return _mix(keys)
 
 
 def uniforms(keys: NDArray[np.uint64]) -> Floats:
     """Keys as numbers strictly between 0 and 1, exact in float64."""
-    return ((keys >> np.uint64(12)).astype(np.float64) + 0.5) / float(2**52)
+    out = (keys >> np.uint64(12)).astype(np.float64)
+    out += 0.5
+    out /= float(2**52)
+    return out
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     # splitmix64 (Steele, Lea, Flood 2014)
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x += np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def rank_shares(scores: Floats) -> Floats:

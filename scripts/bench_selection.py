@@ -1,0 +1,96 @@
+"""Times density and selection on made-up score tables and prints a line per size: seconds and peak memory.
+
+Writes a score table of each size to a temporary folder, then, in a process of its own, reads it, chooses 5 %
+by the main method and writes selection.parquet. Needs about 1 GB of disk at 10^7 rows.
+
+    python scripts/bench_selection.py [--rows 100000 1000000 10000000] [--set region=density ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+
+def make_table(n: int, path: Path) -> None:
+    """A score table of n rows: log-normal norms that fall with length, one row in a thousand without
+    target."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(8, 2000, n, dtype=np.int32)
+    table = {
+        "sample_id": np.arange(n, dtype=np.int64),
+        "num_tokens": tokens + 20,
+        "num_target_tokens": tokens,
+        "loss": rng.gamma(4.0, 0.5, n).astype(np.float32),
+        "embedding_grad_norm": (rng.lognormal(0, 0.6, n) * tokens**-0.3).astype(np.float32),
+        "lm_head_grad_norm": rng.lognormal(1.5, 0.4, n).astype(np.float32),
+        "status": pa.DictionaryArray.from_arrays(
+            pa.array((np.arange(n) % 1000 == 7).astype(np.int8)), pa.array(["ok", "no_target"])
+        ).cast(pa.string()),
+    }
+    pq.write_table(pa.table(table), path)
+
+
+def measure(path: Path, settings: dict[str, object]) -> dict[str, float]:
+    """Read, choose, write; seconds of each part and the process's peak memory."""
+    from grads_ds.config import SelectConfig
+    from grads_ds.selection.choose import choose
+    from grads_ds.selection.output import to_arrow
+    from grads_ds.selection.table import read_table
+
+    import KDEpy  # noqa: F401, isort: skip  # its import is not the selection's time
+
+    start = time.perf_counter()
+    table = read_table(path)
+    read = time.perf_counter()
+    choice = choose(table, SelectConfig.model_validate(settings), seed=0)
+    chosen = time.perf_counter()
+    pq.write_table(to_arrow(choice), path.parent / "selection.parquet", store_schema=False)
+    end = time.perf_counter()
+    return {
+        "rows": len(table),
+        "selected": len(choice.chosen),
+        "read_s": round(read - start, 2),
+        "choose_s": round(chosen - read, 2),
+        "write_s": round(end - chosen, 2),
+        "total_s": round(end - start, 2),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
+    parser.add_argument("--set", nargs="*", default=[], help="settings of select, key=value")
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    settings = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in args.set)}
+    if args.measure:
+        print(json.dumps(measure(args.measure, settings)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "table.parquet"
+        for n in args.rows:
+            make_table(n, path)
+            # a fresh process, or the peak would be that of the making
+            again = [sys.executable, __file__, "--measure", str(path), "--set", *args.set]
+            root = str(Path(__file__).resolve().parent.parent)
+            subprocess.run(again, check=True, env=os.environ | {"PYTHONPATH": root})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The stage on files: what it writes, that it writes whole files only, and that the choice is the same
+everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pools import arrow_table, config, user_row, write_run
+
+from grads_ds.config import UserError
+from grads_ds.selection import stage
+from grads_ds.selection.duplicates import shingles
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+def lines(folder: Path) -> list[Any]:
+    return [json.loads(line) for line in (folder / "selected.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "selection.json").read_text()))
+
+
+def test_files_of_the_main_choice_and_its_variants(tmp_path: Path) -> None:
+    write_run(tmp_path, arrow_table(400))
+    variants = {"random": {"method": "random"}, "half": {"budget": 0.5, "region": "density"}}
+    stage.run_select(config(tmp_path, budget=0.05, variants=variants), tmp_path)
+    for folder, count, method in [
+        (tmp_path / "selection", 20, "grads"),
+        (tmp_path / "selection/variants/random", 20, "random"),
+        (tmp_path / "selection/variants/half", 200, "grads"),
+    ]:
+        table = pq.read_table(folder / "selection.parquet")
+        assert table.schema.names == [
+            "sample_id",
+            "signal",
+            "density",
+            "selected",
+            "rank",
+            "reason",
+            "weight",
+        ]
+        assert [str(kind) for kind in table.schema.types] == [
+            "int64", "double", "double", "bool", "int64", "string", "double",
+        ]  # fmt: skip
+        rows = table.to_pylist()
+        assert [row["sample_id"] for row in rows] == list(range(400))
+        chosen = sorted((row for row in rows if row["selected"]), key=lambda row: row["rank"])
+        assert len(chosen) == count
+        assert lines(folder) == [user_row(row["sample_id"]) for row in chosen]
+        assert all(row["reason"].startswith("in:" if row["selected"] else "out:") for row in rows)
+        told = report(folder)
+        assert told["method"] == told["settings"]["method"] == method
+        assert told["counts"]["selected"] == told["budget"]["samples"] == count
+        kept = told["composition"]["source"]
+        assert kept["big.jsonl"]["pool"] == 300
+        assert sum(value["selected"] for value in kept.values()) == count
+    overlap = report(tmp_path / "selection/variants/random")["versus_random"]
+    assert overlap["overlap"] == 20
+    mine = {row["sample_id"] for row in rows_of(tmp_path / "selection")}
+    drawn = {row["sample_id"] for row in rows_of(tmp_path / "selection/variants/random")}
+    assert report(tmp_path / "selection")["versus_random"]["overlap"] == len(mine & drawn)
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in pq.read_table(folder / "selection.parquet").to_pylist() if row["selected"]]
+
+
+def test_rows_come_back_as_the_user_gave_them(tmp_path: Path) -> None:
+    odd = ['line\nbreak "quoted" \\', "ünï — 漢字 \u2028", "2024-01-01", "1e400", ""]
+    rows = [{"instruction": text, "nested": {"a": [1, None, 2.5]}, "n": i} for i, text in enumerate(odd * 8)]
+    write_run(tmp_path, arrow_table(40), rows)
+    stage.run_select(config(tmp_path, budget=1.0, order="pool"), tmp_path)
+    assert lines_by_newline(tmp_path / "selection/selected.jsonl") == rows
+    scored = pq.read_table(tmp_path / "selection/selected.parquet")
+    assert [row["instruction"] for row in scored.to_pylist()] in ([row["instruction"] for row in rows], [])
+    assert scored["grads_sample_id"].to_pylist() == list(range(40))
+
+
+def lines_by_newline(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_rows_without_a_common_schema_stay_json(tmp_path: Path) -> None:
+    rows = [{"text": "a"} if i % 2 else {"text": {"inner": 1}} for i in range(20)]
+    write_run(tmp_path, arrow_table(20), rows)
+    stage.run_select(config(tmp_path, budget=1.0, order="pool"), tmp_path)
+    scored = pq.read_table(tmp_path / "selection/selected.parquet").to_pylist()
+    assert [json.loads(row["row"]) for row in scored] == rows
+    assert scored[0]["grads_rank"] >= 1
+
+
+@pytest.mark.parametrize("order", ["preference", "signal", "shuffled", "pool"])
+def test_order_of_the_rows(tmp_path: Path, order: str) -> None:
+    write_run(tmp_path, arrow_table(100))
+    stage.run_select(config(tmp_path, budget=40, order=order), tmp_path)
+    folder = tmp_path / "selection"
+    number = {json.dumps(user_row(i)): i for i in range(100)}
+    got = [number[json.dumps(row)] for row in lines(folder)]
+    chosen = {row["sample_id"]: row for row in rows_of(folder)}
+    wanted = {
+        "preference": sorted(chosen, key=lambda i: chosen[i]["rank"]),
+        "signal": sorted(chosen, key=lambda i: -chosen[i]["signal"]),
+        "pool": sorted(chosen),
+    }
+    if order == "shuffled":
+        assert sorted(got) == sorted(chosen)
+        assert all(got != other for other in wanted.values())
+    else:
+        assert got == wanted[order]
+
+
+def test_redoing_one_variant_leaves_the_others_alone(tmp_path: Path) -> None:
+    write_run(tmp_path, arrow_table(100))
+    stage.run_select(config(tmp_path, variants={"a": {"budget": 10}, "b": {"budget": 20}}), tmp_path)
+    before = (tmp_path / "selection/variants/a/selection.json").read_text()
+    stage.run_variant(config(tmp_path, variants={"a": {"budget": 30}, "b": {"budget": 40}}), tmp_path, "b")
+    assert (tmp_path / "selection/variants/a/selection.json").read_text() == before
+    assert len(lines(tmp_path / "selection/variants/b")) == 40
+
+
+def test_a_failure_leaves_the_finished_files_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path, arrow_table(100))
+    stage.run_select(config(tmp_path, budget=10), tmp_path)
+    folder = tmp_path / "selection"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    def torn(self: Any, positions: Any) -> Any:
+        yield '{"half": 1}'
+        raise OSError("disk full")
+
+    monkeypatch.setattr("grads_ds.selection.pool.Pool.rows", torn)
+    with pytest.raises(OSError, match="disk full"):
+        stage.run_select(config(tmp_path, budget=20), tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_faults_of_the_run_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"found none at .*table.parquet; run the probe"):
+        stage.run_select(config(tmp_path), tmp_path)
+    write_run(tmp_path, arrow_table(20))
+    with pytest.raises(UserError, match="pool's 20 samples; found 21"):
+        stage.run_select(config(tmp_path, budget=21), tmp_path)
+    with pytest.raises(UserError, match="wanted one of source; found colour"):
+        stage.run_select(config(tmp_path, strata="colour"), tmp_path)
+    pq.write_table(arrow_table(19), tmp_path / "scores/table.parquet")
+    with pytest.raises(UserError, match="19 scores for 20 samples"):
+        stage.run_select(config(tmp_path), tmp_path)
+    shifted = arrow_table(20, sample_id=np.arange(1, 21))
+    pq.write_table(shifted, tmp_path / "scores/table.parquet")
+    with pytest.raises(UserError, match="1 missing, the first sample_id 20"):
+        stage.run_select(config(tmp_path), tmp_path)
+
+
+def test_metadata_is_a_stratum_and_a_composition_table(tmp_path: Path) -> None:
+    kinds = ["rare" if i % 10 == 0 else "common" for i in range(200)]
+    norms = np.where(np.arange(200) % 10 == 0, 0.001, 1.0) * (1 + np.arange(200) / 1000)
+    write_run(tmp_path, arrow_table(200, embedding_grad_norm=norms), kinds=kinds)
+    plain = {"budget": 40, "region": "magnitude", "signal": "embedding"}
+    variants = {"fair": {"strata": "kind"}, "equal": {"strata": "kind", "strata_balance": "equal"}}
+    stage.run_select(config(tmp_path, **plain, variants=variants), tmp_path)
+    rare = [
+        report(tmp_path / "selection" / where)["composition"]["kind"]["rare"]["selected"]
+        for where in ("", "variants/fair", "variants/equal")
+    ]
+    assert rare == [0, 4, 20]
+
+
+def passage(i: int) -> str:
+    rng = np.random.default_rng(i)
+    return " ".join(f"word{k}" for k in rng.integers(0, 5000, 120))
+
+
+def test_near_duplicates_are_dropped_and_their_places_refilled(tmp_path: Path) -> None:
+    rows = [{"text": passage(i // 4) + (f" tail {i}" if i % 4 else "")} for i in range(80)]
+    write_run(tmp_path, arrow_table(80), rows)
+    stage.run_select(config(tmp_path, budget=15, near_duplicates=0.8), tmp_path)
+    table = pq.read_table(tmp_path / "selection/selection.parquet").to_pylist()
+    chosen = [row["sample_id"] for row in table if row["selected"]]
+    assert len(chosen) == 15
+    assert len({i // 4 for i in chosen}) == 15  # none alike
+    dropped = [row for row in table if "near-duplicate" in row["reason"]]
+    assert dropped
+    for row in dropped:
+        like = int(row["reason"].rsplit(" ", 1)[1])
+        assert like // 4 == row["sample_id"] // 4
+        assert table[like]["rank"] < row["rank"]
+    assert report(tmp_path / "selection")["counts"]["near_duplicates_dropped"] == len(dropped)
+    stage.run_select(config(tmp_path, budget=40, near_duplicates=0.8), tmp_path)
+    told = report(tmp_path / "selection")
+    assert told["counts"]["selected"] == 20
+    assert any("all others are near-duplicates" in text for text in told["warnings"])
+
+
+def test_shingles_pass_over_roles_and_punctuation() -> None:
+    one = json.dumps({"messages": [{"role": "user", "content": "One two, three four five SIX."}]})
+    assert shingles(one) == {"one two three four five", "two three four five six"}
+
+
+def test_preview_writes_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path, arrow_table(300))
+    text = stage.preview(config(tmp_path, variants={"random": {"method": "random"}}), tmp_path)
+    assert not (tmp_path / "selection").exists()
+    assert "selected: method grads, 0.05 of 300 samples" in text
+    assert "chosen     15 of 300 samples (5.00%)" in text
+    assert "random: method random" in text
+
+
+EVERYTHING = {
+    "joint": {"signal": "joint"}, "linear": {"scale": "linear", "region": "density", "bandwidth": "isj"},
+    "sample": {"region": "sample"}, "length": {"length_correction": True, "signal": "l2"},
+    "zscore": {"signal": "zscore", "region": "magnitude"}, "auto": {"budget": "auto"},
+    "cover": {"method": "k_center"}, "mix": {"method": "mixture", "mixture": {"loss": 1, "grads": 2}},
+    "random": {"method": "random"}, "band": {"method": "perplexity_band"}, "twins": {"near_duplicates": 0.9},
+}  # fmt: skip
+OTHER_MACHINE = """
+import json, sys
+from pathlib import Path
+from grads_ds.config import Config
+from grads_ds.selection.stage import run_select
+run_select(Config.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+assert "torch" not in sys.modules, "torch was imported"
+"""
+
+
+def test_same_choice_to_the_row_with_other_vector_instructions_and_threads(tmp_path: Path) -> None:
+    """numpy's logarithms, exponentials and sums differ in their last bits between processors; the choice must
+    not."""
+    results = []
+    for name, env in {
+        "fast": {"OMP_NUM_THREADS": "2"},
+        "plain": {"OMP_NUM_THREADS": "1", "NPY_DISABLE_CPU_FEATURES": "AVX512_SPR AVX512_ICL X86_V4 X86_V3"},
+    }.items():
+        run = tmp_path / name
+        write_run(run, arrow_table(6000))
+        path = tmp_path / f"{name}.json"
+        path.write_text(config(run, variants=EVERYTHING).model_dump_json())
+        subprocess.run(
+            [sys.executable, "-c", OTHER_MACHINE, str(path), str(run)],
+            check=True, env=os.environ | {"PYTHONPATH": str(REPO)} | env,
+        )  # fmt: skip
+        results.append(
+            {
+                str(file.parent.relative_to(run)): (
+                    file.read_bytes(),
+                    pq.read_table(file.parent / "selection.parquet"),
+                )
+                for file in sorted(run.glob("selection/**/selected.jsonl"))
+            }
+        )
+    assert len(results[0]) == len(EVERYTHING) + 1
+    for where, (rows, table) in results[0].items():
+        assert rows == results[1][where][0], where
+        assert table.select(["selected", "rank"]).equals(results[1][where][1].select(["selected", "rank"])), (
+            where
+        )
