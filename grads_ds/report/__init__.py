@@ -3,7 +3,7 @@
 Reads the run directory alone; writes report.html. `grads-ds report CONFIG` runs it. No torch import.
 
     gather.py    the run's files -> arrays and records
-    outcome.py   evaluation.json -> table, differences, verdict
+    outcome.py   evaluation.json -> table, differences, intervals;  verdict.py  the same in words
     tables.py    composition, norms, samples as text
     plot.py      axes and marks as inline SVG;  figures.py  the page's figures
     page.py      all of it -> HTML, by templates/page.html;  terminal.py  the plain-text table

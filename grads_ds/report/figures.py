@@ -1,6 +1,8 @@
-"""The page's figures: arrays of a run in, inline SVG out. Pure and deterministic; a million samples draw as small as a thousand.
+"""The page's figures: arrays of a run in, inline SVG out. Pure and deterministic; a million samples draw as
+small as a thousand.
 
-Large pools are binned (histogram, two-way histogram); single points are drawn only up to fixed numbers, by an even stride.
+Large pools are binned (histogram, two-way histogram); single points are drawn only up to fixed numbers, by an
+even stride.
 """
 
 from __future__ import annotations
@@ -12,7 +14,19 @@ from markupsafe import Markup
 
 from grads_ds.report.gather import Floats, Ints, Scores, Subset
 from grads_ds.report.outcome import Outcome
-from grads_ds.report.plot import axes, cells, dots, finite_range, frame, legend, line, number, rectangle, svg
+from grads_ds.report.plot import (
+    axes,
+    cells,
+    dots,
+    finite_range,
+    frame,
+    legend,
+    line,
+    number,
+    rectangle,
+    svg,
+    word,
+)
 
 BINS = 72
 POINTS = 1500  # pool points drawn one by one; above that the pool is a shaded grid
@@ -22,7 +36,9 @@ COLOURS = 8
 
 
 def signal_histogram(subset: Subset, small: bool = False) -> Markup:
-    """The signal's histogram with the selected part of each bar, the estimated density and the selected region."""
+    """The signal's histogram with the selected part of each bar, the estimated density and the selected
+    region.
+    """
     signal = subset.signal[np.isfinite(subset.signal)]
     chosen = subset.signal[subset.selected & np.isfinite(subset.signal)]
     if not len(signal):
@@ -50,7 +66,11 @@ def signal_histogram(subset: Subset, small: bool = False) -> Markup:
         parts.append(rectangle(f, edges[i] + gap, edges[i + 1] - gap, 0, float(inside[i]), "bar", tip))
         parts.append(rectangle(f, edges[i] + gap, edges[i + 1] - gap, 0, float(taken[i]), "bar chosen", tip))
     parts.append(line(f, x[within], expected[within], "curve", "estimated density"))
-    drawing = svg(f, parts, f"Histogram of the gradient signal of {len(signal)} samples, {len(chosen)} selected ({subset.name})")
+    drawing = svg(
+        f,
+        parts,
+        f"Histogram of the gradient signal of {len(signal)} samples, {len(chosen)} selected ({subset.name})",
+    )
     if small:
         return drawing
     entries = [("bar", "pool"), ("bar chosen", "selected")]
@@ -60,7 +80,9 @@ def signal_histogram(subset: Subset, small: bool = False) -> Markup:
 
 
 def length_scatter(scores: Scores, group: str, chosen: Subset, one_of: int = 1) -> Markup:
-    """Target tokens against one group's norm, both logarithmic; a shaded grid for a large pool, the selected as points."""
+    """Target tokens against one group's norm, both logarithmic; a shaded grid for a large pool, the selected
+    as points.
+    """
     lengths, norms = scores.num_target_tokens, scores.norms[group]
     good = scores.ok & (lengths > 0) & np.isfinite(norms) & (norms > 0)
     if not good.any():
@@ -68,17 +90,28 @@ def length_scatter(scores: Scores, group: str, chosen: Subset, one_of: int = 1) 
     x, y = lengths[good].astype(float), norms[good]
     mine = chosen.selected[good]
     spread = (1.08, 1 / 1.08)
-    f = frame(960 if one_of == 1 else 520, 360 if one_of == 1 else 330, (x.min() * spread[1], x.max() * spread[0]),
-              (y.min() * spread[1], y.max() * spread[0]), log_x=True, log_y=True)  # fmt: skip
+    f = frame(
+        960 if one_of == 1 else 520,
+        360 if one_of == 1 else 330,
+        (x.min() * spread[1], x.max() * spread[0]),
+        (y.min() * spread[1], y.max() * spread[0]),
+        log_x=True,
+        log_y=True,
+    )
     parts = [axes(f, "target tokens", f"{group} gradient norm", 6, 5)]
     if len(x) <= POINTS:
         parts.append(dots(f, x[~mine], y[~mine], "pool", 1.8))
     else:
-        grid = (np.geomspace(f.x.low, f.x.high, 73 if one_of == 1 else 55), np.geomspace(f.y.low, f.y.high, 45))
+        grid = (
+            np.geomspace(f.x.low, f.x.high, 73 if one_of == 1 else 55),
+            np.geomspace(f.y.low, f.y.high, 45),
+        )
         parts.append(cells(f, *grid, np.histogram2d(x, y, bins=grid)[0], "cell"))
     marked = np.flatnonzero(mine)[:: max(1, -(-int(mine.sum()) // MARKED))]
     parts.append(dots(f, x[marked], y[marked], "chosen", 1.7 if len(marked) > 150 else 2.4))
-    return svg(f, parts, f"{group} norm against target tokens of {len(x)} samples, {int(mine.sum())} selected")
+    return svg(
+        f, parts, f"{group} norm against target tokens of {len(x)} samples, {int(mine.sum())} selected"
+    )
 
 
 def loss_forest(outcome: Outcome, set_name: str) -> Markup:
@@ -87,12 +120,15 @@ def loss_forest(outcome: Outcome, set_name: str) -> Markup:
     ends = np.array([v for _, found in rows for v in (found.loss, *(found.interval or ()))])
     low, high = finite_range(ends)
     margin = 0.06 * ((high - low) or 1.0)
-    step, label = 26, 22 + 7 * max([4, *(min(26, len(m.name)) for m, _ in rows)])
+    step, label = 26, 24 + 8 * max([4, *(min(26, len(m.name)) for m, _ in rows)])
     f = frame(520, 60 + step * len(rows), (low - margin, high + margin), (0, 1), left=label, top=8)
     left, right, top, bottom = f.box
     parts = []
     for tick in f.x.ticks(4):
-        parts.append(f'<path class="grid" d="M{f.x(tick)} {top}V{bottom}"/><text class="tick" x="{f.x(tick)}" y="{bottom + 19}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(
+            f'<path class="grid" d="M{f.x(tick)} {top}V{bottom}"/>'
+            + word(f.x(tick), bottom + 19, number(tick), "tick")
+        )
     base = outcome.model("base")
     if base is not None and set_name in base.measures:
         parts.append(f'<path class="reference" d="M{f.x(base.measures[set_name].loss)} {top}V{bottom}"/>')
@@ -100,12 +136,17 @@ def loss_forest(outcome: Outcome, set_name: str) -> Markup:
         y = top + step * (i + 0.5)
         style = "chosen" if model.name == "selected" else "plain"
         name = model.name if len(model.name) <= 26 else model.name[:25] + "…"
-        parts.append(f'<text class="name {style}" x="{left - 10}" y="{y + 4}" text-anchor="end">{Markup.escape(name)}</text>')
+        parts.append(word(left - 10, y + 4, name, f"name {style}", "end"))
         if found.interval:
-            parts.append(f'<path class="whisker {style}" d="M{f.x(found.interval[0])} {y}H{f.x(found.interval[1])}"/>')
-        tip = f"{model.name}: {found.loss:.4f}"
-        parts.append(f'<circle class="point {style}" cx="{f.x(found.loss)}" cy="{y}" r="4.5"><title>{Markup.escape(tip)}</title></circle>')
-    parts.append(f'<text class="label" x="{(left + right) / 2}" y="{f.height - 5}" text-anchor="middle">{Markup.escape(set_name)} loss (nats per token)</text>')
+            parts.append(
+                f'<path class="whisker {style}" d="M{f.x(found.interval[0])} {y}H{f.x(found.interval[1])}"/>'
+            )
+        tip = Markup.escape(f"{model.name}: {found.loss:.4f}")
+        parts.append(
+            f'<circle class="point {style}" cx="{f.x(found.loss)}" cy="{y}" r="4.5">'
+            f"<title>{tip}</title></circle>"
+        )
+    parts.append(word((left + right) / 2, f.height - 5, f"{set_name} loss (nats per token)", "label"))
     return svg(f, parts, f"Loss of each model on {set_name}")
 
 
@@ -127,6 +168,14 @@ def training_curves(curves: Mapping[str, tuple[Ints, Floats]]) -> Markup:
         style = f"run c{i % COLOURS}{' dashed' if i >= COLOURS else ''}"
         if len(steps) == 1:
             parts.append(dots(f, steps, loss, style, 3))
-        parts.append(line(f, steps[::stride], loss[::stride], style, f"{name}: last loss {loss[-1]:.4f} at step {steps[-1]:,}"))
+        parts.append(
+            line(
+                f,
+                steps[::stride],
+                loss[::stride],
+                style,
+                f"{name}: last loss {loss[-1]:.4f} at step {steps[-1]:,}",
+            )
+        )
         entries.append((style, f"{name} ({loss[0]:.3f} → {loss[-1]:.3f})"))
     return svg(f, parts, "Training loss against step of " + ", ".join(shown)) + legend(entries)

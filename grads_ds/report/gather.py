@@ -1,7 +1,9 @@
-"""What a run left behind, read into plain arrays and records. Reads the run directory alone; writes nothing; no torch.
+"""What a run left behind, read into plain arrays and records. Reads the run directory alone; writes nothing;
+no torch.
 
-Only scores/table.parquet and selection/ have to be there. Everything else (variants, evaluation, curves, state, the pool's
-texts) may be absent and is then None or empty, so that a report can be made of a run that stopped half-way.
+Only scores/table.parquet and selection/ have to be there. Everything else (variants, evaluation, curves,
+state, the pool's texts) may be absent and is then None or empty, so that a report can be made of a run that
+stopped half-way.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scores:
-    """scores/table.parquet in the order of sample_id; every array [N]. `norms` by group: embedding, lm_head, ..."""
+    """scores/table.parquet in the order of sample_id; every array [N]. `norms` by group: embedding, lm_head,
+    ...
+    """
 
     sample_id: Ints
     num_target_tokens: Ints
@@ -69,7 +73,9 @@ class Timing:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page shows. `curves`: name -> (step, loss). `prepared`, `evaluation`: the JSON files as they stand."""
+    """Everything the page shows. `curves`: name -> (step, loss). `prepared`, `evaluation`: the JSON files as
+    they stand.
+    """
 
     run_dir: Path
     config: dict[str, Any]
@@ -83,17 +89,23 @@ class Run:
 
 
 def gather(config: Config, run_dir: Path) -> Run:
-    """Read the run. Raises UserError when there is no score table or no selection, or they do not fit each other."""
+    """Read the run. Raises UserError when there is no score table or no selection, or they do not fit each
+    other.
+    """
     saved = _yaml(run_dir / "config.yaml")
     provenance = saved.pop("provenance", None) or {}
     scores = read_scores(run_dir / "scores/table.parquet")
     subsets = [read_subset(run_dir / "selection", MAIN, scores)]
-    for name in config.select.variants:  # a variant of an earlier config may have left its folder: it is not shown
+    for (
+        name
+    ) in config.select.variants:  # a variant of an earlier config may have left its folder: it is not shown
         folder = run_dir / "selection/variants" / name
         if (folder / "selection.json").is_file():
             subsets.append(read_subset(folder, name, scores))
     folders = {"probe": run_dir / "tensorboard/probe"}
-    folders |= {name: run_dir / "tensorboard/sft" / name for name in dict.fromkeys([MAIN, *config.sft.variants])}
+    folders |= {
+        name: run_dir / "tensorboard/sft" / name for name in dict.fromkeys([MAIN, *config.sft.variants])
+    }
     curves = {name: curve for name, folder in folders.items() if (curve := read_curve(folder)) is not None}
     return Run(
         run_dir=run_dir,
@@ -111,7 +123,9 @@ def gather(config: Config, run_dir: Path) -> Run:
 def read_scores(path: Path) -> Scores:
     """The score table, sorted by sample_id. Raises UserError when it is missing."""
     if not path.is_file():
-        raise UserError(f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to probe")
+        raise UserError(
+            f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to probe"
+        )
     table = pq.read_table(path)
     table = table.drop_columns([name for name in ("sample_hash", "num_tokens") if name in table.column_names])
     order = np.argsort(_ints(table["sample_id"]), kind="stable")
@@ -128,13 +142,17 @@ def read_scores(path: Path) -> Scores:
             for name in table.column_names
             if name.endswith(NORM_SUFFIX)
         },
-        statuses={word: int(count) for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])},
+        statuses={
+            word: int(count) for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])
+        },
         ok=np.isin(codes, [i for i, word in enumerate(words) if word == "ok"]),
     )
 
 
 def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
-    """A selection folder, aligned with `scores`. Raises UserError when it is missing or of another score table."""
+    """A selection folder, aligned with `scores`. Raises UserError when it is missing or of another score
+    table.
+    """
     report = read_json(folder / "selection.json")
     path = folder / "selection.parquet"
     if report is None or not path.is_file():
@@ -164,7 +182,9 @@ def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
 
 
 def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]:
-    """row, source and metadata of these samples of prepared/pool, by id; samples that are not there are left out."""
+    """row, source and metadata of these samples of prepared/pool, by id; samples that are not there are left
+    out.
+    """
     folder = run_dir / "prepared/pool"
     state = read_json(folder / "state.json")
     found: dict[int, dict[str, str]] = {}
@@ -183,7 +203,9 @@ def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]
 
 
 def read_curve(folder: Path) -> tuple[Ints, Floats] | None:
-    """(step, loss) of a folder of TensorBoard event files; of a step written twice (a resumed run) the later stands."""
+    """(step, loss) of a folder of TensorBoard event files; of a step written twice (a resumed run) the later
+    stands.
+    """
     if not folder.is_dir():
         return None
     # it greets with a warning when TensorFlow is absent, which it always is here

@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from grads_ds.report import figures
 from grads_ds.report.gather import MAIN, Run, Scores, Subset, read_rows
-from grads_ds.report.outcome import Difference, Outcome, outcome_of, verdict
+from grads_ds.report.outcome import Difference, Outcome, outcome_of
 from grads_ds.report.tables import QUANTILES, composition, examples, norm_table, rank_correlation
+from grads_ds.report.verdict import verdict
 
 DRAWN_GROUPS = ("embedding", "lm_head", "total")  # norms drawn against length; the others only in the table
 SMALL_HISTOGRAMS = 12
@@ -22,12 +23,21 @@ SMALL_HISTOGRAMS = 12
 def render(run: Run) -> str:
     """The whole page as text."""
     environment = Environment(
-        loader=PackageLoader("grads_ds.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("grads_ds.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
-        "loss": lambda v: f"{v:.4f}", "signed": signed, "compact": compact, "percent": percent, "duration": duration,
-        "count": lambda v: f"{v:,}", "lift_style": lift_style,
-    }  # fmt: skip
+        "loss": lambda v: f"{v:.4f}",
+        "signed": signed,
+        "compact": compact,
+        "percent": percent,
+        "duration": duration,
+        "count": lambda v: f"{v:,}",
+        "lift_style": lift_style,
+    }
     outcome = outcome_of(run.evaluation, run.run_dir) if run.evaluation else None
     main = run.subsets[0]
     return environment.get_template("page.html").render(
@@ -49,10 +59,16 @@ def render(run: Run) -> str:
         norms=norm_table(run.scores),
         quantiles=QUANTILES,
         examples=examples(run, lambda ids: read_rows(run.run_dir, ids)),
-        probe_curve=figures.training_curves({"probe": run.curves["probe"]}) if "probe" in run.curves else None,
-        sft_curves=figures.training_curves(sft) if (sft := {k: v for k, v in run.curves.items() if k != "probe"}) else None,
+        probe_curve=figures.training_curves({"probe": run.curves["probe"]})
+        if "probe" in run.curves
+        else None,
+        sft_curves=figures.training_curves(sft)
+        if (sft := {k: v for k, v in run.curves.items() if k != "probe"})
+        else None,
         settings=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        prepared=yaml.safe_dump(run.prepared, sort_keys=False, allow_unicode=True, width=100) if run.prepared else None,
+        prepared=yaml.safe_dump(run.prepared, sort_keys=False, allow_unicode=True, width=100)
+        if run.prepared
+        else None,
         total_seconds=sum(t.seconds or 0 for t in run.timings),
     )
 
@@ -62,7 +78,12 @@ def tiles(run: Run, main: Subset, outcome: Outcome | None) -> list[tuple[str, st
     chosen, pool = int(main.selected.sum()), len(run.scores.sample_id)
     found = [
         ("pool", f"{pool:,}", f"samples, {int(run.scores.ok.sum()):,} scored", ""),
-        ("selected", f"{chosen:,}", f"{percent(chosen / max(1, pool))} of the pool, by {main.report.get('method', '?')}", ""),
+        (
+            "selected",
+            f"{chosen:,}",
+            f"{percent(chosen / max(1, pool))} of the pool, by {main.report.get('method', '?')}",
+            "",
+        ),
     ]
     model = outcome.model(MAIN) if outcome else None
     if outcome is None or model is None:
@@ -75,7 +96,14 @@ def tiles(run: Run, main: Subset, outcome: Outcome | None) -> list[tuple[str, st
         remark = "loss against base"
         if name in outcome.domain and measure.against_random is not None:
             remark += f", {signed(measure.against_random.value)} against random"
-        found.append((f"{name} {'gain' if name in outcome.domain else 'forgetting'}", signed(gap.value), remark, gap.tone))
+        found.append(
+            (
+                f"{name} {'gain' if name in outcome.domain else 'forgetting'}",
+                signed(gap.value),
+                remark,
+                gap.tone,
+            )
+        )
     return found
 
 
@@ -86,7 +114,7 @@ def scatters(scores: Scores, main: Subset) -> list[Any]:
 
 
 def correlations(scores: Scores, main: Subset) -> list[tuple[str, float | None]]:
-    """Rank correlation of target tokens with the signal and with every norm, over the samples of status ok."""
+    """Rank correlation of target tokens with the signal and every norm, over the samples of status ok."""
     lengths = np.where(scores.ok, scores.num_target_tokens.astype(float), np.nan)
     columns = {"signal": main.signal} | {f"{group} norm": values for group, values in scores.norms.items()}
     return [(name, rank_correlation(lengths, values)) for name, values in columns.items()]
@@ -110,7 +138,13 @@ def compact(value: float | None) -> str:
 def percent(share: float) -> str:
     """A share as a percentage, finer where it is small."""
     points = 100 * share
-    return f"{points:.0f} %" if points >= 99.5 or points == 0 else f"{points:.1f} %" if points >= 1 else f"{points:.2g} %"
+    return (
+        f"{points:.0f} %"
+        if points >= 99.5 or points == 0
+        else f"{points:.1f} %"
+        if points >= 1
+        else f"{points:.2g} %"
+    )
 
 
 def duration(seconds: float | None) -> str:

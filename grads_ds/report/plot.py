@@ -1,6 +1,8 @@
-"""Axes and marks as inline SVG text. Pure. Colours are CSS classes, so that one drawing serves the light and the dark scheme.
+"""Axes and marks as inline SVG text. Pure. Colours are CSS classes, so that one drawing serves the light and
+the dark scheme.
 
-Every figure is a `<svg>` with a viewBox and no ids and no references: any number of them can stand in one page.
+Every figure is a `<svg>` with a viewBox and no ids and no references: any number of them can stand in one
+page.
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         """The pixel of a value, rounded to a tenth."""
-        low, high, value = (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
+        low, high, value = (
+            (math.log10(v) for v in (self.low, self.high, value))
+            if self.log
+            else (self.low, self.high, value)
+        )
         return round(self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start), 1)
 
     def ticks(self, about: int = 5) -> list[float]:
@@ -33,7 +39,12 @@ class Scale:
         if self.log:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
-                found = [s * 10.0**e for e in range(first, last + 1) for s in steps if self.low <= s * 10.0**e <= self.high]
+                found = [
+                    s * 10.0**e
+                    for e in range(first, last + 1)
+                    for s in steps
+                    if self.low <= s * 10.0**e <= self.high
+                ]
                 if len(found) >= 3:
                     return found[:: max(1, math.ceil(len(found) / (about + 3)))]
         span = (self.high - self.low) or 1.0
@@ -41,7 +52,7 @@ class Scale:
         power = 10.0 ** math.floor(math.log10(raw))
         step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
         first_tick = math.ceil(self.low / step - 1e-9)
-        count = int(math.floor(self.high / step + 1e-9)) - first_tick + 1
+        count = math.floor(self.high / step + 1e-9) - first_tick + 1
         return [round((first_tick + i) * step, 12) for i in range(max(0, count))]
 
 
@@ -61,12 +72,22 @@ class Frame:
 
 
 def frame(
-    width: int, height: int, xs: tuple[float, float], ys: tuple[float, float],
-    log_x: bool = False, log_y: bool = False, left: int = 62, right: int = 14, top: int = 14, bottom: int = 44,
-) -> Frame:  # fmt: skip
+    width: int,
+    height: int,
+    xs: tuple[float, float],
+    ys: tuple[float, float],
+    log_x: bool = False,
+    log_y: bool = False,
+    left: int = 62,
+    right: int = 14,
+    top: int = 14,
+    bottom: int = 44,
+) -> Frame:
     """A frame for values in `xs` and `ys` (low, high); an empty range is widened."""
     (x0, x1), (y0, y1) = _wide(xs, log_x), _wide(ys, log_y)
-    return Frame(width, height, Scale(x0, x1, left, width - right, log_x), Scale(y0, y1, height - bottom, top, log_y))
+    return Frame(
+        width, height, Scale(x0, x1, left, width - right, log_x), Scale(y0, y1, height - bottom, top, log_y)
+    )
 
 
 def axes(f: Frame, x_label: str, y_label: str, x_about: int = 7, y_about: int = 5) -> str:
@@ -75,22 +96,33 @@ def axes(f: Frame, x_label: str, y_label: str, x_about: int = 7, y_about: int = 
     parts = []
     for tick in f.y.ticks(y_about):
         y = f.y(tick)
-        parts.append(f'<path class="grid" d="M{left} {y}H{right}"/><text class="tick" x="{left - 7}" y="{y + 4}" text-anchor="end">{number(tick)}</text>')
+        parts.append(
+            f'<path class="grid" d="M{left} {y}H{right}"/>'
+            + word(left - 7, y + 4, number(tick), "tick", "end")
+        )
     for tick in f.x.ticks(x_about):
         x = f.x(tick)
-        parts.append(f'<path class="axis" d="M{x} {bottom}v5"/><text class="tick" x="{x}" y="{bottom + 19}" text-anchor="middle">{number(tick)}</text>')
+        parts.append(f'<path class="axis" d="M{x} {bottom}v5"/>' + word(x, bottom + 19, number(tick), "tick"))
     parts.append(f'<path class="axis" d="M{left} {bottom}H{right}"/>')
-    parts.append(f'<text class="label" x="{(left + right) / 2}" y="{f.height - 5}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(word((left + right) / 2, f.height - 5, x_label, "label"))
     if y_label:
         middle = (top + bottom) / 2
-        parts.append(f'<text class="label" x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y_label)}</text>')
+        parts.append(f'<g transform="rotate(-90 14 {middle})">' + word(14, middle, y_label, "label") + "</g>")
     return "".join(parts)
+
+
+def word(x: float, y: float, text: str, style: str, anchor: str = "middle") -> str:
+    """A text at a pixel."""
+    return f'<text class="{style}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def svg(f: Frame, parts: Iterable[str], what: str) -> Markup:
     """The finished drawing; `what` is read out by screen readers."""
+    size = "big" if f.width > 700 else "small"  # big ones shrink on a phone: their letters grow there
     return Markup(
-        f'<svg viewBox="0 0 {f.width} {f.height}" role="img" aria-label="{escape(what)}">' + "".join(parts) + "</svg>"
+        f'<svg class="{size}" viewBox="0 0 {f.width} {f.height}" role="img" aria-label="{escape(what)}">'
+        + "".join(parts)
+        + "</svg>"
     )
 
 
@@ -123,8 +155,12 @@ def dots(f: Frame, xs: Iterable[float], ys: Iterable[float], style: str, radius:
     return f'<path class="dots {style}" stroke-width="{2 * radius:g}" d="{spots}"/>' if spots else ""
 
 
-def cells(f: Frame, edges_x: np.ndarray, edges_y: np.ndarray, counts: np.ndarray, style: str, shades: int = 8) -> str:
-    """A two-way histogram (counts [X, Y]) as one path for each shade; shade grows with the logarithm of the count."""
+def cells(
+    f: Frame, edges_x: np.ndarray, edges_y: np.ndarray, counts: np.ndarray, style: str, shades: int = 8
+) -> str:
+    """A two-way histogram (counts [X, Y]) as one path for each shade; shade grows with the logarithm of the
+    count.
+    """
     if not counts.any():
         return ""
     level = np.ceil(np.log1p(counts) / np.log1p(counts.max()) * shades).astype(int)
@@ -136,7 +172,9 @@ def cells(f: Frame, edges_x: np.ndarray, edges_y: np.ndarray, counts: np.ndarray
             y0, y1 = f.y(float(edges_y[j])), f.y(float(edges_y[j + 1]))
             path.append(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H{x0:g}z")
         if path:
-            parts.append(f'<path class="{style}" opacity="{0.12 + 0.78 * shade / shades:.2f}" d="{"".join(path)}"/>')
+            parts.append(
+                f'<path class="{style}" opacity="{0.12 + 0.78 * shade / shades:.2f}" d="{"".join(path)}"/>'
+            )
     return "".join(parts)
 
 

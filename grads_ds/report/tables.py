@@ -1,4 +1,6 @@
-"""The page's tables: composition of every subset, norms, and single samples as text. Pure, but for the pool's rows it asks for."""
+"""The page's tables: composition of every subset, norms, and single samples as text. Pure, but for the pool's
+rows it asks for.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 
 @dataclass(frozen=True)
 class Cell:
-    """One value's part in one subset. `lift`: its share of the subset over its share of the pool; None when undefined."""
+    """One value's part in one subset. `lift`: its share of the subset over its share of the pool; None when
+    undefined.
+    """
 
     count: int
     share: float
@@ -56,20 +60,27 @@ class Example:
 
 
 def composition(run: Run) -> dict[str, list[Line]]:
-    """Field -> lines. Length quartiles first made here, then source and metadata as selection.json counted them."""
+    """Field -> lines. Length quartiles first made here, then source and metadata as selection.json counted
+    them.
+    """
     tables: dict[str, list[Line]] = {}
     main = run.subsets[0].report.get("composition") or {}
     for field in main:
         counted = [subset.report.get("composition", {}).get(field, {}) for subset in run.subsets]
         values = sorted(counted[0], key=lambda v: (-counted[0][v]["pool"], v))
-        entries = [(v, int(counted[0][v]["pool"]), [int(c.get(v, {}).get("selected", 0)) for c in counted]) for v in values]
+        entries = [
+            (v, int(counted[0][v]["pool"]), [int(c.get(v, {}).get("selected", 0)) for c in counted])
+            for v in values
+        ]
         tables[field] = _lines(entries)
     tables["length"] = _lines(length_quartiles(run.scores, [subset.selected for subset in run.subsets]))
     return tables
 
 
 def length_quartiles(scores: Scores, chosen: list[Bools]) -> list[tuple[str, int, list[int]]]:
-    """(name, samples of the pool, samples of each subset) by quartile of target tokens among the samples of status ok."""
+    """(name, samples of the pool, samples of each subset) by quartile of target tokens among the samples of
+    status ok.
+    """
     lengths = scores.num_target_tokens[scores.ok]
     if not len(lengths):
         return []
@@ -92,29 +103,44 @@ def _lines(entries: list[tuple[str, int, list[int]]]) -> list[Line]:
     kept = entries[:LISTED]
     rest = entries[LISTED:]
     if rest:
-        kept = [*kept, (f"({len(rest)} more values)", sum(p for _, p, _ in rest),
-                        [sum(column) for column in zip(*(c for _, _, c in rest), strict=True)])]  # fmt: skip
+        kept = [
+            *kept,
+            (
+                f"({len(rest)} more values)",
+                sum(p for _, p, _ in rest),
+                [sum(column) for column in zip(*(c for _, _, c in rest), strict=True)],
+            ),
+        ]
     lines = []
     for value, pool, counts in kept:
         share = pool / total
-        cells = [Cell(n, n / size, n / size / share if pool else None) for n, size in zip(counts, sizes, strict=True)]
+        cells = [
+            Cell(n, n / size, n / size / share if pool else None)
+            for n, size in zip(counts, sizes, strict=True)
+        ]
         lines.append(Line(printable(value) or "(empty)", pool, share, cells))
     return lines
 
 
 def norm_table(scores: Scores) -> list[tuple[str, list[float], int]]:
-    """(name, QUANTILES, number of finite values) of the loss, the length and every norm, over samples of status ok."""
+    """(name, QUANTILES, number of finite values) of the loss, the length and every norm, over samples of
+    status ok.
+    """
     columns = {"loss": scores.loss, "target tokens": scores.num_target_tokens.astype(float)}
     columns |= {f"{group} norm": values for group, values in scores.norms.items()}
     table = []
     for name, values in columns.items():
         values = values[scores.ok & np.isfinite(values)]
-        table.append((name, [float(q) for q in np.quantile(values, QUANTILES)] if len(values) else [], len(values)))
+        table.append(
+            (name, [float(q) for q in np.quantile(values, QUANTILES)] if len(values) else [], len(values))
+        )
     return table
 
 
 def rank_correlation(x: Floats, y: Floats) -> float | None:
-    """Spearman's rank correlation of the pairs that are finite; None with fewer than three or when one is constant."""
+    """Spearman's rank correlation of the pairs that are finite; None with fewer than three or when one is
+    constant.
+    """
     from scipy.stats import rankdata
 
     both = np.isfinite(x) & np.isfinite(y)
@@ -126,21 +152,35 @@ def rank_correlation(x: Floats, y: Floats) -> float | None:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def examples(run: Run, read: Callable[[list[int]], dict[int, dict[str, str]]]) -> list[tuple[str, str, list[Example]]]:
+def examples(
+    run: Run, read: Callable[[list[int]], dict[int, dict[str, str]]]
+) -> list[tuple[str, str, list[Example]]]:
     """(title, how to read it, samples): highest and lowest signal, and what the rule preferred most."""
     main, scores = run.subsets[0], run.scores
     finite = np.flatnonzero(np.isfinite(main.signal) & scores.ok)
     order = finite[np.argsort(main.signal[finite], kind="stable")]
     groups = [
-        ("Highest signal", "The largest gradients of the pool: hard, unusual, or broken samples.", order[::-1][:EXAMPLES]),
-        ("Lowest signal", "The smallest gradients: what the model knows already, or trivial text.", order[:EXAMPLES]),
+        (
+            "Highest signal",
+            "The largest gradients of the pool: hard, unusual, or broken samples.",
+            order[::-1][:EXAMPLES],
+        ),
+        (
+            "Lowest signal",
+            "The smallest gradients: what the model knows already, or trivial text.",
+            order[:EXAMPLES],
+        ),
     ]
     if main.rank is not None:
         ranked = np.flatnonzero(main.rank >= 1)
         best = ranked[np.argsort(main.rank[ranked], kind="stable")][:EXAMPLES]
         groups.append(("Preferred most", "What the selection rule ranks first.", best))
     rows = read([int(scores.sample_id[i]) for _, _, places in groups for i in places])
-    return [(title, hint, [_example(scores, main, int(i), rows) for i in places]) for title, hint, places in groups if len(places)]
+    return [
+        (title, hint, [_example(scores, main, int(i), rows) for i in places])
+        for title, hint, places in groups
+        if len(places)
+    ]
 
 
 def _example(scores: Scores, main: Subset, i: int, rows: dict[int, dict[str, str]]) -> Example:
@@ -161,7 +201,9 @@ def _example(scores: Scores, main: Subset, i: int, rows: dict[int, dict[str, str
         rank=rank,
         reason="" if main.reason is None else str(main.reason[i].as_py() or ""),
         source=printable(row.get("source", "")),
-        metadata=[(printable(k), printable(_text(v))[:80]) for k, v in metadata.items()] if isinstance(metadata, dict) else [],
+        metadata=[(printable(k), printable(_text(v))[:80]) for k, v in metadata.items()]
+        if isinstance(metadata, dict)
+        else [],
         parts=excerpt(row["row"]) if "row" in row else [],
     )
 
@@ -169,7 +211,8 @@ def _example(scores: Scores, main: Subset, i: int, rows: dict[int, dict[str, str
 def excerpt(row: str, limit: int = EXCERPT) -> list[tuple[str, str]]:
     """A row's JSON as (role, text) parts, together about `limit` characters; what is cut ends in an ellipsis.
 
-    Short parts are kept whole and leave their room to the long ones, so that a long prompt does not hide the answer.
+    Short parts are kept whole and leave their room to the long ones, so that a long prompt does not hide the
+    answer.
     """
     parts = [(printable(role), printable(text).strip()) for role, text in _parts(row)]
     parts = [part for part in parts if part[1]][:12]
@@ -177,7 +220,10 @@ def excerpt(row: str, limit: int = EXCERPT) -> list[tuple[str, str]]:
     for done, i in enumerate(sorted(range(len(parts)), key=lambda i: len(parts[i][1]))):
         allowed[i] = min(len(parts[i][1]), room // (len(parts) - done))
         room -= allowed[i]
-    return [(role, text if len(text) <= allowed[i] else text[: allowed[i]].rstrip() + "…") for i, (role, text) in enumerate(parts)]
+    return [
+        (role, text if len(text) <= allowed[i] else text[: allowed[i]].rstrip() + "…")
+        for i, (role, text) in enumerate(parts)
+    ]
 
 
 def _parts(row: str) -> list[tuple[str, str]]:
@@ -190,7 +236,10 @@ def _parts(row: str) -> list[tuple[str, str]]:
     for key in ("messages", "conversations"):
         turns = value.get(key)
         if isinstance(turns, list) and turns and all(isinstance(t, dict) for t in turns):
-            return [(str(t.get("role") or t.get("from") or "?"), _text(t.get("content", t.get("value", "")))) for t in turns]
+            return [
+                (str(t.get("role") or t.get("from") or "?"), _text(t.get("content", t.get("value", ""))))
+                for t in turns
+            ]
     return [(str(key), _text(text)) for key, text in value.items() if text not in (None, "")]
 
 
@@ -199,5 +248,7 @@ def _text(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, text-direction overrides and lone surrogates, which no HTML page can hold."""
+    """Text without control characters, text-direction overrides and lone surrogates, which no HTML page can
+    hold.
+    """
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))

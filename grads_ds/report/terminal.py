@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from grads_ds.report.gather import read_json
-from grads_ds.report.outcome import outcome_of, verdict
+from grads_ds.report.outcome import outcome_of
+from grads_ds.report.verdict import verdict
 
 
 def report_table(run_dir: Path) -> str:
-    """One line per model: base, full, then the subsets by size; per held-out set its loss and the difference to base.
+    """One line per model: base, full, then the subsets by size; per held-out set its loss and the difference
+    to base.
 
     Reads evaluation.json (and the per-sample losses it names). Says so when there is none.
     """
@@ -22,7 +24,11 @@ def report_table(run_dir: Path) -> str:
         head += [f"{name} loss", "to base"]
     lines = [head]
     for model in outcome.models:
-        line = [model.name, model.method if model.name != "base" else "-", "-" if model.trained_on is None else f"{model.trained_on:,}"]
+        line = [
+            model.name,
+            model.method if model.name != "base" else "-",
+            "-" if model.trained_on is None else f"{model.trained_on:,}",
+        ]
         for name in outcome.sets:
             found = model.measures.get(name)
             gap = found.against_base if found else None
@@ -31,7 +37,10 @@ def report_table(run_dir: Path) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = []
     for line in lines:
-        cells = [cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
         text.append("  ".join(cells).rstrip())
     text.insert(1, "-" * max(len(line) for line in text))
     said = [f"* {sentence.text}" for sentence in verdict(outcome)]

@@ -1,0 +1,124 @@
+"""The evaluation in words: was selecting worth it, against the base model, the full pool and random? Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from grads_ds.report.gather import MAIN
+from grads_ds.report.outcome import Difference, Measure, Model, Outcome
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One statement of the verdict; tone is good, bad or even."""
+
+    text: str
+    tone: str
+
+
+def verdict(outcome: Outcome) -> list[Sentence]:
+    """What the main selection's numbers say, the unwelcome ones as plainly as the others."""
+    chosen, base = outcome.model(MAIN), outcome.model("base")
+    if chosen is None or base is None or not outcome.sets:
+        return [
+            Sentence("The selected subset or the base model was not evaluated: there is no verdict.", "even")
+        ]
+    full = outcome.model("full")
+    said = []
+    for name in outcome.domain:
+        mine = chosen.measures.get(name)
+        if mine is None or mine.against_base is None:
+            continue
+        gap = mine.against_base
+        said.append(
+            Sentence(
+                f"On {name}, training on the {chosen.trained_on:,} selected samples "
+                f"{_moved(gap.value)} the loss from "
+                f"{base.measures[name].loss:.4f} (base) to {mine.loss:.4f}{_sure(gap)}.",
+                gap.tone,
+            )
+        )
+        if full is not None and name in full.measures:
+            other = full.measures[name].loss
+            rest = mine.loss - other
+            said.append(
+                Sentence(
+                    f"The full pool ({full.trained_on:,} samples) reaches {other:.4f}: the subset is "
+                    + (
+                        f"{abs(rest):.4f} {'better' if rest < 0 else 'worse'}"
+                        if round(rest, 4)
+                        else "level with it"
+                    )
+                    + ".",
+                    "good" if rest <= 0 else "bad",
+                )
+            )
+        said.append(_random_sentence(outcome, chosen, name, mine))
+    for name in outcome.general:
+        mine = chosen.measures.get(name)
+        if mine is None or mine.against_base is None:
+            continue
+        gap = mine.against_base
+        others = [(full, "full pool")] + [(outcome.model(r), f"random ({r})") for r in chosen.randoms]
+        compared = ", ".join(
+            f"{label} {m.measures[name].against_base.value:+.4f}"  # type: ignore[union-attr]
+            for m, label in others
+            if m is not None and name in m.measures and m.measures[name].against_base is not None
+        )
+        what = "that much was forgotten" if gap.tone == "bad" else "within chance"
+        what = "nothing was forgotten" if gap.value <= 0 else what
+        said.append(
+            Sentence(
+                f"On {name}, the loss changed by {gap.value:+.4f} from the base's "
+                f"{base.measures[name].loss:.4f}{_sure(gap)}: {what}."
+                + (f" For comparison: {compared}." if compared else ""),
+                gap.tone,
+            )
+        )
+    return said
+
+
+def _random_sentence(outcome: Outcome, chosen: Model, name: str, mine: Measure) -> Sentence:
+    gap = mine.against_random
+    if gap is None:
+        return Sentence(
+            f"No random subset of {chosen.trained_on:,} samples was trained: "
+            "whether the selection is better than chance is not "
+            "known. Add a variant with method random to select.variants and sft.variants.",
+            "even",
+        )
+    draws = len(chosen.randoms)
+    reach = np.mean(
+        [
+            m.measures[name].loss
+            for r in chosen.randoms
+            if (m := outcome.model(r)) is not None and name in m.measures
+        ]
+    )
+    who = (
+        f"A random subset of the same size reaches {reach:.4f}"
+        if draws == 1
+        else (f"{draws} random subsets of the same size reach {reach:.4f} on average")
+    )
+    if gap.tone == "good":
+        text = f"{who}: selection beat random by {-gap.value:.4f}{_sure(gap)}."
+    elif gap.value < 0:
+        lead = f"its lead of {-gap.value:.4f} is within chance{_sure(gap)}"
+        text = f"{who}: selection did not clearly beat random, {lead}."
+    elif round(gap.value, 4) == 0:
+        text = f"{who}: selection did not beat random, they are level{_sure(gap)}."
+    else:
+        text = f"{who}: selection did not beat random, it is {gap.value:.4f} worse{_sure(gap)}."
+    if draws == 1:
+        text += " This is one random draw; another may fall differently."
+    return Sentence(text, gap.tone)
+
+
+def _moved(gap: float) -> str:
+    return "lowered" if gap < 0 else "raised" if gap > 0 else "left"
+
+
+def _sure(gap: Difference) -> str:
+    return f" (95 % interval {gap.interval[0]:+.4f} to {gap.interval[1]:+.4f})" if gap.interval else ""
