@@ -5,6 +5,8 @@
     selection/selection.parquet  sample_id, signal, density, selected, rank (1 is best), reason, weight: every
                                  row of the table
     selection/selection.json     settings, thresholds, counts, composition, overlap with random, warnings
+    selection/comparison.json    every method at 5 % and 50 %: kinds kept, overlap (main choice, up to 200,000
+                                 samples)
     selection/variants/<name>/   the same four for each of select.variants
 
 Run it with `grads-ds select CONFIG`. One process, no torch.
@@ -22,12 +24,13 @@ from numpy.typing import NDArray
 
 from grads_ds.config import Config, SelectConfig, UserError
 from grads_ds.run_dir import atomic_path, publish_json
+from grads_ds.selection import compare
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.duplicates import seen_before
 from grads_ds.selection.numbers import Ints
 from grads_ds.selection.output import in_words, ordered, to_arrow, write_dataset
 from grads_ds.selection.pool import Pool, composition, read_pool
-from grads_ds.selection.table import read_table
+from grads_ds.selection.table import ScoreTable, read_table
 
 Fields = dict[str, tuple[NDArray[np.int64], list[str]]]
 
@@ -42,7 +45,7 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     """Choose one subset (None: the main one), publish its files, return what stands in selection.json."""
     settings = config.select.resolve(name)
     started = time.perf_counter()
-    pool, choice, report = decide(settings, config.seed, run_dir)
+    table, pool, fields, choice, report = decide(settings, config.seed, run_dir)
     folder = selection_dir(run_dir, name)
     order = ordered(choice, settings.order, config.seed)
     positions = pool.positions(choice.sample_id[order])
@@ -58,14 +61,24 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
         # without the Arrow schema readers see plain strings, not our dictionary
         pq.write_table(to_arrow(choice), aside, store_schema=False)
     report = {"name": name or "selected", **report, "seconds": round(time.perf_counter() - started, 3)}
+    if name is None:
+        with_rivals(folder / "comparison.json", config, table, fields, choice)
     publish_json(folder / "selection.json", report)
     return report
+
+
+def with_rivals(path: Path, config: Config, table: ScoreTable, fields: Fields, choice: Choice) -> None:
+    """Publish the comparison of all methods at 5 % and 50 %, unless the pool is too large for it."""
+    if len(table) <= compare.LARGEST:
+        publish_json(path, compare.compare(table, fields, config.select, config.seed, choice.selected))
+    else:
+        path.unlink(missing_ok=True)  # an older pool's
 
 
 def preview(config: Config, run_dir: Path) -> str:
     """What `run_select` would choose, as text for a terminal. Writes nothing."""
     return "\n\n".join(
-        in_words(name or "selected", decide(config.select.resolve(name), config.seed, run_dir)[2])
+        in_words(name or "selected", decide(config.select.resolve(name), config.seed, run_dir)[-1])
         for name in (None, *config.select.variants)
     )
 
@@ -75,8 +88,10 @@ def selection_dir(run_dir: Path, name: str | None) -> Path:
     return run_dir / "selection" if name is None else run_dir / "selection" / "variants" / name
 
 
-def decide(settings: SelectConfig, seed: int, run_dir: Path) -> tuple[Pool, Choice, dict[str, Any]]:
-    """Everything but writing: the inputs, the choice and its report."""
+def decide(
+    settings: SelectConfig, seed: int, run_dir: Path
+) -> tuple[ScoreTable, Pool, Fields, Choice, dict[str, Any]]:
+    """Everything but writing: the inputs (fields: per row of the table), the choice and its report."""
     table = read_table(run_dir / "scores" / "table.parquet")
     pool = read_pool(run_dir / "prepared" / "pool")
     if len(pool.sample_id) != len(table):
@@ -101,7 +116,8 @@ def decide(settings: SelectConfig, seed: int, run_dir: Path) -> tuple[Pool, Choi
         "settings": settings.model_dump(mode="json", exclude={"variants"}),
         "warnings": choice.warnings,
     }
-    return pool, choice, report
+    of_rows = {name: (codes[positions], values) for name, (codes, values) in fields.items()}
+    return table, pool, of_rows, choice, report
 
 
 def strata_codes(fields: Fields, name: str | None, positions: Ints) -> NDArray[np.int64] | None:

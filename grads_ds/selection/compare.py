@@ -1,0 +1,104 @@
+"""All methods side by side at the same budgets: how much of each kind of sample each keeps, and how far they
+agree.
+
+Works on a score table in memory; the stage writes the result to selection/comparison.json. Methods whose
+columns were not recorded are listed with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grads_ds.config import SelectConfig, UserError
+from grads_ds.selection.choose import choose
+from grads_ds.selection.table import ScoreTable
+
+BUDGETS = (0.05, 0.5)
+LARGEST = 200_000  # samples; beyond it the comparison costs more than the choice
+FIELD_VALUES = 20  # a field with more values is no kind of sample
+
+Fields = Mapping[str, tuple[NDArray[np.int64], list[str]]]
+
+
+def contestants(main: SelectConfig) -> dict[str, dict[str, Any]]:
+    """The settings compared, by name: every region of GrADS with the main signal, then every rival."""
+    regions = {f"grads {region}": {"method": "grads", "region": region} for region in _REGIONS}
+    rivals = {name: {"method": name} for name in SelectConfig.METHODS if name not in ("grads", "mixture")}
+    mixed = {"mixture": {"method": "mixture"}} if main.mixture else {}
+    return regions | rivals | mixed
+
+
+_REGIONS = ("mass", "density", "magnitude", "band", "sample")
+
+
+def compare(
+    table: ScoreTable,
+    fields: Fields,
+    main: SelectConfig,
+    seed: int,
+    chosen: NDArray[np.bool_],
+    budgets: Sequence[float] = BUDGETS,
+) -> dict[str, Any]:
+    """Per method and budget: samples, overlap with `chosen` (per row of the table), and per field and value
+    the share of its samples kept. `fields`: codes per row of the table and their values.
+
+    Strata, near-duplicates, lengths and forget_less are left out: the methods are compared as they are.
+    """
+    fields = {name: pair for name, pair in fields.items() if 1 < len(pair[1]) <= FIELD_VALUES}
+    plain = main.model_dump(exclude={"variants"}) | {
+        "strata": None,
+        "near_duplicates": None,
+        "forget_less": 0.0,
+        "budget_tokens": None,
+        "weights": "none",
+    }
+    found: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for name, change in contestants(main).items():
+        try:
+            entry = {}
+            for budget in budgets:
+                choice = choose(table, SelectConfig(**(plain | change | {"budget": budget})), seed)
+                entry[f"{budget:g}"] = _entry(choice.selected, chosen, fields)
+            found[name] = entry
+        except UserError as error:
+            skipped[name] = "; ".join(error.faults)
+    return {"budgets": [f"{budget:g}" for budget in budgets], "methods": found, "skipped": skipped}
+
+
+def _entry(selected: NDArray[np.bool_], main: NDArray[np.bool_], fields: Fields) -> dict[str, Any]:
+    both = int(np.count_nonzero(selected & main))
+    either = int(np.count_nonzero(selected | main))
+    kept: dict[str, dict[str, float]] = {}
+    for name, (codes, values) in fields.items():
+        pool = np.bincount(codes, minlength=len(values))
+        mine = np.bincount(codes[selected], minlength=len(values))
+        kept[name] = {
+            word: round(int(m) / int(p), 6) for word, m, p in zip(values, mine, pool, strict=True) if p
+        }
+    return {
+        "samples": int(np.count_nonzero(selected)),
+        "overlap_with_selected": both,
+        "jaccard_with_selected": round(both / either, 6) if either else None,
+        "kept": kept,
+    }
+
+
+def as_markdown(comparison: Mapping[str, Any], field: str) -> str:
+    """The share of each kind kept, a line per method and a column per budget and value."""
+    methods = comparison["methods"]
+    values = list(next(iter(methods.values()))[comparison["budgets"][0]]["kept"][field])
+    head = [f"{word} at {float(budget):.0%}" for budget in comparison["budgets"] for word in values]
+    lines = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for name, entry in methods.items():
+        cells = [
+            f"{entry[budget]['kept'][field].get(word, 0):.1%}"
+            for budget in comparison["budgets"]
+            for word in values
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)

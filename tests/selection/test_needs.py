@@ -1,0 +1,55 @@
+"""What a selection lacks is said before the probe runs, and nothing is said of a selection that will work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pools import arrow_table, config, write_run
+
+from grads_ds.config import Config, UserError
+from grads_ds.selection.needs import check_select
+from grads_ds.selection.stage import run_select
+
+
+def faults(select: dict[str, Any], tmp_path: Path, **change: Any) -> list[str]:
+    tree = config(tmp_path, **select).model_dump() | change
+    return check_select(Config.model_validate(tree), tmp_path)
+
+
+def test_defaults_ask_for_what_the_defaults_record(tmp_path: Path) -> None:
+    assert faults({}, tmp_path) == []
+    assert faults({"signal": "total"}, tmp_path, probe={"layers": "all"}) == []
+
+
+@pytest.mark.parametrize(
+    ("select", "said"),
+    [
+        ({"signal": "total"}, "set probe.layers: all"),
+        ({"signal": "mlp"}, "set probe.layers: [embedding, lm_head, mlp]"),
+        ({"groups": ["attention"]}, "norms of group attention"),
+        ({"forget_less": 0.5}, "anchor_cosine_<group>"),
+        ({"method": "ifd"}, "wanted column ifd"),
+        ({"method": "mixture", "mixture": {"loss": 1, "el2n": 1}}, "wanted column el2n"),
+        ({"strata": "kind"}, "wanted one of source; found kind"),
+        ({"variants": {"v": {"signal": "norm"}}}, "select.variants.v: wanted the norms of group norm"),
+    ],
+)
+def test_each_lack_is_a_fault_and_the_stage_agrees(select: dict[str, Any], said: str, tmp_path: Path) -> None:
+    found = faults(select, tmp_path)
+    assert len(found) == 1
+    assert said in found[0]
+    write_run(tmp_path, arrow_table(30))
+    with pytest.raises(UserError):
+        run_select(config(tmp_path, **select), tmp_path)
+
+
+def test_columns_of_a_finished_table_count(tmp_path: Path) -> None:
+    write_run(
+        tmp_path, arrow_table(30, ifd=np.linspace(0, 2, 30), anchor_cosine_lm_head=np.linspace(-1, 1, 30))
+    )
+    assert (
+        faults({"method": "ifd", "variants": {"f": {"method": "grads", "forget_less": 1.0}}}, tmp_path) == []
+    )
