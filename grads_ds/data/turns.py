@@ -59,7 +59,7 @@ def assistant_spans(
     """
     spans: list[Span] = []
     for k, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or not message.get("weight", 1):
             continue
         until = text if k == len(messages) - 1 else _attempt(render, messages[: k + 1], False)
         start = None
@@ -68,7 +68,7 @@ def assistant_spans(
         if start is not None and until is not None:
             span = (start, len(until))
         else:
-            span = _by_stand_in(text, messages, k, render, special)
+            span = _by_stand_in(text, until, messages, k, render, special)
         span = _trimmed(text, span, special)
         said = text[span[0] : span[1]]
         if not message.get("tool_calls") and _no_blanks(message["content"]) not in _no_blanks(said):
@@ -79,8 +79,7 @@ def assistant_spans(
             )
         if spans and span[0] < spans[-1][1]:
             raise RowFault("assistant turns in order", f"turn {k + 1} before an earlier one", _USE_MARKS)
-        if message.get("weight", 1):
-            spans.append(span)
+        spans.append(span)
     return spans
 
 
@@ -111,10 +110,10 @@ def _begin(until: str, turns: list[Message], render: Render) -> int | None:
 
 
 def _by_stand_in(
-    text: str, messages: list[Message], k: int, render: Render, special: tuple[str, ...]
+    text: str, until: str | None, messages: list[Message], k: int, render: Render, special: tuple[str, ...]
 ) -> Span:
     """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn token
-    behind it.
+    behind it: a special token that also ends `until`, the conversation up to that turn (where it renders).
     """
     changed = _attempt(
         render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False
@@ -124,7 +123,7 @@ def _by_stand_in(
         end = len(text) - len(rest)
         if begin <= end and text[:begin] == changed[:begin] and text[end:] == rest:
             mark = next((s for s in special if rest.lstrip().startswith(s)), None)
-            if mark:
+            if mark and (until is None or until.rstrip().endswith(mark)):
                 return begin, end + len(rest) - len(rest.lstrip()) + len(mark)
     raise RowFault(
         f"a chat template in which turn {k + 1} can be found again",

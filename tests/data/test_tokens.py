@@ -129,6 +129,22 @@ def test_turns_that_a_template_words_differently_are_still_found(twin: Any) -> N
     assert got == [SAID[0] + "<|im_end|>", "<think>\n\n</think>\n\nIt is green.<|im_end|>"]
 
 
+def test_the_next_turns_header_is_never_taken_for_an_end_token(twin: Any) -> None:
+    """A template that ends only the last turn leaves earlier ones open: nothing right can be labelled there."""
+    open_ended = twins.CHATML.replace("<|im_end|>\n", "{{ '<|im_end|>' if loop.last else '' }}")
+    tokenizer = twin(open_ended)
+    assert answers(tokenizer, encode(tokenizer, chat(CHAT[:2]))) == [SAID[0] + "<|im_end|>"]
+    with pytest.raises(RowFault, match="turn 2"):
+        encode(tokenizer, chat(CHAT))
+
+
+def test_a_turn_that_is_not_trained_on_may_lose_its_reasoning(twin: Any) -> None:
+    reasoned = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBlue.", "weight": 0}
+    tokenizer = twin(twins.REASONING)
+    got = answers(tokenizer, encode(tokenizer, chat([CHAT[0], reasoned, *CHAT[2:]])))
+    assert got == ["<think>\n\n</think>\n\n" + SAID[1] + "<|im_end|>"]
+
+
 def test_a_template_that_drops_earlier_reasoning_is_refused(twin: Any) -> None:
     messages = [CHAT[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBlue."}, *CHAT[2:]]
     with pytest.raises(RowFault, match="turn 2") as caught:
@@ -260,9 +276,9 @@ def test_a_sentencepiece_model_alone_is_enough(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=400,
-        model_type="bpe", byte_fallback=True, pad_id=-1, minloglevel=2, num_threads=1, normalization_rule_name="identity",
-        remove_extra_whitespaces=False, hard_vocab_limit=False,
+        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer"),
+        vocab_size=400, model_type="bpe", byte_fallback=True, pad_id=-1, minloglevel=2,
+        num_threads=1, normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
     )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
     tokenizer = load_tokenizer(ModelConfig(path=str(folder)))
