@@ -31,6 +31,7 @@ def make_table(n: int, path: Path) -> None:
     tokens = rng.integers(8, 2000, n, dtype=np.int32)
     table = {
         "sample_id": np.arange(n, dtype=np.int64),
+        "sample_hash": pa.array(np.arange(n)).cast(pa.string()),
         "num_tokens": tokens + 20,
         "num_target_tokens": tokens,
         "loss": rng.gamma(4.0, 0.5, n).astype(np.float32),
@@ -47,17 +48,18 @@ def measure(path: Path, settings: dict[str, object]) -> dict[str, float]:
     """Read, choose, write; seconds of each part and the process's peak memory."""
     from grads_ds.config import SelectConfig
     from grads_ds.selection.choose import choose
-    from grads_ds.selection.output import to_arrow
+    from grads_ds.selection.output import write_choice
     from grads_ds.selection.table import read_table
 
     import KDEpy  # noqa: F401, isort: skip  # its import is not the selection's time
 
+    before = sum(os.times()[:2])
     start = time.perf_counter()
     table = read_table(path)
     read = time.perf_counter()
     choice = choose(table, SelectConfig.model_validate(settings), seed=0)
     chosen = time.perf_counter()
-    pq.write_table(to_arrow(choice), path.parent / "selection.parquet", store_schema=False)
+    write_choice(choice, path.parent / "selection.parquet")
     end = time.perf_counter()
     return {
         "rows": len(table),
@@ -66,6 +68,7 @@ def measure(path: Path, settings: dict[str, object]) -> dict[str, float]:
         "choose_s": round(chosen - read, 2),
         "write_s": round(end - chosen, 2),
         "total_s": round(end - start, 2),
+        "cpu_s": round(sum(os.times()[:2]) - before, 2),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
 

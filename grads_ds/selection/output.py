@@ -42,6 +42,12 @@ def to_arrow(choice: Choice) -> pa.Table:
     )
 
 
+def write_choice(choice: Choice, to: Path) -> None:
+    """selection.parquet: plain strings for readers (no Arrow schema), a dictionary on disk for the reasons
+    alone."""
+    pq.write_table(to_arrow(choice), to, store_schema=False, use_dictionary=["reason"])
+
+
 def write_dataset(jsonl: Path, choice: Choice, order: Ints, to: Path) -> None:
     """The chosen rows with their scores (grads_ columns) as one parquet file, which `datasets` loads.
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from grads_ds.config import Config, SelectConfig, UserError
@@ -28,7 +27,7 @@ from grads_ds.selection import compare
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.duplicates import seen_before
 from grads_ds.selection.numbers import Ints
-from grads_ds.selection.output import in_words, ordered, to_arrow, write_dataset
+from grads_ds.selection.output import in_words, ordered, write_choice, write_dataset
 from grads_ds.selection.pool import Pool, composition, read_pool
 from grads_ds.selection.table import ScoreTable, read_table
 
@@ -42,7 +41,8 @@ def run_select(config: Config, run_dir: Path) -> None:
 
 
 def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, Any]:
-    """Choose one subset (None: the main one), publish its files, return what stands in selection.json."""
+    """Choose one subset (None: the main one), publish its files, say so, return what stands in
+    selection.json."""
     settings = config.select.resolve(name)
     started = time.perf_counter()
     table, pool, fields, choice, report = decide(settings, config.seed, run_dir)
@@ -58,12 +58,12 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     with atomic_path(folder / "selected.parquet") as aside:
         write_dataset(folder / "selected.jsonl", choice, order, aside)
     with atomic_path(folder / "selection.parquet") as aside:
-        # without the Arrow schema readers see plain strings, not our dictionary
-        pq.write_table(to_arrow(choice), aside, store_schema=False)
+        write_choice(choice, aside)
     report = {"name": name or "selected", **report, "seconds": round(time.perf_counter() - started, 3)}
     if name is None:
         with_rivals(folder / "comparison.json", config, table, fields, choice)
     publish_json(folder / "selection.json", report)
+    print("select: " + "\nselect: ".join(in_words(report["name"], report).splitlines()), flush=True)
     return report
 
 
@@ -97,8 +97,7 @@ def decide(
     if len(pool.sample_id) != len(table):
         raise UserError(
             f"select: wanted one score per sample of the pool; found {len(table)} scores for "
-            f"{len(pool.sample_id)} samples; "
-            "run the probe again"
+            f"{len(pool.sample_id)} samples; run the probe again"
         )
     positions = pool.positions(table.sample_id)
     fields = pool.fields()

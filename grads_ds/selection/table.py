@@ -92,7 +92,8 @@ class ScoreTable:
         good = self.status == (self.status_words.index("ok") if "ok" in self.status_words else -1)
         for name, values in self.columns.items():
             if name.endswith(NORM_SUFFIX):
-                good &= np.isfinite(values) & (np.asarray(values, dtype=np.float64) >= 0)
+                good &= np.isfinite(values)
+                good &= np.greater_equal(values, 0)
             elif name == "loss":
                 good &= np.isfinite(values)
         return good
@@ -102,7 +103,9 @@ def read_table(path: Path) -> ScoreTable:
     """Read the merged score table. Raises UserError when it is missing, empty, or holds a sample twice."""
     if not path.is_file():
         raise UserError(f"select: wanted the score table; found none at {path}; run the probe first")
-    return from_arrow(pq.read_table(path))
+    # the hashes are a gigabyte of text that no choice looks at
+    wanted = [name for name in pq.read_schema(path).names if name != "sample_hash"]
+    return from_arrow(pq.read_table(path, columns=wanted, read_dictionary=["status"]))
 
 
 def from_arrow(table: pa.Table) -> ScoreTable:
@@ -113,8 +116,9 @@ def from_arrow(table: pa.Table) -> ScoreTable:
         )
     sample_id = np.asarray(table["sample_id"].to_numpy(), dtype=np.int64)
     # a handful of distinct words for millions of rows: decode the dictionary, not the column
-    coded = pc.dictionary_encode(table["status"].combine_chunks())
-    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+    column = table["status"]
+    coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+    coded = coded.unify_dictionaries().combine_chunks()
     words = [str(word) for word in coded.dictionary.to_pylist()]
     # alphabetical, so that nothing depends on the order of rows
     recode = np.array([sorted(words).index(word) for word in words], dtype=np.int8)
