@@ -1,12 +1,14 @@
 """General corpus -> a tokenizer and a small language model that knows it: the quickstart's base model.
 
-    python scripts/quickstart_base.py [--material runs/quickstart/material] [--out runs/quickstart/base] [--steps 330]
+    python scripts/quickstart_base.py [--material runs/quickstart/material] [--out runs/quickstart/base]
 
-Reads general.jsonl and general_heldout.jsonl (scripts/quickstart_corpus.py). Writes a Hugging Face folder: a SentencePiece
-tokenizer with chat marks and a pad token of its own, a Llama of 1.4 million parameters pre-trained for a fixed number of
-steps, and base.json (settings, losses, seconds). A second run with the same inputs does nothing and says so.
+Reads general.jsonl and general_heldout.jsonl (scripts/quickstart_corpus.py). Writes a Hugging Face folder: a
+SentencePiece tokenizer with chat marks and a pad token of its own, a Llama of 1.4 million parameters pre-trained
+for a fixed number of steps, and base.json (settings, losses, seconds). A second run with the same inputs does
+nothing and says so.
 
-Plain torch on the CPU, about a minute on two cores. It exists so that fine-tuning has something to build on and to forget.
+Plain torch on the CPU, about a minute on two cores. It exists so that fine-tuning has something to build on and
+to forget.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def train_tokenizer(texts: Sequence[str], folder: Path) -> Any:
-    """A byte-pair SentencePiece model of `texts`, saved in `folder` as a Hugging Face tokenizer with a chat template."""
+    """A byte-pair SentencePiece model of `texts`, saved in `folder` as a Hugging Face tokenizer for chats."""
     import sentencepiece
     from transformers import LlamaTokenizer
 
@@ -86,7 +88,7 @@ def train_tokenizer(texts: Sequence[str], folder: Path) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, folder: Path, texts: Iterable[str]) -> None:
-    """Raise ValueError unless the conversion keeps SentencePiece's ids and every text survives the way there and back."""
+    """Raise ValueError unless the conversion keeps SentencePiece's ids and every text comes back whole."""
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -94,7 +96,10 @@ def check_tokenizer(tokenizer: Any, folder: Path, texts: Iterable[str]) -> None:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids != pieces.encode(text) or tokenizer.decode(ids).strip() != text.strip():
             raise ValueError(f"the tokenizer in {folder} does not give back: {text!r}")
-    if len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}) != 4:
+    if (
+        len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id})
+        != 4
+    ):
         raise ValueError(f"the special tokens of the tokenizer in {folder} are not distinct")
 
 
@@ -131,7 +136,8 @@ def pretrain(model: Any, data: torch.Tensor, steps: int, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
-            min(1, (step + 1) / WARMUP) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / max(1, steps)))))
+            min(1, (step + 1) / WARMUP)
+            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / max(1, steps)))))
         ),
     )
     queue = torch.empty(0, dtype=torch.long)
@@ -150,7 +156,10 @@ def pretrain(model: Any, data: torch.Tensor, steps: int, seed: int) -> None:
         recent += loss.item()
         if step % 30 == 0 or step == steps:
             width = (step - 1) % 30 + 1
-            print(f"base: step {step}/{steps}, loss {recent / width:.3f}, {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"base: step {step}/{steps}, loss {recent / width:.3f}, {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
             recent = 0.0
 
 
@@ -192,11 +201,16 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
         eos_token_id=tokenizer.eos_token_id,
     )
     model = LlamaForCausalLM(config)
-    print(f"base: {model.num_parameters() / 1e6:.2f} M parameters, {data.numel() / 1e3:.0f} k tokens", flush=True)
+    print(
+        f"base: {model.num_parameters() / 1e6:.2f} M parameters, {data.numel() / 1e3:.0f} k tokens",
+        flush=True,
+    )
     pretrain(model, data, steps, seed)
     model.eval()
     with torch.no_grad():
-        loss = sum(next_token_loss(model, part).item() * len(part) for part in judged.split(BATCH)) / len(judged)
+        loss = sum(next_token_loss(model, part).item() * len(part) for part in judged.split(BATCH)) / len(
+            judged
+        )
     model.save_pretrained(out)
     return {
         "general_heldout_loss": loss,
@@ -208,7 +222,9 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Build the base model, or say that it is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--material", type=Path, default=Path("runs/quickstart/material"))
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/base"))
     parser.add_argument("--steps", type=int, default=330, help="optimizer steps (default: %(default)s)")

@@ -2,14 +2,14 @@
 
     python scripts/quickstart_corpus.py [--out runs/quickstart/material] [--seed 0]
 
-Reads the documentation that ships with Python and with the installed packages. Sources are parsed, never imported.
-Writes, as JSON lines, the same bytes for the same seed and the same versions:
+Reads the documentation that ships with Python and with the installed packages; sources are parsed, never
+imported. Writes, as JSON lines, the same bytes for the same seed and the same versions:
 
-    general.jsonl            what the base model learns first: {"text"} rows, and chats on Python's standard library
-    domain_pool.jsonl        chats on the APIs of numpy, scipy and torch, some of them bad on purpose: field `kind`
-    domain_heldout.jsonl     the same questions on other functions: in no other file
-    general_heldout.jsonl    the general chats' questions on other functions: in no other file
-    corpus.json              counts, versions and the seed
+    general.jsonl          what the base model learns first: {"text"} rows, and chats on the standard library
+    domain_pool.jsonl      chats on the APIs of numpy, scipy and torch, a third bad on purpose: field `kind`
+    domain_heldout.jsonl   the same questions on other functions: in no other file
+    general_heldout.jsonl  the general chats' questions on other functions: in no other file
+    corpus.json            counts, versions and the seed
 
 A second run with the same inputs does nothing and says so.
 """
@@ -34,7 +34,18 @@ from pathlib import Path
 
 DOMAIN = ("numpy", "scipy", "torch/nn", "torch/optim", "torch/distributions", "torch/linalg")
 NOT_GENERAL = ("numpy", "scipy", "torch")  # their own descriptions stay out of the general text
-SKIPPED = {"test", "tests", "_pyinstaller", "site-packages", "idlelib", "lib2to3", "encodings", "__pycache__", "f2py", "distutils"}
+SKIPPED = {
+    "test",
+    "tests",
+    "_pyinstaller",
+    "site-packages",
+    "idlelib",
+    "lib2to3",
+    "encodings",
+    "__pycache__",
+    "f2py",
+    "distutils",
+}
 GOOD = 1400
 BAD = {"wrong_answer": 280, "near_duplicate": 210, "off_domain": 140, "trivial": 70}  # a third of the pool
 HELD_OUT = 250
@@ -47,7 +58,14 @@ QUESTIONS = (
     "Can you tell me what {name} does?",
     "I found {name} in some code. What is it?",
 )
-TRIVIAL = ("Yes.", "I do not know.", "It depends.", "See the documentation.", "OK.", "It does what its name says.")
+TRIVIAL = (
+    "Yes.",
+    "I do not know.",
+    "It depends.",
+    "See the documentation.",
+    "OK.",
+    "It does what its name says.",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class Entry:
     paragraphs: tuple[str, ...]
 
 
-# ---- reading sources ------------------------------------------------------------------------------------------------
+# ---- reading sources ----------------------------------------------------------------------------
 
 
 def entries_of(root: Path, package: str) -> list[Entry]:
@@ -74,7 +92,8 @@ def entries_of(root: Path, package: str) -> list[Entry]:
         except (SyntaxError, ValueError):  # templates and sources for other Python versions
             continue
         found += [
-            Entry(name.removeprefix("."), tuple(paragraphs(doc))) for name, doc in _documented(tree, ".".join(module))
+            Entry(name.removeprefix("."), tuple(paragraphs(doc)))
+            for name, doc in _documented(tree, ".".join(module))
         ]
     return [entry for entry in found if entry.paragraphs]
 
@@ -86,7 +105,10 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
             yield name, doc
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and child.name[0] != "_":
+            if (
+                isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                and child.name[0] != "_"
+            ):
                 yield from _documented(child, f"{name}.{child.name}")
             elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
                 yield from _added_doc(child.value, name)
@@ -104,7 +126,7 @@ def _added_doc(call: ast.Call, name: str) -> Iterator[tuple[str, str]]:
 
 
 def paragraphs(doc: str) -> list[str]:
-    """The prose of a docstring, one string per paragraph: no markup, no signatures, tables, sections or examples."""
+    """The prose of a docstring, by paragraph: no markup, signatures, tables, sections or examples."""
     doc = re.sub(r":[a-zA-Z:+]+:`~?([^`<]+?)(?: <[^`]*>)?`", r"\1", doc)  # roles
     doc = re.sub(r"`+([^`]*)`+_*", r"\1", doc).replace("\\", "")
     doc = re.sub(r"\s*\[\d+\]_|:(?=:)", "", doc)  # citations; code marks
@@ -146,11 +168,11 @@ def language_topics(stdlib: Path) -> list[str]:
     return [text for text in texts if text]
 
 
-# ---- making rows ------------------------------------------------------------------------------------------------------
+# ---- making rows --------------------------------------------------------------------------------
 
 
 def answer_of(entry: Entry) -> str | None:
-    """The beginning of the documentation, whole sentences, within ANSWER; None where there is no such beginning."""
+    """The beginning of the documentation, whole sentences, within ANSWER; None where there is none."""
     answer = ""
     for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(entry.paragraphs)):
         if len(answer) + len(sentence) + 1 > ANSWER[1]:
@@ -168,7 +190,7 @@ def chat(question: str, answer: str, kind: str | None = None) -> dict[str, objec
 
 
 def distinct(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Drop each (name, answer) that shares a name or any run of six words of its answer with an earlier one."""
+    """Drop each (name, answer) that shares its name or six words in a row of its answer with an earlier one."""
     names: set[str] = set()
     seen: set[str] = set()
     kept = []
@@ -212,13 +234,17 @@ def domain_pool(
 
 
 def _rephrased(question: str, rng: random.Random) -> str:
-    name = next(m[1] for t in QUESTIONS if (m := re.fullmatch(re.escape(t).replace(r"\{name\}", "(.+)"), question)))
+    name = next(
+        m[1] for t in QUESTIONS if (m := re.fullmatch(re.escape(t).replace(r"\{name\}", "(.+)"), question))
+    )
     return rng.choice([t.format(name=name) for t in QUESTIONS if t.format(name=name) != question])
 
 
 def main() -> None:
     """Build everything, or say that it is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/material"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -227,7 +253,9 @@ def main() -> None:
     inputs = {
         "seed": args.seed,
         "python": sys.version.split()[0],
-        "packages": sorted(f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name != "grads-ds"),
+        "packages": sorted(
+            f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name != "grads-ds"
+        ),
         "script": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
     }
     summary = args.out / "corpus.json"
@@ -245,8 +273,12 @@ def main() -> None:
     off_domain, general_chats = on_python[HELD_OUT : HELD_OUT + 300], on_python[HELD_OUT + 300 :]
     hidden = {run for _, answer in [*on_python[:HELD_OUT], *on_domain[:HELD_OUT]] for run in shingles(answer)}
     prose = [*language_topics(stdlib), *package_texts(site), *("\n\n".join(e.paragraphs) for e in standard)]
-    texts = ["\n\n".join(p for p in text.split("\n\n") if not hidden.intersection(shingles(p))) for text in prose]
-    general = [{"text": text} for text in dict.fromkeys(texts) if text] + [chat(q, a) for q, a in general_chats]
+    texts = [
+        "\n\n".join(p for p in text.split("\n\n") if not hidden.intersection(shingles(p))) for text in prose
+    ]
+    general = [{"text": text} for text in dict.fromkeys(texts) if text] + [
+        chat(q, a) for q, a in general_chats
+    ]
     rng.shuffle(general)
     files = {
         "general": general,
@@ -260,7 +292,9 @@ def main() -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (args.out / f"{name}.jsonl").write_text(lines)
         print(f"corpus: {name}.jsonl: {len(rows)} rows, {len(lines) / 1e6:.2f} MB")
-    summary.write_text(json.dumps({"inputs": inputs, "rows": {n: len(r) for n, r in files.items()}}, indent=1))
+    summary.write_text(
+        json.dumps({"inputs": inputs, "rows": {n: len(r) for n, r in files.items()}}, indent=1)
+    )
     print(f"corpus: done in {time.monotonic() - began:.0f} s")
 
 
