@@ -87,6 +87,21 @@ def test_targets_are_the_answers_with_their_end_token(twin: Any, kind: str, spac
 
 
 @pytest.mark.parametrize("spaces", ["byte", "metaspace"])
+def test_blanks_inside_an_answer_are_targets(twin: Any, spaces: str) -> None:
+    """Tokens of blanks alone can come without characters of their own; indentation must be learnt still."""
+    code = "def sky():\n    if blue:\n        return  green   "
+    tokenizer = twin(twins.CHATML, spaces)
+    encoded = encode(
+        tokenizer, chat([CHAT[0] | {"content": "a  b   "}, {"role": "assistant", "content": code}])
+    )
+    assert answers(tokenizer, encoded) == [code + "<|im_end|>"]
+    # a template that ends turns with a blank: that blank is how the model stops
+    bare = "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '  ' }}{% endfor %}"
+    tokenizer = twin(bare + "{{ 'assistant:\n' if add_generation_prompt }}", spaces)
+    assert answers(tokenizer, encode(tokenizer, chat(CHAT[:2]))) == [SAID[0] + "  "]
+
+
+@pytest.mark.parametrize("spaces", ["byte", "metaspace"])
 def test_marks_and_derived_spans_agree(twin: Any, spaces: str) -> None:
     """The same text with and without `{% generation %}` marks must give the same labels."""
     derived = encode(twin(twins.CHATML, spaces), chat([SYSTEM, *CHAT]))
@@ -130,7 +145,7 @@ def test_turns_that_a_template_words_differently_are_still_found(twin: Any) -> N
 
 
 def test_the_next_turns_header_is_never_taken_for_an_end_token(twin: Any) -> None:
-    """A template that ends only the last turn leaves earlier ones open: nothing right can be labelled there."""
+    """A template that ends only the last turn leaves earlier ones open: nothing right can be labelled."""
     open_ended = twins.CHATML.replace("<|im_end|>\n", "{{ '<|im_end|>' if loop.last else '' }}")
     tokenizer = twin(open_ended)
     assert answers(tokenizer, encode(tokenizer, chat(CHAT[:2]))) == [SAID[0] + "<|im_end|>"]
@@ -278,7 +293,8 @@ def test_a_sentencepiece_model_alone_is_enough(tmp_path: Path) -> None:
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer"),
         vocab_size=400, model_type="bpe", byte_fallback=True, pad_id=-1, minloglevel=2,
-        num_threads=1, normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=False,
+        num_threads=1, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
     )  # fmt: skip
     (folder / "tokenizer.vocab").unlink()
     tokenizer = load_tokenizer(ModelConfig(path=str(folder)))
