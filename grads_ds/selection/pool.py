@@ -7,7 +7,7 @@ A folder written by `datasets.save_to_disk` holds state.json and Arrow streams; 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from grads_ds.config import UserError
 from grads_ds.selection.numbers import Ints
 
 COMPOSITION_VALUES = 50  # a field with more distinct values is cut to its commonest
-BATCH = 1024
+BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Pool:
 
     def positions(self, sample_id: Ints) -> Ints:
         """Where these samples stand in the pool. Raises UserError when one is not there."""
+        if np.array_equal(self.sample_id, sample_id):
+            return np.arange(len(sample_id))
         order = np.argsort(self.sample_id, kind="stable")
         found = np.minimum(np.searchsorted(self.sample_id, sample_id, sorter=order), len(order) - 1)
         place = order[found]
@@ -47,15 +49,24 @@ class Pool:
 
     def rows(self, positions: Ints) -> Iterator[str]:
         """The user's rows (JSON) at these positions, in their order."""
-        column = self.table["row"]
+        read = self.row_reader(positions)
         for start in range(0, len(positions), BATCH):
-            wanted = positions[start : start + BATCH]
-            # in the order of the file, or a gather over many chunks costs a search per row
-            order = np.argsort(wanted, kind="stable")
-            texts = column.take(pa.array(wanted[order])).to_pylist()
-            back = np.empty(len(wanted), dtype=np.int64)
-            back[order] = np.arange(len(wanted))
-            yield from (texts[i] for i in back)
+            texts = [""] * len(positions[start : start + BATCH])
+            for i in np.argsort(positions[start : start + BATCH], kind="stable").tolist():  # as the file goes
+                texts[i] = read(start + i)
+            yield from texts
+
+    def row_reader(self, positions: Ints) -> Callable[[int], str]:
+        """A function of i: the user's row (JSON) at positions[i]."""
+        # pyarrow's take (26.0) first copies the whole column into one array, which fails beyond 2 GB of text
+        chunks = self.table["row"].chunks
+        starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        of = np.searchsorted(starts, positions, side="right") - 1
+
+        def read(i: int) -> str:
+            return str(chunks[of[i]][int(positions[i] - starts[of[i]])].as_py())
+
+        return read
 
     def fields(self) -> dict[str, tuple[NDArray[np.int64], list[str]]]:
         """Source and every metadata field, each as codes per row and the values they stand for."""

@@ -104,7 +104,7 @@ def decide(
     strata = strata_codes(fields, settings.strata, positions)
     seen = None
     if settings.near_duplicates is not None:
-        seen = seen_before(lambda row: next(pool.rows(positions[row : row + 1])), settings.near_duplicates)
+        seen = seen_before(pool.row_reader(positions), settings.near_duplicates)
     choice = choose(table, settings, seed, strata, seen)
     in_pool = np.zeros(len(pool.sample_id), dtype=bool)
     in_pool[positions[choice.chosen]] = True
