@@ -15,8 +15,12 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def check_inputs(config: Config, stages: Collection[str], ranks: int) -> None:
-    """Look at what the named stages are about to read. Raises UserError with every fault found."""
+    """Look at what the named stages are about to read. Raises UserError with every fault found.
+
+    `stages` are those that are due, `ranks` is how many the distributed ones will have.
+    """
     faults: list[str] = []
+    run_dir = Path(config.run_dir)
     if "prepare" in stages:
         from grads_ds.prepare import check_prepare
 
@@ -25,10 +29,28 @@ def check_inputs(config: Config, stages: Collection[str], ranks: int) -> None:
         faults += check_model(config.model.path)
     if "probe" in stages and config.probe.epochs > 0:
         faults += check_training(config, "probe", config.probe, ranks)
+    if "select" in stages:
+        from grads_ds.selection.needs import check_select
+
+        faults += check_select(config, run_dir)
+        if "prepare" not in stages:
+            faults += check_budgets(config, run_dir)
     if "sft" in stages:
         faults += check_training(config, "sft", config.sft, ranks)
     if faults:
         raise UserError(list(dict.fromkeys(faults)))
+
+
+def check_budgets(config: Config, run_dir: Path) -> list[str]:
+    """Faults of budgets given as a count that the prepared pool does not hold."""
+    pool = json.loads((run_dir / "prepared/prepared.json").read_text())["sets"]["pool"]["kept"]
+    faults = []
+    for name in (None, *config.select.variants):
+        budget = config.select.resolve(name).budget
+        if isinstance(budget, float) and budget > max(1, pool):
+            where = f"select.variants.{name}.budget" if name else "select.budget"
+            faults.append(f"{where}: wanted at most the pool's {pool} samples; found {budget:g}; lower it or add data")
+    return faults
 
 
 def check_model(path: str) -> list[str]:

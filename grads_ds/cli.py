@@ -96,10 +96,13 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     stages = STAGES[begin : end + 1]
     hosts = read_hostfile(args.hosts) if args.hosts else [this_machine(args.ranks)]
     run_dir = Path(config.run_dir)
+    ranks_in_all = sum(host.slots for host in hosts)
     with lock(run_dir, f"grads-ds {args.command}"):
-        # inputs are looked at only for work that is due: a finished run stays finished when its sources move away
-        check_inputs(config, [s.name for s in stages if due_units(s, config, run_dir)], sum(host.slots for host in hosts))
-        for stage in stages:
+        for number, stage in enumerate(stages):
+            if number == 0 or stages[number - 1].name == "prepare":  # the prepared pool tells more than the config did
+                # only for work that is due: a finished run stays finished when its sources move away
+                due = [stage.name for stage in stages[number:] if due_units(stage, config, run_dir)]
+                check_inputs(config, due, ranks_in_all)
             status = _launch(stage, config, args, hosts) if stage.distributed else execute(stage, config)
             if status:
                 return status

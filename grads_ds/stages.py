@@ -224,8 +224,6 @@ def execute(stage: Stage, config: Config) -> int:
     with ranks.on_main(lambda: lock(run_dir, f"grads-ds {stage.name}")):
         names = [unit.name for unit in stage.units(config, run_dir)]
         due = ranks.from_main(lambda: _announce(stage, config, run_dir))
-        if due and ranks.is_main():
-            save_config(config, run_dir)
         for name in names:
             if name not in due:
                 continue
@@ -233,20 +231,17 @@ def execute(stage: Stage, config: Config) -> int:
             began = time.monotonic()
             unit.work(config, run_dir)
             ranks.barrier()
-            ranks.from_main(lambda unit=unit, began=began: _finish(unit, run_dir, began))  # type: ignore[misc]
+            ranks.from_main(lambda unit=unit, began=began: _finish(unit, config, run_dir, began))  # type: ignore[misc]
     ranks.finish()
     return 0
 
 
 def _execute_here(stage: Stage, config: Config, run_dir: Path) -> None:
-    due = _announce(stage, config, run_dir)
-    if due:
-        save_config(config, run_dir)
-    for name in due:
+    for name in _announce(stage, config, run_dir):
         unit = _named(stage, config, run_dir, name)
         began = time.monotonic()
         unit.work(config, run_dir)
-        _finish(unit, run_dir, began)
+        _finish(unit, config, run_dir, began)
 
 
 def _announce(stage: Stage, config: Config, run_dir: Path) -> list[str]:
@@ -263,8 +258,9 @@ def _named(stage: Stage, config: Config, run_dir: Path, name: str) -> Unit:
     return next(unit for unit in stage.units(config, run_dir) if unit.name == name)
 
 
-def _finish(unit: Unit, run_dir: Path, began: float) -> None:
+def _finish(unit: Unit, config: Config, run_dir: Path, began: float) -> None:
     seconds = time.monotonic() - began
+    save_config(config, run_dir)  # now, not before: a refused input leaves the saved config as it was
     mark_done(run_dir, unit.name, unit.inputs, unit.outputs, seconds)
     print(f"{unit.name}: done in {seconds:.1f} s", flush=True)
 

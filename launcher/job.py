@@ -7,6 +7,7 @@ status alone. No torch import.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -85,13 +86,15 @@ def run_job(
 
 def deepspeed_command(arguments: Sequence[str], hosts: Sequence[Host], hostfile: Path | None) -> list[str]:
     """The `deepspeed` call that runs the package's stage on the hosts."""
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--no_local_rank"]
     if hostfile is not None:
-        command += ["--hostfile", str(hostfile)]
+        runner = ["deepspeed.launcher.runner", "--hostfile", str(hostfile)]
     else:
-        # an empty hostfile name keeps DeepSpeed from reading /job/hostfile
-        command += ["--hostfile", "", "--num_gpus", str(hosts[0].slots), "--master_port", str(_free_port())]
-    return [*command, "--module", "grads_ds", *arguments]
+        # what the runner itself would start here; calling it straight saves an import of deepspeed and a search for hostfiles
+        slots = {hosts[0].name: list(range(hosts[0].slots))}
+        world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
+        runner = ["deepspeed.launcher.launch", f"--world_info={world}", "--master_addr=127.0.0.1"]
+        runner += [f"--master_port={_free_port()}", "--log_level=warning"]
+    return [sys.executable, "-m", *runner, "--no_local_rank", "--module", "grads_ds", *arguments]
 
 
 def rank_environment(ranks_here: int) -> dict[str, str]:
