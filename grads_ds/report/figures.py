@@ -55,7 +55,15 @@ def signal_histogram(subset: Subset, small: bool = False) -> Markup:
     within = (x >= low) & (x <= high)
     top = 1.08 * max(1.0, float(inside.max()), float(expected[within].max()) if within.any() else 0.0)
     f = frame(430, 230, (low, high), (0, top)) if small else frame(960, 360, (low, high), (0, top))
-    parts = [axes(f, "gradient signal", "samples per bar", 5 if small else 9, 4 if small else 5)]
+    parts = [
+        axes(
+            f,
+            "signal" if small else "gradient signal",
+            "samples per bar",
+            5 if small else 9,
+            4 if small else 5,
+        )
+    ]
     for start, end in subset.report.get("region") or []:
         a, b = max(start, low), min(end, high)
         if b > a:

@@ -37,6 +37,7 @@ def render(run: Run) -> str:
         "duration": duration,
         "count": lambda v: f"{v:,}",
         "lift_style": lift_style,
+        "perplexity": lambda v: f"{v:,.2f}" if v < 1e4 else f"{v:.3e}",
     }
     outcome = outcome_of(run.evaluation, run.run_dir) if run.evaluation else None
     main = run.subsets[0]
@@ -54,6 +55,7 @@ def render(run: Run) -> str:
         histogram=figures.signal_histogram(main),
         small=[(s, figures.signal_histogram(s, small=True)) for s in run.subsets[1 : 1 + SMALL_HISTOGRAMS]],
         scatters=scatters(run.scores, main),
+        marked=figures.MARKED,
         correlations=correlations(run.scores, main),
         composition=composition(run),
         norms=norm_table(run.scores),

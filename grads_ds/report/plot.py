@@ -81,7 +81,7 @@ def frame(
     left: int = 62,
     right: int = 14,
     top: int = 14,
-    bottom: int = 44,
+    bottom: int = 48,
 ) -> Frame:
     """A frame for values in `xs` and `ys` (low, high); an empty range is widened."""
     (x0, x1), (y0, y1) = _wide(xs, log_x), _wide(ys, log_y)

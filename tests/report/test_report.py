@@ -1,0 +1,326 @@
+"""The page: complete, true to its inputs, safe with hostile rows, self-contained, small; and the plain-text
+table.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from synthetic_run import LOSSES, make_run, write_json
+
+from grads_ds.config import Config, UserError
+from grads_ds.report import report_table, run_report
+
+SECTIONS = [
+    "headline",
+    "verdict",
+    "evaluation",
+    "signal",
+    "length",
+    "composition",
+    "norms",
+    "samples",
+    "training",
+    "settings",
+]
+
+
+class Page(HTMLParser):
+    """The page as a browser would take it: elements, attributes, and the text of each section."""
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.html = html
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, str] = {}
+        self._section = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.elements.append((tag, found))
+        if tag in ("section", "header") and found.get("id"):
+            self._section = str(found["id"])
+
+    def handle_data(self, data: str) -> None:
+        text = self.text.get(self._section, "") + data + " "
+        self.text[self._section] = re.sub(r"\s+", " ", text)
+
+
+def report(config: Config) -> Page:
+    run_report(config, Path(config.run_dir))
+    return Page((Path(config.run_dir) / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Page]:
+    config = make_run(tmp_path_factory.mktemp("report"))
+    return config, report(config)
+
+
+def test_every_section_is_there_and_says_how_to_read_it(run: tuple[Config, Page]) -> None:
+    page = run[1]
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert ids == SECTIONS
+    links = [str(attrs["href"])[1:] for tag, attrs in page.elements if tag == "a"]
+    assert set(links) <= set(ids)
+    for part in re.findall(r"<section.*?</section>", page.html, re.S):
+        assert '<p class="how">' in part
+    assert (
+        sum(tag == "svg" for tag, _ in page.elements) == 2 + 1 + 3 + 2 + 2
+    )  # losses, signal, its variants, length, curves
+
+
+def test_evaluation_numbers_are_the_inputs(run: tuple[Config, Page]) -> None:
+    text = run[1].text["evaluation"].replace("−", "-")
+    for name, (domain, general) in LOSSES.items():
+        row = text[text.index(f" {name} ") :]
+        assert f"{domain:.4f}" in row and f"{general:.4f}" in row
+        assert f"{np.exp(domain):.2f}" in row
+        assert f"{domain - 0.04:.4f}–{domain + 0.05:.4f}" in row
+        if name != "base":
+            assert (
+                f"{domain - LOSSES['base'][0]:+.4f}" in row and f"{general - LOSSES['base'][1]:+.4f}" in row
+            )
+    for name, random in {"selected": "random_5", "grads_50": "random_50"}.items():
+        row = text[text.index(f" {name} ") :]
+        assert f"{LOSSES[name][0] - LOSSES[random][0]:+.4f}" in row
+        assert f"{LOSSES[name][1] - LOSSES[random][1]:+.4f}" in row
+
+
+def test_headline_names_pool_subset_and_model(run: tuple[Config, Page]) -> None:
+    text = run[1].text["headline"]
+    assert "models/base-8M" in text and "grads selection of 60 from 1,200 samples" in text
+    assert "1,197 scored" in text and "5.0 % of the pool" in text
+
+
+def test_composition_counts_and_lift_are_the_selections(run: tuple[Config, Page]) -> None:
+    config, page = run
+    folder = Path(config.run_dir) / "selection"
+    chosen = pq.read_table(folder / "selection.parquet", columns=["sample_id", "selected"]).to_pandas()
+    table = pq.read_table(Path(config.run_dir) / "scores/table.parquet").to_pandas().sort_values("sample_id")
+    text = page.text["composition"]
+    wiki = int(chosen.selected[chosen.sample_id % 4 == 0].sum())
+    assert f"wiki.jsonl 300 25.0 % {wiki} {wiki / 60 / 0.25:.2f} " in text
+    near = int(chosen.selected[chosen.sample_id % 6 == 4].sum())
+    assert f"near_duplicate 200 16.7 % {near} {near / 60 / (1 / 6):.2f} " in text
+    ok = (table.status == "ok").to_numpy()
+    lengths = table.num_target_tokens.to_numpy()[ok]
+    top = int(np.quantile(lengths, 0.25, method="inverted_cdf"))
+    shortest = lengths <= top
+    mine = int(chosen.selected.to_numpy()[ok][shortest].sum())
+    lift = mine / 60 / (shortest.sum() / ok.sum())
+    share = 100 * shortest.sum() / ok.sum()
+    assert f"{lengths.min()} to {top} tokens {shortest.sum()} {share:.1f} % {mine} {lift:.2f} " in text
+
+
+def test_norms_and_rank_correlations_are_those_of_the_scored_samples(run: tuple[Config, Page]) -> None:
+    from scipy.stats import spearmanr
+
+    config, page = run
+    table = pq.read_table(Path(config.run_dir) / "scores/table.parquet").to_pandas()
+    table = table[table.status == "ok"]
+    quantiles = np.quantile(table.embedding_grad_norm.astype(float), [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    assert "embedding norm 1,197 " + " ".join(f"{q:.4g}" for q in quantiles) in page.text["norms"]
+    assert "ok 1,197 , no_target 3" in page.text["norms"] or "ok 1,197, no_target 3" in page.text["norms"]
+    for group in ("embedding", "lm_head"):
+        rho = spearmanr(table.num_target_tokens, table[f"{group}_grad_norm"]).statistic
+        assert f"{group} norm {rho:+.3f}".replace("-", "−") in page.text["length"]
+
+
+def test_samples_are_the_extremes_of_the_signal_with_their_text(run: tuple[Config, Page]) -> None:
+    config, page = run
+    table = (
+        pq.read_table(Path(config.run_dir) / "selection/selection.parquet")
+        .to_pandas()
+        .dropna(subset="signal")
+    )
+    order = table.sort_values("signal").sample_id.tolist()
+    first = table.sort_values("rank").sample_id.tolist()[:5]
+    shown = [int(i) for i in re.findall(r"sample (\d+) (?:not )?selected", page.text["samples"])]
+    assert shown == order[::-1][:5] + order[:5] + first
+    for i in shown:
+        assert f"Question {i}:" in page.text["samples"] and f"Answer {i}." in page.text["samples"]
+    parts = [len(part) for part in re.findall(r"<dd dir=\"auto\">(.*?)</dd>", page.html, re.S)]
+    assert max(parts) < 900 and "…" in page.text["samples"]
+
+
+def test_hostile_rows_stay_text(run: tuple[Config, Page]) -> None:
+    page = run[1]
+    assert '<script>alert("x")</script>' in page.text["samples"]  # shown as it stands
+    assert not [
+        tag
+        for tag, _ in page.elements
+        if tag in ("script", "img", "iframe", "object", "embed", "base", "form")
+    ]
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page.html)
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=200)
+    path = Path(config.run_dir) / "selection/selection.json"
+    value = json.loads(path.read_text())
+    value["composition"]["kind"] = {"<script>1</script>": {"pool": 200, "selected": 10}}
+    value["warnings"] = ["<b onclick=1>careful</b>"]
+    write_json(path, value)
+    page = report(config)
+    assert (
+        "<script>1</script>" in page.text["composition"] and "<b onclick=1>careful</b>" in page.text["signal"]
+    )
+    assert not [attrs for tag, attrs in page.elements if tag == "script" or "onclick" in attrs]
+
+
+def test_nothing_is_loaded_from_outside(run: tuple[Config, Page]) -> None:
+    page = run[1]
+    for tag, attrs in page.elements:
+        assert tag != "link"
+        for name in ("src", "srcset", "href", "xlink:href", "action", "data", "poster"):
+            assert str(attrs.get(name, "#")).startswith("#"), (tag, attrs)
+        assert "url(" not in str(attrs.get("style", ""))
+    styles = "".join(re.findall(r"<style>(.*?)</style>", page.html, re.S))
+    assert styles and "url(" not in styles and "@import" not in styles
+    policy = [attrs["content"] for tag, attrs in page.elements if tag == "meta" and "http-equiv" in attrs]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+
+
+def test_optional_parts_may_be_absent(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=300, variants=False)
+    run_dir = Path(config.run_dir)
+    for name in ("tensorboard", "state", "prepared"):
+        shutil.rmtree(run_dir / name)
+    for name in ("evaluation.json", "config.yaml"):
+        (run_dir / name).unlink()
+    path = run_dir / "selection/selection.parquet"
+    pq.write_table(pq.read_table(path, columns=["sample_id", "signal", "density", "selected"]), path)
+    write_json(run_dir / "selection/selection.json", {"method": "grads"})
+    page = report(config)
+    assert [attrs["id"] for _, attrs in page.elements if "id" in attrs] == SECTIONS
+    assert "Nothing has been evaluated yet" in page.text["verdict"]
+    assert "No preliminary training was logged" in page.text["training"]
+    assert "holds no text of this sample" in page.text["samples"]
+    assert "models/base-8M" in page.text["settings"]  # from the config that was given
+    assert report_table(run_dir) == "no evaluation yet (evaluation.json is not there)"
+
+
+def test_missing_scores_or_a_selection_of_other_samples_is_refused(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=100, variants=False)
+    run_dir = Path(config.run_dir)
+    path = run_dir / "selection/selection.parquet"
+    whole = pq.read_table(path)
+    pq.write_table(whole.slice(0, 50), path)
+    with pytest.raises(UserError, match=r"50 rows for 100 scores.*--to select"):
+        run_report(config, run_dir)
+    path.unlink()
+    with pytest.raises(UserError, match="--to select"):
+        run_report(config, run_dir)
+    (run_dir / "scores/table.parquet").unlink()
+    with pytest.raises(UserError, match="--to probe"):
+        run_report(config, run_dir)
+    assert not list(run_dir.glob("*report.html*"))
+
+
+def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=100, variants=False)
+    report(config)
+    before = (Path(config.run_dir) / "report.html").read_bytes()
+    (Path(config.run_dir) / "selection/selection.json").unlink()
+    with pytest.raises(UserError):
+        run_report(config, Path(config.run_dir))
+    assert (Path(config.run_dir) / "report.html").read_bytes() == before
+
+
+def test_curves_of_a_resumed_run_are_one_curve(tmp_path: Path) -> None:
+    from synthetic_run import write_curve
+
+    from grads_ds.report.gather import read_curve
+
+    write_curve(tmp_path / "log", 5, 4.0)
+    time.sleep(1.1)  # event files are named by the second
+    write_curve(tmp_path / "log", 8, 2.0)
+    curve = read_curve(tmp_path / "log")
+    assert curve is not None
+    assert curve[0].tolist() == list(range(1, 9))
+    assert curve[1] == pytest.approx([2.0 * (0.7 + 0.3 / s**0.5) for s in range(1, 9)], rel=1e-6)
+
+
+def test_subsets_of_an_earlier_config_are_not_shown(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=200)
+    fewer = Config.model_validate(
+        config.model_dump() | {"select": {"variants": {"random_5": {"method": "random"}}}, "sft": {}}
+    )
+    run_report(fewer, Path(config.run_dir))
+    page = Page((Path(config.run_dir) / "report.html").read_text())
+    assert "random_5" in page.text["composition"] and "grads_50" not in page.text["composition"]
+
+
+def test_the_report_imports_no_torch(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=100, variants=False)
+    code = (
+        "import sys; from pathlib import Path; from grads_ds.config import Config\n"
+        "from grads_ds.report import run_report\n"
+        f"run_report(Config.model_validate({config.model_dump()!r}), Path({config.run_dir!r}))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_million_samples_stay_small_and_quick(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=1_000_000)
+    began = time.process_time()
+    page = report(config)
+    assert time.process_time() - began < 30
+    assert len(page.html.encode()) < 3_000_000
+    assert "1,000,000" in page.text["headline"]
+
+
+def test_plain_table_has_every_model_in_order_with_its_numbers(run: tuple[Config, Page]) -> None:
+    lines = report_table(Path(run[0].run_dir)).splitlines()
+    assert lines[0].split() == [
+        "model",
+        "method",
+        "trained",
+        "on",
+        "domain",
+        "loss",
+        "to",
+        "base",
+        "general",
+        "loss",
+        "to",
+        "base",
+    ]
+    rows = [line.split() for line in lines[2:8]]
+    assert [row[0] for row in rows] == ["base", "full", "random_5", "selected", "random_50", "grads_50"]
+    assert [row[2] for row in rows] == ["-", "1,200", "60", "60", "600", "600"]
+    for row in rows:
+        domain, general = LOSSES[row[0]]
+        assert row[3] == f"{domain:.4f}" and row[5] == f"{general:.4f}"
+        expected = (
+            ["-", "-"]
+            if row[0] == "base"
+            else [f"{domain - LOSSES['base'][0]:+.4f}", f"{general - LOSSES['base'][1]:+.4f}"]
+        )
+        assert [row[4], row[6]] == expected
+
+
+def test_pool_rows_are_found_whatever_the_shard(tmp_path: Path) -> None:
+    from grads_ds.report.gather import read_rows
+
+    config = make_run(tmp_path, n=300, variants=False)
+    rows = read_rows(Path(config.run_dir), [0, 149, 150, 299, 10_000])
+    assert sorted(rows) == [0, 149, 150, 299]
+    assert all(json.loads(rows[i]["row"])["messages"][1]["content"].startswith(f"Answer {i}.") for i in rows)
+    assert pa.types.is_string(pa.array([rows[0]["source"]]).type) and rows[0]["source"] == "wiki.jsonl"
