@@ -80,21 +80,29 @@ def head_pass(
         h_nD, y_n = hidden_ND[start:stop], target_ids_N[start:stop]
         w_n = torch.cat([sample_weights_S[b].expand(slices[b][1] - slices[b][0]) for b in group]).to(h_nD.dtype)
         chunk = weight_VD.shape[0] if (stop - start) * weight_VD.shape[0] <= budget else max(1, budget // (stop - start))
-        normaliser_n, loss_n, whole = _normaliser(h_nD, weight_VD, bias_V, y_n, transform, chunk)
+        want_grads = want_norm or want_dh
+        if chunk >= weight_VD.shape[0]:
+            z_nc = _logits(h_nD, accumulate(weight_VD), bias_V, 0, transform)
+            loss_n, whole = _softmax(z_nc, y_n, w_n, keep=transform.cap is not None)
+        else:
+            whole = None
+            normaliser_n, loss_n = _normaliser(h_nD, weight_VD, bias_V, y_n, transform, chunk)
         weighted_n = loss_n.double() * w_n.double()
         for (a, z), b in zip(local, group, strict=True):
             loss[b] = weighted_n[a:z].sum()
-        if not (want_norm or want_dh):
+        if not want_grads:
             continue
         grams = {b: h_nD.new_zeros(z - a, z - a) for (a, z), b in zip(local, group, strict=True)} if chunk < len(weight_VD) else {}
         for first in range(0, weight_VD.shape[0], chunk):
             w_cD = accumulate(weight_VD[first:first + chunk])
-            z_nc = whole if whole is not None else _logits(h_nD, w_cD, bias_V, first, transform)
-            g_nc = (z_nc - normaliser_n[:, None]).exp_() if transform.cap is not None else z_nc.sub_(normaliser_n[:, None]).exp_()
             inside = ((y_n >= first) & (y_n < first + len(w_cD))).nonzero()[:, 0]
-            g_nc[inside, y_n[inside] - first] -= 1
-            g_nc *= w_n[:, None]
-            g_nc = transform.backward(g_nc, z_nc)
+            if whole is not None:
+                g_nc = whole  # softmax, and weighted, already
+            else:
+                z_nc = _logits(h_nD, w_cD, bias_V, first, transform)
+                g_nc = (z_nc - normaliser_n[:, None]).exp_().mul_(w_n[:, None])
+            g_nc[inside, y_n[inside] - first] -= w_n[inside]
+            g_nc = transform.backward(g_nc, z_nc if transform.cap is not None else g_nc)
             if dh_ND is not None:
                 dh_ND[start:stop].addmm_(g_nc, w_cD)
             if gradient_VD is not None:
@@ -148,17 +156,24 @@ def _logits(h_nD: Tensor, w_cD: Tensor, bias_V: Tensor | None, first: int, trans
     return transform.apply(logits_nc)
 
 
+def _softmax(z_nV: Tensor, y_n: Tensor, w_n: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of each row and w * softmax(z), in as few passes as it takes; overwrites z unless `keep`."""
+    at_target_n = z_nV.gather(1, y_n[:, None])[:, 0]
+    peak_n = z_nV.amax(-1)
+    p_nV = (z_nV - peak_n[:, None] if keep else z_nV.sub_(peak_n[:, None])).exp_()
+    sum_n = p_nV.sum(-1)
+    return sum_n.log() + peak_n - at_target_n, p_nV.mul_((w_n / sum_n)[:, None])
+
+
 def _normaliser(h_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, transform: LogitTransform,
-                chunk: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """log-sum-exp of each row, its cross-entropy, and the logits themselves if they were made in one chunk."""
+                chunk: int) -> tuple[Tensor, Tensor]:
+    """log-sum-exp of each row and its cross-entropy, over chunks of the vocabulary."""
     running_n = h_nD.new_full((len(h_nD),), -math.inf)
     at_target_n = h_nD.new_zeros(len(h_nD))
-    whole = None
     for first in range(0, weight_VD.shape[0], chunk):
         w_cD = accumulate(weight_VD[first:first + chunk])
         z_nc = _logits(h_nD, w_cD, bias_V, first, transform)
         running_n = torch.logaddexp(running_n, z_nc.logsumexp(-1))
         inside = ((y_n >= first) & (y_n < first + len(w_cD))).nonzero()[:, 0]
         at_target_n[inside] = z_nc[inside, y_n[inside] - first]
-        whole = z_nc if chunk >= weight_VD.shape[0] else None
-    return running_n, running_n - at_target_n, whole
+    return running_n, running_n - at_target_n

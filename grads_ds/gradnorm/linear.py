@@ -13,7 +13,6 @@ from torch import Tensor
 # Gram sums cancel where the gradient is much smaller than the sum of its tokens' gradients. Beyond this ratio (of squares) an
 # fp32 sum may lose more than 1e-5, and the sample is computed again, directly and in float64.
 _CANCELLATION = 3e3
-_STRIPS = 8  # a symmetric Gram matrix is built in this many strips: (1 + 1/8) / 2 of the full cost
 _DIRECT_BYTES = 2**28
 
 
@@ -29,34 +28,61 @@ def squares(tensor: Tensor) -> Tensor:
     return torch.stack(blocks).sum(0) if blocks else flat.new_zeros(flat.shape[0], dtype=torch.float64)
 
 
-def weight_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
+class ActsGram:
+    """The Gram matrices of the last activations seen, in strips: layers with the same input (q, k and v; gate and up) share them."""
+
+    def __init__(self) -> None:
+        self._acts: Tensor | None = None  # kept, so that its address is not given to another tensor
+        self._seen: tuple[object, ...] = ()
+        self._strips: list[Tensor] = []
+
+    def strips(self, acts_SLI: Tensor) -> list[Tensor]:
+        """Row strips a_t . a_s of the lower triangle, by blocks: strip i is [S, strip, end of strip i]."""
+        if self._seen != _identity(acts_SLI):
+            self._acts, self._seen = acts_SLI, _identity(acts_SLI)
+            wide = accumulate(acts_SLI)
+            self._strips = [torch.bmm(wide[:, start:stop], wide[:, :stop].mT) for start, stop in _bounds(acts_SLI.shape[1])]
+        return self._strips
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _bounds(length: int) -> list[tuple[int, int]]:
+    """A symmetric matrix is built in up to four strips, 5/8 of the full cost; strips under 64 rows only lose speed."""
+    strip = -(-length // max(1, min(4, length // 64)))
+    return [(start, min(start + strip, length)) for start in range(0, length, strip)]
+
+
+def weight_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | None = None) -> Tensor:
     """||sum_t g_t a_t^T||_F^2 per sample, by whichever of the two forms is cheaper for this layer and this batch.
 
-    The Gram form costs L^2 (I + O) (half of it, for symmetry), the direct form L I O. Returns float64 [S].
+    The Gram form costs L^2 (I + O), less its symmetric part, the direct form L I O. Returns float64 [S].
     """
     length, inputs, outputs = acts_SLI.shape[1], acts_SLI.shape[2], grads_SLO.shape[2]
-    if length * (inputs + outputs) * (1 + 1 / _STRIPS) / 2 < inputs * outputs:
-        return gram_norm_squared(acts_SLI, grads_SLO)
+    entries = sum((stop - start) * stop for start, stop in _bounds(length))
+    if entries * (inputs + outputs) < length * inputs * outputs:
+        return gram_norm_squared(acts_SLI, grads_SLO, shared)
     return direct_norm_squared(acts_SLI, grads_SLO)
 
 
-def gram_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
-    """sum_{t,s} (a_t . a_s)(g_t . g_s) per sample. Returns float64 [S]."""
-    acts_SLI, grads_SLO = accumulate(acts_SLI), accumulate(grads_SLO)
-    length = acts_SLI.shape[1]
-    total_S = acts_SLI.new_zeros(acts_SLI.shape[0], dtype=torch.float64)
-    strip = max(16, -(-length // _STRIPS))
-    for start in range(0, length, strip):
-        stop = min(start + strip, length)
-        pairs = torch.bmm(acts_SLI[:, start:stop], acts_SLI[:, :stop].mT)
-        pairs *= torch.bmm(grads_SLO[:, start:stop], grads_SLO[:, :stop].mT)
-        total_S += 2 * pairs[:, :, :start].sum((1, 2), dtype=torch.float64)
+def gram_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | None = None) -> Tensor:
+    """sum_{t,s} (a_t . a_s)(g_t . g_s) per sample; `shared` spares the first factor where it is known. Returns float64 [S]."""
+    acts_strips = (shared or ActsGram()).strips(acts_SLI)
+    grads_SLO = accumulate(grads_SLO)
+    total_S = grads_SLO.new_zeros(grads_SLO.shape[0], dtype=torch.float64)
+    sizes_S = torch.zeros_like(total_S)
+    for (start, stop), acts in zip(_bounds(grads_SLO.shape[1]), acts_strips, strict=True):
+        pairs = torch.bmm(grads_SLO[:, start:stop], grads_SLO[:, :stop].mT).mul_(acts)
+        if start:
+            total_S += 2 * pairs[:, :, :start].sum((1, 2), dtype=torch.float64)
         total_S += pairs[:, :, start:].sum((1, 2), dtype=torch.float64)
-    if acts_SLI.dtype == torch.float64 or length == 0:
+        diagonal_St = pairs[:, :, start:].diagonal(dim1=1, dim2=2)  # |a_t|^2 |g_t|^2
+        sizes_S += diagonal_St.clamp_min(0).sqrt().sum(1, dtype=torch.float64)
+    if grads_SLO.dtype == torch.float64:
         return total_S.clamp_min(0)
-    sizes_SL = torch.linalg.vector_norm(acts_SLI, dim=-1) * torch.linalg.vector_norm(grads_SLO, dim=-1)
-    cancelled_S = sizes_SL.sum(-1, dtype=torch.float64).square() > _CANCELLATION * total_S
-    cancelled_S &= sizes_SL.sum(-1) > 0
+    cancelled_S = (sizes_S.square() > _CANCELLATION * total_S) & (sizes_S > 0)
     for sample in cancelled_S.nonzero()[:, 0].tolist():
         total_S[sample] = direct_norm_squared(acts_SLI[sample:sample + 1].double(), grads_SLO[sample:sample + 1].double())[0]
     return total_S.clamp_min(0)

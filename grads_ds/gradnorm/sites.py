@@ -37,6 +37,7 @@ class Measurement:
         self.sums: dict[str, Tensor] = {}
         self.unmeasured: set[str] = set()
         self.calls: dict[str, int] = {}
+        self._acts_gram = linear.ActsGram()
         self._replaying = False  # a module is run again by itself: what its children see is not the model's forward
         self.anchor: Tensor | None = None  # set while a frozen model is differentiated
         self.head_rows: Tensor | None = None  # [S, L, D], tied tables: see embedding.tied_cross_term
@@ -54,6 +55,8 @@ class Measurement:
             for site in sites:
                 if site.rule == "embedding":
                     stack.enter_context(looked_up(site.module, self._lookup_hook(site)))
+                elif site.rule == "local" and any(m is self.plan.embedding or m is self.plan.head for m in site.module.modules()):
+                    self.unmeasured.update(site.parameters.values())  # (nearly) the whole model: too much to be run again alone
                 else:
                     # In front of other hooks: DeepSpeed's gather a module's parameters before what stands behind them runs.
                     handle = site.module.register_forward_hook(self._forward_hook(site), with_kwargs=True, prepend=True)
@@ -142,7 +145,7 @@ class Measurement:
             acts_SLI, grads_SLO = rows[0].flatten(1, -2), rows[1].flatten(1, -2)
             if "weight" in site.parameters:
                 name = site.parameters["weight"]
-                self.add(name, linear.weight_norm_squared(acts_SLI, grads_SLO))
+                self.add(name, linear.weight_norm_squared(acts_SLI, grads_SLO, self._acts_gram))
                 if name in self.references:
                     reference_OI = self.references[name].T if site.transposed else self.references[name]
                     self.add_inner(name, linear.weight_inner(acts_SLI, grads_SLO, reference_OI))
@@ -187,6 +190,9 @@ class Measurement:
                 return output
             self._called(site)
             outputs = output if isinstance(output, tuple) else (output,)
+            if not all(o is None or isinstance(o, Tensor) for o in outputs):
+                self.unmeasured.update(site.parameters.values())  # gradients may come back where no tap can be put
+                return output
             which = [i for i, o in enumerate(outputs) if isinstance(o, Tensor) and o.is_floating_point() and o.requires_grad]
             if not which or not torch.is_grad_enabled():
                 return output

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.head import LogitTransform
 from grads_ds.gradnorm.layout import Layout, read_layout
-from grads_ds.gradnorm.linear import accumulate, bias_norm_squared, squares, weight_norm_squared
+from grads_ds.gradnorm.linear import accumulate, bias_norm_squared, weight_norm_squared
 from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules import Plan
 from grads_ds.gradnorm.sites import Gather, Measurement
@@ -41,7 +41,8 @@ class Watch:
         self._probes: tuple[Tensor, Tensor] | None = None
         self._hooks = contextlib.ExitStack()
         self._signature = inspect.signature(model.forward)
-        self._handle = model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
+        # A function, not a bound method: deep copies of the model (an averaged copy, say) must not copy this watch.
+        self._handle = model.register_forward_pre_hook(lambda m, a, k: self._begin(m, a, k), with_kwargs=True, prepend=True)
 
     def close(self) -> None:
         """Leaves the model as it was."""
@@ -98,7 +99,7 @@ class Watch:
         step = max(1, _CHUNK // flat.shape[1])
         losses = []
         for positions, targets in zip(layout.target_positions.split(step), layout.target_ids.split(step), strict=True):
-            rows = self.transform.apply(accumulate(flat[positions]))
+            rows = self.transform.apply(accumulate(flat[positions]))  # a copy: the transform may write into it
             losses.append(rows.logsumexp(-1) - rows.gather(1, targets[:, None])[:, 0])
         return torch.cat(losses) if losses else flat.new_zeros(0)
 
@@ -156,8 +157,8 @@ class Watch:
     def _weights(self, grads_RV: Tensor, layout: Layout, index_P: Tensor, expected_PV: Tensor) -> Tensor:
         """What the step's loss weighed each sample's tokens by: least squares of the gradient on softmax - onehot."""
         tolerance = _TOLERANCE.get(grads_RV.dtype, 0.1)
-        sizes_R = squares(grads_RV)
-        stray = sizes_R.sum() - sizes_R[layout.target_positions].sum()
+        sizes_R = torch.linalg.vector_norm(grads_RV, dim=-1, dtype=torch.float32).square()
+        stray = sizes_R.index_fill(0, layout.target_positions, 0).sum()
         found_PV = grads_RV[layout.target_positions[index_P]].double()
         weight_P = (found_PV * expected_PV).sum(-1) / expected_PV.square().sum(-1).clamp_min(1e-60)
         off_P = (found_PV - weight_P[:, None] * expected_PV).norm(dim=-1)

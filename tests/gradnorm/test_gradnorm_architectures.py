@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import models
+import gradnorm_models as models
 import pytest
 
 from grads_ds.gradnorm import GradNormRecorder, recorder
