@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from synthetic_run import LOSSES, make_run, write_json
 
 from grads_ds.config import Config, UserError
 from grads_ds.report import report_table, run_report
+from tests.report.synthetic_run import LOSSES, make_run, write_json
 
 SECTIONS = [
     "headline",
@@ -242,9 +242,8 @@ def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path) -> None:
 
 
 def test_curves_of_a_resumed_run_are_one_curve(tmp_path: Path) -> None:
-    from synthetic_run import write_curve
-
     from grads_ds.report.gather import read_curve
+    from tests.report.synthetic_run import write_curve
 
     write_curve(tmp_path / "log", 5, 4.0)
     time.sleep(1.1)  # event files are named by the second
