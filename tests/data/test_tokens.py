@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import twins
 
 from grads_ds.config import ModelConfig, UserError
 from grads_ds.data.collate import IGNORE
@@ -16,6 +15,7 @@ from grads_ds.data.faults import Faults, RowFault
 from grads_ds.data.formats import Sample, load_samples
 from grads_ds.data.tokenizer import PLAIN_TEMPLATE, fingerprint, load_tokenizer
 from grads_ds.data.tokens import Encoded, Encoder, num_target_tokens
+from tests.data import twins
 
 CHAT = [
     {"role": "user", "content": "What colour is the sky?"},
