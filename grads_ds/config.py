@@ -166,7 +166,7 @@ class SelectConfig(_Record):
         "auto", description="mirror the density at zero; auto: on the linear scale only"
     )
     region: Literal["density", "magnitude", "mass", "band", "sample"] = Field(
-        "mass", description="which part of the signal's distribution is chosen"
+        "density", description="which part of the signal's distribution is chosen"
     )
     band: tuple[float, float] = Field((0.25, 0.75), description="quantiles of region band and of method perplexity_band")
     forget_less: float = Field(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from grads_ds.config import SelectConfig, UserError
 from grads_ds.selection import budget as budgets
-from grads_ds.selection.explain import numbers_of, reasons_of
+from grads_ds.selection.explain import length_warning, numbers_of, reasons_of
 from grads_ds.selection.methods import score
 from grads_ds.selection.numbers import Floats, Ints
 from grads_ds.selection.table import ScoreTable
@@ -110,6 +110,8 @@ def choose(
     reason, reasons = reasons_of(
         table, settings, good, wanted, signal, selected, twins, stratified=strata is not None
     )
+    told = numbers_of(table, part, good, scored, settings, wanted, signal, chosen, seed, strata is not None)
+    heard += length_warning(settings, told["length"])
     report: dict[str, Any] = {
         "method": settings.method,
         "counts": {
@@ -121,7 +123,7 @@ def choose(
             "by_status": statuses,
         },
         "budget": budgets.describe(budget, chosen, tokens, n),
-        **numbers_of(table, part, good, scored, settings, wanted, signal, chosen, seed, strata is not None),
+        **told,
         "notes": scored.notes,
     }
     weight = weigh(settings, selected, density, rank)

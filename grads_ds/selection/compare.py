@@ -32,7 +32,7 @@ def contestants(main: SelectConfig) -> dict[str, dict[str, Any]]:
     return regions | rivals | mixed
 
 
-_REGIONS = ("mass", "density", "magnitude", "band", "sample")
+_REGIONS = ("density", "mass", "magnitude", "band", "sample")
 
 
 def compare(

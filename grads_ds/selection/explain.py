@@ -16,6 +16,7 @@ from grads_ds.selection.table import ScoreTable
 
 CURVE_POINTS = 256
 DIAGNOSED = 200_000  # samples behind a rank correlation; more add digits, not insight
+LENGTH_LIKE = 0.8  # rank correlation from which a signal says little that length does not
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
 
@@ -154,6 +155,15 @@ def length_diagnostic(lengths: Floats, signal: Floats, chosen: Floats) -> dict[s
         "mean_target_tokens_pool": round(float(lengths.mean()), 3),
         "mean_target_tokens_selected": round(float(chosen.mean()), 3),
     }
+
+
+def length_warning(settings: SelectConfig, length: dict[str, Any] | None) -> list[str]:
+    """What to say when GrADS's signal orders the samples almost as their lengths do."""
+    found = length["spearman_signal_length"] if length else None
+    if settings.method != "grads" or found is None or abs(found) < LENGTH_LIKE:
+        return []
+    advice = "" if settings.length_correction else "; length_correction: true takes the trend out"
+    return [f"the signal is mostly length: rank correlation {found:.2f} with target tokens{advice}"]
 
 
 def _json(value: Any) -> float | None:

@@ -69,6 +69,12 @@ def grads(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
         settings, table.sample_id, signal.values, density.at_samples, signal.magnitude, seed
     )
     notes = dict(signal.notes)
+    heard = list(density.warnings)
+    groups = settings.groups if settings.signal in SelectConfig.COMBINATIONS else []
+    if len(groups) > 1 and all(np.array_equal(table.norms(groups[0]), table.norms(g)) for g in groups[1:]):
+        heard.append(
+            f"groups {', '.join(groups)} have the same norms, as tied weights do: the signal is one group's"
+        )
     if settings.region == "band":
         notes["band_edges"] = list(region.band_edges(signal.values, settings.band))
     gain = {"density": density.at_samples, "sample": density.at_samples, "mass": wanted}.get(
@@ -79,7 +85,7 @@ def grads(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
         wanted = rounded(rank_shares(wanted) - settings.forget_less * against)
         notes["conflicting_with_anchor"] = int(np.count_nonzero(against > 0))
         notes["mean_conflict"] = round(float(np.mean(against)), 9)
-    return Scored(wanted, signal.values, density, gain, notes, density.warnings)
+    return Scored(wanted, signal.values, density, gain, notes, tuple(heard))
 
 
 def conflict(table: ScoreTable) -> Floats:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import score_table
 from pydantic import ValidationError
 
 from grads_ds.config import SelectConfig, UserError
 from grads_ds.selection.budget import above_mean, spread
 from grads_ds.selection.choose import choose
+from selection.pools import score_table
 
 FRACTIONS = [(0.05, 1000, 50), (0.05, 10, 1), (0.001, 10, 1), (0.25, 10, 3), (1, 9, 9), (1.0, 9, 9)]
 

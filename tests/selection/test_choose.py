@@ -10,11 +10,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pools import arrow_table, score_table
 
 from grads_ds.config import SelectConfig, UserError
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.table import ScoreTable, from_arrow
+from selection.pools import arrow_table, score_table
 
 GRADS = [
     {"signal": signal, "region": region, "scale": scale}
@@ -249,3 +249,17 @@ def test_weights_have_mean_one_and_even_out_the_density() -> None:
     assert (np.diff(falling[pick(table, budget=100).chosen]) < 0).all()
     with pytest.raises(UserError, match="wants a method with a density"):
         pick(table, method="loss", weights="inverse_density")
+
+
+def test_a_signal_that_is_only_length_and_tied_groups_are_said() -> None:
+    n = 300
+    tokens = np.random.default_rng(0).integers(5, 500, n)
+    like_length = (tokens**-0.5).astype(np.float32)
+    table = score_table(
+        n, num_target_tokens=tokens, embedding_grad_norm=like_length, lm_head_grad_norm=like_length
+    )
+    said = " | ".join(pick(table).warnings)
+    assert "mostly length: rank correlation -1.00" in said
+    assert "length_correction: true" in said
+    assert "groups embedding, lm_head have the same norms" in said
+    assert pick(score_table(n)).warnings == []

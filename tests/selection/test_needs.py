@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pools import arrow_table, config, write_run
 
 from grads_ds.config import Config, UserError
 from grads_ds.selection.needs import check_select
 from grads_ds.selection.stage import run_select
+from selection.pools import arrow_table, config, write_run
 
 
 def faults(select: dict[str, Any], tmp_path: Path, **change: Any) -> list[str]:

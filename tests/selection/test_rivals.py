@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pools import score_table
 
 from grads_ds.config import SelectConfig, UserError
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.cover import farthest_first, grid_cover
 from grads_ds.selection.table import ScoreTable
+from selection.pools import score_table
 
 FIVE = {
     "loss": np.array([0.5, 3.0, 1.0, 2.0, 4.0]),

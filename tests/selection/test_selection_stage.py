@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pools import arrow_table, config, user_row, write_run
 
 from grads_ds.config import UserError
 from grads_ds.selection import stage
 from grads_ds.selection.duplicates import shingles
+from selection.pools import arrow_table, config, user_row, write_run
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -7,11 +7,11 @@ import statistics
 
 import numpy as np
 import pytest
-from pools import score_table
 
 from grads_ds.config import SelectConfig, UserError
 from grads_ds.selection.numbers import spearman
 from grads_ds.selection.signal import build_signal, positive, robust_z, without_length
+from selection.pools import score_table
 
 TABLE = score_table(201)  # odd: the lower median is the median
 
