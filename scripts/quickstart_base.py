@@ -3,12 +3,12 @@
     python scripts/quickstart_base.py [--material runs/quickstart/material] [--out runs/quickstart/base]
 
 Reads general.jsonl and general_heldout.jsonl (scripts/quickstart_corpus.py). Writes a Hugging Face folder: a
-SentencePiece tokenizer with chat marks and a pad token of its own, a Llama of 1.4 million parameters pre-trained
-for a fixed number of steps, and base.json (settings, losses, seconds). A second run with the same inputs does
-nothing and says so.
+SentencePiece tokenizer with chat marks and a pad token of its own, a Llama of 1.4 million parameters
+pre-trained for a fixed number of steps, and base.json (settings, losses, seconds). A second run with the same
+inputs does nothing and says so.
 
-Plain torch on the CPU, about a minute on two cores. It exists so that fine-tuning has something to build on and
-to forget.
+Plain torch on the CPU, about a minute on two cores. It exists so that fine-tuning has something to build on
+and to forget.
 """
 
 from __future__ import annotations

@@ -189,10 +189,10 @@ def chat(question: str, answer: str, kind: str | None = None) -> dict[str, objec
     return row | {"kind": kind} if kind else row
 
 
-def distinct(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Drop each (name, answer) that shares its name or six words in a row of its answer with an earlier one."""
+def distinct(pairs: Iterable[tuple[str, str]], others: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """Drop each (name, answer) sharing its name or six words in a row with an earlier one or with `others`."""
     names: set[str] = set()
-    seen: set[str] = set()
+    seen = {run for text in others for run in shingles(text)}
     kept = []
     for name, answer in pairs:
         runs = shingles(answer)
@@ -209,11 +209,13 @@ def shingles(text: str, size: int = 6) -> list[str]:
     return [" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))]
 
 
-def questions(entries: Sequence[Entry], rng: random.Random) -> list[tuple[str, str]]:
-    """(question, answer) pairs without near-duplicates, in random order."""
+def questions(
+    entries: Sequence[Entry], rng: random.Random, others: Iterable[str] = ()
+) -> list[tuple[str, str]]:
+    """(question, answer) pairs without near-duplicates of each other or of `others`, in random order."""
     pairs = [(entry.name, answer) for entry in entries if (answer := answer_of(entry))]
     rng.shuffle(pairs)
-    return [(rng.choice(QUESTIONS).format(name=name), answer) for name, answer in distinct(pairs)]
+    return [(rng.choice(QUESTIONS).format(name=name), answer) for name, answer in distinct(pairs, others)]
 
 
 def domain_pool(
@@ -268,7 +270,7 @@ def main() -> None:
         standard, *domain = pool.map(entries_of, *zip(*roots, strict=True))
     rng = random.Random(args.seed)
     on_domain = questions([entry for part in domain for entry in part], rng)
-    on_python = questions(standard, rng)
+    on_python = questions(standard, rng, others=[answer for _, answer in on_domain])
     good = on_domain[HELD_OUT : HELD_OUT + GOOD]
     off_domain, general_chats = on_python[HELD_OUT : HELD_OUT + 300], on_python[HELD_OUT + 300 :]
     hidden = {run for _, answer in [*on_python[:HELD_OUT], *on_domain[:HELD_OUT]] for run in shingles(answer)}
