@@ -56,6 +56,7 @@ def verdict(outcome: Outcome) -> list[Sentence]:
                 )
             )
         said.append(_random_sentence(outcome, chosen, name, mine))
+        said += _others(outcome, name)
     for name in outcome.general:
         mine = chosen.measures.get(name)
         if mine is None or mine.against_base is None:
@@ -114,6 +115,24 @@ def _random_sentence(outcome: Outcome, chosen: Model, name: str, mine: Measure) 
     if draws == 1:
         text += " This is one random draw; another may fall differently."
     return Sentence(text, gap.tone)
+
+
+def _others(outcome: Outcome, name: str) -> list[Sentence]:
+    """Each other subset against random of its size, in a line."""
+    said = []
+    for model in outcome.models:
+        found = model.measures.get(name)
+        if model.name == MAIN or found is None or found.against_random is None:
+            continue
+        gap = found.against_random
+        word = {"good": "beat random", "bad": "did not beat random", "even": "did not clearly beat random"}[
+            gap.tone
+        ]
+        text = (
+            f"{model.name} ({model.trained_on:,} samples) {word} of its size: {gap.value:+.4f}{_sure(gap)}."
+        )
+        said.append(Sentence(text, gap.tone))
+    return said
 
 
 def _moved(gap: float) -> str:

@@ -105,6 +105,13 @@ def test_headline_names_pool_subset_and_model(run: tuple[Config, Page]) -> None:
     assert "1,197 scored" in text and "5.0 % of the pool" in text
 
 
+def test_verdict_covers_every_subset_that_has_a_random_twin(run: tuple[Config, Page]) -> None:
+    text = run[1].text["verdict"]
+    assert "A random subset of the same size reaches 2.8931: selection beat random by 0.0806" in text
+    assert "grads_50 (600 samples) beat random of its size: -0.0107" in text
+    assert "random_50 (" not in text
+
+
 def test_composition_counts_and_lift_are_the_selections(run: tuple[Config, Page]) -> None:
     config, page = run
     folder = Path(config.run_dir) / "selection"
