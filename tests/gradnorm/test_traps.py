@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gradnorm_models as models
+
 import pytest
 import torch
 from torch import nn
 
+from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.gradnorm.linear import squares
 from grads_ds.gradnorm.reference import reference_gradients

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import gradnorm_models as models
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.gradnorm.layout import cut_out, read_layout
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gradnorm_models as models
+
 import pytest
 
+from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder, recorder
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 0, 12]
