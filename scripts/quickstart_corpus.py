@@ -190,7 +190,7 @@ def chat(question: str, answer: str, kind: str | None = None) -> dict[str, objec
 
 
 def distinct(pairs: Iterable[tuple[str, str]], others: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """Drop each (name, answer) sharing its name or six words in a row with an earlier one or with `others`."""
+    """Drop each (name, answer) sharing its name or six words in a row with an earlier one or `others`."""
     names: set[str] = set()
     seen = {run for text in others for run in shingles(text)}
     kept = []
