@@ -50,13 +50,17 @@ def build_signal(table: ScoreTable, settings: SelectConfig) -> Signal:
         corrected = [without_length(norm, lengths) for norm in norms]
         norms = [norm for norm, _ in corrected]
         notes["length_slope"] = {group: slope for group, (_, slope) in zip(groups, corrected, strict=True)}
+    zeros = np.min(norms, axis=0) == 0
+    # rounded last: linear norms rounded first would put everything far below the median in one place
+    logs = [np.log(positive(norm)) for norm in norms]
     if settings.standardise == "robust":
         medians = [typical(norm) for norm in norms]
-        norms = [rounded(norm / median) for norm, median in zip(norms, medians, strict=True)]
+        norms = [norm / median for norm, median in zip(norms, medians, strict=True)]
+        logs = [log - np.log(median) for log, median in zip(logs, medians, strict=True)]
         notes["median_norm"] = dict(zip(groups, medians, strict=True))
-    logs = [rounded(np.log(positive(norm))) for norm in norms]
+    logs = [rounded(log) for log in logs]
     mean_log = rounded(_mean(logs))
-    geometric = rounded(np.exp(mean_log)) * (np.min(norms, axis=0) > 0)
+    geometric = rounded(np.exp(mean_log)) * ~zeros
     if combine in ("zscore", "joint"):
         parts = [robust_z(part) for part in (logs if settings.scale == "log" else norms)]
         two = (parts[0], parts[1]) if combine == "joint" else None
@@ -67,10 +71,10 @@ def build_signal(table: ScoreTable, settings: SelectConfig) -> Signal:
         magnitude = np.sqrt(_mean([norm * norm for norm in norms]))
     else:
         magnitude = _mean(norms)
+    values = mean_log if combine == "product" else rounded(np.log(positive(magnitude)))
     magnitude = rounded(magnitude, _unit(magnitude))
     if settings.scale == "linear":
         return Signal(magnitude, magnitude, None, 0.0, notes)
-    values = mean_log if combine == "product" else rounded(np.log(positive(magnitude)))
     return Signal(values, magnitude, None, None, notes)
 
 

@@ -189,6 +189,17 @@ def test_region_chooses_where_it_says() -> None:
     assert massive > middle
 
 
+@pytest.mark.parametrize("sigma", [0.3, 0.6])
+def test_mass_of_log_normal_norms_lies_where_the_formula_says(sigma: float) -> None:
+    # density of log a is N(0, sigma^2); times a = exp(log a) it is N(sigma^2, sigma^2) up to a factor
+    norms = np.exp(np.random.default_rng(0).normal(0, sigma, 100_000))
+    table = score_table(100_000, embedding_grad_norm=norms)
+    choice = pick(table, budget=0.3, signal="embedding", region="mass")
+    chosen = choice.signal[choice.chosen]
+    middle = (chosen.min() + chosen.max()) / 2
+    assert middle == pytest.approx(sigma**2, abs=0.05 * sigma)
+
+
 def test_band_smaller_than_the_budget_grows_at_both_ends() -> None:
     table = score_table(1000)
     choice = pick(table, budget=700, region="band", band=(0.25, 0.75))

@@ -83,6 +83,12 @@ def test_zero_norms_have_a_place_on_the_log_scale() -> None:
     assert got.values[0] == got.values[3] == 0.0
 
 
+def test_norms_far_below_the_median_keep_their_order_on_the_log_scale() -> None:
+    norms = np.array([1e-30, 1e-20, 1.0, 1.0, 1.0, 1e25])
+    got = build_signal(score_table(6, embedding_grad_norm=norms), SelectConfig(signal="embedding")).values
+    np.testing.assert_allclose(got, np.log(norms), rtol=1e-9, atol=1e-9)
+
+
 def test_length_correction_removes_the_trend_and_only_that() -> None:
     rng = np.random.default_rng(0)
     tokens = rng.integers(5, 2000, 5000).astype(float)
