@@ -218,7 +218,7 @@ def read_curve(folder: Path) -> tuple[Ints, Floats] | None:
     tag = next((t for t in ("train/loss", "loss") if t in tags), None)
     if tag is None:
         return None
-    points = {event.step: event.value for event in sorted(events.Scalars(tag), key=lambda e: e.wall_time)}
+    points = {event.step: event.value for event in events.Scalars(tag)}  # files in the order they were begun
     if not points:
         return None
     steps = np.array(sorted(points), dtype=np.int64)
