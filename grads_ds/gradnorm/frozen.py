@@ -58,10 +58,11 @@ def model_inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
     return inputs
 
 
-def keeps_packed_apart(model: nn.Module, head: nn.Module, layout: Layout) -> bool:
+def keeps_packed_apart(model: nn.Module, head: nn.Module, layout: Layout, inputs: Mapping[str, Any] | None = None) -> bool:
     """Whether the samples of a packed row do not see each other: tried by changing every row's first sample.
 
-    Two forwards without gradients or logits. Models that take no position_ids, or read them without masking by them, fail.
+    Two forwards without gradients or logits, called with `inputs` (default: those of scoring). Models that take no position_ids,
+    or read them without masking by them, fail; so does a call with a cache (transformers 5 then masks nothing by position).
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "position_ids" not in inspect.signature(inner.forward).parameters:
@@ -83,7 +84,7 @@ def keeps_packed_apart(model: nn.Module, head: nn.Module, layout: Layout) -> boo
 
     with frozen(model), head_replaced(head, take), torch.no_grad():
         for ids in (layout.input_ids, changed.reshape(layout.rows, layout.length)):
-            model(**{**model_inputs(model, layout), "input_ids": ids})
+            model(**{**(model_inputs(model, layout) if inputs is None else inputs), "input_ids": ids})
     return torch.allclose(kept[0], kept[1], 1e-3, 1e-3)
 
 

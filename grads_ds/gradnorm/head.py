@@ -61,12 +61,13 @@ def head_pass(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_ids_N: Tensor, slices: list[tuple[int, int]],
     sample_weights_S: Tensor, *, transform: LogitTransform, want_norm: bool = True, want_dh: bool = True,
     row_ids_SL: Tensor | None = None, reference_VD: Tensor | None = None, gradient_VD: Tensor | None = None,
+    bias_reference_V: Tensor | None = None, bias_gradient_V: Tensor | None = None,
     budget: int = DEFAULT_BUDGET,
 ) -> HeadPass:
     """One pass over the head. slices: each sample's [start, stop) of N. Equations at the top of this file.
 
-    row_ids_SL asks for rows x_t of each sample's head gradient (tied tables); reference_VD for <dL/dW, reference> per sample;
-    gradient_VD, if given, has the summed dL/dW of the batch added to it. Accumulates in fp32 (float64 for float64 inputs).
+    row_ids_SL asks for rows x_t of each sample's head gradient (tied tables); reference_VD (and bias_reference_V) for the inner product
+    with them per sample; gradient_VD and bias_gradient_V, if given, have the batch's summed gradient added to them. Accumulates in fp32 (float64 for float64 inputs).
     """
     num_samples, width = len(slices), hidden_ND.shape[1]
     hidden_ND = accumulate(hidden_ND)
@@ -107,8 +108,12 @@ def head_pass(
                 dh_ND[start:stop].addmm_(g_nc, w_cD)
             if gradient_VD is not None:
                 gradient_VD[first:first + chunk].addmm_(g_nc.T.to(gradient_VD.dtype), h_nD.to(gradient_VD.dtype))
+            if bias_gradient_V is not None:
+                bias_gradient_V[first:first + chunk] += g_nc.sum(0)
             if reference_VD is not None:
                 projected_n = (g_nc @ reference_VD[first:first + chunk].to(g_nc.dtype) * h_nD).sum(-1, dtype=torch.float64)
+                if bias_reference_V is not None:
+                    projected_n += (g_nc @ bias_reference_V[first:first + chunk].to(g_nc.dtype)).double()
             for (a, z), b in zip(local, group, strict=True):
                 g_1tc, h_1tD = g_nc[None, a:z], h_nD[None, a:z]
                 if reference_VD is not None:

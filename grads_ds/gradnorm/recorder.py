@@ -27,7 +27,7 @@ from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass, head_pass
 from grads_ds.gradnorm.layout import Layout, cut_out, padded, read_layout
 from grads_ds.gradnorm.one_sample import one_sample_norms
 from grads_ds.gradnorm.results import GradNorms, References, summarise
-from grads_ds.gradnorm.rules import make_plan
+from grads_ds.gradnorm.rules import head_name, make_plan
 from grads_ds.gradnorm.sites import Gather, Measurement
 from grads_ds.gradnorm.training import Watch
 
@@ -141,7 +141,7 @@ class GradNormRecorder:
             if name is not None:
                 measurement.add(name, squares)
                 measurement.calls[name.rsplit(".", 1)[0]] = 1
-        if passed.inner is not None:
+        if passed.inner is not None:  # weight and bias together: they are one group
             measurement.add_inner(self._head_name("weight") or "", passed.inner)
         return passed.loss
 
@@ -184,19 +184,18 @@ class GradNormRecorder:
         own = list(head.parameters(recurse=False))
         # DeepSpeed's own hook has gathered the head by now; gather again only where nothing did.
         whole = all(p.shape == full_shape(p) for p in own)
-        name = self._head_name("weight")
+        name, bias = self._head_name("weight"), self._head_name("bias")
         with contextlib.nullcontext() if whole or self.gather is None else self.gather(own):
             return head_pass(
                 flat, head.weight, head.bias, layout.target_ids, layout.split_targets(), self._sample_weights(layout),
                 transform=self.transform, want_norm=name is not None, want_dh=want_dh,
                 row_ids_SL=layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None,
                 reference_VD=measurement.references.get(name or ""), gradient_VD=measurement.gradients.get(name or ""),
+                bias_reference_V=measurement.references.get(bias or ""), bias_gradient_V=measurement.gradients.get(bias or ""),
                 budget=self.head_budget)
 
     def _head_name(self, local: str) -> str | None:
-        """The full name of the head's weight or bias, if it is to be measured."""
-        own = getattr(self.plan.head, local, None)
-        return next((n for n, p in self.model.named_parameters() if p is own and n in self.plan.groups), None)
+        return head_name(self.model, self.plan, local)
 
     def _sample_weights(self, layout: Layout) -> Tensor:
         if self.loss_reduction == "sum":
@@ -206,7 +205,7 @@ class GradNormRecorder:
     def __enter__(self) -> GradNormRecorder:
         if self._watch is not None:
             raise RuntimeError("this recorder is watching already; leave its `with` first")
-        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references, self._packs)
+        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -81,6 +81,12 @@ def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Pl
     return Plan(tuple(kept), groups, requested, embedding, head, tied)
 
 
+def head_name(model: nn.Module, plan: Plan, local: str) -> str | None:
+    """The full name of the head's "weight" or "bias", if it is to be measured."""
+    own = getattr(plan.head, local, None)
+    return next((n for n, p in model.named_parameters() if p is own and n in plan.groups), None)
+
+
 def _end(model: nn.Module, getter: str) -> nn.Module:
     try:
         found = getattr(model, getter)()

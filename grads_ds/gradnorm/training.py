@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grads_ds.gradnorm.frozen import keeps_packed_apart
 from grads_ds.gradnorm.head import LogitTransform
 from grads_ds.gradnorm.layout import Layout, read_layout
 from grads_ds.gradnorm.linear import accumulate, bias_norm_squared, weight_norm_squared
 from grads_ds.gradnorm.results import GradNorms, References, summarise
-from grads_ds.gradnorm.rules import Plan
+from grads_ds.gradnorm.rules import Plan, head_name
 from grads_ds.gradnorm.sites import Gather, Measurement
 from grads_ds.gradnorm.tap import tap
 
@@ -30,11 +31,10 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the check that the
 class Watch:
     """Watches a model's training forwards and backwards until closed."""
 
-    def __init__(self, model: nn.Module, plan: Plan, transform: LogitTransform, gather: Gather | None, references: References,
-                 packs: Callable[[Layout], bool]) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, transform: LogitTransform, gather: Gather | None, references: References) -> None:
         self.model, self.plan, self.transform, self.gather, self.references = model, plan, transform, gather, references
-        self.packs = packs
         self.paused = False
+        self._packs: bool | None = None
         self.measurement: Measurement | None = None
         self.losses_N: Tensor | None = None
         self.weights_S: Tensor | None = None
@@ -63,9 +63,16 @@ class Watch:
         batch = {name: batch[name] for name in ("input_ids", "labels", "attention_mask", "position_ids", "segment_ids")
                  if isinstance(batch.get(name), Tensor)}
         layout = read_layout(with_segments(batch))
-        if layout.packed_index is not None and not self.packs(layout):
-            raise ValueError("the samples of a packed row see each other in this model, so none has a gradient of its own; train on "
-                             "padded rows, or score()")
+        if layout.num_samples > layout.rows and self._packs is None:
+            self.paused = True
+            try:
+                inputs = {name: value for name, value in kwargs.items() if name != "labels"}
+                self._packs = not args and keeps_packed_apart(self.model, self.plan.head, layout, inputs)
+            finally:
+                self.paused = False
+        if layout.num_samples > layout.rows and not self._packs:
+            raise ValueError("the samples of a packed row see each other in this model, so none has a gradient of its own; pass "
+                             "use_cache=False, train on padded rows, or score()")
         self._hooks.close()
         measurement = self.measurement = Measurement(self.plan, layout, self.gather)
         measurement.references = self.references.gradients
@@ -122,9 +129,7 @@ class Watch:
         assert measurement is not None and self._probes is not None
         grads_RV, hidden_RD = grads.reshape(-1, grads.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
         self.weights_S = self._weights(grads_RV, layout, *self._probes)
-        own = {local: next((n for n, p in self.model.named_parameters() if p is getattr(self.plan.head, local, None)), "")
-               for local in ("weight", "bias")}
-        name = own["weight"] if own["weight"] in self.plan.groups else ""
+        name, bias = (head_name(self.model, self.plan, local) for local in ("weight", "bias"))
         zero = torch.zeros(layout.num_samples, dtype=torch.float64, device=grads.device)
         weight_S, bias_S, inner_S = zero.clone(), zero.clone(), zero.clone()
         ids_SL = layout.per_sample(layout.input_ids)
@@ -142,17 +147,19 @@ class Watch:
                 weight_S[sample] = weight_norm_squared(h_1tD, g_1tV)[0]
                 if name in measurement.references:
                     projected = accumulate(g_1tV[0]) @ measurement.references[name]
-                    inner_S[sample] = (projected * h_1tD[0]).sum(dtype=torch.float64)
+                    inner_S[sample] += (projected * h_1tD[0]).sum(dtype=torch.float64)
                 if measurement.head_rows is not None:
                     measurement.head_rows[sample] = accumulate(g_1tV[0][:, ids_SL[sample]]).T @ accumulate(h_1tD[0])
-            if own["bias"] in self.plan.groups:
+            if bias:
                 bias_S[sample] = bias_norm_squared(g_1tV)[0]
+                if bias in measurement.references:
+                    inner_S[sample] += (accumulate(g_1tV[0]) @ measurement.references[bias]).sum(dtype=torch.float64)
         if name:
             measurement.add(name, weight_S)
             if name in measurement.references:
                 measurement.add_inner(name, inner_S)
-        if own["bias"] in self.plan.groups:
-            measurement.add(own["bias"], bias_S)
+        if bias:
+            measurement.add(bias, bias_S)
 
     def _weights(self, grads_RV: Tensor, layout: Layout, index_P: Tensor, expected_PV: Tensor) -> Tensor:
         """What the step's loss weighed each sample's tokens by: least squares of the gradient on softmax - onehot."""
