@@ -32,8 +32,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 DOMAIN = ("numpy", "scipy", "torch/nn", "torch/optim", "torch/distributions", "torch/linalg")
 NOT_GENERAL = ("numpy", "scipy", "torch")  # their own descriptions stay out of the general text
+PACKAGES = ("datasets", "deepspeed", "matplotlib", "pydantic", "rich", "scipy", "torch", "transformers")
 SKIPPED = {
     "test",
     "tests",
@@ -146,12 +150,28 @@ def paragraphs(doc: str) -> list[str]:
     return kept
 
 
-def package_texts(site: Path) -> list[str]:
-    """The prose of the installed packages' own descriptions."""
+def packages_read() -> dict[str, importlib.metadata.Distribution]:
+    """PACKAGES and all they require, by name: the same set whatever else is installed beside them."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    queue = list(PACKAGES)
+    while queue:
+        name = canonicalize_name(queue.pop())
+        if name not in found:
+            try:
+                found[name] = importlib.metadata.distribution(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            needs = map(Requirement, found[name].requires or [])
+            queue += [need.name for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+    return dict(sorted(found.items()))
+
+
+def package_texts(packages: dict[str, importlib.metadata.Distribution]) -> list[str]:
+    """The prose of the packages' own descriptions."""
     texts = []
-    for file in sorted(site.glob("*.dist-info/METADATA"), key=lambda path: path.parent.name.lower()):
-        if not file.parent.name.lower().startswith(NOT_GENERAL):
-            body = file.read_text(encoding="utf-8", errors="replace").partition("\n\n")[2]
+    for name, package in packages.items():
+        if name not in NOT_GENERAL:
+            body = (package.read_text("METADATA") or "").partition("\n\n")[2]
             body = re.sub(r"```.*?```|<[^>]+>|!\[.*?\]\(.*?\)", "", body, flags=re.S)
             body = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", body)
             texts.append("\n\n".join(p for p in paragraphs(body) if "http" not in p))
@@ -252,12 +272,11 @@ def main() -> None:
     args = parser.parse_args()
     began = time.monotonic()
     site, stdlib = (Path(sysconfig.get_paths()[key]) for key in ("purelib", "stdlib"))
+    packages = packages_read()
     inputs = {
         "seed": args.seed,
         "python": sys.version.split()[0],
-        "packages": sorted(
-            f"{d.name}=={d.version}" for d in importlib.metadata.distributions() if d.name != "grads-ds"
-        ),
+        "packages": [f"{name}=={package.version}" for name, package in packages.items()],
         "script": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
     }
     summary = args.out / "corpus.json"
@@ -274,7 +293,8 @@ def main() -> None:
     good = on_domain[HELD_OUT : HELD_OUT + GOOD]
     off_domain, general_chats = on_python[HELD_OUT : HELD_OUT + 300], on_python[HELD_OUT + 300 :]
     hidden = {run for _, answer in [*on_python[:HELD_OUT], *on_domain[:HELD_OUT]] for run in shingles(answer)}
-    prose = [*language_topics(stdlib), *package_texts(site), *("\n\n".join(e.paragraphs) for e in standard)]
+    documented = ["\n\n".join(entry.paragraphs) for entry in standard]
+    prose = [*language_topics(stdlib), *package_texts(packages), *documented]
     texts = [
         "\n\n".join(p for p in text.split("\n\n") if not hidden.intersection(shingles(p))) for text in prose
     ]

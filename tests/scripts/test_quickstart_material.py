@@ -99,7 +99,7 @@ def test_paragraphs_keep_prose_and_drop_markup_and_lists() -> None:
 
     .. versionadded:: 1.0
 
-    It is stable
+    It keeps the order of equals
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def test_paragraphs_keep_prose_and_drop_markup_and_lists() -> None:
     """
     assert corpus.paragraphs(corpus.ast.get_docstring(corpus.ast.parse(f'"""{doc}"""'))) == [
         "Sort a with numpy.sort, see.",
-        "It is stable.",
+        "It keeps the order of equals.",
     ]
 
 
