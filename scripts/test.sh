@@ -27,7 +27,7 @@ check() { # name, command...
     [ "$status" != 0 ] || status=$this
 }
 
-check "ruff" "$python" -m ruff check .
+check "ruff" "$python" -m ruff check --output-format concise .
 check "mypy" timeout 300 "$python" -m mypy
 case " $* " in
     *" -m "*) selection=() ;;
