@@ -274,3 +274,19 @@ def test_a_signal_that_is_only_length_and_tied_groups_are_said() -> None:
     assert "length_correction: true" in said
     assert "groups embedding, lm_head have the same norms" in said
     assert pick(score_table(n)).warnings == []
+
+
+def test_tokens_of_dropped_near_duplicates_are_free_again() -> None:
+    n = 12
+    table = score_table(n, num_tokens=np.full(n, 10), loss=np.arange(n, 0, -1.0))
+    kept: list[int] = []
+
+    def pairs_alike(row: int) -> int | None:
+        if row % 2:
+            return row - 1
+        kept.append(row)
+        return None
+
+    choice = choose(table, SelectConfig(method="loss", budget_tokens=45), 0, seen_before=pairs_alike)
+    assert ids(choice) == kept == [0, 2, 4, 6]
+    assert choice.report["budget"]["tokens"] == 40
