@@ -100,12 +100,12 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     for key, value in wanted.items():
         found = user.get(key, "auto")
         if found not in ("auto", value):
-            faults.append(f"{config.deepspeed}: {key} is {found}, while {section} asks for {value}; set it to \"auto\"")
+            faults.append(f'{config.deepspeed}: {key} is {found}, while {section} asks for {value}; set it to "auto"')
     for key, dtype in half.items():
         found = user.get(key, {}).get("enabled", "auto")
         if found not in ("auto", config.model.dtype == dtype):
             faults.append(
-                f"{config.deepspeed}: {key}.enabled is {found}, while model.dtype is {config.model.dtype}; set it to \"auto\""
+                f'{config.deepspeed}: {key}.enabled is {found}, while model.dtype is {config.model.dtype}; set it to "auto"'
             )
     return faults
 

@@ -42,7 +42,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed puts it before the sub-command
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="run every stage that is due, in order")
-    run.add_argument("--from", dest="first", choices=STAGE_NAMES, default=STAGE_NAMES[0], help="first stage to consider")
+    run.add_argument(
+        "--from", dest="first", choices=STAGE_NAMES, default=STAGE_NAMES[0], help="first stage to consider"
+    )
     run.add_argument("--to", dest="last", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="last stage to run")
     for name in STAGE_NAMES:
         commands.add_parser(name, help=_HELP[name])
@@ -50,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
         command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
         command.add_argument("--hosts", metavar="HOSTFILE", help="DeepSpeed hostfile; without one, this machine alone")
-        command.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: every GPU; 2 on CPU)")
+        command.add_argument(
+            "--ranks", type=int, metavar="N", help="ranks on this machine (default: every GPU; 2 on CPU)"
+        )
     return top
 
 
@@ -127,10 +131,15 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, hosts: list[
     if failure is not None and failure.status == 2:
         return 2  # rank 0 has listed the faults
     if failure is not None:
-        print(f"\ngrads-ds: {stage.name} failed first on rank {failure.rank} ({failure.host}); log: {log}", file=sys.stderr)
+        print(
+            f"\ngrads-ds: {stage.name} failed first on rank {failure.rank} ({failure.host}); log: {log}",
+            file=sys.stderr,
+        )
         print(failure.error.rstrip(), file=sys.stderr)
     else:
-        print(f"\ngrads-ds: {stage.name} ended before it was done (launcher status {status}); log: {log}", file=sys.stderr)
+        print(
+            f"\ngrads-ds: {stage.name} ended before it was done (launcher status {status}); log: {log}", file=sys.stderr
+        )
     return 1
 
 
@@ -159,5 +168,11 @@ def _record_failure(folder: str | None, text: str, status: int) -> None:
     import socket
     import time
 
-    record = {"rank": ranks.launched_rank(), "host": socket.gethostname(), "time": time.time(), "status": status, "error": text}
+    record = {
+        "rank": ranks.launched_rank(),
+        "host": socket.gethostname(),
+        "time": time.time(),
+        "status": status,
+        "error": text,
+    }
     Path(folder, f"rank{ranks.launched_rank()}.json").write_text(json.dumps(record))

@@ -117,7 +117,9 @@ class ProbeConfig(TrainingConfig):
         default_factory=lambda: ["embedding", "lm_head"],
         description=f"parameter groups whose norms are recorded: any of {', '.join(LAYER_GROUPS)}, or all",
     )
-    tokens_per_microbatch: int = Field(16384, ge=8, description="tokens of one frozen micro-batch per rank, padding included")
+    tokens_per_microbatch: int = Field(
+        16384, ge=8, description="tokens of one frozen micro-batch per rank, padding included"
+    )
     loss_reduction: Literal["mean", "sum"] = Field(
         "mean", description="a sample's loss is the mean or the sum over its target tokens"
     )
@@ -151,14 +153,19 @@ class SelectConfig(_Record):
     )
     budget_tokens: int | None = Field(None, ge=1, description="budget in tokens of the chosen samples; replaces budget")
     signal: str = Field(
-        "product", description="how norms become one: sum, product, l2, zscore, joint, or one group's name, e.g. lm_head, total"
+        "product",
+        description="how norms become one: sum, product, l2, zscore, joint, or one group's name, e.g. lm_head, total",
     )
     groups: list[str] = Field(
-        default_factory=lambda: ["embedding", "lm_head"], min_length=1, description="parameter groups that signal combines"
+        default_factory=lambda: ["embedding", "lm_head"],
+        min_length=1,
+        description="parameter groups that signal combines",
     )
     scale: Literal["log", "linear"] = Field("log", description="scale on which the signal's density is estimated")
     standardise: Literal["robust", "none"] = Field("robust", description="robust: each group's norms over their median")
-    length_correction: bool = Field(False, description="norms less their trend in the number of target tokens (log-log)")
+    length_correction: bool = Field(
+        False, description="norms less their trend in the number of target tokens (log-log)"
+    )
     bandwidth: Literal["silverman", "scott", "isj"] | float = Field(
         "silverman", description="kernel width: a rule, or a number in units of the signal"
     )
@@ -168,7 +175,9 @@ class SelectConfig(_Record):
     region: Literal["density", "magnitude", "mass", "band", "sample"] = Field(
         "density", description="which part of the signal's distribution is chosen"
     )
-    band: tuple[float, float] = Field((0.25, 0.75), description="quantiles of region band and of method perplexity_band")
+    band: tuple[float, float] = Field(
+        (0.25, 0.75), description="quantiles of region band and of method perplexity_band"
+    )
     forget_less: float = Field(
         0.0, ge=0, description="grads: places (share of the pool) lost per unit of conflict with the general anchor"
     )
@@ -178,7 +187,10 @@ class SelectConfig(_Record):
         "proportional", description="each stratum's share: as in the pool, or the same for all"
     )
     near_duplicates: float | None = Field(
-        None, gt=0, le=1, description="Jaccard similarity from which a later sample is dropped and replaced; null keeps all"
+        None,
+        gt=0,
+        le=1,
+        description="Jaccard similarity from which a later sample is dropped and replaced; null keeps all",
     )
     order: Literal["preference", "signal", "shuffled", "pool"] = Field(
         "preference", description="order of selected.jsonl"
@@ -234,7 +246,9 @@ class SelectConfig(_Record):
     @model_validator(mode="after")
     def _mixture_fits(self) -> SelectConfig:
         if self.method == "mixture" and not self.mixture:
-            raise ValueError("method mixture wants mixture: {method: weight, ...}; found none; name at least one method")
+            raise ValueError(
+                "method mixture wants mixture: {method: weight, ...}; found none; name at least one method"
+            )
         for name, weight in self.mixture.items():
             if name == "mixture":
                 raise ValueError("a mixture cannot hold itself; remove mixture from select.mixture")
@@ -264,7 +278,8 @@ class SftConfig(TrainingConfig):
     """Fine-tuning on the chosen rows."""
 
     variants: list[str] = Field(
-        default_factory=list, description="also trained, for comparison: names of select.variants, or full (the whole pool)"
+        default_factory=list,
+        description="also trained, for comparison: names of select.variants, or full (the whole pool)",
     )
     equal: Literal["epochs", "steps"] = Field(
         "epochs", description="what every variant shares: the number of epochs, or the full pool's optimizer steps"
@@ -307,7 +322,9 @@ class Config(_Record):
         try:
             value = json.loads(path.read_text())
         except OSError:
-            raise UserError(f"deepspeed: wanted a DeepSpeed JSON file; found none at {path}; give an existing path") from None
+            raise UserError(
+                f"deepspeed: wanted a DeepSpeed JSON file; found none at {path}; give an existing path"
+            ) from None
         except json.JSONDecodeError as error:
             raise UserError(f"deepspeed: {path}:{error.lineno}: not valid JSON ({error.msg}); mend that line") from None
         if not isinstance(value, dict):
@@ -321,7 +338,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     try:
         text = path.read_text()
     except OSError as error:
-        raise UserError(f"{path}: wanted a configuration file; {error.strerror or error}; give the path of a YAML file") from None
+        raise UserError(
+            f"{path}: wanted a configuration file; {error.strerror or error}; give the path of a YAML file"
+        ) from None
     try:
         tree = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
@@ -329,7 +348,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: wanted a mapping of keys; found {'an empty file' if tree is None else type(tree).__name__}")
+        raise UserError(
+            f"{path}: wanted a mapping of keys; found {'an empty file' if tree is None else type(tree).__name__}"
+        )
     faults = []
     for item in overrides:
         key, equals, value = item.partition("=")
@@ -358,7 +379,9 @@ def _variant_faults(select: SelectConfig, sft: SftConfig) -> list[str]:
     for name, changes in select.variants.items():
         where = f"select.variants.{name}"
         if not _NAME.fullmatch(name) or name in RESERVED_VARIANTS:
-            faults.append(f"{where}: the name must be letters, digits, '_', '-' or '.', and none of {RESERVED_VARIANTS}")
+            faults.append(
+                f"{where}: the name must be letters, digits, '_', '-' or '.', and none of {RESERVED_VARIANTS}"
+            )
         if "variants" in changes:
             faults.append(f"{where}.variants: a variant has no variants of its own; remove the key")
             continue
@@ -409,7 +432,9 @@ def _fault(item: Any, root: type[BaseModel], prefix: str = "") -> str:
     """One pydantic error as: dotted key, wanted, found, change."""
     loc = [str(part) for part in item["loc"]]
     # union branches ('float', 'literal[...]', 'list[str]', 'function-...') are pydantic's, not the user's keys
-    keys = [part for part in loc if not re.fullmatch(r"(float|int|str|list\[.*|literal\[.*|function.*|constrained.*)", part)]
+    keys = [
+        part for part in loc if not re.fullmatch(r"(float|int|str|list\[.*|literal\[.*|function.*|constrained.*)", part)
+    ]
     key = ".".join(([prefix] if prefix else []) + keys) or "(top level)"
     if item["type"] == "extra_forbidden":
         names = _field_names(root, keys[:-1])

@@ -11,17 +11,19 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.integrations import HfDeepSpeedConfig
 
 from grads_ds import ranks
 from grads_ds.config import Config
+from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.run_dir import atomic_path
 
 SHARD_BYTES = 4 * 2**30  # one safetensors file holds about this much; also the writer's peak host memory
@@ -32,6 +34,21 @@ def device() -> torch.device:
     accelerator = deepspeed.accelerator.get_accelerator()
     name = accelerator.current_device_name()
     return torch.device("cpu" if name.startswith("cpu") else name)
+
+
+def training_settings(config: Config) -> dict[str, Any]:
+    """The user's DeepSpeed settings for training; what they leave open becomes "auto", which the trainer fills in."""
+    settings = copy.deepcopy(config.deepspeed_json())
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    ):
+        settings.setdefault(key, "auto")
+    for key in ("bf16", "fp16"):
+        settings.setdefault(key, {}).setdefault("enabled", "auto")
+    return settings
 
 
 def scoring_settings(config: Config) -> dict[str, Any]:
@@ -108,8 +125,8 @@ def gather(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters(parameters) if parameters else contextlib.nullcontext()
 
 
-def save_model(model: nn.Module, tokenizer_path: str | Path, folder: Path) -> None:
-    """Write a Hugging Face folder: safetensors shards, config, generation config, tokenizer with its chat template.
+def save_model(model: nn.Module, config: Config, folder: Path) -> None:
+    """Write a Hugging Face folder: safetensors shards, config, generation config, the tokenizer and template prepare used.
 
     Every rank takes part; rank 0 writes. Parameters are gathered one by one and written shard by shard, so that rank 0's
     memory stays near one shard. Tied weights are written once. `folder` appears when it is complete.
@@ -117,7 +134,8 @@ def save_model(model: nn.Module, tokenizer_path: str | Path, folder: Path) -> No
     from safetensors.torch import save_file
 
     main = ranks.is_main()
-    with atomic_path(folder) if main else contextlib.nullcontext() as aside:
+    publish: AbstractContextManager[Path] = atomic_path(folder) if main else contextlib.nullcontext(folder)
+    with publish as aside:
         shard: dict[str, torch.Tensor] = {}
         index: dict[str, str] = {}
         files: list[Path] = []
@@ -125,7 +143,7 @@ def save_model(model: nn.Module, tokenizer_path: str | Path, folder: Path) -> No
 
         def flush() -> None:
             nonlocal shard
-            if shard and aside is not None:
+            if shard:
                 files.append(aside / f"model-{len(files) + 1:05d}.safetensors")
                 save_file(shard, files[-1], metadata={"format": "pt"})
                 index.update(dict.fromkeys(shard, files[-1].name))
@@ -150,7 +168,7 @@ def save_model(model: nn.Module, tokenizer_path: str | Path, folder: Path) -> No
             flush()
             _write_index(aside, files, index, written)
             (model.get_base_model() if hasattr(model, "get_base_model") else model).config.save_pretrained(aside)
-            _save_companions(tokenizer_path, aside)
+            _save_companions(config, aside)
 
 
 def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, list[torch.Tensor], Callable[[], torch.Tensor]]]:
@@ -160,18 +178,14 @@ def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, list[torch.Tensor], 
     for name, parameter in plain.named_parameters(remove_duplicate=False):
         owner = next((prefix for prefix in adapted if name.startswith(prefix + ".")), None)
         if owner is None:
-            yield name, [parameter], lambda p=parameter: p
+            yield name, [parameter], partial(_itself, parameter)
         elif ".base_layer." in name:
             layer = adapted[owner]
             if name.endswith(".weight"):
                 needed = [parameter, *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}")]
-                # summed in float32 at least: adapters are small beside the weights they change
-                make = lambda p=parameter, layer=layer: (  # noqa: E731
-                    (p.float() + layer.get_delta_weight(layer.active_adapters[0]).float()).to(p.dtype)
-                )
+                yield name.replace(".base_layer.", "."), needed, partial(_with_adapter, parameter, layer)
             else:
-                needed, make = [parameter], lambda p=parameter: p
-            yield name.replace(".base_layer.", "."), needed, make
+                yield name.replace(".base_layer.", "."), [parameter], partial(_itself, parameter)
     unsaved = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in plain.named_modules()
@@ -179,7 +193,16 @@ def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, list[torch.Tensor], 
     }
     for name, buffer in plain.named_buffers(remove_duplicate=False):
         if name not in unsaved:
-            yield name, [buffer], lambda b=buffer: b
+            yield name, [buffer], partial(_itself, buffer)
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _with_adapter(weight: torch.Tensor, layer: Any) -> torch.Tensor:
+    # summed in float32 at least: adapters are small beside the weights they change
+    return (weight.float() + layer.get_delta_weight(layer.active_adapters[0]).float()).to(weight.dtype)
 
 
 def _write_index(folder: Path, files: list[Path], index: dict[str, str], written: int) -> None:
@@ -196,9 +219,10 @@ def _write_index(folder: Path, files: list[Path], index: dict[str, str], written
     )
 
 
-def _save_companions(source: str | Path, folder: Path) -> None:
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+def _save_companions(config: Config, folder: Path) -> None:
+    load_tokenizer(config.model).save_pretrained(folder)
     with contextlib.suppress(OSError):  # many models have no generation config
-        GenerationConfig.from_pretrained(source).save_pretrained(folder)
-    for file in Path(source).glob("tokenizer.model") if Path(source).is_dir() else ():
-        shutil.copy2(file, folder / file.name)
+        GenerationConfig.from_pretrained(config.model.path).save_pretrained(folder)
+    source = Path(config.model.path, "tokenizer.model")
+    if source.is_file():
+        shutil.copy2(source, folder / source.name)

@@ -1,7 +1,8 @@
 """Evaluation: held-out loss of the base model and of every trained one, on each named validation set.
 
-Reads `prepared/<validation name>` and the models; writes `evaluation.json`. A set's loss is the mean over its target tokens,
-its interval a bootstrap over samples. Run by `grads-ds evaluate CONFIG` or `deepspeed --hostfile H --module grads_ds evaluate CONFIG`.
+Reads `prepared/<validation name>` and the models; writes `evaluation.json` and every sample's loss under `evaluation/`.
+A set's loss is the mean over its target tokens, its interval a bootstrap over samples. Run by `grads-ds evaluate CONFIG`
+or `deepspeed --hostfile H --module grads_ds evaluate CONFIG`.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import load_from_disk
 
 from grads_ds import ranks
 from grads_ds.config import Config
-from grads_ds.run_dir import publish_json
+from grads_ds.run_dir import atomic_path, publish_json
 from grads_ds.scoring import score_samples
 from grads_ds.stages import model_folder, selection_folder, trained_names
 
@@ -29,7 +32,13 @@ def run_evaluate(config: Config, run_dir: Path) -> None:
         result[model_name] = {}
         for set_name, rows in sets.items():
             loss, tokens = sample_losses(config, path, rows, f"{model_name} on {set_name}")
-            result[model_name][set_name] = summarise(loss, tokens, config.evaluate.bootstrap, config.seed)
+            losses_file = f"evaluation/{model_name}.{set_name}.parquet"
+            if ranks.is_main():
+                with atomic_path(run_dir / losses_file) as aside:
+                    pq.write_table(pa.table({"loss": loss, "num_target_tokens": tokens}), aside)
+            result[model_name][set_name] = summarise(loss, tokens, config.evaluate.bootstrap, config.seed) | {
+                "sample_losses_file": losses_file
+            }
     if ranks.is_main():
         pool = len(load_from_disk(str(run_dir / "prepared/pool")))
         variants = {name: _described(config, run_dir, name, pool) for name in trained_names(config)}
@@ -42,7 +51,9 @@ def sample_losses(config: Config, model_path: str, rows: Any, what: str) -> tupl
     for indices, scored in score_samples(
         config, model_path, rows, range(len(rows)), (), "mean", config.evaluate.tokens_per_microbatch, what
     ):
-        mine |= dict(zip(indices, zip(scored.loss.tolist(), scored.num_target_tokens.tolist(), strict=True), strict=True))
+        mine |= dict(
+            zip(indices, zip(scored.loss.tolist(), scored.num_target_tokens.tolist(), strict=True), strict=True)
+        )
     every = {index: value for part in ranks.gather(mine) for index, value in part.items()}
     assert len(every) == len(rows), f"{what}: {len(every)} of {len(rows)} samples were scored"
     pairs = [every[i] for i in range(len(rows))]

@@ -32,9 +32,7 @@ def check_prepare(config: Config) -> list[str]:
         mine = Faults()
         for item in find_inputs(entries, mine):
             if item.kind.startswith(".") and os.path.getsize(item.path) == 0:
-                mine.add(
-                    item.path, "at least one row", "an empty file", "fill it or remove it from the config"
-                )
+                mine.add(item.path, "at least one row", "an empty file", "fill it or remove it from the config")
         for text in mine.shown:
             faults.add_text(f"{where}: {text}")
     return faults.shown + check_tokenizer(config.model)

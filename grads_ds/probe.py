@@ -80,7 +80,9 @@ def run_recording(config: Config, run_dir: Path) -> None:
     writer.flush()
     total = _sum([count, checksum])
     if total != [len(remaining), int(ids[remaining].sum())]:
-        raise scores.IncompleteScores(f"the ranks scored {total[0]} samples (id sum {total[1]}), wanted {len(remaining)}")
+        raise scores.IncompleteScores(
+            f"the ranks scored {total[0]} samples (id sum {total[1]}), wanted {len(remaining)}"
+        )
     ranks.barrier()
     manifest = {
         "model": model_path,

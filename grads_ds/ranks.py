@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from grads_ds.config import UserError
 
 T = TypeVar("T")
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
 def launched() -> bool:
@@ -35,8 +36,26 @@ def start() -> None:
     if dist.is_initialized():
         return
     if not launched():
-        os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
+    _skip_shared_memory_op(deepspeed)
     deepspeed.init_distributed(verbose=False)
+
+
+def _skip_shared_memory_op(deepspeed: Any) -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives on CPU ranks; training does not use them.
+
+    The compiler fails where the environment's path holds a space, and one killed while it compiles leaves a lock that every
+    later start waits on without end (both seen with DeepSpeed 0.19.8, whose table of usable ops is not a public name).
+    """
+    ops = getattr(deepspeed.ops, "__compatible_ops__", {})
+    if SHARED_MEMORY_OP in ops:
+        ops[SHARED_MEMORY_OP] = False
 
 
 def finish() -> None:

@@ -29,7 +29,18 @@ from grads_ds.config import Config, UserError
 LOCK_STALE_SECONDS = 120.0  # the holder touches its lock every few seconds; a lock this old has no holder
 LOCK_BEAT_SECONDS = 5.0
 LOCK_VARIABLE = "GRADS_DS_LOCK"
-_PACKAGES = ("grads_ds", "torch", "deepspeed", "transformers", "datasets", "peft", "accelerate", "pyarrow", "numpy", "mpi4py")
+_PACKAGES = (
+    "grads_ds",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "datasets",
+    "peft",
+    "accelerate",
+    "pyarrow",
+    "numpy",
+    "mpi4py",
+)
 
 
 @contextlib.contextmanager
@@ -109,8 +120,12 @@ def why_due(run_dir: Path, unit: str, inputs: Mapping[str, Any]) -> str | None:
     if then != now:
         old, new = _flat(then), _flat(now)
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        shown = [f"{key} changed" if len(str(new.get(key))) > 40 or len(str(old.get(key))) > 40
-                 else f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed[:3]]
+        shown = [
+            f"{key} changed"
+            if len(str(new.get(key))) > 40 or len(str(old.get(key))) > 40
+            else f"{key} was {old.get(key)}, now {new.get(key)}"
+            for key in changed[:3]
+        ]
         return ", ".join(shown) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
     for name, size in outputs.items():
         path = run_dir / name
@@ -159,7 +174,11 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def save_config(config: Config, run_dir: Path) -> None:
     """Write the resolved config with package versions and the source commit to `config.yaml`, when it differs."""
     tree = config.model_dump(mode="json")
-    tree["provenance"] = {"python": sys.version.split()[0], "packages": package_versions(), "source_commit": source_commit()}
+    tree["provenance"] = {
+        "python": sys.version.split()[0],
+        "packages": package_versions(),
+        "source_commit": source_commit(),
+    }
     text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
     path = run_dir / "config.yaml"
     if not path.is_file() or path.read_text() != text:

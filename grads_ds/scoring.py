@@ -37,7 +37,7 @@ def score_samples(
     model_path: str | Path,
     rows: Any,
     indices: Sequence[int],
-    layers: Sequence[str] | str,
+    layers: str | list[str] | tuple[str, ...],
     loss_reduction: str,
     tokens_per_microbatch: int,
     what: str,

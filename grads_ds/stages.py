@@ -136,7 +136,7 @@ def _evaluate_units(config: Config, run_dir: Path) -> list[Unit]:
         "prepare": unit_id(run_dir, "prepare"),
         "sft": {name: unit_id(run_dir, f"sft/{name}") for name in trained_names(config)},
     }
-    return [Unit("evaluate", inputs, ("evaluation.json",), work)]
+    return [Unit("evaluate", inputs, ("evaluation.json", "evaluation"), work)]
 
 
 def _report_units(config: Config, run_dir: Path) -> list[Unit]:

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import AutoTokenizer, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from grads_ds import ranks
 from grads_ds.check import micro_batch
 from grads_ds.config import Config, TrainingConfig
 from grads_ds.data.collate import pad_batch
-from grads_ds.engine import load_model, save_model
+from grads_ds.data.tokenizer import load_tokenizer
+from grads_ds.engine import load_model, save_model, training_settings
 
 COMPLETE = "complete"  # a checkpoint folder without this file was not finished and is never resumed from
 
@@ -65,7 +66,7 @@ def train_model(
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         data_seed=config.seed,
-        deepspeed=config.deepspeed_json(),
+        deepspeed=training_settings(config),
         save_strategy="steps",
         save_steps=settings.checkpoint_steps,
         save_total_limit=2,
@@ -83,7 +84,7 @@ def train_model(
         model=model,
         args=arguments,
         train_dataset=rows,
-        data_collator=Collator(AutoTokenizer.from_pretrained(model_path)),
+        data_collator=Collator(load_tokenizer(config.model)),
         callbacks=[_Checkpoints(), *([_Progress(what), TensorBoardCallback(writer)] if writer else []), *callbacks],
     )
     trainer.remove_callback(PrinterCallback)
@@ -91,7 +92,7 @@ def train_model(
     if writer:
         writer.close()
     module = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(module, model_path, model_dir)
+    save_model(module, config, model_dir)
     engine = trainer.deepspeed
     if engine is not None:
         engine.destroy()
@@ -163,6 +164,10 @@ def _with_lora(model: Any, config: Config) -> Any:
     return get_peft_model(
         model,
         LoraConfig(
-            r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
         ),
     )

@@ -100,7 +100,9 @@ def deepspeed_command(arguments: Sequence[str], hosts: Sequence[Host], hostfile:
 def rank_environment(ranks_here: int) -> dict[str, str]:
     """Variables every rank needs on this kind of machine, unless the user has set them."""
     wanted = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    wanted["PYTHONWARNINGS"] = "ignore::FutureWarning"  # one line per rank and call from torch and transformers otherwise
+    wanted["PYTHONWARNINGS"] = (
+        "ignore::FutureWarning"  # one line per rank and call from torch and transformers otherwise
+    )
     if not visible_gpus():
         threads = str(max(1, (os.cpu_count() or 1) // ranks_here))
         wanted |= CPU_ALLOCATOR | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": threads}

@@ -1,8 +1,9 @@
 """Times per-sample gradient norms against a plain training step and against other ways to get them, in one interleaved run.
 
 Reads nothing. Writes docs/gradnorm-bench.json and docs/gradnorm-bench.md (or --out DIR). Run: python scripts/bench_gradnorm.py
-Every round runs every mode once, in turn, so that a busy machine slows all alike; measured are the seconds of processor time of the one
-thread (not those it waits for others), reported the medians over the rounds and their ratio to plain forward + backward of the same run. Memory is each mode's peak above the loaded model, in a process of its own.
+Every round runs every mode once, in turn, so that a busy machine slows all alike; measured are the seconds
+of processor time of the one thread (not those it waits for others), reported the medians over the rounds and their ratio to
+plain forward + backward of the same run. Memory is each mode's peak above the loaded model, in a process of its own.
 Opacus and torch.func take part where they can: `pip install grads-ds[bench]`.
 """
 
@@ -12,8 +13,12 @@ import os
 import sys
 
 # Before torch: glibc gives large tensors back to the system at once, and page faults would be what is measured.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",
-           "OMP_NUM_THREADS": "1"}
+_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+    "OMP_NUM_THREADS": "1",
+}
 if any(os.environ.get(name) != value for name, value in _MALLOC.items()):
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | _MALLOC)
 
@@ -34,7 +39,7 @@ from torch import Tensor, nn
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
-from grads_ds.gradnorm import GradNormRecorder  # noqa: E402
+from grads_ds.gradnorm import GradNormRecorder
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,10 @@ class Shape:
 
 SHAPES = [
     Shape("d1024-T256-half", 1024, 2816, 4, 32000, 4, 256, 0.5, peers=True),
-    Shape("d1024-T256-all", 1024, 2816, 4, 32000, 4, 256, 1.0),
-    Shape("d1024-T256-half-deep", 1024, 2816, 12, 32000, 2, 256, 0.5),
-    Shape("d256-T512-half", 256, 704, 4, 8192, 8, 512, 0.5, peers=True),
-    Shape("d1024-T256-half-padded", 1024, 2816, 4, 32000, 4, 256, 0.5, ragged=True),
-    Shape("d1024-T256-half-bucketed", 1024, 2816, 4, 32000, 6, 160, 0.5),
+    Shape("d256-T512-half", 256, 704, 2, 8192, 8, 512, 0.5, peers=True),
+    Shape("d1024-T256-all", 1024, 2816, 2, 16000, 2, 256, 1.0),
+    Shape("d1024-padded", 1024, 2816, 2, 16000, 4, 256, 0.5, ragged=True),
+    Shape("d1024-bucketed", 1024, 2816, 2, 16000, 4, 160, 0.5),
 ]
 
 
@@ -69,8 +73,14 @@ def make(shape: Shape, attention: str = "sdpa") -> tuple[nn.Module, dict[str, Te
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.width, intermediate_size=shape.inner, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.width // 64, num_key_value_heads=shape.width // 64, tie_word_embeddings=False)
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.width,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.width // 64,
+        num_key_value_heads=shape.width // 64,
+        tie_word_embeddings=False,
+    )
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     ids = torch.randint(3, shape.vocabulary, (shape.rows, shape.length))
     mask, labels = torch.ones_like(ids), ids.clone()
@@ -78,12 +88,13 @@ def make(shape: Shape, attention: str = "sdpa") -> tuple[nn.Module, dict[str, Te
         length = shape.length * (row + 1) // shape.rows if shape.ragged else shape.length
         mask[row, length:] = 0
         labels[row, length:] = -100
-        labels[row, :round(length * (1 - shape.targets))] = -100
+        labels[row, : round(length * (1 - shape.targets))] = -100
     return model, {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
 def plain_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
     """The yardstick: forward and backward of every weight, gradients kept from step to step as an optimizer would have them."""
+
     def step() -> None:
         for parameter in model.parameters():
             if parameter.grad is not None:
@@ -95,6 +106,7 @@ def plain_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
 
 def scoring(layers: Any) -> Callable[[nn.Module, dict[str, Tensor]], Callable[[], Any]]:
     """Our frozen scoring of these layers."""
+
     def prepare(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
         recorder = GradNormRecorder(model, layers)
         return lambda: recorder.score(batch)
@@ -104,6 +116,7 @@ def scoring(layers: Any) -> Callable[[nn.Module, dict[str, Tensor]], Callable[[]
 
 def during(layers: Any) -> Callable[[nn.Module, dict[str, Tensor]], Callable[[], Any]]:
     """The plain step with our recording on."""
+
     def prepare(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
         recorder, step = GradNormRecorder(model, layers), plain_step(model, batch)
 
@@ -119,11 +132,12 @@ def during(layers: Any) -> Callable[[nn.Module, dict[str, Tensor]], Callable[[],
 
 def one_by_one(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
     """A training step per sample, each row cut to its length, and the norm of every gradient."""
+
     def step() -> None:
         for row in range(len(batch["input_ids"])):
             length = int(batch["attention_mask"][row].sum())
             model.zero_grad(set_to_none=False)
-            model(**{name: tensor[row:row + 1, :length] for name, tensor in batch.items()}).loss.backward()
+            model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()}).loss.backward()
             torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
     return step
@@ -137,8 +151,12 @@ def vmapped(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
     positions = torch.arange(batch["input_ids"].shape[1])[None]
 
     def loss(weights: dict[str, Tensor], ids: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        out = functional_call(model, weights, (), {"input_ids": ids[None], "attention_mask": mask, "position_ids": positions,
-                                                  "use_cache": False})
+        out = functional_call(
+            model,
+            weights,
+            (),
+            {"input_ids": ids[None], "attention_mask": mask, "position_ids": positions, "use_cache": False},
+        )
         losses = nn.functional.cross_entropy(out.logits[0, :-1], labels[1:], reduction="none", ignore_index=-100)
         return losses.sum() / (labels[1:] != -100).sum()
 
@@ -156,14 +174,17 @@ def opacus_ghost(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any
     """Opacus's fast gradient clipping: its norms and first backward (its second, clipped backward is not counted)."""
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
-    wrapped = GradSampleModuleFastGradientClipping(model, max_grad_norm=1.0, use_ghost_clipping=True, strict=False,
-                                                   loss_reduction="mean")
+    wrapped = GradSampleModuleFastGradientClipping(
+        model, max_grad_norm=1.0, use_ghost_clipping=True, strict=False, loss_reduction="mean"
+    )
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         logits = wrapped(**{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False).logits
         labels = batch["labels"][:, 1:]
-        losses = nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none", ignore_index=-100)
+        losses = nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), labels, reduction="none", ignore_index=-100
+        )
         (losses.sum(1) / (labels != -100).sum(1)).mean().backward()
         wrapped.get_norm_sample()
 
@@ -224,23 +245,40 @@ def bench(shape: Shape, rounds: int, with_memory: bool) -> dict[str, Any]:
             seconds[mode].append(time.process_time() - start)
         print(f"{shape.name}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     plain = statistics.median(seconds["plain forward + backward"])
-    results = {mode: {"seconds": statistics.median(times), "ratio": statistics.median(times) / plain, "rounds": times,
-                      "peak_mib": peak_memory(shape, mode) if with_memory else None} for mode, times in seconds.items()}
+    results = {
+        mode: {
+            "seconds": statistics.median(times),
+            "ratio": statistics.median(times) / plain,
+            "rounds": times,
+            "peak_mib": peak_memory(shape, mode) if with_memory else None,
+        }
+        for mode, times in seconds.items()
+    }
     return {"shape": asdict(shape), "modes": results, "failed": failed}
 
 
 def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     """The results as Markdown."""
-    lines = ["# Per-sample gradient norms: time and memory", "",
-             f"Made by `scripts/bench_gradnorm.py` on {about['date']}: {about['machine']}, one thread, float32, torch {about['torch']}, "
-             f"transformers {about['transformers']}. Processor seconds, medians of {about['rounds']} interleaved rounds; the ratio is to the plain forward + "
-             "backward step of the same run. Memory: peak above the loaded model, in a process of its own.", ""]
+    lines = [
+        "# Per-sample gradient norms: time and memory",
+        "",
+        f"Made by `scripts/bench_gradnorm.py` on {about['date']}: {about['machine']}, one thread, float32, torch {about['torch']}, "
+        f"transformers {about['transformers']}. Processor seconds, medians of {about['rounds']} interleaved rounds; "
+        "the ratio is to the plain forward + backward step of the same run. Memory: peak above the loaded model, in a process of its own.",
+        "",
+    ]
     for result in results:
         shape = result["shape"]
         kind = "padded rows of 1/4 to the whole length" if shape["ragged"] else "rows of one length"
-        lines += [f"## {shape['name']}", "",
-                  f"Llama: d = {shape['width']}, {shape['layers']} layers, V = {shape['vocabulary']}; {shape['rows']} x {shape['length']} "
-                  f"tokens, {kind}, {shape['targets']:.0%} targets.", "", "| mode | seconds | ratio | peak MiB |", "| --- | --- | --- | --- |"]
+        lines += [
+            f"## {shape['name']}",
+            "",
+            f"Llama: d = {shape['width']}, {shape['layers']} layers, V = {shape['vocabulary']}; {shape['rows']} x {shape['length']} "
+            f"tokens, {kind}, {shape['targets']:.0%} targets.",
+            "",
+            "| mode | seconds | ratio | peak MiB |",
+            "| --- | --- | --- | --- |",
+        ]
         for mode, row in result["modes"].items():
             peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
             lines.append(f"| {mode} | {row['seconds']:.3f} | {row['ratio']:.2f} | {peak} |")
@@ -264,8 +302,13 @@ def main() -> None:
     torch.set_num_threads(1)
     import transformers
 
-    about = {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}",
-             "torch": torch.__version__, "transformers": transformers.__version__, "rounds": options.rounds}
+    about = {
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "rounds": options.rounds,
+    }
     results = []
     for name in options.shapes:
         results.append(bench(shapes[name], options.rounds, not options.no_memory))

@@ -74,9 +74,7 @@ def measure(path: Path, settings: dict[str, object]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--set", nargs="*", default=[], help="settings of select, key=value")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)

@@ -96,10 +96,7 @@ def check_tokenizer(tokenizer: Any, folder: Path, texts: Iterable[str]) -> None:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids != pieces.encode(text) or tokenizer.decode(ids).strip() != text.strip():
             raise ValueError(f"the tokenizer in {folder} does not give back: {text!r}")
-    if (
-        len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id})
-        != 4
-    ):
+    if len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}) != 4:
         raise ValueError(f"the special tokens of the tokenizer in {folder} are not distinct")
 
 
@@ -136,8 +133,7 @@ def pretrain(model: Any, data: torch.Tensor, steps: int, seed: int) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
-            min(1, (step + 1) / WARMUP)
-            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / max(1, steps)))))
+            min(1, (step + 1) / WARMUP) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / max(1, steps)))))
         ),
     )
     queue = torch.empty(0, dtype=torch.long)
@@ -208,9 +204,7 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
     pretrain(model, data, steps, seed)
     model.eval()
     with torch.no_grad():
-        loss = sum(next_token_loss(model, part).item() * len(part) for part in judged.split(BATCH)) / len(
-            judged
-        )
+        loss = sum(next_token_loss(model, part).item() * len(part) for part in judged.split(BATCH)) / len(judged)
     model.save_pretrained(out)
     return {
         "general_heldout_loss": loss,
@@ -222,9 +216,7 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Build the base model, or say that it is there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--material", type=Path, default=Path("runs/quickstart/material"))
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/base"))
     parser.add_argument("--steps", type=int, default=330, help="optimizer steps (default: %(default)s)")

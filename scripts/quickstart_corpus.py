@@ -96,8 +96,7 @@ def entries_of(root: Path, package: str) -> list[Entry]:
         except (SyntaxError, ValueError):  # templates and sources for other Python versions
             continue
         found += [
-            Entry(name.removeprefix("."), tuple(paragraphs(doc)))
-            for name, doc in _documented(tree, ".".join(module))
+            Entry(name.removeprefix("."), tuple(paragraphs(doc))) for name, doc in _documented(tree, ".".join(module))
         ]
     return [entry for entry in found if entry.paragraphs]
 
@@ -109,10 +108,7 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
             yield name, doc
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
-            if (
-                isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-                and child.name[0] != "_"
-            ):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and child.name[0] != "_":
                 yield from _documented(child, f"{name}.{child.name}")
             elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
                 yield from _added_doc(child.value, name)
@@ -229,9 +225,7 @@ def shingles(text: str, size: int = 6) -> list[str]:
     return [" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))]
 
 
-def questions(
-    entries: Sequence[Entry], rng: random.Random, others: Iterable[str] = ()
-) -> list[tuple[str, str]]:
+def questions(entries: Sequence[Entry], rng: random.Random, others: Iterable[str] = ()) -> list[tuple[str, str]]:
     """(question, answer) pairs without near-duplicates of each other or of `others`, in random order."""
     pairs = [(entry.name, answer) for entry in entries if (answer := answer_of(entry))]
     rng.shuffle(pairs)
@@ -256,17 +250,13 @@ def domain_pool(
 
 
 def _rephrased(question: str, rng: random.Random) -> str:
-    name = next(
-        m[1] for t in QUESTIONS if (m := re.fullmatch(re.escape(t).replace(r"\{name\}", "(.+)"), question))
-    )
+    name = next(m[1] for t in QUESTIONS if (m := re.fullmatch(re.escape(t).replace(r"\{name\}", "(.+)"), question)))
     return rng.choice([t.format(name=name) for t in QUESTIONS if t.format(name=name) != question])
 
 
 def main() -> None:
     """Build everything, or say that it is there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/material"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -295,12 +285,8 @@ def main() -> None:
     hidden = {run for _, answer in [*on_python[:HELD_OUT], *on_domain[:HELD_OUT]] for run in shingles(answer)}
     documented = ["\n\n".join(entry.paragraphs) for entry in standard]
     prose = [*language_topics(stdlib), *package_texts(packages), *documented]
-    texts = [
-        "\n\n".join(p for p in text.split("\n\n") if not hidden.intersection(shingles(p))) for text in prose
-    ]
-    general = [{"text": text} for text in dict.fromkeys(texts) if text] + [
-        chat(q, a) for q, a in general_chats
-    ]
+    texts = ["\n\n".join(p for p in text.split("\n\n") if not hidden.intersection(shingles(p))) for text in prose]
+    general = [{"text": text} for text in dict.fromkeys(texts) if text] + [chat(q, a) for q, a in general_chats]
     rng.shuffle(general)
     files = {
         "general": general,
@@ -314,9 +300,7 @@ def main() -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (args.out / f"{name}.jsonl").write_text(lines)
         print(f"corpus: {name}.jsonl: {len(rows)} rows, {len(lines) / 1e6:.2f} MB")
-    summary.write_text(
-        json.dumps({"inputs": inputs, "rows": {n: len(r) for n, r in files.items()}}, indent=1)
-    )
+    summary.write_text(json.dumps({"inputs": inputs, "rows": {n: len(r) for n, r in files.items()}}, indent=1))
     print(f"corpus: done in {time.monotonic() - began:.0f} s")
 
 

@@ -28,6 +28,7 @@ check() { # name, command...
 }
 
 check "ruff" "$python" -m ruff check --output-format concise .
+check "ruff format" "$python" -m ruff format --check --quiet --diff .
 check "mypy" timeout 300 "$python" -m mypy
 case " $* " in
     *" -m "*) selection=() ;;

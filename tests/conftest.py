@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
-WORDS = ["what", "is", "the", "a", "of", "to", "color", "sky", "blue", "red", "grass", "green", "answer", "question", "no", "yes"]
+WORDS = [
+    "what",
+    "is",
+    "the",
+    "a",
+    "of",
+    "to",
+    "color",
+    "sky",
+    "blue",
+    "red",
+    "grass",
+    "green",
+    "answer",
+    "question",
+    "no",
+    "yes",
+]
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n"
     "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}</s>{% endgeneration %}"
@@ -72,3 +91,14 @@ def make_tiny_model(folder: Path, tied: bool = True, layers: int = 2) -> Path:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def write_rows(path: Path, rows: int, seed: int = 0) -> Path:
+    """Write chats of random words, one a line, to `path` and return it."""
+    draw = random.Random(seed)
+    with open(path, "w") as file:
+        for _ in range(rows):
+            question, answer = (" ".join(draw.choices(WORDS, k=draw.randint(1, 20))) for _ in range(2))
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    return path

@@ -27,7 +27,9 @@ def faults(path: Path, *overrides: str) -> list[str]:
 
 
 def test_every_fault_is_listed_at_once_with_the_nearest_name(tmp_path: Path) -> None:
-    path = write(tmp_path, model={"path": "m", "dtyp": "float32"}, prob={}, sft={"learning_rate": -1}, data={"train": []})
+    path = write(
+        tmp_path, model={"path": "m", "dtyp": "float32"}, prob={}, sft={"learning_rate": -1}, data={"train": []}
+    )
     text = "\n".join(faults(path))
     assert "model.dtyp: unknown key; did you mean dtype?" in text
     assert "prob: unknown key; did you mean probe?" in text
@@ -51,7 +53,9 @@ def test_overrides_replace_nested_values_and_are_validated(tmp_path: Path) -> No
     assert config.sft.learning_rate == 2e-4
     assert config.probe.layers == ["lm_head"]
     assert config.model.lora is not None and config.model.lora.r == 4
-    assert faults(path, "sft.learnin_rate=1")[0].startswith("sft.learnin_rate: unknown key; did you mean learning_rate?")
+    assert faults(path, "sft.learnin_rate=1")[0].startswith(
+        "sft.learnin_rate: unknown key; did you mean learning_rate?"
+    )
     assert "key=value" in faults(path, "nonsense")[0]
 
 

@@ -56,9 +56,7 @@ def config(tmp_path: Path, tiny_model: Path) -> Config:
             "model": {"path": str(tiny_model)},
             "data": {
                 "train": [write(tmp_path / "chat.jsonl", rows), str(tmp_path / "alpaca.json")],
-                "validation": {
-                    "domain": write(tmp_path / "held.jsonl", [answer("yes"), rows[0], answer("no")])
-                },
+                "validation": {"domain": write(tmp_path / "held.jsonl", [answer("yes"), rows[0], answer("no")])},
                 "max_length": 64,
                 "metadata": ["kind", "absent"],
             },
@@ -74,9 +72,7 @@ def prepare(config: Config) -> tuple[Any, dict[str, Any]]:
     """Run the stage; returns the pool and prepared.json."""
     run = Path(config.run_dir)
     run_prepare(config, run)
-    return load_from_disk(str(run / "prepared/pool")), json.loads(
-        (run / "prepared/prepared.json").read_text()
-    )
+    return load_from_disk(str(run / "prepared/pool")), json.loads((run / "prepared/prepared.json").read_text())
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -96,13 +92,9 @@ def test_the_pool_has_the_contracts_columns_and_every_kept_row_once(config: Conf
     assert pool["sample_id"] == list(range(19))
     chat, alpaca = config.data.train
     lines = [f"{chat}:{n}" for n in range(1, 13) if n != 4] + [f"{alpaca}:{n}" for n in range(1, 9)]
-    assert [origin.rpartition(":")[0] for origin in pool["origin"]] == [
-        line.rpartition(":")[0] for line in lines
-    ]
+    assert [origin.rpartition(":")[0] for origin in pool["origin"]] == [line.rpartition(":")[0] for line in lines]
     assert pool["origin"][:11] == lines[:11]
-    given = [json.loads(line) for line in Path(chat).read_text().splitlines()] + json.loads(
-        Path(alpaca).read_text()
-    )
+    given = [json.loads(line) for line in Path(chat).read_text().splitlines()] + json.loads(Path(alpaca).read_text())
     del given[3]
     assert [json.loads(row) for row in pool["row"]] == given
     assert pool["source"] == ["chat"] * 11 + ["alpaca"] * 8
@@ -178,9 +170,7 @@ def faults_of(config: Config) -> list[str]:
     return caught.value.faults
 
 
-def test_faults_of_all_sets_come_together_and_leave_earlier_work_whole(
-    config: Config, tmp_path: Path
-) -> None:
+def test_faults_of_all_sets_come_together_and_leave_earlier_work_whole(config: Config, tmp_path: Path) -> None:
     prepare(config)
     bad = write(tmp_path / "bad.jsonl", [answer("yes"), {"messages": [{"role": "user", "content": "q"}]}])
     worse = tmp_path / "worse.jsonl"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_from_disk
-from ranks import run_on_ranks
 from transformers import AutoModelForCausalLM
 
-from conftest import WORDS, make_tiny_model
+from conftest import make_tiny_model, write_rows
 from grads_ds import scores
 from grads_ds.config import Config
 from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.stages import STAGES, execute
+from ranks import run_on_ranks
 
 ROWS = 41
-
-
-def write_rows(path: Path, rows: int, seed: int = 0) -> Path:
-    draw = random.Random(seed)
-    with open(path, "w") as file:
-        for _ in range(rows):
-            question, answer = (" ".join(draw.choices(WORDS, k=draw.randint(1, 20))) for _ in range(2))
-            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            file.write(json.dumps({"messages": turns}) + "\n")
-    return path
 
 
 def make_config(folder: Path, tied: bool = True, **sections: Any) -> Config:
@@ -94,7 +83,9 @@ def test_an_interrupted_probe_scores_only_what_is_missing(tmp_path: Path, monkey
         file.unlink()
     pq.write_table(kept.replace_schema_metadata({scores.KEY_FIELD: key}), folder / "part-00000-aaaa.parquet")
     (folder / ".part-00001-bbbb.parquet.99.tmp").write_bytes(b"half")
-    pq.write_table(kept.replace_schema_metadata({scores.KEY_FIELD: b"another model"}), folder / "part-00000-cccc.parquet")
+    pq.write_table(
+        kept.replace_schema_metadata({scores.KEY_FIELD: b"another model"}), folder / "part-00000-cccc.parquet"
+    )
     (folder / "table.parquet").unlink()
     run_on_ranks(2, stage, "probe", config)
     again = table_of(config)
@@ -113,7 +104,9 @@ def test_merging_refuses_missing_doubled_and_unknown_samples(tmp_path: Path) -> 
         writer = scores.PartWriter(tmp_path, 0, "key", table_schema)
         ones = np.ones(len(ids))
         writer.add(
-            scores.make_rows([sample | {"sample_id": i} for i in ids], ones, ones.astype(int), {"lm_head_grad_norm": ones})
+            scores.make_rows(
+                [sample | {"sample_id": i} for i in ids], ones, ones.astype(int), {"lm_head_grad_norm": ones}
+            )
         )
         writer.flush()
 
@@ -129,6 +122,9 @@ def test_merging_refuses_missing_doubled_and_unknown_samples(tmp_path: Path) -> 
 def test_a_value_that_is_not_finite_is_flagged_and_kept() -> None:
     sample = {"sample_id": 0, "sample_hash": "h", "input_ids": [1]}
     rows = scores.make_rows(
-        [sample] * 3, np.array([1.0, 0.0, np.nan]), np.array([4, 0, 4]), {"lm_head_grad_norm": np.array([1.0, 0.0, 1.0])}
+        [sample] * 3,
+        np.array([1.0, 0.0, np.nan]),
+        np.array([4, 0, 4]),
+        {"lm_head_grad_norm": np.array([1.0, 0.0, 1.0])},
     )
     assert [row["status"] for row in rows] == ["ok", "no_target", "nonfinite"]

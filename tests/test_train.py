@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import run_on_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_tiny_model
 from grads_ds.config import Config
+from ranks import run_on_ranks
 
 ROWS = 24
 
@@ -73,12 +73,12 @@ def train_lora(config: Config) -> np.ndarray:
     seen: dict[str, torch.Tensor] = {}
     original = engine.save_model
 
-    def keep(model: Any, source: Any, folder: Path) -> None:
+    def keep(model: Any, config: Config, folder: Path) -> None:
         ids = torch.tensor([row["input_ids"] for row in make_rows()])
         model.eval()
         with torch.no_grad(), engine.gather(list(model.parameters())):
             seen["logits"] = model(input_ids=ids).logits.float().clone()
-        original(model, source, folder)
+        original(model, config, folder)
 
     training.save_model = keep
     train(config, "lora")
@@ -99,7 +99,7 @@ def save_in_shards(config: Config) -> None:
 
     engine.SHARD_BYTES = 20_000
     with engine.frozen_model(config, config.model.path) as (model, _):
-        engine.save_model(model, config.model.path, Path(config.run_dir) / "sharded")
+        engine.save_model(model, config, Path(config.run_dir) / "sharded")
 
 
 @pytest.mark.parametrize("tied", [True, False])

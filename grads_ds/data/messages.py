@@ -62,9 +62,7 @@ def _openai(value: Any, field: str) -> list[Message]:
     messages = []
     for number, turn in enumerate(_checked_turns(value, field), start=1):
         where = f"turn {number} of {field}"
-        message = {
-            key: item for key, item in turn.items() if item is not None
-        }  # arrow fills absent keys with null
+        message = {key: item for key, item in turn.items() if item is not None}  # arrow fills absent keys with null
         role = message.get("role")
         if role == "function":
             role = "tool"
@@ -75,12 +73,8 @@ def _openai(value: Any, field: str) -> list[Message]:
                 "correct the role",
             )
         calls = message.get("tool_calls")
-        if calls is not None and (
-            not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls)
-        ):
-            raise RowFault(
-                f"{where} with tool_calls as a list of objects", found_text(calls), "write a list of calls"
-            )
+        if calls is not None and (not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls)):
+            raise RowFault(f"{where} with tool_calls as a list of objects", found_text(calls), "write a list of calls")
         if not calls:
             message.pop("tool_calls", None)
         content = message.get("content", "" if calls else None)
@@ -92,11 +86,7 @@ def _openai(value: Any, field: str) -> list[Message]:
 
 
 def _text(content: Any, wanted: str) -> str:
-    if (
-        isinstance(content, list)
-        and content
-        and all(isinstance(p, dict) and p.get("type") == "text" for p in content)
-    ):
+    if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
         content = "".join(str(part.get("text") or "") for part in content)
     if not isinstance(content, str):
         raise RowFault(wanted, found_text(content), "only text can be trained on")
@@ -112,9 +102,7 @@ def _sharegpt(row: dict[str, Any]) -> list[Message]:
         role = _SHAREGPT_ROLES.get(said) if isinstance(said, str) else None
         if role is None:
             known = ", ".join(_SHAREGPT_ROLES)
-            raise RowFault(
-                f"{where} with 'from' among {known}", f"from {found_text(said)}", "correct the role"
-            )
+            raise RowFault(f"{where} with 'from' among {known}", f"from {found_text(said)}", "correct the role")
         content = _text(turn.get("value"), f"{where} with value as text")
         if said == "function_call":
             calls = _calls(content)
@@ -150,19 +138,13 @@ def _alpaca(row: dict[str, Any]) -> list[Message]:
     instruction, extra, output = part("instruction"), part("input"), part("output")
     question = "\n\n".join(piece for piece in (instruction, extra) if piece.strip())
     if not question:
-        raise RowFault(
-            "a question in instruction or input", "both empty", "write the question or remove the row"
-        )
+        raise RowFault("a question in instruction or input", "both empty", "write the question or remove the row")
     messages: list[Message] = (
-        [{"role": "system", "content": row["system"]}]
-        if isinstance(row.get("system"), str) and row["system"]
-        else []
+        [{"role": "system", "content": row["system"]}] if isinstance(row.get("system"), str) and row["system"] else []
     )
     for pair in row.get("history") or []:
         if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(side, str) for side in pair)):
-            raise RowFault(
-                "history as a list of [question, answer]", found_text(pair), "write pairs of texts"
-            )
+            raise RowFault("history as a list of [question, answer]", found_text(pair), "write pairs of texts")
         messages += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": output}]
 
@@ -175,9 +157,7 @@ def _prompt_completion(row: dict[str, Any]) -> list[Message]:
         context = [m | ({"weight": 0} if m["role"] == "assistant" else {}) for m in _openai(prompt, "prompt")]
         return context + _openai(completion, "completion")
     found = f"{found_text(row['prompt'])} and {found_text(row['completion'])}"
-    raise RowFault(
-        "prompt and completion both as text, or both as message lists", found, "use one kind for both"
-    )
+    raise RowFault("prompt and completion both as text, or both as message lists", found, "use one kind for both")
 
 
 def tools_of(value: Any) -> list[dict[str, Any]] | None:

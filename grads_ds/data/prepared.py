@@ -83,9 +83,7 @@ def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int
                 row.encode()
             except UnicodeEncodeError as error:  # JSON may spell half a character as an escape: "\ud83d"
                 found = f"half a surrogate pair ({row[error.start]!r})"
-                faults.add(
-                    sample.origin, "text that is valid Unicode", found, "mend or remove that character"
-                )
+                faults.add(sample.origin, "text that is valid Unicode", found, "mend or remove that character")
             if not faults.count:
                 line = [sample.source, sample.origin, row, sample.messages, sample.text, sample.tools]
                 file.write(json.dumps(line, default=str) + "\n")
@@ -116,9 +114,7 @@ def write_set(config: Config, tokenizer: Any, spool: Path, rows: int, folder: Pa
 @dataclass
 class _Chunk:
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
-    outcomes: list[tuple[str, str, int]] = field(
-        default_factory=list
-    )  # source, reason dropped or "", tokens cut
+    outcomes: list[tuple[str, str, int]] = field(default_factory=list)  # source, reason dropped or "", tokens cut
     faults: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
@@ -141,9 +137,7 @@ def _work(lines: Sequence[str]) -> _Chunk:
     assert _worker is not None
     chunk, given = _Chunk(), [json.loads(line) for line in lines]
     samples = [Sample(source, origin, {}, *rest) for source, origin, _, *rest in given]
-    for sample, (_, _, text, *_), encoded in zip(
-        samples, given, _worker.encoder.encode(samples), strict=True
-    ):
+    for sample, (_, _, text, *_), encoded in zip(samples, given, _worker.encoder.encode(samples), strict=True):
         if isinstance(encoded, RowFault):
             chunk.faults.append((sample.origin, encoded.wanted, encoded.found, encoded.change))
             continue

@@ -109,9 +109,7 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _json_array(
-    item: Input, text: str, faults: Faults, after: int | None = None
-) -> Iterator[tuple[int, Any]]:
+def _json_array(item: Input, text: str, faults: Faults, after: int | None = None) -> Iterator[tuple[int, Any]]:
     """Elements of the array that opens at `after`, each with the line it starts on."""
     decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
     at = blank.match(text, (text.index("[") if after is None else after) + 1).end()  # type: ignore[union-attr]
@@ -132,9 +130,7 @@ def _json_array(
 
 def _csv(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader(
-        (line for _, line in _lines(item, faults)), delimiter="\t" if item.kind == ".tsv" else ","
-    )
+    reader = csv.DictReader((line for _, line in _lines(item, faults)), delimiter="\t" if item.kind == ".tsv" else ",")
     begins = 2
     try:
         for row in reader:
@@ -210,12 +206,8 @@ def _saved(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
 
     try:
         data = datasets.load_from_disk(item.path)
-    except (
-        Exception
-    ) as error:  # whatever a damaged folder makes the library raise is the user's folder's fault
-        faults.add(
-            item.path, "a folder written by datasets.save_to_disk", str(error).split("\n")[0], "save it again"
-        )
+    except Exception as error:  # whatever a damaged folder makes the library raise is the user's folder's fault
+        faults.add(item.path, "a folder written by datasets.save_to_disk", str(error).split("\n")[0], "save it again")
         return
     if isinstance(data, datasets.DatasetDict):
         if "train" not in data:

@@ -58,18 +58,14 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
             found += _folder(path, faults)
         elif path.exists():
             if not _suffix(path):
-                faults.add(
-                    entry, f"a file of kind {', '.join(SUFFIXES)}", repr(path.suffix), "convert or rename it"
-                )
+                faults.add(entry, f"a file of kind {', '.join(SUFFIXES)}", repr(path.suffix), "convert or rename it")
             else:
                 found.append((_suffix(path), str(path), _names(path)))
         elif (hub := HUB_ID.fullmatch(entry)) and not _suffix(path):
             name = hub.group(1)
             found.append(("hub", entry, (name.rpartition("/")[2], name)))
         else:
-            faults.add(
-                entry, "a file, a folder or a hub id (owner/name)", "nothing there", "give an existing path"
-            )
+            faults.add(entry, "a file, a folder or a hub id (owner/name)", "nothing there", "give an existing path")
     return _unique(found)
 
 
@@ -84,9 +80,7 @@ def read(item: Input, faults: Faults) -> Iterator[RawRow]:
             continue
         yield RawRow(item.source, origin, item.path, row)
     if not rows and faults.count == before:
-        faults.add(
-            item.path, "at least one row", "none (the file is empty)", "remove it from the config or fill it"
-        )
+        faults.add(item.path, "at least one row", "none (the file is empty)", "remove it from the config or fill it")
 
 
 # ---- expanding entries -------------------------------------------------------------------------------------
@@ -116,15 +110,9 @@ def _folder(path: Path, faults: Faults) -> list[Found]:
         (file for file in path.rglob("*") if file.is_file() and _suffix(file) and file.name not in _NOT_ROWS),
         key=lambda file: file.relative_to(path).parts,
     )
-    files = [
-        file
-        for file in files
-        if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-    ]
+    files = [file for file in files if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)]
     if not files:
-        faults.add(
-            str(path), f"a folder with files of kind {', '.join(SUFFIXES)}", "none", "give another folder"
-        )
+        faults.add(str(path), f"a folder with files of kind {', '.join(SUFFIXES)}", "none", "give another folder")
     return [(_suffix(file), str(file), _names(file)) for file in files]
 
 

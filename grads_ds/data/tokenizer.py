@@ -44,9 +44,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
     folder = Path(model.path)
     try:
-        if folder.is_dir() and not any(
-            (folder / f).is_file() for f in _TOKENIZER_FILES if f != "tokenizer.model"
-        ):
+        if folder.is_dir() and not any((folder / f).is_file() for f in _TOKENIZER_FILES if f != "tokenizer.model"):
             tokenizer = _sentencepiece_tokenizer(folder)
         else:
             tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)

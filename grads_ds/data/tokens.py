@@ -86,9 +86,7 @@ class Encoder:
                 return_attention_mask=False,
                 verbose=False,  # lengths are data.max_length's business
             )
-            for (i, spans), ids, offsets in zip(
-                chats, batch["input_ids"], batch["offset_mapping"], strict=True
-            ):
+            for (i, spans), ids, offsets in zip(chats, batch["input_ids"], batch["offset_mapping"], strict=True):
                 results[i] = self._fit(ids, _labels(ids, offsets, spans))
         return results  # type: ignore[return-value]
 
@@ -124,9 +122,7 @@ class Encoder:
             ) from None
         if marked:
             return text, marked_spans(text, marks, messages, self.tokenizer.eos_token)
-        return text, assistant_spans(
-            text, messages, lambda turns, prompt: rendered(turns, prompt)[0], self.special
-        )
+        return text, assistant_spans(text, messages, lambda turns, prompt: rendered(turns, prompt)[0], self.special)
 
     def _text(self, text: str) -> Encoded:
         if not text.strip():
@@ -152,9 +148,7 @@ def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -
     """A token is a target when it holds at least one character of a span."""
     labels, spans, at, before = [IGNORE] * len(ids), sorted(spans), 0, 0
     for i, (start, end) in enumerate(offsets):
-        if (
-            start == end
-        ):  # byte-level tokenizers trim blanks off; such a token begins where the last one ended
+        if start == end:  # byte-level tokenizers trim blanks off; such a token begins where the last one ended
             start = min(before, start)
         before = max(before, end)
         while at < len(spans) and spans[at][1] <= start:

@@ -29,9 +29,7 @@ def marked_spans(text: str, marks: list[Span], messages: list[Message], eos: str
     Raises RowFault when weights are given and the blocks cannot be told apart by turn.
     """
     if not any(end > start for start, end in marks):
-        raise RowFault(
-            "the chat template's generation marks to hold the answers", "empty marks", "mend the template"
-        )
+        raise RowFault("the chat template's generation marks to hold the answers", "empty marks", "mend the template")
     spans = []
     for start, end in marks:
         open_ended = eos and text.startswith(eos, end) and not text[start:end].endswith(eos)
@@ -47,9 +45,7 @@ def marked_spans(text: str, marks: list[Span], messages: list[Message], eos: str
     return [span for span, m in zip(spans, turns, strict=True) if m.get("weight", 1)]
 
 
-def assistant_spans(
-    text: str, messages: list[Message], render: Render, special: tuple[str, ...]
-) -> list[Span]:
+def assistant_spans(text: str, messages: list[Message], render: Render, special: tuple[str, ...]) -> list[Span]:
     """Spans of the assistant turns in `text` = render(messages, False), for a template without marks.
 
     For each turn the conversation up to it is rendered with the generation prompt (where the answer begins)
@@ -95,11 +91,7 @@ def _begin(until: str, turns: list[Message], render: Render) -> int | None:
     cannot be told.
     """
     prompted = _attempt(render, turns[:-1], True)
-    if (
-        prompted is not None
-        and until.startswith(prompted)
-        and prompted != _attempt(render, turns[:-1], False)
-    ):
+    if prompted is not None and until.startswith(prompted) and prompted != _attempt(render, turns[:-1], False):
         return len(prompted)
     # no generation prompt in this template: the text before the content is what two different contents share
     other = _attempt(render, [*turns[:-1], turns[-1] | {"content": _STAND_IN}], False)
@@ -115,9 +107,7 @@ def _by_stand_in(
     """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn token
     behind it: a special token that also ends `until`, the conversation up to that turn (where it renders).
     """
-    changed = _attempt(
-        render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False
-    )
+    changed = _attempt(render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False)
     if changed is not None and changed.count(_STAND_IN) == 1 and messages[k]["content"]:
         begin, rest = changed.index(_STAND_IN), changed.partition(_STAND_IN)[2]
         end = len(text) - len(rest)

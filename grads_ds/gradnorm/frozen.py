@@ -30,7 +30,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training and bool(getattr(module, "gradient_checkpointing", False))
             if module.training:  # such a module may apply dropout itself, or leave out layers at random
-                found = [(name, rate) for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)]
+                found = [
+                    (name, rate) for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)
+                ]
                 for name, rate in found:
                     rates.append((module, name, rate))
                     setattr(module, name, 0.0)
@@ -58,7 +60,9 @@ def model_inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
     return inputs
 
 
-def keeps_packed_apart(model: nn.Module, head: nn.Module, layout: Layout, inputs: Mapping[str, Any] | None = None) -> bool:
+def keeps_packed_apart(
+    model: nn.Module, head: nn.Module, layout: Layout, inputs: Mapping[str, Any] | None = None
+) -> bool:
     """Whether the samples of a packed row do not see each other: tried by changing every row's first sample.
 
     Two forwards without gradients or logits, called with `inputs` (default: those of scoring). Models that take no position_ids,

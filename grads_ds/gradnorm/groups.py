@@ -16,7 +16,9 @@ OTHER = "other"
 
 _LORA = re.compile(r"(^|\.)(lora_|vera_|dora_)")
 _NORM = re.compile(r"norm|(^|[._])ln(_|\d|\.|$)", re.IGNORECASE)
-_MLP = re.compile(r"mlp|expert|moe|router|feed_?forward|ffn?($|[._])|(^|\.)fc\d|gate_proj|up_proj|down_proj", re.IGNORECASE)
+_MLP = re.compile(
+    r"mlp|expert|moe|router|feed_?forward|ffn?($|[._])|(^|\.)fc\d|gate_proj|up_proj|down_proj", re.IGNORECASE
+)
 _ATTENTION = re.compile(r"attn|attention|(^|\.)([qkvo]|qkv|out)_?proj|query_key_value|mixer", re.IGNORECASE)
 
 

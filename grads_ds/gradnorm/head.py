@@ -58,16 +58,28 @@ class HeadPass:
 
 
 def head_pass(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, target_ids_N: Tensor, slices: list[tuple[int, int]],
-    sample_weights_S: Tensor, *, transform: LogitTransform, want_norm: bool = True, want_dh: bool = True,
-    row_ids_SL: Tensor | None = None, reference_VD: Tensor | None = None, gradient_VD: Tensor | None = None,
-    bias_reference_V: Tensor | None = None, bias_gradient_V: Tensor | None = None,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_ids_N: Tensor,
+    slices: list[tuple[int, int]],
+    sample_weights_S: Tensor,
+    *,
+    transform: LogitTransform,
+    want_norm: bool = True,
+    want_dh: bool = True,
+    row_ids_SL: Tensor | None = None,
+    reference_VD: Tensor | None = None,
+    gradient_VD: Tensor | None = None,
+    bias_reference_V: Tensor | None = None,
+    bias_gradient_V: Tensor | None = None,
     budget: int = DEFAULT_BUDGET,
 ) -> HeadPass:
     """One pass over the head. slices: each sample's [start, stop) of N. Equations at the top of this file.
 
     row_ids_SL asks for rows x_t of each sample's head gradient (tied tables); reference_VD (and bias_reference_V) for the inner product
-    with them per sample; gradient_VD and bias_gradient_V, if given, have the batch's summed gradient added to them. Accumulates in fp32 (float64 for float64 inputs).
+    with them per sample; gradient_VD and bias_gradient_V, if given, have the batch's summed gradient added to them.
+    Accumulates in fp32 (float64 for float64 inputs).
     """
     num_samples, width = len(slices), hidden_ND.shape[1]
     hidden_ND = accumulate(hidden_ND)
@@ -80,7 +92,9 @@ def head_pass(
         local = [(slices[b][0] - start, slices[b][1] - start) for b in group]
         h_nD, y_n = hidden_ND[start:stop], target_ids_N[start:stop]
         w_n = torch.cat([sample_weights_S[b].expand(slices[b][1] - slices[b][0]) for b in group]).to(h_nD.dtype)
-        chunk = weight_VD.shape[0] if (stop - start) * weight_VD.shape[0] <= budget else max(1, budget // (stop - start))
+        chunk = (
+            weight_VD.shape[0] if (stop - start) * weight_VD.shape[0] <= budget else max(1, budget // (stop - start))
+        )
         want_grads = want_norm or want_dh
         if chunk >= weight_VD.shape[0]:
             z_nc = _logits(h_nD, accumulate(weight_VD), bias_V, 0, transform)
@@ -93,9 +107,13 @@ def head_pass(
             loss[b] = weighted_n[a:z].sum()
         if not want_grads:
             continue
-        grams = {b: h_nD.new_zeros(z - a, z - a) for (a, z), b in zip(local, group, strict=True)} if chunk < len(weight_VD) else {}
+        grams = (
+            {b: h_nD.new_zeros(z - a, z - a) for (a, z), b in zip(local, group, strict=True)}
+            if chunk < len(weight_VD)
+            else {}
+        )
         for first in range(0, weight_VD.shape[0], chunk):
-            w_cD = accumulate(weight_VD[first:first + chunk])
+            w_cD = accumulate(weight_VD[first : first + chunk])
             inside = ((y_n >= first) & (y_n < first + len(w_cD))).nonzero()[:, 0]
             if whole is not None:
                 g_nc = whole  # softmax, and weighted, already
@@ -107,13 +125,15 @@ def head_pass(
             if dh_ND is not None:
                 dh_ND[start:stop].addmm_(g_nc, w_cD)
             if gradient_VD is not None:
-                gradient_VD[first:first + chunk].addmm_(g_nc.T.to(gradient_VD.dtype), h_nD.to(gradient_VD.dtype))
+                gradient_VD[first : first + chunk].addmm_(g_nc.T.to(gradient_VD.dtype), h_nD.to(gradient_VD.dtype))
             if bias_gradient_V is not None:
-                bias_gradient_V[first:first + chunk] += g_nc.sum(0)
+                bias_gradient_V[first : first + chunk] += g_nc.sum(0)
             if reference_VD is not None:
-                projected_n = (g_nc @ reference_VD[first:first + chunk].to(g_nc.dtype) * h_nD).sum(-1, dtype=torch.float64)
+                projected_n = (g_nc @ reference_VD[first : first + chunk].to(g_nc.dtype) * h_nD).sum(
+                    -1, dtype=torch.float64
+                )
                 if bias_reference_V is not None:
-                    projected_n += (g_nc @ bias_reference_V[first:first + chunk].to(g_nc.dtype)).double()
+                    projected_n += (g_nc @ bias_reference_V[first : first + chunk].to(g_nc.dtype)).double()
             for (a, z), b in zip(local, group, strict=True):
                 g_1tc, h_1tD = g_nc[None, a:z], h_nD[None, a:z]
                 if reference_VD is not None:
@@ -157,7 +177,7 @@ def _groups(slices: list[tuple[int, int]], vocabulary: int, budget: int) -> Iter
 def _logits(h_nD: Tensor, w_cD: Tensor, bias_V: Tensor | None, first: int, transform: LogitTransform) -> Tensor:
     logits_nc = h_nD @ w_cD.T
     if bias_V is not None:
-        logits_nc += bias_V[first:first + len(w_cD)]
+        logits_nc += bias_V[first : first + len(w_cD)]
     return transform.apply(logits_nc)
 
 
@@ -170,13 +190,14 @@ def _softmax(z_nV: Tensor, y_n: Tensor, w_n: Tensor, keep: bool) -> tuple[Tensor
     return sum_n.log() + peak_n - at_target_n, p_nV.mul_((w_n / sum_n)[:, None])
 
 
-def _normaliser(h_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, transform: LogitTransform,
-                chunk: int) -> tuple[Tensor, Tensor]:
+def _normaliser(
+    h_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, transform: LogitTransform, chunk: int
+) -> tuple[Tensor, Tensor]:
     """log-sum-exp of each row and its cross-entropy, over chunks of the vocabulary."""
     running_n = h_nD.new_full((len(h_nD),), -math.inf)
     at_target_n = h_nD.new_zeros(len(h_nD))
     for first in range(0, weight_VD.shape[0], chunk):
-        w_cD = accumulate(weight_VD[first:first + chunk])
+        w_cD = accumulate(weight_VD[first : first + chunk])
         z_nc = _logits(h_nD, w_cD, bias_V, first, transform)
         running_n = torch.logaddexp(running_n, z_nc.logsumexp(-1))
         inside = ((y_n >= first) & (y_n < first + len(w_cD))).nonzero()[:, 0]

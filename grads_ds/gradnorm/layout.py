@@ -49,7 +49,9 @@ class Layout:
             return tensor
         flat = tensor.reshape(self.rows * self.length, *tensor.shape[2:])
         gathered = flat[self.packed_index.clamp_min(0)]
-        return gathered.masked_fill((self.packed_index < 0).reshape(*self.packed_index.shape, *[1] * (flat.dim() - 1)), 0)
+        return gathered.masked_fill(
+            (self.packed_index < 0).reshape(*self.packed_index.shape, *[1] * (flat.dim() - 1)), 0
+        )
 
     def split_targets(self) -> list[tuple[int, int]]:
         """Each sample's slice [start, stop) of the target positions."""
@@ -69,7 +71,9 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
     mask = batch.get("attention_mask")
     for name, tensor in (("labels", labels), ("attention_mask", mask), ("segment_ids", segments)):
         if tensor is not None and tensor.shape != input_ids.shape:
-            raise ValueError(f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, found {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, found {tuple(tensor.shape)}"
+            )
     real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask != 0
     packed_index = None
     if segments is not None:
@@ -83,16 +87,29 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
     is_target[:, :-1] = (labels[:, 1:] != IGNORED) & (sample_BT[:, 1:] == sample_BT[:, :-1]) & real[:, :-1]
     stray = (labels != IGNORED) & ~real
     if bool(stray.any()):
-        raise ValueError(f"labels must be {IGNORED} at padding; found {int(stray.sum())} labels where attention_mask or "
-                         "segment_ids say padding. Set them to -100 or correct the mask")
+        raise ValueError(
+            f"labels must be {IGNORED} at padding; found {int(stray.sum())} labels where attention_mask or "
+            "segment_ids say padding. Set them to -100 or correct the mask"
+        )
     positions = is_target.reshape(-1).nonzero()[:, 0]
     samples = sample_BT.reshape(-1)[positions]
     targets = labels.reshape(-1)[positions + 1] if len(positions) else positions
     position_ids = batch.get("position_ids")
     if position_ids is None:
         position_ids = _positions(real, None if segments is None else sample_BT)
-    return Layout(rows, length, num_samples, input_ids, real, position_ids, packed_index, positions, targets, samples,
-                  torch.bincount(samples, minlength=num_samples))
+    return Layout(
+        rows,
+        length,
+        num_samples,
+        input_ids,
+        real,
+        position_ids,
+        packed_index,
+        positions,
+        targets,
+        samples,
+        torch.bincount(samples, minlength=num_samples),
+    )
 
 
 def _positions(real_BT: Tensor, sample_BT: Tensor | None) -> Tensor:
@@ -137,10 +154,13 @@ def padded(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """The opposite of `cut_out`: one row per sample, padded on the right."""
     longest = max(len(ids) for ids, _ in samples)
     ids, labels = samples[0]
-    batch = {"input_ids": ids.new_zeros(len(samples), longest), "labels": labels.new_full((len(samples), longest), IGNORED),
-             "attention_mask": ids.new_zeros(len(samples), longest)}
+    batch = {
+        "input_ids": ids.new_zeros(len(samples), longest),
+        "labels": labels.new_full((len(samples), longest), IGNORED),
+        "attention_mask": ids.new_zeros(len(samples), longest),
+    }
     for row, (ids, labels) in enumerate(samples):
-        batch["input_ids"][row, :len(ids)] = ids
-        batch["labels"][row, :len(ids)] = labels
-        batch["attention_mask"][row, :len(ids)] = 1
+        batch["input_ids"][row, : len(ids)] = ids
+        batch["labels"][row, : len(ids)] = labels
+        batch["attention_mask"][row, : len(ids)] = 1
     return batch

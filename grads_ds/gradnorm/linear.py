@@ -41,7 +41,9 @@ class ActsGram:
         if self._seen != _identity(acts_SLI):
             self._acts, self._seen = acts_SLI, _identity(acts_SLI)
             wide = accumulate(acts_SLI)
-            self._strips = [torch.bmm(wide[:, start:stop], wide[:, :stop].mT) for start, stop in _bounds(acts_SLI.shape[1])]
+            self._strips = [
+                torch.bmm(wide[:, start:stop], wide[:, :stop].mT) for start, stop in _bounds(acts_SLI.shape[1])
+            ]
         return self._strips
 
 
@@ -84,7 +86,9 @@ def gram_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | No
         return total_S.clamp_min(0)
     cancelled_S = (sizes_S.square() > _CANCELLATION * total_S) & (sizes_S > 0)
     for sample in cancelled_S.nonzero()[:, 0].tolist():
-        total_S[sample] = direct_norm_squared(acts_SLI[sample:sample + 1].double(), grads_SLO[sample:sample + 1].double())[0]
+        total_S[sample] = direct_norm_squared(
+            acts_SLI[sample : sample + 1].double(), grads_SLO[sample : sample + 1].double()
+        )[0]
     return total_S.clamp_min(0)
 
 
@@ -98,9 +102,9 @@ def direct_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
     rows = max(1, min(outputs, budget // max(1, inputs)))
     group = max(1, budget // max(1, inputs * rows))
     for first in range(0, samples, group):
-        acts, grads = acts_SLI[first:first + group], grads_SLO[first:first + group]
+        acts, grads = acts_SLI[first : first + group], grads_SLO[first : first + group]
         for row in range(0, outputs, rows):
-            total_S[first:first + group] += squares(torch.bmm(grads[:, :, row:row + rows].mT, acts))
+            total_S[first : first + group] += squares(torch.bmm(grads[:, :, row : row + rows].mT, acts))
     return total_S
 
 

@@ -16,8 +16,14 @@ from grads_ds.gradnorm.layout import Layout
 from grads_ds.gradnorm.rules import substituted
 
 
-def local_norms_squared(module: nn.Module, own: dict[str, Tensor], call: Callable[[list[Tensor]], Any], inputs: list[Tensor],
-                        grads: list[tuple[int, Tensor]], layout: Layout) -> dict[str, Tensor] | None:
+def local_norms_squared(
+    module: nn.Module,
+    own: dict[str, Tensor],
+    call: Callable[[list[Tensor]], Any],
+    inputs: list[Tensor],
+    grads: list[tuple[int, Tensor]],
+    layout: Layout,
+) -> dict[str, Tensor] | None:
     """Squared gradient norm per sample of each parameter in `own` (local name -> whole tensor). Returns float64 [S] by name.
 
     call: runs the module's forward on tensors standing in for `inputs`. grads: the gradients that came, each with the
@@ -41,14 +47,17 @@ def local_norms_squared(module: nn.Module, own: dict[str, Tensor], call: Callabl
             else:
                 grad = grad * (owner == sample).reshape(owner.shape + (1,) * (grad.dim() - owner.dim()))  # type: ignore[union-attr]
             if outputs[position].shape != grad.shape:
-                raise RuntimeError(f"{type(module).__name__} gave {tuple(outputs[position].shape)} when run again for one sample, "
-                                   f"where {tuple(grad.shape)} was expected; record it with other layers left out")
+                raise RuntimeError(
+                    f"{type(module).__name__} gave {tuple(outputs[position].shape)} when run again for one sample, "
+                    f"where {tuple(grad.shape)} was expected; record it with other layers left out"
+                )
             if outputs[position].requires_grad:
                 pairs.append((outputs[position], grad))
         if not pairs:
             continue
-        found = torch.autograd.grad([o for o, _ in pairs], list(leaves.values()), [g.to(o.dtype) for o, g in pairs],
-                                    allow_unused=True)
+        found = torch.autograd.grad(
+            [o for o, _ in pairs], list(leaves.values()), [g.to(o.dtype) for o, g in pairs], allow_unused=True
+        )
         for local, gradient in zip(leaves, found, strict=True):
             if gradient is not None:
                 wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
@@ -78,7 +87,7 @@ def _owner_mask(tensor: Tensor, layout: Layout) -> Tensor | None:
 def _rows_of(tensor: Tensor, sample: int, layout: Layout) -> Tensor:
     """The part of an input that belongs to one row of the batch; tensors shared by all rows come back whole."""
     if tensor.dim() and tensor.shape[0] == layout.rows:
-        return tensor[sample:sample + 1]
+        return tensor[sample : sample + 1]
     if tensor.dim() and tensor.shape[0] == layout.rows * layout.length:
-        return tensor[sample * layout.length:(sample + 1) * layout.length]
+        return tensor[sample * layout.length : (sample + 1) * layout.length]
     return tensor

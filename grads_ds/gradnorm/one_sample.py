@@ -18,8 +18,14 @@ from grads_ds.gradnorm.linear import accumulate
 from grads_ds.gradnorm.lookup import looked_up, requiring_grad
 
 
-def one_sample_norms(model: nn.Module, embedding: nn.Module, names: Sequence[str], samples: Sequence[tuple[Tensor, Tensor]], loss_reduction: str,
-                     in_step: bool) -> dict[str, Tensor]:
+def one_sample_norms(
+    model: nn.Module,
+    embedding: nn.Module,
+    names: Sequence[str],
+    samples: Sequence[tuple[Tensor, Tensor]],
+    loss_reduction: str,
+    in_step: bool,
+) -> dict[str, Tensor]:
     """Squared gradient norm of each named parameter for each sample (input_ids, labels). Returns float64 [S] by name.
 
     in_step: every rank runs as many passes as the rank with most samples (ZeRO-3 gathers parameters in lockstep).

@@ -39,8 +39,15 @@ class GradNormRecorder:
     head_budget: largest number of logits held at a time. Raises ValueError for models and layers that cannot be recorded.
     """
 
-    def __init__(self, model: nn.Module, layers: str | tuple[str, ...] | list[str] = ("embedding", "lm_head"), *,
-                 loss_reduction: str = "mean", gather: Gather | None = None, head_budget: int = DEFAULT_BUDGET) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: str | tuple[str, ...] | list[str] = ("embedding", "lm_head"),
+        *,
+        loss_reduction: str = "mean",
+        gather: Gather | None = None,
+        head_budget: int = DEFAULT_BUDGET,
+    ) -> None:
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f"loss_reduction must be 'mean' or 'sum', found {loss_reduction!r}")
         self.model, self.loss_reduction, self.gather, self.head_budget = model, loss_reduction, gather, head_budget
@@ -157,7 +164,11 @@ class GradNormRecorder:
                 logits = self.model(**frozen.model_inputs(self.model, layout)).logits
                 rows = logits.reshape(-1, logits.shape[-1])[layout.target_positions]
                 rows = rows.float() if rows.dtype != torch.float64 else rows
-                each = nn.functional.cross_entropy(rows, layout.target_ids, reduction="none") if len(rows) else rows.sum(-1)
+                each = (
+                    nn.functional.cross_entropy(rows, layout.target_ids, reduction="none")
+                    if len(rows)
+                    else rows.sum(-1)
+                )
                 weighted = each * weights_S[layout.target_samples].to(each.dtype)
                 (weighted.sum() + 0 * logits.sum()).backward()
         return losses.index_add_(0, layout.target_samples, weighted.detach().double())
@@ -167,14 +178,18 @@ class GradNormRecorder:
         names = measurement.left_out()
         in_step = self.gather is not None and torch.distributed.is_initialized()
         if in_step:
-            flags = torch.tensor([name in names for name in sorted(self.plan.groups)], device=measurement.layout.input_ids.device).int()
+            flags = torch.tensor(
+                [name in names for name in sorted(self.plan.groups)], device=measurement.layout.input_ids.device
+            ).int()
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
             names = [name for name, flag in zip(sorted(self.plan.groups), flags.tolist(), strict=True) if flag]
         if not names:
             return
         inexact = [name for name in names if name in measurement.references or name in measurement.gradients]
         if inexact:
-            raise ValueError(f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none in this batch")
+            raise ValueError(
+                f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none in this batch"
+            )
         found = one_sample_norms(self.model, self.plan.embedding, names, cut_out(batch), self.loss_reduction, in_step)
         measurement.sums.update(found)
 
@@ -187,12 +202,22 @@ class GradNormRecorder:
         name, bias = self._head_name("weight"), self._head_name("bias")
         with contextlib.nullcontext() if whole or self.gather is None else self.gather(own):
             return head_pass(
-                flat, head.weight, head.bias, layout.target_ids, layout.split_targets(), self._sample_weights(layout),
-                transform=self.transform, want_norm=name is not None, want_dh=want_dh,
+                flat,
+                head.weight,
+                head.bias,
+                layout.target_ids,
+                layout.split_targets(),
+                self._sample_weights(layout),
+                transform=self.transform,
+                want_norm=name is not None,
+                want_dh=want_dh,
                 row_ids_SL=layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None,
-                reference_VD=measurement.references.get(name or ""), gradient_VD=measurement.gradients.get(name or ""),
-                bias_reference_V=measurement.references.get(bias or ""), bias_gradient_V=measurement.gradients.get(bias or ""),
-                budget=self.head_budget)
+                reference_VD=measurement.references.get(name or ""),
+                gradient_VD=measurement.gradients.get(name or ""),
+                bias_reference_V=measurement.references.get(bias or ""),
+                bias_gradient_V=measurement.gradients.get(bias or ""),
+                budget=self.head_budget,
+            )
 
     def _head_name(self, local: str) -> str | None:
         return head_name(self.model, self.plan, local)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.layout import IGNORED, cut_out
 
 
-def reference_gradients(model: nn.Module, batch: Mapping[str, Tensor], loss_reduction: str = "mean",
-                        dtype: torch.dtype = torch.float64) -> list[tuple[float, dict[str, Tensor]]]:
+def reference_gradients(
+    model: nn.Module, batch: Mapping[str, Tensor], loss_reduction: str = "mean", dtype: torch.dtype = torch.float64
+) -> list[tuple[float, dict[str, Tensor]]]:
     """For each sample its loss and the gradient of every parameter, by name; parameters it does not reach are zero.
 
     The sample is cut out of its row (no padding, no neighbours) and its loss is the mean, or sum, over its own target tokens.
@@ -31,6 +32,8 @@ def reference_gradients(model: nn.Module, batch: Mapping[str, Tensor], loss_redu
         losses = nn.functional.cross_entropy(logits[:-1][keep].to(dtype), labels[1:][keep], reduction="none")
         loss = losses.sum() / (max(1, len(losses)) if loss_reduction == "mean" else 1)
         loss.backward()
-        grads = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+        grads = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in model.named_parameters()
+        }
         results.append((loss.item(), grads))
     return results

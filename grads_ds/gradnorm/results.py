@@ -53,7 +53,9 @@ class References:
         return cls(dict(gradients), {group: value**0.5 for group, value in squares.items()})
 
 
-def summarise(plan: Plan, measurement: Measurement, loss_S: Tensor, references: References, factor_S: Tensor | None = None) -> GradNorms:
+def summarise(
+    plan: Plan, measurement: Measurement, loss_S: Tensor, references: References, factor_S: Tensor | None = None
+) -> GradNorms:
     """Sums of squares per parameter -> norms per group. factor: what each sample's gradients are multiplied by."""
     layout = measurement.layout
     zero = torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
@@ -66,11 +68,15 @@ def summarise(plan: Plan, measurement: Measurement, loss_S: Tensor, references: 
             inner[group] = inner.get(group, zero) + measurement.inner.get(name, zero)
     norms = {group: value.clamp_min(0).sqrt() * factor_S.abs() for group, value in squares.items()}
     inner = {group: value * factor_S for group, value in inner.items()}
-    cosines = {group: value / (norms[group] * references.norms[group]).clamp_min(1e-300) for group, value in inner.items()}
+    cosines = {
+        group: value / (norms[group] * references.norms[group]).clamp_min(1e-300) for group, value in inner.items()
+    }
     if OTHER in plan.requested:
         norms["total"] = torch.stack(list(squares.values())).sum(0).clamp_min(0).sqrt() * factor_S.abs()
     for found in (norms, inner, cosines):
         if plan.tied and "embedding" in found:
             found["lm_head"] = found["embedding"]
     asked = (*plan.requested, "total")
-    return GradNorms(loss_S, layout.target_counts, *({g: found[g] for g in asked if g in found} for found in (norms, inner, cosines)))
+    return GradNorms(
+        loss_S, layout.target_counts, *({g: found[g] for g in asked if g in found} for found in (norms, inner, cosines))
+    )

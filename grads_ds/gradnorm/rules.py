@@ -53,7 +53,9 @@ def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Pl
     requested = parse_layers(layers)
     for module in model.modules():
         if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
-            raise ValueError("gradient norms are read by hooks, which torch.compile removes; pass the model before it is compiled")
+            raise ValueError(
+                "gradient norms are read by hooks, which torch.compile removes; pass the model before it is compiled"
+            )
     embedding, head = _end(model, "get_input_embeddings"), _end(model, "get_output_embeddings")
     table, head_weight = getattr(embedding, "weight", None), getattr(head, "weight", None)
     first_name: dict[int, str] = {}
@@ -93,7 +95,9 @@ def _end(model: nn.Module, getter: str) -> nn.Module:
     except (AttributeError, NotImplementedError):
         found = None
     if not isinstance(found, nn.Module):
-        raise ValueError(f"the model must offer {getter}() as Hugging Face causal language models do; {type(model).__name__} does not")
+        raise ValueError(
+            f"the model must offer {getter}() as Hugging Face causal language models do; {type(model).__name__} does not"
+        )
     return found
 
 
@@ -106,7 +110,9 @@ def _site(path: str, module: nn.Module, own: dict[str, str]) -> Site:
     if set(tensors) <= {"weight", "bias"} and "weight" in tensors and not list(module.children()):
         shape = full_shape(tensors["weight"])
         if shape.numel() <= _MAX_PROBE:
-            with contextlib.suppress(Exception):  # a module that cannot be run on plain tensors is no linear and no norm
+            with contextlib.suppress(
+                Exception
+            ):  # a module that cannot be run on plain tensors is no linear and no norm
                 transposed = _linear_kind(module, tensors, shape) if len(shape) == 2 else None
                 if transposed is not None:
                     return Site(path, module, "linear", own, transposed)
@@ -137,7 +143,11 @@ def _random(tensors: dict[str, Tensor], *shape: int) -> tuple[dict[str, Tensor],
 
 
 def _matches(output: object, expected: Tensor) -> bool:
-    return isinstance(output, Tensor) and output.shape == expected.shape and torch.allclose(output.float(), expected, 1e-4, 1e-4)
+    return (
+        isinstance(output, Tensor)
+        and output.shape == expected.shape
+        and torch.allclose(output.float(), expected, 1e-4, 1e-4)
+    )
 
 
 @torch.no_grad()

@@ -55,8 +55,12 @@ class Measurement:
             for site in sites:
                 if site.rule == "embedding":
                     stack.enter_context(looked_up(site.module, self._lookup_hook(site)))
-                elif site.rule == "local" and any(m is self.plan.embedding or m is self.plan.head for m in site.module.modules()):
-                    self.unmeasured.update(site.parameters.values())  # (nearly) the whole model: too much to be run again alone
+                elif site.rule == "local" and any(
+                    m is self.plan.embedding or m is self.plan.head for m in site.module.modules()
+                ):
+                    self.unmeasured.update(
+                        site.parameters.values()
+                    )  # (nearly) the whole model: too much to be run again alone
                 else:
                     # In front of other hooks: DeepSpeed's gather a module's parameters before what stands behind them runs.
                     handle = site.module.register_forward_hook(self._forward_hook(site), with_kwargs=True, prepend=True)
@@ -88,7 +92,9 @@ class Measurement:
         name = site.parameters["weight"]
         padding_idx = site.module.padding_idx
         if site.module.max_norm is not None or site.module.scale_grad_by_freq:
-            raise ValueError(f"{site.name}: max_norm and scale_grad_by_freq make a sample's gradient depend on others; set neither")
+            raise ValueError(
+                f"{site.name}: max_norm and scale_grad_by_freq make a sample's gradient depend on others; set neither"
+            )
 
         def sink(grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> None:
             ids_SL, grads_SLD = self.layout.per_sample(saved[0], False), self.layout.per_sample(grads[0], False)
@@ -193,7 +199,9 @@ class Measurement:
             if not all(o is None or isinstance(o, Tensor) for o in outputs):
                 self.unmeasured.update(site.parameters.values())  # gradients may come back where no tap can be put
                 return output
-            which = [i for i, o in enumerate(outputs) if isinstance(o, Tensor) and o.is_floating_point() and o.requires_grad]
+            which = [
+                i for i, o in enumerate(outputs) if isinstance(o, Tensor) and o.is_floating_point() and o.requires_grad
+            ]
             if not which or not torch.is_grad_enabled():
                 return output
             leaves, structure = pytree.tree_flatten((args, kwargs))
@@ -205,7 +213,9 @@ class Measurement:
                 for place, tensor in zip(places, tensors, strict=True):
                     values[place] = tensor
                 again_args, again_kwargs = pytree.tree_unflatten(values, structure)
-                again_kwargs = {k: None if k in _CACHES else v for k, v in again_kwargs.items()}  # else it would be filled twice
+                again_kwargs = {
+                    k: None if k in _CACHES else v for k, v in again_kwargs.items()
+                }  # else it would be filled twice
                 return module.forward(*again_args, **again_kwargs)
 
             def sink(grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> None:

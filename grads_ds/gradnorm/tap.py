@@ -35,8 +35,9 @@ class _Tap(torch.autograd.Function):
         return (None, None, None, *grads) + (None,) * (ctx.num_tensors - ctx.num_outputs)
 
 
-def tap(outputs: tuple[Tensor, ...], saved: tuple[Tensor, ...], sink: Callable[..., None],
-        anchor: Tensor | None = None) -> tuple[Tensor, ...]:
+def tap(
+    outputs: tuple[Tensor, ...], saved: tuple[Tensor, ...], sink: Callable[..., None], anchor: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Returns `outputs`, unchanged in value, such that the backward calls `sink(grads, saved)`.
 
     grads are the gradients of `outputs` (None where none came), saved the tensors given here, or the ones recomputed in their

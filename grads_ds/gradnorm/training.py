@@ -31,7 +31,9 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the check that the
 class Watch:
     """Watches a model's training forwards and backwards until closed."""
 
-    def __init__(self, model: nn.Module, plan: Plan, transform: LogitTransform, gather: Gather | None, references: References) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, transform: LogitTransform, gather: Gather | None, references: References
+    ) -> None:
         self.model, self.plan, self.transform, self.gather, self.references = model, plan, transform, gather, references
         self.paused = False
         self._packs: bool | None = None
@@ -42,7 +44,7 @@ class Watch:
         self._hooks = contextlib.ExitStack()
         self._signature = inspect.signature(model.forward)
         # A function, not a bound method: deep copies of the model (an averaged copy, say) must not copy this watch.
-        self._handle = model.register_forward_pre_hook(lambda m, a, k: self._begin(m, a, k), with_kwargs=True, prepend=True)
+        self._handle = model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
 
     def close(self) -> None:
         """Leaves the model as it was."""
@@ -59,9 +61,14 @@ class Watch:
         batch = self._signature.bind_partial(*args, **kwargs).arguments
         batch = {**batch, **batch.pop("kwargs", {}), **kwargs}
         if batch.get("labels") is None or batch.get("input_ids") is None:
-            raise ValueError("recording while training reads input_ids and labels from the model's arguments; both must be passed")
-        batch = {name: batch[name] for name in ("input_ids", "labels", "attention_mask", "position_ids", "segment_ids")
-                 if isinstance(batch.get(name), Tensor)}
+            raise ValueError(
+                "recording while training reads input_ids and labels from the model's arguments; both must be passed"
+            )
+        batch = {
+            name: batch[name]
+            for name in ("input_ids", "labels", "attention_mask", "position_ids", "segment_ids")
+            if isinstance(batch.get(name), Tensor)
+        }
         layout = read_layout(with_segments(batch))
         if layout.num_samples > layout.rows and self._packs is None:
             self.paused = True
@@ -71,8 +78,10 @@ class Watch:
             finally:
                 self.paused = False
         if layout.num_samples > layout.rows and not self._packs:
-            raise ValueError("the samples of a packed row see each other in this model, so none has a gradient of its own; pass "
-                             "use_cache=False, train on padded rows, or score()")
+            raise ValueError(
+                "the samples of a packed row see each other in this model, so none has a gradient of its own; pass "
+                "use_cache=False, train on padded rows, or score()"
+            )
         self._hooks.close()
         measurement = self.measurement = Measurement(self.plan, layout, self.gather)
         measurement.references = self.references.gradients
@@ -89,8 +98,10 @@ class Watch:
         assert measurement is not None
         layout = measurement.layout
         if logits.shape[:2] != (layout.rows, layout.length):
-            raise RuntimeError(f"the head gave {tuple(logits.shape)} for {layout.rows} x {layout.length} tokens; record without "
-                               "logits_to_keep")
+            raise RuntimeError(
+                f"the head gave {tuple(logits.shape)} for {layout.rows} x {layout.length} tokens; record without "
+                "logits_to_keep"
+            )
         with torch.no_grad():
             self.losses_N = self._token_losses(logits.detach(), layout)
             self._probes = self._expected_rows(logits.detach(), layout, self.losses_N)
@@ -141,8 +152,8 @@ class Watch:
                 continue
             rows = layout.target_positions[start:stop]
             contiguous = int(rows[-1] - rows[0]) + 1 == len(rows)
-            g_1tV = (grads_RV[rows[0]:rows[-1] + 1] if contiguous else grads_RV[rows])[None]
-            h_1tD = (hidden_RD[rows[0]:rows[-1] + 1] if contiguous else hidden_RD[rows])[None]
+            g_1tV = (grads_RV[rows[0] : rows[-1] + 1] if contiguous else grads_RV[rows])[None]
+            h_1tD = (hidden_RD[rows[0] : rows[-1] + 1] if contiguous else hidden_RD[rows])[None]
             if name:
                 weight_S[sample] = weight_norm_squared(h_1tD, g_1tV)[0]
                 if name in measurement.references:
@@ -174,9 +185,11 @@ class Watch:
         clear = expected_PV[1::2].norm(dim=-1) > 1e-3  # a token predicted with certainty tells nothing
         wrong |= bool(((first - second).abs() > tolerance * first.abs())[clear].any())
         if wrong or bool(stray > tolerance**2 * sizes_R.sum()):
-            raise RuntimeError("the loss of this step is not a cross-entropy of the labels with one weight per sample (label smoothing, "
-                               "a z-loss, per-token weights, or other labels than the model was given): per-sample norms of it cannot "
-                               "be told; use score() instead")
+            raise RuntimeError(
+                "the loss of this step is not a cross-entropy of the labels with one weight per sample (label smoothing, "
+                "a z-loss, per-token weights, or other labels than the model was given): per-sample norms of it cannot "
+                "be told; use score() instead"
+            )
         weights_S = torch.zeros(layout.num_samples, dtype=torch.float64, device=grads_RV.device)
         weights_S[layout.target_samples[index_P]] = weight_P[0::2].repeat_interleave(2)
         return weights_S
@@ -188,8 +201,10 @@ class Watch:
             raise RuntimeError("no backward through the model's head was seen since the last collect()")
         left_out = [name for name in measurement.left_out() if name not in _names(self.model, self.plan.head)]
         if left_out:
-            raise RuntimeError(f"no rule measures {', '.join(left_out[:5])} while training ({len(left_out)} parameters); record other "
-                               "layers, or use score(), which can")
+            raise RuntimeError(
+                f"no rule measures {', '.join(left_out[:5])} while training ({len(left_out)} parameters); record other "
+                "layers, or use score(), which can"
+            )
         layout = measurement.layout
         own_S = own_weights(layout)
         factor_S = torch.where(self.weights_S != 0, own_S / torch.where(self.weights_S != 0, self.weights_S, 1), 0)

@@ -117,9 +117,7 @@ def length_scatter(scores: Scores, group: str, chosen: Subset, one_of: int = 1) 
         parts.append(cells(f, *grid, np.histogram2d(x, y, bins=grid)[0], "cell"))
     marked = np.flatnonzero(mine)[:: max(1, -(-int(mine.sum()) // MARKED))]
     parts.append(dots(f, x[marked], y[marked], "chosen", 1.7 if len(marked) > 150 else 2.4))
-    return svg(
-        f, parts, f"{group} norm against target tokens of {len(x)} samples, {int(mine.sum())} selected"
-    )
+    return svg(f, parts, f"{group} norm against target tokens of {len(x)} samples, {int(mine.sum())} selected")
 
 
 def loss_forest(outcome: Outcome, set_name: str) -> Markup:
@@ -134,8 +132,7 @@ def loss_forest(outcome: Outcome, set_name: str) -> Markup:
     parts = []
     for tick in f.x.ticks(4):
         parts.append(
-            f'<path class="grid" d="M{f.x(tick)} {top}V{bottom}"/>'
-            + word(f.x(tick), bottom + 19, number(tick), "tick")
+            f'<path class="grid" d="M{f.x(tick)} {top}V{bottom}"/>' + word(f.x(tick), bottom + 19, number(tick), "tick")
         )
     base = outcome.model("base")
     if base is not None and set_name in base.measures:
@@ -146,13 +143,10 @@ def loss_forest(outcome: Outcome, set_name: str) -> Markup:
         name = model.name if len(model.name) <= 26 else model.name[:25] + "…"
         parts.append(word(left - 10, y + 4, name, f"name {style}", "end"))
         if found.interval:
-            parts.append(
-                f'<path class="whisker {style}" d="M{f.x(found.interval[0])} {y}H{f.x(found.interval[1])}"/>'
-            )
+            parts.append(f'<path class="whisker {style}" d="M{f.x(found.interval[0])} {y}H{f.x(found.interval[1])}"/>')
         tip = Markup.escape(f"{model.name}: {found.loss:.4f}")
         parts.append(
-            f'<circle class="point {style}" cx="{f.x(found.loss)}" cy="{y}" r="4.5">'
-            f"<title>{tip}</title></circle>"
+            f'<circle class="point {style}" cx="{f.x(found.loss)}" cy="{y}" r="4.5"><title>{tip}</title></circle>'
         )
     parts.append(word((left + right) / 2, f.height - 5, f"{set_name} loss (nats per token)", "label"))
     return svg(f, parts, f"Loss of each model on {set_name}")

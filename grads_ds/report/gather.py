@@ -96,16 +96,12 @@ def gather(config: Config, run_dir: Path) -> Run:
     provenance = saved.pop("provenance", None) or {}
     scores = read_scores(run_dir / "scores/table.parquet")
     subsets = [read_subset(run_dir / "selection", MAIN, scores)]
-    for (
-        name
-    ) in config.select.variants:  # a variant of an earlier config may have left its folder: it is not shown
+    for name in config.select.variants:  # a variant of an earlier config may have left its folder: it is not shown
         folder = run_dir / "selection/variants" / name
         if (folder / "selection.json").is_file():
             subsets.append(read_subset(folder, name, scores))
     folders = {"probe": run_dir / "tensorboard/probe"}
-    folders |= {
-        name: run_dir / "tensorboard/sft" / name for name in dict.fromkeys([MAIN, *config.sft.variants])
-    }
+    folders |= {name: run_dir / "tensorboard/sft" / name for name in dict.fromkeys([MAIN, *config.sft.variants])}
     curves = {name: curve for name, folder in folders.items() if (curve := read_curve(folder)) is not None}
     return Run(
         run_dir=run_dir,
@@ -123,9 +119,7 @@ def gather(config: Config, run_dir: Path) -> Run:
 def read_scores(path: Path) -> Scores:
     """The score table, sorted by sample_id. Raises UserError when it is missing."""
     if not path.is_file():
-        raise UserError(
-            f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to probe"
-        )
+        raise UserError(f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to probe")
     table = pq.read_table(path)
     table = table.drop_columns([name for name in ("sample_hash", "num_tokens") if name in table.column_names])
     order = np.argsort(_ints(table["sample_id"]), kind="stable")
@@ -142,9 +136,7 @@ def read_scores(path: Path) -> Scores:
             for name in table.column_names
             if name.endswith(NORM_SUFFIX)
         },
-        statuses={
-            word: int(count) for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])
-        },
+        statuses={word: int(count) for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])},
         ok=np.isin(codes, [i for i, word in enumerate(words) if word == "ok"]),
     )
 

@@ -19,9 +19,7 @@ import pyarrow.parquet as pq
 
 from grads_ds.report.gather import MAIN
 
-SAME_SIZE = (
-    0.02  # two subsets are of the same size when their numbers of samples differ by at most this share
-)
+SAME_SIZE = 0.02  # two subsets are of the same size when their numbers of samples differ by at most this share
 RESAMPLES = 1000
 
 
@@ -88,9 +86,7 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
     about: dict[str, Any] = evaluation.get("variants", {})
     sets = list(dict.fromkeys(name for measured in models.values() for name in measured))
     size = {name: about.get(name, {}).get("num_samples") for name in models}
-    method = {
-        name: str(about.get(name, {}).get("method", "none" if name == "base" else "?")) for name in models
-    }
+    method = {name: str(about.get(name, {}).get("method", "none" if name == "base" else "?")) for name in models}
 
     def place(name: str) -> tuple[Any, ...]:
         group = {"base": 0, "full": 1}.get(name, 2)
@@ -109,15 +105,11 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
                 loss=float(found["loss"]),
                 perplexity=float(found.get("perplexity", math.exp(min(700.0, found["loss"])))),
                 interval=(float(ci[0]), float(ci[1])) if ci else None,
-                against_base=None
-                if name == "base"
-                else _difference(models, losses, name, ["base"], set_name),
+                against_base=None if name == "base" else _difference(models, losses, name, ["base"], set_name),
                 against_random=_difference(models, losses, name, sorted(randoms), set_name),
             )
         built.append(
-            Model(
-                name, method[name], about.get(name, {}).get("budget"), size[name], measures, sorted(randoms)
-            )
+            Model(name, method[name], about.get(name, {}).get("budget"), size[name], measures, sorted(randoms))
         )
     domain = _kind(sets, "domain") or sets[:1]
     general = _kind([s for s in sets if s not in domain], "general") or [s for s in sets if s not in domain]
@@ -164,9 +156,7 @@ def _difference(
     references = [r for r in references if set_name in models.get(r, {})]
     if not references:
         return None
-    value = float(models[name][set_name]["loss"]) - float(
-        np.mean([models[r][set_name]["loss"] for r in references])
-    )
+    value = float(models[name][set_name]["loss"]) - float(np.mean([models[r][set_name]["loss"] for r in references]))
     mine, theirs = losses[name, set_name], [losses[r, set_name] for r in references]
     if mine is None or any(pair is None or not np.array_equal(pair[1], mine[1]) for pair in theirs):
         return Difference(value, None)

@@ -61,16 +61,12 @@ def render(run: Run) -> str:
         norms=norm_table(run.scores),
         quantiles=QUANTILES,
         examples=examples(run, lambda ids: read_rows(run.run_dir, ids)),
-        probe_curve=figures.training_curves({"probe": run.curves["probe"]})
-        if "probe" in run.curves
-        else None,
+        probe_curve=figures.training_curves({"probe": run.curves["probe"]}) if "probe" in run.curves else None,
         sft_curves=figures.training_curves(sft)
         if (sft := {k: v for k, v in run.curves.items() if k != "probe"})
         else None,
         settings=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        prepared=yaml.safe_dump(run.prepared, sort_keys=False, allow_unicode=True, width=100)
-        if run.prepared
-        else None,
+        prepared=yaml.safe_dump(run.prepared, sort_keys=False, allow_unicode=True, width=100) if run.prepared else None,
         total_seconds=sum(t.seconds or 0 for t in run.timings),
     )
 
@@ -141,11 +137,7 @@ def percent(share: float) -> str:
     """A share as a percentage, finer where it is small."""
     points = 100 * share
     return (
-        f"{points:.0f} %"
-        if points >= 99.5 or points == 0
-        else f"{points:.1f} %"
-        if points >= 1
-        else f"{points:.2g} %"
+        f"{points:.0f} %" if points >= 99.5 or points == 0 else f"{points:.1f} %" if points >= 1 else f"{points:.2g} %"
     )
 
 

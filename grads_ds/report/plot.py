@@ -28,9 +28,7 @@ class Scale:
     def __call__(self, value: float) -> float:
         """The pixel of a value, rounded to a tenth."""
         low, high, value = (
-            (math.log10(v) for v in (self.low, self.high, value))
-            if self.log
-            else (self.low, self.high, value)
+            (math.log10(v) for v in (self.low, self.high, value)) if self.log else (self.low, self.high, value)
         )
         return round(self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start), 1)
 
@@ -40,10 +38,7 @@ class Scale:
             first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
             for steps in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
                 found = [
-                    s * 10.0**e
-                    for e in range(first, last + 1)
-                    for s in steps
-                    if self.low <= s * 10.0**e <= self.high
+                    s * 10.0**e for e in range(first, last + 1) for s in steps if self.low <= s * 10.0**e <= self.high
                 ]
                 if len(found) >= 3:
                     return found[:: max(1, math.ceil(len(found) / (about + 3)))]
@@ -85,9 +80,7 @@ def frame(
 ) -> Frame:
     """A frame for values in `xs` and `ys` (low, high); an empty range is widened."""
     (x0, x1), (y0, y1) = _wide(xs, log_x), _wide(ys, log_y)
-    return Frame(
-        width, height, Scale(x0, x1, left, width - right, log_x), Scale(y0, y1, height - bottom, top, log_y)
-    )
+    return Frame(width, height, Scale(x0, x1, left, width - right, log_x), Scale(y0, y1, height - bottom, top, log_y))
 
 
 def axes(f: Frame, x_label: str, y_label: str, x_about: int = 7, y_about: int = 5) -> str:
@@ -97,8 +90,7 @@ def axes(f: Frame, x_label: str, y_label: str, x_about: int = 7, y_about: int = 
     for tick in f.y.ticks(y_about):
         y = f.y(tick)
         parts.append(
-            f'<path class="grid" d="M{left} {y}H{right}"/>'
-            + word(left - 7, y + 4, number(tick), "tick", "end")
+            f'<path class="grid" d="M{left} {y}H{right}"/>' + word(left - 7, y + 4, number(tick), "tick", "end")
         )
     for tick in f.x.ticks(x_about):
         x = f.x(tick)
@@ -155,9 +147,7 @@ def dots(f: Frame, xs: Iterable[float], ys: Iterable[float], style: str, radius:
     return f'<path class="dots {style}" stroke-width="{2 * radius:g}" d="{spots}"/>' if spots else ""
 
 
-def cells(
-    f: Frame, edges_x: np.ndarray, edges_y: np.ndarray, counts: np.ndarray, style: str, shades: int = 8
-) -> str:
+def cells(f: Frame, edges_x: np.ndarray, edges_y: np.ndarray, counts: np.ndarray, style: str, shades: int = 8) -> str:
     """A two-way histogram (counts [X, Y]) as one path for each shade; shade grows with the logarithm of the
     count.
     """
@@ -172,9 +162,7 @@ def cells(
             y0, y1 = f.y(float(edges_y[j])), f.y(float(edges_y[j + 1]))
             path.append(f"M{x0:g} {y0:g}H{x1:g}V{y1:g}H{x0:g}z")
         if path:
-            parts.append(
-                f'<path class="{style}" opacity="{0.12 + 0.78 * shade / shades:.2f}" d="{"".join(path)}"/>'
-            )
+            parts.append(f'<path class="{style}" opacity="{0.12 + 0.78 * shade / shades:.2f}" d="{"".join(path)}"/>')
     return "".join(parts)
 
 

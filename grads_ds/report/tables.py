@@ -69,8 +69,7 @@ def composition(run: Run) -> dict[str, list[Line]]:
         counted = [subset.report.get("composition", {}).get(field, {}) for subset in run.subsets]
         values = sorted(counted[0], key=lambda v: (-counted[0][v]["pool"], v))
         entries = [
-            (v, int(counted[0][v]["pool"]), [int(c.get(v, {}).get("selected", 0)) for c in counted])
-            for v in values
+            (v, int(counted[0][v]["pool"]), [int(c.get(v, {}).get("selected", 0)) for c in counted]) for v in values
         ]
         tables[field] = _lines(entries)
     tables["length"] = _lines(length_quartiles(run.scores, [subset.selected for subset in run.subsets]))
@@ -114,10 +113,7 @@ def _lines(entries: list[tuple[str, int, list[int]]]) -> list[Line]:
     lines = []
     for value, pool, counts in kept:
         share = pool / total
-        cells = [
-            Cell(n, n / size, n / size / share if pool else None)
-            for n, size in zip(counts, sizes, strict=True)
-        ]
+        cells = [Cell(n, n / size, n / size / share if pool else None) for n, size in zip(counts, sizes, strict=True)]
         lines.append(Line(printable(value) or "(empty)", pool, share, cells))
     return lines
 
@@ -131,9 +127,7 @@ def norm_table(scores: Scores) -> list[tuple[str, list[float], int]]:
     table = []
     for name, values in columns.items():
         values = values[scores.ok & np.isfinite(values)]
-        table.append(
-            (name, [float(q) for q in np.quantile(values, QUANTILES)] if len(values) else [], len(values))
-        )
+        table.append((name, [float(q) for q in np.quantile(values, QUANTILES)] if len(values) else [], len(values)))
     return table
 
 
@@ -152,9 +146,7 @@ def rank_correlation(x: Floats, y: Floats) -> float | None:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def examples(
-    run: Run, read: Callable[[list[int]], dict[int, dict[str, str]]]
-) -> list[tuple[str, str, list[Example]]]:
+def examples(run: Run, read: Callable[[list[int]], dict[int, dict[str, str]]]) -> list[tuple[str, str, list[Example]]]:
     """(title, how to read it, samples): highest and lowest signal, and what the rule preferred most."""
     main, scores = run.subsets[0], run.scores
     finite = np.flatnonzero(np.isfinite(main.signal) & scores.ok)
@@ -237,8 +229,7 @@ def _parts(row: str) -> list[tuple[str, str]]:
         turns = value.get(key)
         if isinstance(turns, list) and turns and all(isinstance(t, dict) for t in turns):
             return [
-                (str(t.get("role") or t.get("from") or "?"), _text(t.get("content", t.get("value", ""))))
-                for t in turns
+                (str(t.get("role") or t.get("from") or "?"), _text(t.get("content", t.get("value", "")))) for t in turns
             ]
     return [(str(key), _text(text)) for key, text in value.items() if text not in (None, "")]
 

@@ -22,9 +22,7 @@ def verdict(outcome: Outcome) -> list[Sentence]:
     """What the main selection's numbers say, the unwelcome ones as plainly as the others."""
     chosen, base = outcome.model(MAIN), outcome.model("base")
     if chosen is None or base is None or not outcome.sets:
-        return [
-            Sentence("The selected subset or the base model was not evaluated: there is no verdict.", "even")
-        ]
+        return [Sentence("The selected subset or the base model was not evaluated: there is no verdict.", "even")]
     full = outcome.model("full")
     said = []
     for name in outcome.domain:
@@ -46,11 +44,7 @@ def verdict(outcome: Outcome) -> list[Sentence]:
             said.append(
                 Sentence(
                     f"The full pool ({full.trained_on:,} samples) reaches {other:.4f}: the subset is "
-                    + (
-                        f"{abs(rest):.4f} {'better' if rest < 0 else 'worse'}"
-                        if round(rest, 4)
-                        else "level with it"
-                    )
+                    + (f"{abs(rest):.4f} {'better' if rest < 0 else 'worse'}" if round(rest, 4) else "level with it")
                     + ".",
                     "good" if rest <= 0 else "bad",
                 )
@@ -92,11 +86,7 @@ def _random_sentence(outcome: Outcome, chosen: Model, name: str, mine: Measure) 
         )
     draws = len(chosen.randoms)
     reach = np.mean(
-        [
-            m.measures[name].loss
-            for r in chosen.randoms
-            if (m := outcome.model(r)) is not None and name in m.measures
-        ]
+        [m.measures[name].loss for r in chosen.randoms if (m := outcome.model(r)) is not None and name in m.measures]
     )
     who = (
         f"A random subset of the same size reaches {reach:.4f}"
@@ -125,12 +115,8 @@ def _others(outcome: Outcome, name: str) -> list[Sentence]:
         if model.name == MAIN or found is None or found.against_random is None:
             continue
         gap = found.against_random
-        word = {"good": "beat random", "bad": "did not beat random", "even": "did not clearly beat random"}[
-            gap.tone
-        ]
-        text = (
-            f"{model.name} ({model.trained_on:,} samples) {word} of its size: {gap.value:+.4f}{_sure(gap)}."
-        )
+        word = {"good": "beat random", "bad": "did not beat random", "even": "did not clearly beat random"}[gap.tone]
+        text = f"{model.name} ({model.trained_on:,} samples) {word} of its size: {gap.value:+.4f}{_sure(gap)}."
         said.append(Sentence(text, gap.tone))
     return said
 

@@ -107,9 +107,7 @@ def choose(
     rank[order] = np.arange(1, len(order) + 1)
     selected = np.zeros(n, dtype=bool)
     selected[chosen] = True
-    reason, reasons = reasons_of(
-        table, settings, good, wanted, signal, selected, twins, stratified=strata is not None
-    )
+    reason, reasons = reasons_of(table, settings, good, wanted, signal, selected, twins, stratified=strata is not None)
     told = numbers_of(table, part, good, scored, settings, wanted, signal, chosen, seed, strata is not None)
     heard += length_warning(settings, told["length"])
     report: dict[str, Any] = {
@@ -127,9 +125,7 @@ def choose(
         "notes": scored.notes,
     }
     weight = weigh(settings, selected, density, rank)
-    return Choice(
-        table.sample_id, signal, density, selected, rank, reason, reasons, weight, chosen, report, heard
-    )
+    return Choice(table.sample_id, signal, density, selected, rank, reason, reasons, weight, chosen, report, heard)
 
 
 def _take(

@@ -77,9 +77,7 @@ def _entry(selected: NDArray[np.bool_], main: NDArray[np.bool_], fields: Fields)
     for name, (codes, values) in fields.items():
         pool = np.bincount(codes, minlength=len(values))
         mine = np.bincount(codes[selected], minlength=len(values))
-        kept[name] = {
-            word: round(int(m) / int(p), 6) for word, m, p in zip(values, mine, pool, strict=True) if p
-        }
+        kept[name] = {word: round(int(m) / int(p), 6) for word, m, p in zip(values, mine, pool, strict=True) if p}
     return {
         "samples": int(np.count_nonzero(selected)),
         "overlap_with_selected": both,
@@ -96,9 +94,7 @@ def as_markdown(comparison: Mapping[str, Any], field: str) -> str:
     lines = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
     for name, entry in methods.items():
         cells = [
-            f"{entry[budget]['kept'][field].get(word, 0):.1%}"
-            for budget in comparison["budgets"]
-            for word in values
+            f"{entry[budget]['kept'][field].get(word, 0):.1%}" for budget in comparison["budgets"] for word in values
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -97,10 +97,7 @@ def quantiles(values: Floats) -> dict[str, float | None]:
     values = values[np.isfinite(values)]
     if not len(values):
         return {}
-    return {
-        f"{mark:g}": _json(value)
-        for mark, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
-    }
+    return {f"{mark:g}": _json(value) for mark, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
 
 
 def curve(density: Density, inside: Floats, values: Floats) -> dict[str, list[float] | None] | None:

@@ -65,16 +65,12 @@ def grads(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     """Gradient-aware data selection: signal, density, region; with `forget_less`, less the conflict with an
     anchor."""
     signal, density = signal_and_density(table, settings)
-    wanted = region.preference(
-        settings, table.sample_id, signal.values, density.at_samples, signal.magnitude, seed
-    )
+    wanted = region.preference(settings, table.sample_id, signal.values, density.at_samples, signal.magnitude, seed)
     notes = dict(signal.notes)
     heard = list(density.warnings)
     groups = settings.groups if settings.signal in SelectConfig.COMBINATIONS else []
     if len(groups) > 1 and all(np.array_equal(table.norms(groups[0]), table.norms(g)) for g in groups[1:]):
-        heard.append(
-            f"groups {', '.join(groups)} have the same norms, as tied weights do: the signal is one group's"
-        )
+        heard.append(f"groups {', '.join(groups)} have the same norms, as tied weights do: the signal is one group's")
     if settings.region == "band":
         notes["band_edges"] = list(region.band_edges(signal.values, settings.band))
     gain = {"density": density.at_samples, "sample": density.at_samples, "mass": wanted}.get(

@@ -67,11 +67,7 @@ def recorded(config: Config, run_dir: Path) -> set[str]:
 
 def _there(column: str, have: set[str]) -> bool:
     before, _, after = column.partition("<group>")
-    return (
-        any(name.startswith(before) and name.endswith(after) for name in have)
-        if "<" in column
-        else column in have
-    )
+    return any(name.startswith(before) and name.endswith(after) for name in have) if "<" in column else column in have
 
 
 def _fault(where: str, column: str, config: Config) -> str:

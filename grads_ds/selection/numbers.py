@@ -39,9 +39,7 @@ def random_keys(sample_id: Ints, seed: int, purpose: int = 0) -> NDArray[np.uint
     """One well-mixed 64-bit key per sample (splitmix64 of seed, purpose and id). Uniform, independent of row
     order."""
     with np.errstate(over="ignore"):
-        start = _mix(
-            np.array([seed], dtype=np.uint64) + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1)
-        )
+        start = _mix(np.array([seed], dtype=np.uint64) + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1))
         keys = sample_id.astype(np.uint64)
         keys += start
         return _mix(keys)

@@ -115,9 +115,7 @@ def in_words(name: str, report: dict[str, Any]) -> str:
         + (f", bandwidth {_short(report['bandwidth'])}" if report["bandwidth"] else ""),
     ]
     if report["region"]:
-        lines.append(
-            "  region     " + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in report["region"])
-        )
+        lines.append("  region     " + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in report["region"]))
     random = report["versus_random"]
     lines.append(
         f"  random     {random['overlap']} samples in common with random at this size "

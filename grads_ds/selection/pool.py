@@ -89,8 +89,7 @@ def read_pool(folder: Path) -> Pool:
         table = pa.concat_tables([_stream(folder / name) for name in names])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"select: wanted the prepared pool at {folder}; found none that can be read ({error}); run "
-            "prepare first"
+            f"select: wanted the prepared pool at {folder}; found none that can be read ({error}); run prepare first"
         ) from None
     lacking = [name for name in ("sample_id", "source", "row") if name not in table.column_names]
     if lacking:
@@ -147,6 +146,4 @@ def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _word(value: Any) -> str:
-    return (
-        "(none)" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    )
+    return "(none)" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -88,9 +88,7 @@ def selection_dir(run_dir: Path, name: str | None) -> Path:
     return run_dir / "selection" if name is None else run_dir / "selection" / "variants" / name
 
 
-def decide(
-    settings: SelectConfig, seed: int, run_dir: Path
-) -> tuple[ScoreTable, Pool, Fields, Choice, dict[str, Any]]:
+def decide(settings: SelectConfig, seed: int, run_dir: Path) -> tuple[ScoreTable, Pool, Fields, Choice, dict[str, Any]]:
     """Everything but writing: the inputs (fields: per row of the table), the choice and its report."""
     table = read_table(run_dir / "scores" / "table.parquet")
     pool = read_pool(run_dir / "prepared" / "pool")

@@ -51,9 +51,7 @@ class ScoreTable:
     def floats(self, name: str) -> Floats:
         """A column as float64. Raises UserError when the table has no such column."""
         if name not in self.columns:
-            how = next(
-                (text for key, text in _HOW_TO_RECORD.items() if key in name), "record it with the probe"
-            )
+            how = next((text for key, text in _HOW_TO_RECORD.items() if key in name), "record it with the probe")
             raise UserError(
                 f"select: wanted column {name} in the score table; found "
                 f"{', '.join(self.columns) or 'none'}; {how}, or choose another method"
@@ -66,9 +64,7 @@ class ScoreTable:
 
     def prefixed(self, prefix: str) -> dict[str, Floats]:
         """Every column whose name starts so, by the rest of its name. Raises UserError when there is none."""
-        found = {
-            name.removeprefix(prefix): self.floats(name) for name in self.columns if name.startswith(prefix)
-        }
+        found = {name.removeprefix(prefix): self.floats(name) for name in self.columns if name.startswith(prefix)}
         if not found:
             self.floats(prefix + "<group>")
         return found
@@ -111,9 +107,7 @@ def read_table(path: Path) -> ScoreTable:
 def from_arrow(table: pa.Table) -> ScoreTable:
     """The table with its rows in the order of sample_id. Raises UserError as `read_table` does."""
     if table.num_rows == 0:
-        raise UserError(
-            "select: wanted scores of at least one sample; found an empty score table; check the pool"
-        )
+        raise UserError("select: wanted scores of at least one sample; found an empty score table; check the pool")
     sample_id = np.asarray(table["sample_id"].to_numpy(), dtype=np.int64)
     # a handful of distinct words for millions of rows: decode the dictionary, not the column
     column = table["status"]

@@ -71,9 +71,7 @@ def test_realistic_lengths_waste_little(samples: int, budget: int, ranks: int) -
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_real_lengths_waste_little(material: Path, ranks: int) -> None:
     rows = (material / "data/medicine_medquad6k.jsonl").read_text().splitlines()
-    lengths = np.array(
-        [sum(len(m["content"].split()) for m in json.loads(row)["messages"]) + 8 for row in rows]
-    )
+    lengths = np.array([sum(len(m["content"].split()) for m in json.loads(row)["messages"]) + 8 for row in rows])
     plan = plan_batches(lengths, ranks, 16384, seed=0)
     check(plan, lengths, ranks, 16384)
     assert plan.padding_fraction < 0.05 and plan.imbalance < 0.02
@@ -122,10 +120,7 @@ def test_another_cost_is_what_gets_balanced() -> None:
 
     plan = plan_batches(lengths, 4, 8192, 0, cost=cost)
     work = [
-        [
-            sum(cost(np.array(len(b)), lengths[list(b)].max()) for b in [steps[s]] if b)
-            for steps in plan.batches
-        ]
+        [sum(cost(np.array(len(b)), lengths[list(b)].max()) for b in [steps[s]] if b) for steps in plan.batches]
         for s in range(plan.steps)
     ]
     slowest, mean = np.max(work, axis=1), np.mean(work, axis=1)

@@ -143,9 +143,7 @@ def test_sharegpt_roles_and_function_calls(tmp_path: Path) -> None:
     (sample,) = load(write(tmp_path / "x.json", [row], "json"))
     assert sample.messages is not None
     assert [m["role"] for m in sample.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert sample.messages[2]["tool_calls"] == [
-        {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-    ]
+    assert sample.messages[2]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
     assert sample.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
@@ -189,9 +187,7 @@ def test_openai_parts_tool_calls_and_nulls_of_arrow(tmp_path: Path) -> None:
 # ---- sources -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_read_in_name_order_whatever_the_disk_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_read_in_name_order_whatever_the_disk_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b", "a/2", "a/10", "c"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")

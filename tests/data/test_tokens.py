@@ -91,9 +91,7 @@ def test_blanks_inside_an_answer_are_targets(twin: Any, spaces: str) -> None:
     """Tokens of blanks alone can come without characters of their own; indentation must be learnt still."""
     code = "def sky():\n    if blue:\n        return  green   "
     tokenizer = twin(twins.CHATML, spaces)
-    encoded = encode(
-        tokenizer, chat([CHAT[0] | {"content": "a  b   "}, {"role": "assistant", "content": code}])
-    )
+    encoded = encode(tokenizer, chat([CHAT[0] | {"content": "a  b   "}, {"role": "assistant", "content": code}]))
     assert answers(tokenizer, encoded) == [code + "<|im_end|>"]
     # a template that ends turns with a blank: that blank is how the model stops
     bare = "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '  ' }}{% endfor %}"
@@ -138,9 +136,7 @@ def test_turns_that_a_template_words_differently_are_still_found(twin: Any) -> N
     match.
     """
     tokenizer = twin(twins.REASONING)
-    got = answers(
-        tokenizer, encode(tokenizer, chat([*CHAT[:3], {"role": "assistant", "content": "It is green."}]))
-    )
+    got = answers(tokenizer, encode(tokenizer, chat([*CHAT[:3], {"role": "assistant", "content": "It is green."}])))
     assert got == [SAID[0] + "<|im_end|>", "<think>\n\n</think>\n\nIt is green.<|im_end|>"]
 
 
@@ -223,9 +219,7 @@ def test_text_rows_are_all_target_as_the_tokenizer_writes_them(twin: Any, add_bo
     tokenizer = twin(None, "byte", add_bos)
     encoded = encode(tokenizer, Sample("s", "f:1", {}, text="The sky is blue."))
     assert encoded.input_ids == encoded.labels == tokenizer("The sky is blue.").input_ids
-    assert (
-        num_target_tokens(encoded.labels) == len(encoded.labels) - 1
-    )  # nothing comes before the first token
+    assert num_target_tokens(encoded.labels) == len(encoded.labels) - 1  # nothing comes before the first token
 
 
 def test_number_of_targets_counts_what_the_shifted_loss_sees() -> None:
@@ -253,10 +247,7 @@ def test_truncation_keeps_a_target_or_drops_the_row(twin: Any) -> None:
 
 def test_rows_without_content_are_dropped_with_a_reason(twin: Any) -> None:
     tokenizer = twin(twins.CHATML)
-    assert (
-        encode(tokenizer, chat([CHAT[0], {"role": "assistant", "content": " "}])).dropped
-        == "every answer is empty"
-    )
+    assert encode(tokenizer, chat([CHAT[0], {"role": "assistant", "content": " "}])).dropped == "every answer is empty"
     assert encode(tokenizer, Sample("s", "f:1", {}, text=" \n")).dropped == "empty text"
 
 
@@ -326,10 +317,7 @@ def test_real_tokenizers_label_real_rows(material: Path, name: str) -> None:
     files = ["general_glaive_multiturn.jsonl", "medicine_medquad6k.jsonl", "sharegpt_format_plain.json"]
     for file in files:
         samples = [
-            s
-            for s, _ in zip(
-                load_samples([str(material / "data" / file)], "auto", faults), range(15), strict=False
-            )
+            s for s, _ in zip(load_samples([str(material / "data" / file)], "auto", faults), range(15), strict=False)
         ]
         for sample, encoded in zip(samples, Encoder(tokenizer, 10**6).encode(samples), strict=True):
             assert isinstance(encoded, Encoded)

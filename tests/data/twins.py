@@ -60,9 +60,7 @@ NEWEST_FIRST = (
 )
 
 
-def make_tokenizer(
-    folder: Path, template: str | None = None, spaces: str = "byte", add_bos: bool = False
-) -> Path:
+def make_tokenizer(folder: Path, template: str | None = None, spaces: str = "byte", add_bos: bool = False) -> Path:
     """Write a fast tokenizer to `folder`. `spaces`: "byte" as gpt2 (blanks trimmed off the offsets), or
     "metaspace" as llama2.
     """
@@ -76,9 +74,7 @@ def make_tokenizer(
         alphabet = pre_tokenizers.ByteLevel.alphabet()
     else:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")]
-        )
+        tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
         alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(
         vocab_size=600,

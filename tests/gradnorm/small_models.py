@@ -71,12 +71,17 @@ def make_model(name: str, seed: int = 0, **settings: Any) -> nn.Module:
     return model.float().eval()
 
 
-def make_batch(lengths: list[int], prompts: list[int], seed: int = 0, side: str = "right", vocabulary: int = VOCAB) -> dict[str, Tensor]:
+def make_batch(
+    lengths: list[int], prompts: list[int], seed: int = 0, side: str = "right", vocabulary: int = VOCAB
+) -> dict[str, Tensor]:
     """Random rows of these lengths, the first `prompts` tokens of each no targets, padded with token 0."""
     generator = torch.Generator().manual_seed(seed)
     rows, longest = len(lengths), max(lengths)
-    batch = {"input_ids": torch.zeros(rows, longest, dtype=torch.long), "attention_mask": torch.zeros(rows, longest, dtype=torch.long),
-             "labels": torch.full((rows, longest), -100)}
+    batch = {
+        "input_ids": torch.zeros(rows, longest, dtype=torch.long),
+        "attention_mask": torch.zeros(rows, longest, dtype=torch.long),
+        "labels": torch.full((rows, longest), -100),
+    }
     for row, (length, prompt) in enumerate(zip(lengths, prompts, strict=True)):
         ids = torch.randint(0, vocabulary, (length,), generator=generator)
         place = slice(0, length) if side == "right" else slice(longest - length, longest)
@@ -86,7 +91,9 @@ def make_batch(lengths: list[int], prompts: list[int], seed: int = 0, side: str 
     return batch
 
 
-def truth(recorder: GradNormRecorder, model: nn.Module, batch: dict[str, Tensor], loss_reduction: str = "mean") -> GradNorms:
+def truth(
+    recorder: GradNormRecorder, model: nn.Module, batch: dict[str, Tensor], loss_reduction: str = "mean"
+) -> GradNorms:
     """What `recorder` should have found, by one float64 backward per sample."""
     found = reference_gradients(model, batch, loss_reduction)
     names: dict[str, list[str]] = {}
@@ -94,14 +101,22 @@ def truth(recorder: GradNormRecorder, model: nn.Module, batch: dict[str, Tensor]
         names.setdefault(group, []).append(parameter)
     if recorder.plan.tied:
         names["lm_head"] = names["embedding"]
-    norms = {group: torch.stack([torch.stack([g[n].square().sum() for n in names[group]]).sum().sqrt() for _, g in found])
-             for group in names if group in recorder.plan.requested}
+    norms = {
+        group: torch.stack([torch.stack([g[n].square().sum() for n in names[group]]).sum().sqrt() for _, g in found])
+        for group in names
+        if group in recorder.plan.requested
+    }
     if "other" in recorder.plan.requested:
-        norms["total"] = torch.stack([torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt() for _, grads in found])
+        norms["total"] = torch.stack(
+            [torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt() for _, grads in found]
+        )
     return GradNorms(torch.tensor([loss for loss, _ in found], dtype=torch.float64), torch.zeros(0), norms)
 
 
 def worst(found: GradNorms, true: GradNorms) -> dict[str, float]:
     """Largest relative error over the samples, by group; the two must hold the same groups."""
     assert set(found.norms) == set(true.norms), (set(found.norms), set(true.norms))
-    return {group: float(((found.norms[group] - norm).abs() / norm.clamp_min(1e-12)).max()) for group, norm in true.norms.items()}
+    return {
+        group: float(((found.norms[group] - norm).abs() / norm.clamp_min(1e-12)).max())
+        for group, norm in true.norms.items()
+    }

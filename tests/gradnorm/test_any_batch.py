@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,13 +21,20 @@ def packed(batch: dict[str, torch.Tensor], rows: list[list[int]]) -> dict[str, t
     """The samples of a padded batch, several to a row."""
     samples = cut_out(batch)
     length = max(sum(len(samples[i][0]) for i in row) for row in rows) + 2
-    result = {name: torch.full((len(rows), length), fill) for name, fill in (("input_ids", 0), ("labels", -100), ("segment_ids", -1))}
+    result = {
+        name: torch.full((len(rows), length), fill)
+        for name, fill in (("input_ids", 0), ("labels", -100), ("segment_ids", -1))
+    }
     for place, row in enumerate(rows):
         start = 0
         for number, sample in enumerate(row):
             ids, labels = samples[sample]
             here = slice(start, start + len(ids))
-            result["input_ids"][place, here], result["labels"][place, here], result["segment_ids"][place, here] = ids, labels, number
+            result["input_ids"][place, here], result["labels"][place, here], result["segment_ids"][place, here] = (
+                ids,
+                labels,
+                number,
+            )
             start += len(ids)
     return result
 
@@ -62,10 +68,18 @@ def test_each_sample_alone_and_in_other_company() -> None:
             torch.testing.assert_close(norm, together.norms[group][company], rtol=1e-5, atol=0)
 
 
-@given(st.lists(st.tuples(st.integers(2, 20), st.integers(0, 20)), min_size=1, max_size=4), st.integers(0, 5), st.sampled_from(["left", "right"]),
-       st.sampled_from(["llama", "llama-tied"]), st.sampled_from(["mean", "sum"]), st.sampled_from([10**6, 200]))
+@given(
+    st.lists(st.tuples(st.integers(2, 20), st.integers(0, 20)), min_size=1, max_size=4),
+    st.integers(0, 5),
+    st.sampled_from(["left", "right"]),
+    st.sampled_from(["llama", "llama-tied"]),
+    st.sampled_from(["mean", "sum"]),
+    st.sampled_from([10**6, 200]),
+)
 @settings(max_examples=25, deadline=None)
-def test_drawn_lengths_and_masks(rows: list[tuple[int, int]], seed: int, side: str, name: str, reduction: str, budget: int) -> None:
+def test_drawn_lengths_and_masks(
+    rows: list[tuple[int, int]], seed: int, side: str, name: str, reduction: str, budget: int
+) -> None:
     model = models.make_model(name)
     batch = models.make_batch([length for length, _ in rows], [prompt for _, prompt in rows], seed, side)
     recorder = GradNormRecorder(model, "all", loss_reduction=reduction, head_budget=budget)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradnorm import small_models as models
 
+from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.gradnorm.reference import reference_gradients
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 1, 12]
-CASES = [("llama", ("embedding", "lm_head")), ("llama-tied", ("embedding", "lm_head")), ("llama", ("lm_head",)), ("gemma2", "all"),
-         ("gpt2", "all"), ("phi", "all")]
+CASES = [
+    ("llama", ("embedding", "lm_head")),
+    ("llama-tied", ("embedding", "lm_head")),
+    ("llama", ("lm_head",)),
+    ("gemma2", "all"),
+    ("gpt2", "all"),
+    ("phi", "all"),
+]
 
 
 @pytest.mark.parametrize(("name", "layers"), CASES)
@@ -34,7 +40,9 @@ def test_direction_against_an_anchor_set(name: str, layers: object) -> None:
         size = torch.stack([torch.stack([g[n].square().sum() for n in names]).sum().sqrt() for g in samples])
         reference = torch.stack([anchor[n].double().square().sum() for n in names]).sum().sqrt()
         torch.testing.assert_close(found.cosines[group], inner / size / reference, rtol=0, atol=1e-5)
-        torch.testing.assert_close(found.inner_products[group], found.cosines[group] * size * reference, rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            found.inner_products[group], found.cosines[group] * size * reference, rtol=1e-4, atol=0
+        )
     assert set(found.inner_products) >= set(recorder.plan.requested) & {"embedding", "lm_head"}
 
 

@@ -58,7 +58,9 @@ def test_cancelling_tokens_keep_five_digits_in_fp32() -> None:
 
 @given(SIZES, st.integers(0, 99), st.one_of(st.none(), st.integers(0, 4)))
 @settings(max_examples=40, deadline=None)
-def test_embedding_is_a_segment_sum_and_leaves_the_padding_row_out(sizes: tuple[int, int, int, int], seed: int, pad: int | None) -> None:
+def test_embedding_is_a_segment_sum_and_leaves_the_padding_row_out(
+    sizes: tuple[int, int, int, int], seed: int, pad: int | None
+) -> None:
     samples, length, width, rows = sizes
     ids = torch.randint(0, 5, (samples, length), generator=torch.Generator().manual_seed(seed))
     grads, other = draw(samples, length, width, seed=seed), draw(5, width, seed=rows)
@@ -81,28 +83,51 @@ def test_normalisation_weight_and_bias(centred: bool, shape: tuple[int, ...]) ->
     weight = torch.ones(shape, dtype=torch.float64, requires_grad=True)
     for sample in range(3):
         width = shape[-1:]
-        normed = torch.nn.functional.layer_norm(acts[sample], width) if centred else torch.nn.functional.rms_norm(acts[sample], width, eps=1e-5)
+        normed = (
+            torch.nn.functional.layer_norm(acts[sample], width)
+            if centred
+            else torch.nn.functional.rms_norm(acts[sample], width, eps=1e-5)
+        )
         expected = torch.autograd.grad((normed * weight * grads[sample]).sum(), weight)[0]
         torch.testing.assert_close(scale[sample], expected)
-        torch.testing.assert_close(norm.shift_gradient(grads, len(shape))[sample], grads[sample].flatten(0, -len(shape) - 1).sum(0))
+        torch.testing.assert_close(
+            norm.shift_gradient(grads, len(shape))[sample], grads[sample].flatten(0, -len(shape) - 1).sum(0)
+        )
 
 
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=4), st.sampled_from([10**9, 60, 7, 1]), st.booleans(),
-       st.sampled_from([LogitTransform(), LogitTransform(0.3), LogitTransform(1.0, 1.5), LogitTransform(2.0, 1.5)]), st.integers(2, 11))
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=4),
+    st.sampled_from([10**9, 60, 7, 1]),
+    st.booleans(),
+    st.sampled_from([LogitTransform(), LogitTransform(0.3), LogitTransform(1.0, 1.5), LogitTransform(2.0, 1.5)]),
+    st.integers(2, 11),
+)
 @settings(max_examples=60, deadline=None)
-def test_head_pass_is_autograd_of_the_weighted_cross_entropy(counts: list[int], budget: int, biased: bool, transform: LogitTransform,
-                                                             width: int) -> None:
+def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
+    counts: list[int], budget: int, biased: bool, transform: LogitTransform, width: int
+) -> None:
     vocabulary, rows = 17, sum(counts)
     hidden, weight = draw(rows, width).requires_grad_(), draw(vocabulary, width, seed=1).requires_grad_()
     bias = draw(vocabulary, seed=2).requires_grad_() if biased else None
     targets = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(3))
     row_ids = torch.randint(0, vocabulary, (len(counts), 6), generator=torch.Generator().manual_seed(4))
-    slices = [(sum(counts[:i]), sum(counts[:i + 1])) for i in range(len(counts))]
+    slices = [(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
     weights = torch.tensor([1 / max(1, count) for count in counts], dtype=torch.float64)
     reference, summed = draw(vocabulary, width, seed=5), torch.zeros(vocabulary, width, dtype=torch.float64)
     with torch.no_grad():
-        found = head_pass(hidden, weight, bias, targets, slices, weights, transform=transform, row_ids_SL=row_ids,
-                          reference_VD=reference, gradient_VD=summed, budget=budget)
+        found = head_pass(
+            hidden,
+            weight,
+            bias,
+            targets,
+            slices,
+            weights,
+            transform=transform,
+            row_ids_SL=row_ids,
+            reference_VD=reference,
+            gradient_VD=summed,
+            budget=budget,
+        )
     assert found.dh is not None and found.rows is not None and found.inner is not None
     total = torch.zeros_like(summed)
     for sample, (start, stop) in enumerate(slices):

@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+
 from gradnorm import small_models as models
 from gradnorm.test_any_batch import packed
-
 from grads_ds.gradnorm import GradNormRecorder
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 1, 12]
 
 
-@pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "granite", "gpt2", "qwen2-moe", "gpt-oss", "phi", "stablelm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama-tied", "gemma2", "granite", "gpt2", "qwen2-moe", "gpt-oss", "phi", "stablelm"]
+)
 def test_recording_a_training_step_equals_scoring(name: str) -> None:
     model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
     recorder = GradNormRecorder(model, "all")
@@ -72,7 +74,9 @@ def test_packed_rows() -> None:
     positions = torch.cat([torch.arange(13), torch.arange(9)])[None]
     single["labels"][0, 13] = -100  # as collators do, since the model would shift over the boundary
     with recorder:
-        model(input_ids=single["input_ids"], labels=single["labels"], position_ids=positions, use_cache=False).loss.backward()
+        model(
+            input_ids=single["input_ids"], labels=single["labels"], position_ids=positions, use_cache=False
+        ).loss.backward()
         found = recorder.collect()
     for group, norm in found.norms.items():
         torch.testing.assert_close(norm, true.norms[group][:2], rtol=1e-5, atol=0)

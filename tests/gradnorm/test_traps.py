@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from torch import nn
@@ -45,8 +44,14 @@ def test_normalisation_layers_of_any_class_are_counted(name: str) -> None:
     model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
     recorder = GradNormRecorder(model, ("norm",))
     found = recorder.score(batch).norms["norm"]
-    true = torch.stack([torch.stack([g[n].square().sum() for n, kind in recorder.plan.groups.items() if kind == "norm"]).sum().sqrt()
-                        for _, g in reference_gradients(model, batch)])
+    true = torch.stack(
+        [
+            torch.stack([g[n].square().sum() for n, kind in recorder.plan.groups.items() if kind == "norm"])
+            .sum()
+            .sqrt()
+            for _, g in reference_gradients(model, batch)
+        ]
+    )
     assert float(found.min()) > 0
     torch.testing.assert_close(found, true, rtol=1e-5, atol=0)
 
@@ -113,7 +118,10 @@ def test_a_batch_mean_does_not_leak_into_the_norms() -> None:
 
 
 def test_embedding_and_head_are_recorded_by_default() -> None:
-    assert set(GradNormRecorder(models.make_model("llama")).score(models.make_batch([5], [1])).norms) == {"embedding", "lm_head"}
+    assert set(GradNormRecorder(models.make_model("llama")).score(models.make_batch([5], [1])).norms) == {
+        "embedding",
+        "lm_head",
+    }
 
 
 class Functional(nn.Module):

@@ -84,9 +84,7 @@ def make_run(
             folder, settings.method, float(settings.budget), signal, {"kind": kinds, "source": sources}, rng
         )
     write_json(run_dir / "evaluation.json", evaluation(n, losses or LOSSES, config))
-    write_json(
-        run_dir / "prepared/prepared.json", {"pool": {"read": n + 5, "kept": n, "dropped": {"empty": 5}}}
-    )
+    write_json(run_dir / "prepared/prepared.json", {"pool": {"read": n + 5, "kept": n, "dropped": {"empty": 5}}})
     for i, unit in enumerate(["prepare", "probe/train", "probe/record", "select/selected", "sft/selected"]):
         finished = f"2026-01-0{i + 1}T10:00:00"
         write_json(
@@ -130,9 +128,7 @@ def write_pool(folder: Path, n: int, kinds: np.ndarray, sources: np.ndarray) -> 
         )
         with pa.ipc.new_stream(folder / f"data-{part}.arrow", table.schema) as writer:
             writer.write_table(table, max_chunksize=1000)
-    write_json(
-        folder / "state.json", {"_data_files": [{"filename": f"data-{part}.arrow"} for part in (0, 1)]}
-    )
+    write_json(folder / "state.json", {"_data_files": [{"filename": f"data-{part}.arrow"} for part in (0, 1)]})
 
 
 def write_selection(
@@ -187,9 +183,7 @@ def write_selection(
             },
             "bandwidth": None if method == "random" else 0.0594,
             "curve": {"signal": grid.tolist(), "pool": pool.tolist(), "selected": None},
-            "region": None
-            if method == "random"
-            else [[float(signal[selected].min()), float(signal[selected].max())]],
+            "region": None if method == "random" else [[float(signal[selected].min()), float(signal[selected].max())]],
             "versus_random": {"samples": k, "overlap": k // 20, "expected_by_chance": k * k / n},
             "composition": composition,
             "settings": {"signal": "product", "groups": ["embedding", "lm_head"], "scale": "log"},

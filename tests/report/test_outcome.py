@@ -36,9 +36,7 @@ def evaluated(**losses: tuple[float, float]) -> dict[str, Any]:
             for n, (d, g) in losses.items()
         },
         "variants": {
-            n: {"method": about[n][0], "budget": 0.05, "num_samples": about[n][1]}
-            for n in losses
-            if n != "base"
+            n: {"method": about[n][0], "budget": 0.05, "num_samples": about[n][1]} for n in losses if n != "base"
         },
     }
 
@@ -76,9 +74,7 @@ def test_without_a_random_subset_of_the_size_nothing_is_claimed() -> None:
 
 def test_several_random_draws_are_averaged() -> None:
     text = words(base=(3.0, 2.0), selected=(2.5, 2.0), random=(2.6, 2.0), random_2=(2.8, 2.0))
-    assert (
-        "2 random subsets of the same size reach 2.7000 on average: selection beat random by 0.2000." in text
-    )
+    assert "2 random subsets of the same size reach 2.7000 on average: selection beat random by 0.2000." in text
     assert "one random draw" not in text
 
 
@@ -92,8 +88,7 @@ def test_sets_of_other_names_are_told_apart() -> None:
     outcome = outcome_of({"models": models, "variants": {}}, HERE)
     assert (outcome.domain, outcome.general) == (["pubmed"], ["alpaca", "gsm8k"])
     models = {
-        m: {s: {"loss": 1.0} for s in ("general_math", "domain", "domain_swapped", "general_chat")}
-        for m in models
+        m: {s: {"loss": 1.0} for s in ("general_math", "domain", "domain_swapped", "general_chat")} for m in models
     }
     outcome = outcome_of({"models": models, "variants": {}}, HERE)
     assert (outcome.domain, outcome.general) == (["domain"], ["general_math", "general_chat"])

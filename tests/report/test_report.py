@@ -90,9 +90,7 @@ def test_evaluation_numbers_are_the_inputs(run: tuple[Config, Page]) -> None:
         assert f"{np.exp(domain):.2f}" in row
         assert f"{domain - 0.04:.4f}–{domain + 0.05:.4f}" in row
         if name != "base":
-            assert (
-                f"{domain - LOSSES['base'][0]:+.4f}" in row and f"{general - LOSSES['base'][1]:+.4f}" in row
-            )
+            assert f"{domain - LOSSES['base'][0]:+.4f}" in row and f"{general - LOSSES['base'][1]:+.4f}" in row
     for name, random in {"selected": "random_5", "grads_50": "random_50"}.items():
         row = text[text.index(f" {name} ") :]
         assert f"{LOSSES[name][0] - LOSSES[random][0]:+.4f}" in row
@@ -148,11 +146,7 @@ def test_norms_and_rank_correlations_are_those_of_the_scored_samples(run: tuple[
 
 def test_samples_are_the_extremes_of_the_signal_with_their_text(run: tuple[Config, Page]) -> None:
     config, page = run
-    table = (
-        pq.read_table(Path(config.run_dir) / "selection/selection.parquet")
-        .to_pandas()
-        .dropna(subset="signal")
-    )
+    table = pq.read_table(Path(config.run_dir) / "selection/selection.parquet").to_pandas().dropna(subset="signal")
     order = table.sort_values("signal").sample_id.tolist()
     first = table.sort_values("rank").sample_id.tolist()[:5]
     shown = [int(i) for i in re.findall(r"sample (\d+) (?:not )?selected", page.text["samples"])]
@@ -167,9 +161,7 @@ def test_hostile_rows_stay_text(run: tuple[Config, Page]) -> None:
     page = run[1]
     assert '<script>alert("x")</script>' in page.text["samples"]  # shown as it stands
     assert not [
-        tag
-        for tag, _ in page.elements
-        if tag in ("script", "img", "iframe", "object", "embed", "base", "form")
+        tag for tag, _ in page.elements if tag in ("script", "img", "iframe", "object", "embed", "base", "form")
     ]
     assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page.html)
@@ -183,9 +175,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     value["warnings"] = ["<b onclick=1>careful</b>"]
     write_json(path, value)
     page = report(config)
-    assert (
-        "<script>1</script>" in page.text["composition"] and "<b onclick=1>careful</b>" in page.text["signal"]
-    )
+    assert "<script>1</script>" in page.text["composition"] and "<b onclick=1>careful</b>" in page.text["signal"]
     assert not [attrs for tag, attrs in page.elements if tag == "script" or "onclick" in attrs]
 
 

@@ -50,9 +50,7 @@ def fake_python(root: Path) -> Path:
 def install(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(fake_python(root)), **variables}
     command = ["bash", str(root / "scripts" / "install.sh"), *arguments]
-    return subprocess.run(
-        command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False
-    )
+    return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
 
 
 def calls(root: Path) -> int:
@@ -113,8 +111,6 @@ def test_no_new_enough_python_is_said_in_one_line(checkout: Path, tmp_path: Path
     script = (checkout / "scripts" / "install.sh").read_text().replace(" /usr/bin/python3;", ";")
     (checkout / "scripts" / "install.sh").write_text(script)
     command = [str(tools / "bash"), str(checkout / "scripts" / "install.sh")]
-    result = subprocess.run(
-        command, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60, check=False
-    )
+    result = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert "wanted Python 3.11 or newer; found Python 3.9.2" in result.stderr

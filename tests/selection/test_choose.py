@@ -22,12 +22,10 @@ GRADS = [
     for region in ("density", "magnitude", "mass", "band", "sample")
     for scale in ("log", "linear")
 ]
-RIVALS = [
-    {"method": name} for name in ("random", "loss", "perplexity_band", "length", "grand", "k_center")
-] + [{"method": "mixture", "mixture": {"loss": 1.0, "grads": 2.0}}]
-ANY_METHOD = st.sampled_from(
-    [*GRADS, *RIVALS, {"length_correction": True}, {"bandwidth": "isj", "region": "density"}]
-)
+RIVALS = [{"method": name} for name in ("random", "loss", "perplexity_band", "length", "grand", "k_center")] + [
+    {"method": "mixture", "mixture": {"loss": 1.0, "grads": 2.0}}
+]
+ANY_METHOD = st.sampled_from([*GRADS, *RIVALS, {"length_correction": True}, {"bandwidth": "isj", "region": "density"}])
 
 
 def pick(table: ScoreTable, seed: int = 0, **select: Any) -> Choice:
@@ -111,9 +109,7 @@ def test_all_equal_and_all_zero_norms(method: dict[str, Any], value: float) -> N
     )
     if not seeded:
         assert ids(choice) == list(range(7))  # ties go to the lowest ids
-        assert (
-            any("same preference" in text for text in choice.warnings) or method.get("method") == "k_center"
-        )
+        assert any("same preference" in text for text in choice.warnings) or method.get("method") == "k_center"
 
 
 def test_ties_at_the_threshold_go_by_id() -> None:
@@ -154,9 +150,7 @@ def test_flagged_samples_do_not_bend_the_density() -> None:
     status = ["ok"] * 50 + ["no_target"] * 10
     norms = np.concatenate([score_table(50).norms("embedding"), np.zeros(10)])
     heads = np.concatenate([score_table(50).norms("lm_head"), np.zeros(10)])
-    flagged = pick(
-        score_table(n, status=status, embedding_grad_norm=norms, lm_head_grad_norm=heads), budget=9
-    )
+    flagged = pick(score_table(n, status=status, embedding_grad_norm=norms, lm_head_grad_norm=heads), budget=9)
     assert ids(flagged) == ids(pick(score_table(50), budget=9))
 
 
@@ -183,9 +177,7 @@ def test_region_chooses_where_it_says() -> None:
     band = pick(table, budget=300, region="band", band=(0.5, 0.75)).chosen
     low, high = np.quantile(signal, [0.5, 0.75])
     assert low <= signal[band].min() <= signal[band].max() <= high
-    massive, middle = (
-        np.median(signal[pick(table, budget=100, region=r).chosen]) for r in ("mass", "density")
-    )
+    massive, middle = (np.median(signal[pick(table, budget=100, region=r).chosen]) for r in ("mass", "density"))
     assert massive > middle
 
 
@@ -220,14 +212,11 @@ def test_sampling_by_density_prefers_the_dense_and_reaches_the_rare() -> None:
 def test_forget_less_weight_zero_is_plain_and_weight_turns_from_conflict() -> None:
     n = 1000
     rng = np.random.default_rng(0)
-    table = score_table(
-        n, anchor_cosine_embedding=rng.uniform(-1, 1, n), anchor_cosine_lm_head=rng.uniform(-1, 1, n)
-    )
+    table = score_table(n, anchor_cosine_embedding=rng.uniform(-1, 1, n), anchor_cosine_lm_head=rng.uniform(-1, 1, n))
     plain, zero = pick(score_table(n), budget=200), pick(table, budget=200, forget_less=0.0)
     assert ids(plain) == ids(zero)
     conflict = (
-        np.maximum(0, -table.floats("anchor_cosine_embedding"))
-        + np.maximum(0, -table.floats("anchor_cosine_lm_head"))
+        np.maximum(0, -table.floats("anchor_cosine_embedding")) + np.maximum(0, -table.floats("anchor_cosine_lm_head"))
     ) / 2
     means = [conflict[pick(table, budget=200, forget_less=w).chosen].mean() for w in (0.0, 0.5, 2.0)]
     assert means[0] > 1.5 * means[1] > 1.5 * means[2]
@@ -266,9 +255,7 @@ def test_a_signal_that_is_only_length_and_tied_groups_are_said() -> None:
     n = 300
     tokens = np.random.default_rng(0).integers(5, 500, n)
     like_length = (tokens**-0.5).astype(np.float32)
-    table = score_table(
-        n, num_target_tokens=tokens, embedding_grad_norm=like_length, lm_head_grad_norm=like_length
-    )
+    table = score_table(n, num_target_tokens=tokens, embedding_grad_norm=like_length, lm_head_grad_norm=like_length)
     said = " | ".join(pick(table).warnings)
     assert "mostly length: rank correlation -1.00" in said
     assert "length_correction: true" in said

@@ -29,9 +29,7 @@ def direct(values: np.ndarray, width: float, mirror_at: float | None = None) -> 
     mirrored=st.booleans(),
     scale=st.sampled_from([1e-3, 1.0, 1e4]),
 )
-def test_fast_density_is_the_sum_of_kernels(
-    n: int, seed: int, width: float, mirrored: bool, scale: float
-) -> None:
+def test_fast_density_is_the_sum_of_kernels(n: int, seed: int, width: float, mirrored: bool, scale: float) -> None:
     values = np.abs(np.random.default_rng(seed).normal(size=n)) * scale
     got = estimate(values, width * scale, 0.0 if mirrored else None)
     want = direct(values, width * scale, 0.0 if mirrored else None)
@@ -140,9 +138,7 @@ def test_joint_density_of_a_correlated_normal() -> None:
     x = rng.normal(size=40_000)
     y = 0.8 * x + 0.6 * rng.normal(size=40_000)
     got = estimate_joint(x, y).at_samples
-    truth = norm.pdf(x) * norm.pdf(
-        (y - 0.8 * x) / 0.6
-    )  # in the whitened units, which are the data's own here
+    truth = norm.pdf(x) * norm.pdf((y - 0.8 * x) / 0.6)  # in the whitened units, which are the data's own here
     inside = truth > 0.2 * truth.max()
     assert np.corrcoef(got[inside], truth[inside])[0, 1] > 0.99
     np.testing.assert_allclose(np.median(got[inside] / truth[inside]), 1.0, atol=0.05)

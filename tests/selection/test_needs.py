@@ -47,9 +47,5 @@ def test_each_lack_is_a_fault_and_the_stage_agrees(select: dict[str, Any], said:
 
 
 def test_columns_of_a_finished_table_count(tmp_path: Path) -> None:
-    write_run(
-        tmp_path, arrow_table(30, ifd=np.linspace(0, 2, 30), anchor_cosine_lm_head=np.linspace(-1, 1, 30))
-    )
-    assert (
-        faults({"method": "ifd", "variants": {"f": {"method": "grads", "forget_less": 1.0}}}, tmp_path) == []
-    )
+    write_run(tmp_path, arrow_table(30, ifd=np.linspace(0, 2, 30), anchor_cosine_lm_head=np.linspace(-1, 1, 30)))
+    assert faults({"method": "ifd", "variants": {"f": {"method": "grads", "forget_less": 1.0}}}, tmp_path) == []

@@ -128,9 +128,7 @@ def test_redoing_one_variant_leaves_the_others_alone(tmp_path: Path) -> None:
     assert len(lines(tmp_path / "selection/variants/b")) == 40
 
 
-def test_a_failure_leaves_the_finished_files_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_leaves_the_finished_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run(tmp_path, arrow_table(100))
     stage.run_select(config(tmp_path, budget=10), tmp_path)
     folder = tmp_path / "selection"
@@ -262,6 +260,4 @@ def test_same_choice_to_the_row_with_other_vector_instructions_and_threads(tmp_p
     assert len(results[0]) == len(EVERYTHING) + 1
     for where, (rows, table) in results[0].items():
         assert rows == results[1][where][0], where
-        assert table.select(["selected", "rank"]).equals(results[1][where][1].select(["selected", "rank"])), (
-            where
-        )
+        assert table.select(["selected", "rank"]).equals(results[1][where][1].select(["selected", "rank"])), where

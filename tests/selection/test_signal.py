@@ -76,9 +76,7 @@ def test_zero_norms_have_a_place_on_the_log_scale() -> None:
     norms = np.array([0.0, 2.0, 0.5, 0.0, 8.0])
     np.testing.assert_array_equal(positive(norms), [0.5, 2.0, 0.5, 0.5, 8.0])
     np.testing.assert_array_equal(positive(np.zeros(3)), np.ones(3))
-    got = build_signal(
-        score_table(5, embedding_grad_norm=norms), SelectConfig(signal="embedding", scale="linear")
-    )
+    got = build_signal(score_table(5, embedding_grad_norm=norms), SelectConfig(signal="embedding", scale="linear"))
     assert got.zero == 0.0
     assert got.values[0] == got.values[3] == 0.0
 

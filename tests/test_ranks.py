@@ -1,0 +1,45 @@
+"""Ranks start without a compiler, and what rank 0 finds or refuses is what every rank finds or refuses."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ranks import run_on_ranks
+
+
+def share() -> tuple[str, list[int], list[str]]:
+    from grads_ds import ranks
+    from grads_ds.config import UserError
+
+    try:
+        ranks.from_main(refuse)
+        refused = []
+    except UserError as error:
+        refused = error.faults
+    return ranks.from_main(lambda: f"found by {ranks.rank()}"), ranks.gather(ranks.rank()), refused
+
+
+def refuse() -> None:
+    from grads_ds.config import UserError
+
+    raise UserError(["one fault", "another"])
+
+
+def test_what_the_first_rank_finds_is_shared() -> None:
+    assert run_on_ranks(2, share) == [("found by 0", [0, 1], ["one fault", "another"])] * 2
+
+
+def test_cpu_ranks_start_without_compiling(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen with DeepSpeed 0.19.8: init_distributed compiles an op unless its table of usable ops says no."""
+    import deepspeed
+
+    from grads_ds.ranks import SHARED_MEMORY_OP
+
+    assert SHARED_MEMORY_OP in deepspeed.ops.__compatible_ops__, (
+        f"renamed in DeepSpeed {deepspeed.__version__}: mend grads_ds/ranks.py"
+    )
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    run_on_ranks(1, share)
+    assert os.listdir(str(tmp_path)) == []
