@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, translate failures into exit statuses."""
     args = parser().parse_args(argv)
     error_file = os.environ.get("GRADS_DS_ERRORS")
+    # progress bars redraw on a terminal; a log gets a line now and then. Ranks inherit what their launcher found.
+    os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "10")
     try:
         config = load_config(args.config, args.set)
         if args.command != "run" and ranks.launched():

@@ -53,7 +53,7 @@ def run_prepare(config: Config, run_dir: Path) -> None:
         spool.mkdir()
         for name, entries in _sets(config).items():
             samples = load_samples(entries, config.data.format, faults)
-            bar = tqdm(samples, desc=f"reading {name}", unit=" rows", mininterval=0.5)
+            bar = tqdm(samples, desc=f"reading {name}", unit=" rows")
             rows[name] = spool_samples(bar, spool / name, faults)
         faults.raise_if_any()
 

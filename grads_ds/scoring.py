@@ -22,8 +22,6 @@ from grads_ds.data.collate import pad_batch
 from grads_ds.engine import device, frozen_model, gather
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
 
-PROGRESS_SECONDS = 0.5
-
 
 def lengths_of(rows: Any) -> np.ndarray:
     """Number of tokens of every sample of a prepared data set, int64 [N], without reading the tokens into Python."""
@@ -69,7 +67,7 @@ def score_samples(
 
 def _with_progress(plan: BatchPlan, lengths: np.ndarray, what: str) -> Iterator[tuple[int, ...]]:
     batches = plan.batches[ranks.rank()]
-    bar = tqdm(total=len(batches), desc=what, unit="step", mininterval=PROGRESS_SECONDS, disable=not ranks.is_main())
+    bar = tqdm(total=len(batches), desc=what, unit="step", disable=not ranks.is_main())
     began, tokens = time.monotonic(), 0
     with bar:
         for mine in batches:

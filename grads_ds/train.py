@@ -120,7 +120,7 @@ class _Progress(TrainerCallback):
         self.what = what
 
     def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, unit="step", mininterval=0.5)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, unit="step")
 
     def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:

@@ -98,7 +98,7 @@ def write_set(config: Config, tokenizer: Any, spool: Path, rows: int, folder: Pa
     """
     global _worker
     processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
-    bar = tqdm(total=rows, desc=f"tokenising {folder.name}", unit=" rows", mininterval=0.5)
+    bar = tqdm(total=rows, desc=f"tokenising {folder.name}", unit=" rows")
     with spool.open(encoding="utf-8") as file, bar:
         if rows < PROCESSES_FROM or processes < 2:
             _worker = _Worker(config, tokenizer)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.layout import IGNORED, cut_out
+from grads_ds.gradnorm.results import GradNorms
+from grads_ds.gradnorm.rules import Plan
 
 
 def reference_gradients(
@@ -37,3 +39,29 @@ def reference_gradients(
         }
         results.append((loss.item(), grads))
     return results
+
+
+def reference_norms(
+    model: nn.Module,
+    plan: Plan,
+    batch: Mapping[str, Tensor],
+    loss_reduction: str = "mean",
+    dtype: torch.dtype = torch.float64,
+) -> GradNorms:
+    """What a recorder with this plan must find in the batch: losses and norms per group, float64 [S], from whole gradients."""
+    found = reference_gradients(model, batch, loss_reduction, dtype)
+    names: dict[str, list[str]] = {}
+    for parameter, group in plan.groups.items():
+        names.setdefault(group, []).append(parameter)
+    if plan.tied:
+        names["lm_head"] = names["embedding"]
+    squares = {
+        group: [[gradients[name].double().square().sum() for name in names[group]] for _, gradients in found]
+        for group in names
+        if group in plan.requested
+    }
+    if "other" in plan.requested:
+        squares["total"] = [[g.double().square().sum() for g in gradients.values()] for _, gradients in found]
+    norms = {group: torch.stack([torch.stack(row).sum().sqrt() for row in rows]) for group, rows in squares.items()}
+    counts = torch.tensor([int((labels[1:] != IGNORED).sum()) for _, labels in cut_out(batch)])
+    return GradNorms(torch.tensor([loss for loss, _ in found], dtype=torch.float64), counts, norms)

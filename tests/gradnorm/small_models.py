@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
-from grads_ds.gradnorm.reference import reference_gradients
+from grads_ds.gradnorm.reference import reference_norms
 
 VOCAB = 61
 _BASE: dict[str, Any] = {
@@ -95,22 +95,7 @@ def truth(
     recorder: GradNormRecorder, model: nn.Module, batch: dict[str, Tensor], loss_reduction: str = "mean"
 ) -> GradNorms:
     """What `recorder` should have found, by one float64 backward per sample."""
-    found = reference_gradients(model, batch, loss_reduction)
-    names: dict[str, list[str]] = {}
-    for parameter, group in recorder.plan.groups.items():
-        names.setdefault(group, []).append(parameter)
-    if recorder.plan.tied:
-        names["lm_head"] = names["embedding"]
-    norms = {
-        group: torch.stack([torch.stack([g[n].square().sum() for n in names[group]]).sum().sqrt() for _, g in found])
-        for group in names
-        if group in recorder.plan.requested
-    }
-    if "other" in recorder.plan.requested:
-        norms["total"] = torch.stack(
-            [torch.stack([g.square().sum() for g in grads.values()]).sum().sqrt() for _, grads in found]
-        )
-    return GradNorms(torch.tensor([loss for loss, _ in found], dtype=torch.float64), torch.zeros(0), norms)
+    return reference_norms(model, recorder.plan, batch, loss_reduction)
 
 
 def worst(found: GradNorms, true: GradNorms) -> dict[str, float]:
