@@ -6,12 +6,15 @@ reached by the loss of that token's sample alone, which masks and the order of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.layout import Layout
 from grads_ds.gradnorm.rules import substituted
 
@@ -63,6 +66,38 @@ def local_norms_squared(
                 wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
                 totals[local][sample] = (wide * wide).sum(dtype=torch.float64)
     return totals
+
+
+@contextlib.contextmanager
+def standing_alone(module: nn.Module, call: Callable[[list[Tensor]], Any], inputs: list[Tensor]) -> Iterator[None]:
+    """While active, `module` can be run again any number of times without a word to those who hook its children.
+
+    Where parameters of its children are taken apart (ZeRO-3), one ordinary run on `inputs` lets whoever took them apart
+    make each whole in its turn, as in the recomputation of a checkpoint; copies of them serve the runs that follow. It is one run
+    whatever the number of samples, so that ranks with more of them do not fall out of step.
+    """
+    children = [m for m in module.modules() if m is not module]
+    kept = [(m, m._forward_pre_hooks, m._forward_hooks, dict(m._parameters)) for m in children]
+    copies: dict[nn.Module, dict[str, Tensor]] = {}
+    if any(p is not None and p.shape != full_shape(p) for _, _, _, own in kept for p in own.values()):
+
+        def copy(child: nn.Module, args: Any) -> None:
+            copies[child] = {local: p.detach().clone() for local, p in child._parameters.items() if p is not None}
+
+        handles = [m.register_forward_pre_hook(copy) for m in children]
+        with torch.no_grad():
+            call(inputs)
+        for handle in handles:
+            handle.remove()
+    try:
+        for m, *_ in kept:
+            m._forward_pre_hooks, m._forward_hooks = OrderedDict(), OrderedDict()
+            m._parameters.update(copies.get(m, {}))  # type: ignore[arg-type]
+        yield
+    finally:
+        for m, before, after, own in kept:
+            m._forward_pre_hooks, m._forward_hooks = before, after
+            m._parameters.update(own)
 
 
 def _owner_mask(tensor: Tensor, layout: Layout) -> Tensor | None:

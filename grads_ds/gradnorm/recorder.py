@@ -14,7 +14,6 @@ Imports torch alone. Under ZeRO-3 pass `engine.module` as the model and
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ from grads_ds.gradnorm.layout import Layout, cut_out, padded, read_layout
 from grads_ds.gradnorm.one_sample import one_sample_norms
 from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules import head_name, make_plan
-from grads_ds.gradnorm.sites import Gather, Measurement
+from grads_ds.gradnorm.sites import Gather, Measurement, gathered
 from grads_ds.gradnorm.training import Watch
 
 
@@ -196,11 +195,8 @@ class GradNormRecorder:
     def _head_pass(self, hidden: Tensor, layout: Layout, measurement: Measurement, want_dh: bool) -> HeadPass:
         head: Any = self.plan.head
         flat = hidden.reshape(-1, hidden.shape[-1])[layout.target_positions]
-        own = list(head.parameters(recurse=False))
-        # DeepSpeed's own hook has gathered the head by now; gather again only where nothing did.
-        whole = all(p.shape == full_shape(p) for p in own)
         name, bias = self._head_name("weight"), self._head_name("bias")
-        with contextlib.nullcontext() if whole or self.gather is None else self.gather(own):
+        with gathered(list(head.parameters(recurse=False)), self.gather):
             return head_pass(
                 flat,
                 head.weight,

@@ -18,12 +18,21 @@ from torch.utils import _pytree as pytree
 from grads_ds.gradnorm import embedding, linear, norm
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.layout import Layout
-from grads_ds.gradnorm.local import local_norms_squared
+from grads_ds.gradnorm.local import local_norms_squared, standing_alone
 from grads_ds.gradnorm.lookup import LookupHook, looked_up, requiring_grad
 from grads_ds.gradnorm.rules import Plan, Site
 from grads_ds.gradnorm.tap import tap
 
 Gather = Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[Any]]
+
+
+@contextlib.contextmanager
+def gathered(parameters: Sequence[nn.Parameter], gather: Gather | None) -> Iterator[None]:
+    """The parameters whole. Those that are whole already are left alone: DeepSpeed's hooks hold them, and will free them."""
+    apart = [parameter for parameter in parameters if parameter.shape != full_shape(parameter)]
+    with gather(apart) if gather is not None and apart else contextlib.nullcontext():
+        yield
+
 
 _CACHES = ("past_key_values", "past_key_value")
 _ONE_OF_EXPERTS = re.compile(r"experts?\.\d+(\.|$)")
@@ -220,14 +229,16 @@ class Measurement:
 
             def sink(grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> None:
                 reached = [(position, grad) for position, grad in zip(which, grads, strict=True) if grad is not None]
-                parameters = [module._parameters[local] for local in site.parameters]
-                with self.gather(parameters) if self.gather else contextlib.nullcontext():  # type: ignore[arg-type]
-                    own = {local: module._parameters[local] for local in site.parameters}
-                    self._replaying = True
-                    try:
+                self._replaying = True
+                try:
+                    with (
+                        gathered([module._parameters[local] for local in site.parameters], self.gather),  # type: ignore[misc]
+                        standing_alone(module, call, list(saved)),
+                    ):
+                        own = {local: module._parameters[local] for local in site.parameters}
                         found = local_norms_squared(module, own, call, list(saved), reached, self.layout)  # type: ignore[arg-type]
-                    finally:
-                        self._replaying = False
+                finally:
+                    self._replaying = False
                 if found is None:
                     self.unmeasured.update(site.parameters.values())
                     return
