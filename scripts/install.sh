@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Make this checkout runnable: system packages where they are missing, then a virtual environment in .venv.
 #
-#   bash scripts/install.sh          what running needs
-#   bash scripts/install.sh --dev    and what the tests, the linter and the type checker need
+#   bash scripts/install.sh             what running needs
+#   bash scripts/install.sh --cluster   and what jobs over several hosts need (ssh, pdsh, MPI)
+#   bash scripts/install.sh --dev       and what the tests, the linter and the type checker need
 #
 # The one install script: the quickstart, the tests, the Docker image and a bare machine all use it. Reads pyproject.toml
 # and constraints.txt; writes .venv. A second run compares a stamp and is done; an install that was interrupted is
@@ -15,17 +16,20 @@ stamp="$venv/grads_ds.stamp"
 
 # command : Debian package that brings it
 build_tools="g++:g++ ninja:ninja-build"
+cluster_tools="ssh:openssh-client sshd:openssh-server pdsh:pdsh mpirun:openmpi-bin"
 test_tools="sshd:openssh-server pdsh:pdsh ip:iproute2 ping:iputils-ping mpirun:openmpi-bin slurmctld:slurm-wlm"
 
 say() { printf 'install: %s\n' "$*"; }
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }
 
 dev=
+cluster=
 for argument in "$@"; do
     case "$argument" in
         --dev) dev=yes ;;
-        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
-        *) printf 'install: wanted --dev or nothing; found %s\n' "$argument" >&2; exit 2 ;;
+        --cluster) cluster=yes ;;
+        -h | --help) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
+        *) printf 'install: wanted --cluster, --dev or nothing; found %s\n' "$argument" >&2; exit 2 ;;
     esac
 done
 
@@ -65,6 +69,7 @@ system_packages() { # $1: pairs, $2: what goes without them
 }
 
 system_packages "$build_tools" "DeepSpeed cannot compile its extensions (optimizer offload)"
+[ -z "$cluster" ] || system_packages "$cluster_tools" "jobs over several hosts cannot start from here"
 [ -z "$dev" ] || system_packages "$test_tools" "the tests that need them are skipped"
 
 # ---- Python ------------------------------------------------------------------------------------------------------------

@@ -91,6 +91,7 @@ up() {
         if [ -n "$standing" ] && [ "$(hosts | wc -l)" = "$count" ]; then shape; return 0; fi
     fi
     down
+    # shellcheck disable=SC2154
     trap 'status=$?; [ $status = 0 ] || down' EXIT # all of it or nothing
     mkdir -m 700 "$home"
     mkdir "$home/bin" "$home/ssh_config.d"
