@@ -41,7 +41,7 @@ def tree() -> str:
     open_folder: tuple[str, ...] = ()
     for name in listing.splitlines():
         *folders, file = name.split("/")
-        if file == "__init__.py" or file == "py.typed" or file.endswith((".png", ".json")) and folders[0] == "docs":
+        if file == "__init__.py" or file == "py.typed" or (file.endswith((".png", ".json")) and folders[0] == "docs"):
             said = phrase(REPO / name) if file == "__init__.py" else ""
             if not said:
                 continue
