@@ -31,6 +31,11 @@ class Layout:
     target_samples: Tensor  # int64 [N]
     target_counts: Tensor  # int64 [S]
 
+    @property
+    def token_counts(self) -> Tensor:
+        """int64 [S]: how many tokens each sample has, without padding."""
+        return (self.real if self.packed_index is None else self.packed_index >= 0).sum(-1)
+
     def per_sample(self, tensor: Tensor, flat_ok: bool = True) -> Tensor | None:
         """[B, T, ...], [B, heads, T, ...] or [B * T, ...] -> [S, L, ...]; None if its rows cannot be told apart by sample."""
         if tensor.dim() == 4 and tensor.shape[0] == self.rows and tensor.shape[2] == self.length:

@@ -8,8 +8,8 @@
             model(**batch).loss.backward()
             norms = recorder.collect()
 
-Imports torch alone. Under ZeRO-3 pass `engine.module` as the model and
-`gather=lambda parameters: deepspeed.zero.GatheredParameters(parameters)`.
+Imports torch alone. A DeepSpeed engine (any ZeRO stage), or what Accelerate or DistributedDataParallel made of the model, may be passed
+in the model's place; call `score` and `collect` on all ranks then.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from grads_ds.gradnorm.layout import Layout, cut_out, padded, read_layout
 from grads_ds.gradnorm.one_sample import one_sample_norms
 from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules import head_name, make_plan
-from grads_ds.gradnorm.sites import Gather, Measurement, gathered
+from grads_ds.gradnorm.sharding import Gather, gather_of, gathered, unwrapped
+from grads_ds.gradnorm.sites import Measurement
 from grads_ds.gradnorm.training import Watch
 
 
 class GradNormRecorder:
     """Measures per-sample gradient norms of `model` for `layers`: "all", or any of embedding, lm_head, attention, mlp, norm, lora.
 
-    loss_reduction: "mean" or "sum" of one sample's own target tokens. gather: makes parameters whole for a while (ZeRO-3).
-    head_budget: largest number of logits held at a time. Raises ValueError for models and layers that cannot be recorded.
+    loss_reduction: "mean" or "sum" of one sample's own target tokens. gather: makes parameters whole for a while (default: DeepSpeed's
+    own way, where it has taken them apart). head_budget: largest number of logits held at a time. Raises ValueError for models and
+    layers that cannot be recorded.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class GradNormRecorder:
     ) -> None:
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f"loss_reduction must be 'mean' or 'sum', found {loss_reduction!r}")
-        self.model, self.loss_reduction, self.gather, self.head_budget = model, loss_reduction, gather, head_budget
+        model = unwrapped(model)
+        self.model, self.loss_reduction, self.head_budget = model, loss_reduction, head_budget
+        self.gather = gather or gather_of(model)
         self.plan = make_plan(model, layers)
         self.transform = frozen.config_transform(model)
         self.references = References({})
@@ -122,7 +126,9 @@ class GradNormRecorder:
 
         def take(hidden: Tensor) -> Tensor:
             with torch.no_grad():
-                taken["hidden"], taken["pass"] = hidden, self._head_pass(hidden, layout, measurement, not head_only)
+                weights_S = self._sample_weights(layout)
+                taken["hidden"] = hidden
+                taken["pass"] = self._head_pass(hidden, layout, measurement, not head_only, weights_S)
                 measurement.head_rows = taken["pass"].rows
                 taken["logits"] = frozen.stand_in_logits(hidden)
             return taken["logits"].clone()
@@ -192,7 +198,22 @@ class GradNormRecorder:
         found = one_sample_norms(self.model, self.plan.embedding, names, cut_out(batch), self.loss_reduction, in_step)
         measurement.sums.update(found)
 
-    def _head_pass(self, hidden: Tensor, layout: Layout, measurement: Measurement, want_dh: bool) -> HeadPass:
+    def _unweighted_head(self, hidden: Tensor, measurement: Measurement) -> HeadPass:
+        if self.plain_head:
+            raise RuntimeError(
+                f"a step that makes no logits can be recorded only where the head is a linear layer, found {type(self.plan.head).__name__}"
+            )
+        ones_S = torch.ones(measurement.layout.num_samples, dtype=torch.float64, device=hidden.device)
+        return self._head_pass(hidden, measurement.layout, measurement, True, ones_S)
+
+    def _head_pass(
+        self,
+        hidden: Tensor,
+        layout: Layout,
+        measurement: Measurement,
+        want_dh: bool,
+        weights_S: Tensor,
+    ) -> HeadPass:
         head: Any = self.plan.head
         flat = hidden.reshape(-1, hidden.shape[-1])[layout.target_positions]
         name, bias = self._head_name("weight"), self._head_name("bias")
@@ -203,7 +224,7 @@ class GradNormRecorder:
                 head.bias,
                 layout.target_ids,
                 layout.split_targets(),
-                self._sample_weights(layout),
+                weights_S,
                 transform=self.transform,
                 want_norm=name is not None,
                 want_dh=want_dh,
@@ -226,7 +247,7 @@ class GradNormRecorder:
     def __enter__(self) -> GradNormRecorder:
         if self._watch is not None:
             raise RuntimeError("this recorder is watching already; leave its `with` first")
-        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references)
+        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references, self._unweighted_head)
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -63,5 +63,7 @@ def reference_norms(
     if "other" in plan.requested:
         squares["total"] = [[g.double().square().sum() for g in gradients.values()] for _, gradients in found]
     norms = {group: torch.stack([torch.stack(row).sum().sqrt() for row in rows]) for group, rows in squares.items()}
-    counts = torch.tensor([int((labels[1:] != IGNORED).sum()) for _, labels in cut_out(batch)])
-    return GradNorms(torch.tensor([loss for loss, _ in found], dtype=torch.float64), counts, norms)
+    samples = cut_out(batch)
+    tokens = torch.tensor([len(ids) for ids, _ in samples])
+    targets = torch.tensor([int((labels[1:] != IGNORED).sum()) for _, labels in samples])
+    return GradNorms(torch.tensor([loss for loss, _ in found], dtype=torch.float64), tokens, targets, norms)

@@ -17,12 +17,13 @@ from grads_ds.gradnorm.sites import Measurement
 class GradNorms:
     """One micro-batch's result; S samples (rows, or segments of packed rows in reading order).
 
-    loss: float64 [S], reduced over each sample's own target tokens. num_target_tokens: int64 [S]; 0 means no target: norms are 0.
+    loss: float64 [S], reduced over each sample's own target tokens. num_tokens, num_target_tokens: int64 [S]; no target: norms are 0.
     norms: group -> float64 [S], and "total" when all layers are recorded. A tied table is one parameter: "embedding" and "lm_head"
     are then both its norm, and "total" counts it once. inner_products, cosines: group -> float64 [S], with a reference set.
     """
 
     loss: Tensor
+    num_tokens: Tensor
     num_target_tokens: Tensor
     norms: dict[str, Tensor]
     inner_products: dict[str, Tensor] = field(default_factory=dict)
@@ -78,5 +79,8 @@ def summarise(
             found["lm_head"] = found["embedding"]
     asked = (*plan.requested, "total")
     return GradNorms(
-        loss_S, layout.target_counts, *({g: found[g] for g in asked if g in found} for found in (norms, inner, cosines))
+        loss_S,
+        layout.token_counts,
+        layout.target_counts,
+        *({g: found[g] for g in asked if g in found} for found in (norms, inner, cosines)),
     )

@@ -21,18 +21,8 @@ from grads_ds.gradnorm.layout import Layout
 from grads_ds.gradnorm.local import local_norms_squared, standing_alone
 from grads_ds.gradnorm.lookup import LookupHook, looked_up, requiring_grad
 from grads_ds.gradnorm.rules import Plan, Site
+from grads_ds.gradnorm.sharding import Gather, gathered
 from grads_ds.gradnorm.tap import tap
-
-Gather = Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[Any]]
-
-
-@contextlib.contextmanager
-def gathered(parameters: Sequence[nn.Parameter], gather: Gather | None) -> Iterator[None]:
-    """The parameters whole. Those that are whole already are left alone: DeepSpeed's hooks hold them, and will free them."""
-    apart = [parameter for parameter in parameters if parameter.shape != full_shape(parameter)]
-    with gather(apart) if gather is not None and apart else contextlib.nullcontext():
-        yield
-
 
 _CACHES = ("past_key_values", "past_key_value")
 _ONE_OF_EXPERTS = re.compile(r"experts?\.\d+(\.|$)")

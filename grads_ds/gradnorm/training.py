@@ -2,7 +2,8 @@
 
 The loss of the step weighs its tokens as it likes (mean over the batch, over several micro-batches, scaled for fp16). What each
 sample was weighed by is read off the gradient of its logits, which for cross-entropy is weight * (softmax - onehot), and divided out,
-so that the norms are those of the sample's own loss. A loss of another form is refused.
+so that the norms are those of the sample's own loss. A loss of another form is refused. Where no logits are made (losses fused with
+the head: TRL, Liger) the same is read off the gradient of the head's input, W^T weight * (softmax - onehot).
 """
 
 from __future__ import annotations
@@ -16,30 +17,40 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.frozen import keeps_packed_apart
-from grads_ds.gradnorm.head import LogitTransform
+from grads_ds.gradnorm.head import HeadPass, LogitTransform
 from grads_ds.gradnorm.layout import Layout, read_layout
 from grads_ds.gradnorm.linear import accumulate, bias_norm_squared, weight_norm_squared
 from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules import Plan, head_name
-from grads_ds.gradnorm.sites import Gather, Measurement
+from grads_ds.gradnorm.sharding import Gather
+from grads_ds.gradnorm.sites import Measurement
 from grads_ds.gradnorm.tap import tap
-
-_CHUNK = 2**24
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the check that the loss is what it must be; else 0.1
+from grads_ds.gradnorm.weights import expected_rows, sample_losses, weights_of_hidden, weights_of_logits
 
 
 class Watch:
-    """Watches a model's training forwards and backwards until closed."""
+    """Watches a model's training forwards and backwards until closed.
+
+    run_head: the head's own pass over its input [B, T, D], with every target weighing 1, for steps that make no logits.
+    """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, transform: LogitTransform, gather: Gather | None, references: References
+        self,
+        model: nn.Module,
+        plan: Plan,
+        transform: LogitTransform,
+        gather: Gather | None,
+        references: References,
+        run_head: Callable[[Tensor, Measurement], HeadPass],
     ) -> None:
         self.model, self.plan, self.transform, self.gather, self.references = model, plan, transform, gather, references
+        self.run_head = run_head
         self.paused = False
         self._packs: bool | None = None
         self.measurement: Measurement | None = None
-        self.losses_N: Tensor | None = None
+        self.losses_S: Tensor | None = None  # sum over each sample's targets
         self.weights_S: Tensor | None = None
+        self._logits_seen = False
         self._probes: tuple[Tensor, Tensor] | None = None
         self._hooks = contextlib.ExitStack()
         self._signature = inspect.signature(model.forward)
@@ -73,7 +84,8 @@ class Watch:
         if layout.num_samples > layout.rows and self._packs is None:
             self.paused = True
             try:
-                inputs = {name: value for name, value in kwargs.items() if name != "labels"}
+                # "fused_lm_head": TRL's, under which a forward without labels fails
+                inputs = {name: value for name, value in kwargs.items() if name not in ("labels", "fused_lm_head")}
                 self._packs = not args and keeps_packed_apart(self.model, self.plan.head, layout, inputs)
             finally:
                 self.paused = False
@@ -87,11 +99,14 @@ class Watch:
         measurement.references = self.references.gradients
         if not self.plan.embedding.weight.requires_grad:
             measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
-        self.losses_N = self._probes = None
+        self.losses_S = self._probes = None
+        self._logits_seen = False
         sites = [site for site in self.plan.sites if site.module is not self.plan.head]
         self._hooks.enter_context(measurement.attached(sites))
-        handle = self.plan.head.register_forward_hook(self._head_hook, prepend=True)
-        self._hooks.callback(handle.remove)
+        for module, hook in ((self.plan.head, self._head_hook), (_backbone(self.model), self._backbone_hook)):
+            if module is not None:
+                handle = module.register_forward_hook(hook, prepend=True)
+                self._hooks.callback(handle.remove)
 
     def _head_hook(self, module: nn.Module, args: tuple[Any, ...], logits: Tensor) -> Tensor:
         measurement = self.measurement
@@ -102,44 +117,56 @@ class Watch:
                 f"the head gave {tuple(logits.shape)} for {layout.rows} x {layout.length} tokens; record without "
                 "logits_to_keep"
             )
+        self._logits_seen = True
         with torch.no_grad():
-            self.losses_N = self._token_losses(logits.detach(), layout)
-            self._probes = self._expected_rows(logits.detach(), layout, self.losses_N)
+            rows_RV = logits.detach().reshape(-1, logits.shape[-1])
+            losses_N, self.losses_S = sample_losses(rows_RV, layout, self.transform)
+            self._probes = expected_rows(rows_RV, layout, losses_N, self.transform)
 
         def sink(grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> None:
             self._head_sink(saved[0], grads[0])
 
         return tap((logits,), (args[0],), sink)[0]
 
-    def _token_losses(self, logits: Tensor, layout: Layout) -> Tensor:
-        """The cross-entropy of each target, a chunk of rows at a time."""
-        flat = logits.reshape(-1, logits.shape[-1])
-        step = max(1, _CHUNK // flat.shape[1])
-        losses = []
-        for positions, targets in zip(layout.target_positions.split(step), layout.target_ids.split(step), strict=True):
-            rows = self.transform.apply(accumulate(flat[positions]))  # a copy: the transform may write into it
-            losses.append(rows.logsumexp(-1) - rows.gather(1, targets[:, None])[:, 0])
-        return torch.cat(losses) if losses else flat.new_zeros(0)
+    def _backbone_hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        layout = self.measurement.layout  # type: ignore[union-attr]
+        if not isinstance(hidden, Tensor) or hidden.shape[:2] != (layout.rows, layout.length):
+            return output
+        tapped = tap((hidden,), (hidden,), lambda grads, saved: self._fused_head_sink(saved[0], grads[0]))[0]
+        if isinstance(output, tuple):
+            return (tapped, *output[1:])
+        output["last_hidden_state"] = tapped
+        return output
 
-    def _expected_rows(self, logits: Tensor, layout: Layout, losses_N: Tensor) -> tuple[Tensor, Tensor]:
-        """For each sample with targets its first target and the one with the largest loss: which they are (index into N), and
-        softmax - onehot there, through the logits' transform."""
-        chosen = []
-        for start, stop in layout.split_targets():
-            if stop > start:
-                chosen += [start + int(losses_N[start:stop].argmax()), start]
-        index_P = torch.tensor(chosen, dtype=torch.long, device=logits.device)
-        rows = accumulate(logits.reshape(-1, logits.shape[-1])[layout.target_positions[index_P]]).double()
-        transformed = self.transform.apply(rows)
-        expected = transformed.softmax(-1)
-        expected[torch.arange(len(index_P), device=expected.device), layout.target_ids[index_P]] -= 1
-        return index_P, self.transform.backward(expected, transformed)
+    def _fused_head_sink(self, hidden: Tensor, grads: Tensor) -> None:
+        """The head's norms and the samples' weights where no logits were made: by running the head again, at the targets only.
+
+        The gradient that came back must be each sample's weight times that of its own loss, at its targets and nowhere else.
+        """
+        measurement, layout = self.measurement, self.measurement.layout  # type: ignore[union-attr]
+        if self._logits_seen or measurement is None:
+            return
+        with torch.no_grad():
+            passed = self.run_head(hidden, measurement)
+            measurement.head_rows, self.losses_S = passed.rows, passed.loss
+            assert passed.dh is not None
+            weights_S = self.weights_S = weights_of_hidden(grads.reshape(-1, grads.shape[-1]), layout, passed.dh)
+            # The pass was made with weights of 1, and what is measured further down has the step's own: bring it to those.
+            for local, squares_S in (("weight", passed.weight_norm_squared), ("bias", passed.bias_norm_squared)):
+                name = head_name(self.model, self.plan, local)
+                if name:
+                    measurement.add(name, squares_S * weights_S.square())
+            if measurement.head_rows is not None:
+                measurement.head_rows *= weights_S[:, None, None].to(measurement.head_rows.dtype)
+            if passed.inner is not None:
+                measurement.add_inner(head_name(self.model, self.plan, "weight") or "", passed.inner * weights_S)
 
     def _head_sink(self, hidden: Tensor, grads: Tensor) -> None:
         measurement, layout = self.measurement, self.measurement.layout  # type: ignore[union-attr]
         assert measurement is not None and self._probes is not None
         grads_RV, hidden_RD = grads.reshape(-1, grads.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
-        self.weights_S = self._weights(grads_RV, layout, *self._probes)
+        self.weights_S = weights_of_logits(grads_RV, layout, *self._probes)
         name, bias = (head_name(self.model, self.plan, local) for local in ("weight", "bias"))
         zero = torch.zeros(layout.num_samples, dtype=torch.float64, device=grads.device)
         weight_S, bias_S, inner_S = zero.clone(), zero.clone(), zero.clone()
@@ -172,32 +199,10 @@ class Watch:
         if bias:
             measurement.add(bias, bias_S)
 
-    def _weights(self, grads_RV: Tensor, layout: Layout, index_P: Tensor, expected_PV: Tensor) -> Tensor:
-        """What the step's loss weighed each sample's tokens by: least squares of the gradient on softmax - onehot."""
-        tolerance = _TOLERANCE.get(grads_RV.dtype, 0.1)
-        sizes_R = torch.linalg.vector_norm(grads_RV, dim=-1, dtype=torch.float32).square()
-        stray = sizes_R.index_fill(0, layout.target_positions, 0).sum()
-        found_PV = grads_RV[layout.target_positions[index_P]].double()
-        weight_P = (found_PV * expected_PV).sum(-1) / expected_PV.square().sum(-1).clamp_min(1e-60)
-        off_P = (found_PV - weight_P[:, None] * expected_PV).norm(dim=-1)
-        wrong = bool((off_P > tolerance * found_PV.norm(dim=-1) + 1e-6 * weight_P.abs()).any())
-        first, second = weight_P[0::2], weight_P[1::2]
-        clear = expected_PV[1::2].norm(dim=-1) > 1e-3  # a token predicted with certainty tells nothing
-        wrong |= bool(((first - second).abs() > tolerance * first.abs())[clear].any())
-        if wrong or bool(stray > tolerance**2 * sizes_R.sum()):
-            raise RuntimeError(
-                "the loss of this step is not a cross-entropy of the labels with one weight per sample (label smoothing, "
-                "a z-loss, per-token weights, or other labels than the model was given): per-sample norms of it cannot "
-                "be told; use score() instead"
-            )
-        weights_S = torch.zeros(layout.num_samples, dtype=torch.float64, device=grads_RV.device)
-        weights_S[layout.target_samples[index_P]] = weight_P[0::2].repeat_interleave(2)
-        return weights_S
-
     def collect(self, own_weights: Callable[[Layout], Tensor]) -> GradNorms:
         """The last micro-batch's norms; see GradNormRecorder.collect."""
         measurement = self.measurement
-        if measurement is None or self.weights_S is None or self.losses_N is None:
+        if measurement is None or self.weights_S is None or self.losses_S is None:
             raise RuntimeError("no backward through the model's head was seen since the last collect()")
         left_out = [name for name in measurement.left_out() if name not in _names(self.model, self.plan.head)]
         if left_out:
@@ -208,11 +213,17 @@ class Watch:
         layout = measurement.layout
         own_S = own_weights(layout)
         factor_S = torch.where(self.weights_S != 0, own_S / torch.where(self.weights_S != 0, self.weights_S, 1), 0)
-        loss_S = torch.zeros_like(own_S).index_add_(0, layout.target_samples, self.losses_N.double()) * own_S
-        norms = summarise(self.plan, measurement, loss_S, self.references, factor_S)
+        norms = summarise(self.plan, measurement, self.losses_S * own_S, self.references, factor_S)
         self._hooks.close()
-        self.measurement = self.weights_S = self.losses_N = self._probes = None
+        self.measurement = self.weights_S = self.losses_S = self._probes = None
         return norms
+
+
+def _backbone(model: nn.Module) -> nn.Module | None:
+    """The model without its head, by Hugging Face's name for it; its output's last hidden state is the head's input."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = getattr(inner, "base_model", None)
+    return found if isinstance(found, nn.Module) and found is not inner else None
 
 
 def _names(model: nn.Module, module: nn.Module) -> set[str]:

@@ -71,6 +71,13 @@ def make_model(name: str, seed: int = 0, **settings: Any) -> nn.Module:
     return model.float().eval()
 
 
+def copy_of(name: str, model: nn.Module) -> nn.Module:
+    """One of ARCHITECTURES with the weights `model` has now, free of whatever was hooked to it."""
+    copied = make_model(name)
+    copied.load_state_dict({key: value.detach().clone() for key, value in model.state_dict().items()})
+    return copied
+
+
 def make_batch(
     lengths: list[int], prompts: list[int], seed: int = 0, side: str = "right", vocabulary: int = VOCAB
 ) -> dict[str, Tensor]:

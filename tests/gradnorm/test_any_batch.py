@@ -55,6 +55,7 @@ def test_norms_do_not_depend_on_how_the_batch_is_laid_out(name: str, how: str) -
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": how == "reentrant"})
     found = GradNormRecorder(model, "all").score(batch)
     assert max(models.worst(found, true).values()) < 1e-5
+    assert found.num_tokens.tolist() == LENGTHS
     assert model.training == ("reentrant" in how)
 
 

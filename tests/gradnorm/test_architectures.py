@@ -22,6 +22,7 @@ def test_all_groups_are_exact_without_the_one_sample_path(name: str, monkeypatch
     found, true = recording.score(batch), models.truth(recording, model, batch)
     assert max(models.worst(found, true).values()) < 1e-5
     assert float((found.loss - true.loss).abs().max()) < 1e-5
+    assert found.num_tokens.tolist() == LENGTHS
     assert found.num_target_tokens.tolist() == [10, 7, 5, 1]
     assert all(float(norm.min()) > 0 for norm in found.norms.values()), "a group that is nowhere zero was left out"
 

@@ -61,7 +61,7 @@ def score_frozen(name: str, stage: int, layers: Any, offload: bool) -> list[floa
     model.requires_grad_(trains)
     engine = _engine(model, stage, trains, offload) if stage else None
     inner = engine.module if engine else model
-    recorder = GradNormRecorder(inner, layers, gather=_gather if stage == 3 else None)
+    recorder = GradNormRecorder(engine or model, layers)
     plain = GradNormRecorder(whole, layers)
     errors = []
     for step in range(3):
@@ -80,12 +80,11 @@ def train_and_record(name: str, stage: int, offload: bool) -> list[float]:
     torch.manual_seed(0)
     model = models.make_model(name)
     engine = _engine(model, stage, True, offload)
-    recorder = GradNormRecorder(engine.module, "all", gather=_gather if stage == 3 else None)
+    recorder = GradNormRecorder(engine, "all")
     errors = []
     for step in range(0, 4, 2):
         with _gather(engine.module.parameters()):
-            whole = models.make_model(name)
-            whole.load_state_dict({k: v.detach().clone() for k, v in engine.module.state_dict().items()})
+            whole = models.copy_of(name, engine.module)
         plain = GradNormRecorder(whole, "all")
         batch = _batch(dist.get_rank(), step)
         with recorder:
@@ -93,6 +92,28 @@ def train_and_record(name: str, stage: int, offload: bool) -> list[float]:
             found = recorder.collect()
         engine.step()
         errors.append(max(models.worst(found, models.truth(plain, whole, batch)).values()))
+    return errors
+
+
+def record_under_accelerate(name: str) -> list[float]:
+    """Recording in an Accelerate loop (DistributedDataParallel here), accumulating over two micro-batches."""
+    import torch.distributed as dist
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = models.make_model(name)
+    prepared, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1e-2))
+    assert prepared is not model
+    errors = []
+    with GradNormRecorder(prepared, "all") as recorder:
+        for step in range(0, 6, 2):
+            with accelerator.accumulate(prepared):
+                batch = _batch(dist.get_rank(), step)
+                true = models.truth(recorder, models.copy_of(name, model), batch)
+                accelerator.backward(prepared(**batch).loss)
+                errors.append(max(models.worst(recorder.collect(), true).values()))
+                optimizer.step()
+                optimizer.zero_grad()
     return errors
 
 
@@ -107,7 +128,8 @@ TRAINED = [("llama-tied", 1, False), ("llama", 2, False), ("llama-tied", 3, Fals
 def every_case() -> dict[str, list[float]]:
     """All cases in one process group: starting ranks takes longer than all of them."""
     found = {f"frozen {case}": score_frozen(*case) for case in FROZEN}
-    return found | {f"trained {case}": train_and_record(*case) for case in TRAINED}
+    found |= {f"trained {case}": train_and_record(*case) for case in TRAINED}
+    return found | {"accelerate": record_under_accelerate("llama-tied")}
 
 
 def one_case() -> dict[str, list[float]]:

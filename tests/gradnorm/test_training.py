@@ -143,3 +143,28 @@ def test_misuse_is_named() -> None:
         recorder.score(batch)  # nor is scoring
         with pytest.raises(ValueError, match="labels"):
             model(input_ids=batch["input_ids"])
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "cohere", "gpt2", "phi"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_losses_fused_with_the_head_which_make_no_logits(name: str, adapted: bool) -> None:
+    """TRL's, made for its trainers: the head is never called as a module."""
+    utils = pytest.importorskip("trl.trainer.utils")
+    plain, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
+    model, layers = plain, ("all",)
+    if adapted:
+        peft = pytest.importorskip("peft")
+        targets = "all-linear" if name == "gpt2" else ["q_proj", "v_proj"]
+        config = peft.LoraConfig(r=3, target_modules=targets, init_lora_weights=False)
+        model, layers = peft.get_peft_model(plain, config).eval(), ("lora", "lm_head", "embedding")
+    recorder = GradNormRecorder(model, layers)
+    true = models.truth(recorder, model, batch)
+    utils.add_fused_lm_head(plain)
+    with recorder:
+        (3 * model(**batch, fused_lm_head=True).loss).backward()
+        found = recorder.collect()
+        assert max(models.worst(found, true).values()) < 1e-5
+        torch.testing.assert_close(found.loss, true.loss, rtol=1e-5, atol=1e-6)
+        output = model(**batch, fused_lm_head=True)
+        with pytest.raises(RuntimeError, match=r"use score\(\) instead"):
+            (output.log_probs * torch.linspace(1, 2, output.log_probs.shape[1])).sum().backward()
