@@ -120,6 +120,9 @@ class ProbeConfig(TrainingConfig):
     tokens_per_microbatch: int = Field(
         16384, ge=8, description="tokens of one frozen micro-batch per rank, padding included"
     )
+    flush_seconds: float = Field(
+        5.0, ge=0, description="scores at most this old are lost with a killed rank (or 2 % of a long pass)"
+    )
     loss_reduction: Literal["mean", "sum"] = Field(
         "mean", description="a sample's loss is the mean or the sum over its target tokens"
     )

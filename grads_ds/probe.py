@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-import torch.distributed as dist
 from datasets import load_from_disk
 from torch.utils.tensorboard import SummaryWriter
 
 from grads_ds import ranks, scores
+from grads_ds.agreement import check_hosts_agree
 from grads_ds.config import Config
-from grads_ds.engine import device
-from grads_ds.run_dir import package_versions, source_commit, unit_id
-from grads_ds.scoring import score_samples
+from grads_ds.data.batches import BatchPlan, deal_batches, plan_batches
+from grads_ds.reduction import all_reduce_sum, how
+from grads_ds.run_dir import package_versions, source_commit
+from grads_ds.scoring import lengths_of, score_plan
 from grads_ds.train import optimizer_steps, train_model
 
 DENSE_ROWS = 4_000_000  # pools up to this size are also all-reduced in memory, as a second opinion on the merged table
@@ -28,7 +30,9 @@ DENSE_ROWS = 4_000_000  # pools up to this size are also all-reduced in memory, 
 
 def run_preliminary_training(config: Config, run_dir: Path) -> None:
     """Train on the whole pool for `probe.epochs` and write `probe/model`. Every rank calls this."""
-    pool = load_from_disk(str(run_dir / "prepared/pool"))
+    pool_dir = run_dir / "prepared/pool"
+    check_hosts_agree({"data": pool_dir, "model": config.model.path})
+    pool = load_from_disk(str(pool_dir))
     train_model(
         config,
         config.probe,
@@ -44,96 +48,135 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
 
 def run_recording(config: Config, run_dir: Path) -> None:
     """Score every pool sample that no finished part holds yet, then merge and check. Every rank calls this."""
-    pool = load_from_disk(str(run_dir / "prepared/pool"))
-    folder = run_dir / "scores"
     model_path = str(run_dir / "probe/model") if config.probe.epochs > 0 else config.model.path
-    key = scores.recording_key(
-        {
-            "model": config.model.model_dump(mode="json"),
-            "probe": config.probe.model_dump(mode="json", include={"layers", "loss_reduction"}),
-            "prepare": ranks.from_main(lambda: unit_id(run_dir, "prepare")),
-            "training": ranks.from_main(lambda: unit_id(run_dir, "probe/train")) if config.probe.epochs > 0 else None,
-        }
-    )
-    done = ranks.from_main(lambda: _resume(folder, key))
-    ids = np.asarray(pool["sample_id"], np.int64)
-    remaining = np.flatnonzero(~np.isin(ids, done))
-    table_schema = scores.schema(scores.columns(config.probe.layers))
-    names = ["loss", *scores.columns(config.probe.layers)]
-    writer = scores.PartWriter(folder, ranks.rank(), key, table_schema)
-    dense = np.zeros((len(ids), 1 + len(names)), np.float32) if len(ids) <= DENSE_ROWS else None
-    count = checksum = 0
-    for indices, norms in score_samples(
-        config, model_path, pool, remaining.tolist(), config.probe.layers, config.probe.loss_reduction,
-        config.probe.tokens_per_microbatch, "recording gradient norms",
-    ):  # fmt: skip
-        named = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
-        named = {name: named.get(name, np.zeros(len(indices))) for name in scores.columns(config.probe.layers)}
-        rows = scores.make_rows(
-            [pool[i] for i in indices], norms.loss.cpu().numpy(), norms.num_target_tokens.cpu().numpy(), named
-        )
-        writer.add(rows)
-        if dense is not None:
-            dense[indices] += [[1.0, *(row[name] for name in names)] for row in rows]
-        count += len(rows)
-        checksum += sum(row["sample_id"] for row in rows)
-    writer.flush()
-    total = _sum([count, checksum])
-    if total != [len(remaining), int(ids[remaining].sum())]:
-        raise scores.IncompleteScores(
-            f"the ranks scored {total[0]} samples (id sum {total[1]}), wanted {len(remaining)}"
-        )
-    ranks.barrier()
-    manifest = {
+    recording = recording_of(config, run_dir, model_path)
+    record_remaining(config, run_dir, recording, model_path)
+
+
+def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recording:
+    """What the scores depend on and how this start makes them. Raises UserError where hosts differ. Every rank calls this."""
+    pool_dir = run_dir / "prepared/pool"
+    facts = check_hosts_agree({"data": pool_dir, "model": model_path})
+    model = config.model.model_dump(mode="json", include={"dtype", "attention", "trust_remote_code"})
+    probe = config.probe.model_dump(mode="json", include={"layers", "loss_reduction", "record"})
+    inputs = {
         "model": model_path,
-        "layers": config.probe.layers,
-        "loss_reduction": config.probe.loss_reduction,
-        "epochs": config.probe.epochs,
-        "world_size": ranks.world(),
+        "model files": facts[f"model {model_path}"],
+        "pool": facts[f"data {pool_dir}"],
+        **{f"model.{name}": value for name, value in model.items()},
+        **{f"probe.{name}": value for name, value in probe.items()},
+    }
+    start = {
+        "ranks": ranks.world(),
         "hosts": sorted(set(ranks.gather(platform.node()))),
         "versions": package_versions(),
-        "source_commit": source_commit() if ranks.is_main() else None,
+        "code": facts["code of grads_ds"],
+        "source_commit": ranks.from_main(source_commit),
     }
-    ranks.from_main(lambda: (scores.merge(folder, key, ids, manifest), None)[1])
+    return scores.Recording(inputs, start)
+
+
+def record_remaining(
+    config: Config, run_dir: Path, recording: scores.Recording, model_path: str, step: int | None = None
+) -> None:
+    """Score with the model at `model_path` what no part of `recording` holds, merge, check, publish. Every rank calls this.
+
+    `step` is what rows of a table recorded while training carry.
+    """
+    pool = load_from_disk(str(run_dir / "prepared/pool"))
+    folder, probe = run_dir / "scores", config.probe
+    names = scores.columns(probe.layers)
+    table_schema = scores.schema(names, with_step=step is not None)
+    done, earlier, first = ranks.from_main(lambda: _resume(folder, recording, table_schema))
+    ids, lengths = np.asarray(pool["sample_id"], np.int64), lengths_of(pool)
+    # the first start's micro-batches, whatever the number of ranks is now: the same batches give the same bits
+    planned_for = first.get("planned_for", ranks.world())
+    plan = _plan(config, lengths, np.isin(ids, done), planned_for)
+    recording = scores.Recording(recording.inputs, recording.start | {"planned_for": planned_for})
+    writer = scores.PartWriter(folder, ranks.rank(), recording, table_schema, probe.flush_seconds)
+    dense = np.zeros((len(ids), 2 + len(names)), np.float32) if len(ids) <= DENSE_ROWS else None
+    try:
+        for indices, norms in score_plan(
+            config, model_path, pool, plan, lengths, probe.layers, probe.loss_reduction, "recording gradient norms",
+            run_dir / "tensorboard/probe",
+        ):  # fmt: skip
+            named = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
+            named = {name: named.get(name, np.zeros(len(indices))) for name in names}
+            rows = scores.make_rows(
+                [pool[i] for i in indices], norms.loss.cpu().numpy(), norms.num_target_tokens.cpu().numpy(), named
+            )
+            writer.add(rows if step is None else [row | {scores.STEP: step} for row in rows])
+            if dense is not None:
+                dense[indices] += [[1.0, row["loss"], *(row[name] for name in names)] for row in rows]
+    finally:
+        writer.flush()  # what is scored is kept, also when the user or a fault ends the pass
+    counts, sums = all_reduce_sum(writer.totals.counts), all_reduce_sum(writer.totals.sums)
+    now = scores.Totals(writer.totals.columns, counts, sums)
+    if counts[0] != plan.num_samples:
+        raise scores.IncompleteScores(f"the ranks scored {counts[0]} samples, wanted {plan.num_samples}")
+    ranks.barrier()
+    manifest = {
+        **recording.inputs,
+        "epochs": probe.epochs,
+        "world_size": ranks.world(),
+        "reduced_by": how(),
+        **{name: recording.start[name] for name in ("hosts", "versions", "code", "source_commit")},
+        "config": config.model_dump(mode="json"),
+    }
+    ranks.from_main(lambda: _merge(folder, recording.key, ids, manifest, earlier + now))
     if dense is not None:
-        _check_dense(dense, names, remaining, ids, folder / "table.parquet")
+        _check_dense(dense, ["loss", *names], plan, ids, folder / "table.parquet")
     if ranks.is_main():
-        _histograms(folder, run_dir / "tensorboard/probe", names)
+        _histograms(folder, run_dir / "tensorboard/probe", ["loss", *names])
 
 
-def _resume(folder: Path, key: str) -> np.ndarray:
-    folder.mkdir(parents=True, exist_ok=True)
-    strangers = scores.clear_other_parts(folder, key)
-    if strangers:
-        print(f"scores: {strangers} parts of another model, pool or setting removed", flush=True)
-    done = scores.finished_ids(folder, key)
+def _plan(config: Config, lengths: np.ndarray, done: np.ndarray, planned_for: int) -> BatchPlan:
+    budget = config.probe.tokens_per_microbatch
+    plan = plan_batches(lengths, planned_for, budget, config.seed)
+    if planned_for == ranks.world() and not done.any():
+        return plan
+    left = [tuple(i for i in batch if not done[i]) for rank in plan.batches for batch in rank]
+    return deal_batches(left, lengths, ranks.world(), budget, config.seed)
+
+
+def _resume(
+    folder: Path, recording: scores.Recording, table_schema: pa.Schema
+) -> tuple[np.ndarray, scores.Totals, dict[str, Any]]:
+    replaced = scores.prepare_parts(folder, recording)
+    if replaced:
+        print(f"scores: {replaced} parts of the earlier table removed", flush=True)
+    done, earlier, first = scores.finished(folder, recording.key, table_schema)
     if len(done):
-        print(f"scores: {len(done)} samples are scored already; going on with the rest", flush=True)
-    return done
+        print(f"scores: {len(done):,} samples are scored already; going on with the rest", flush=True)
+    return done, earlier, first
 
 
-def _sum(values: list[int]) -> list[int]:
-    total = torch.tensor(values, dtype=torch.int64, device=device())
-    dist.all_reduce(total)
-    return [int(value) for value in total]
+def _merge(folder: Path, key: str, ids: np.ndarray, manifest: dict[str, Any], expected: scores.Totals) -> None:
+    totals = scores.merge(folder, key, ids, manifest, expected)
+    flagged = ", ".join(f"{count:,} {status}" for status, count in totals.status().items() if count and status != "ok")
+    print(f"scores: {int(totals.counts[0]):,} samples, each once{f' ({flagged})' if flagged else ''}", flush=True)
 
 
-def _check_dense(dense: np.ndarray, names: list[str], scored: np.ndarray, ids: np.ndarray, table_file: Path) -> None:
+def _check_dense(dense: np.ndarray, names: list[str], plan: BatchPlan, ids: np.ndarray, table_file: Path) -> None:
     """All-reduce the ranks' in-memory scores and compare them with the merged table, value by value.
 
     `dense` is float32 [N, 1 + len(names)]: how often a row was scored now, then its values. Rows of earlier starts are only
     in the table.
     """
-    total = torch.from_numpy(dense).to(device())
-    dist.all_reduce(total)
+    total = all_reduce_sum(dense)
 
     def compare() -> None:
-        summed = total.cpu().numpy()[scored]
+        scored = np.array(sorted(i for rank in plan.batches for batch in rank for i in batch), np.int64)
+        summed = total[scored]
         table = pq.read_table(table_file, columns=["sample_id", *names])
         place = np.searchsorted(table["sample_id"].to_numpy(), ids[scored])
         written = np.stack([table[name].to_numpy()[place] for name in names], axis=1)
         if not (summed[:, 0] == 1).all() or not np.array_equal(summed[:, 1:], written, equal_nan=True):
-            raise scores.IncompleteScores(f"{table_file} differs from the ranks' own sums in memory; score again")
+            table_file.unlink()
+            raise scores.IncompleteScores(
+                f"{table_file} differed from the ranks' own scores in memory and was removed; look at the disk, then remove "
+                f"{table_file.parent} and score again"
+            )
 
     ranks.from_main(compare)
 

@@ -6,14 +6,13 @@ gradients, no gradient reduction: under ZeRO-3 the traffic is the parameters' al
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from grads_ds import ranks
 from grads_ds.config import Config
@@ -21,6 +20,7 @@ from grads_ds.data.batches import BatchPlan, plan_batches
 from grads_ds.data.collate import pad_batch
 from grads_ds.engine import device, frozen_model, gather
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
+from grads_ds.progress import with_progress
 
 
 def lengths_of(rows: Any) -> np.ndarray:
@@ -42,36 +42,47 @@ def score_samples(
 ) -> Iterator[tuple[list[int], GradNorms]]:
     """Score `rows[indices]` with the model at `model_path`; yields (indices into rows, results) of this rank's micro-batches.
 
-    Every rank must call this with the same arguments and exhaust it: all take the same number of steps (ZeRO-3 runs in
-    lockstep), a rank without work scores an empty batch and yields nothing for it.
+    Every rank must call this with the same arguments and exhaust it.
     """
     indices = list(indices)
-    if not indices:
+    lengths = lengths_of(rows)
+    plan = plan_batches(lengths[indices], ranks.world(), tokens_per_microbatch, config.seed)
+    batches = tuple(tuple(tuple(indices[i] for i in batch) for batch in rank) for rank in plan.batches)
+    yield from score_plan(
+        config, model_path, rows, replace(plan, batches=batches), lengths, layers, loss_reduction, what
+    )
+
+
+def score_plan(
+    config: Config,
+    model_path: str | Path,
+    rows: Any,
+    plan: BatchPlan,
+    lengths: np.ndarray,
+    layers: str | list[str] | tuple[str, ...],
+    loss_reduction: str,
+    what: str,
+    log_dir: Path | None = None,
+) -> Iterator[tuple[list[int], GradNorms]]:
+    """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows, results) of this rank's.
+
+    All ranks take the same number of steps (ZeRO-3 runs in lockstep): a rank without work scores an empty batch and yields
+    nothing for it. Every rank must call this with the same arguments and exhaust it.
+    """
+    if not plan.steps:
         return
-    lengths = lengths_of(rows)[indices]
-    plan = plan_batches(lengths, ranks.world(), tokens_per_microbatch, config.seed)
     if ranks.is_main():
         print(f"{what}: {plan.summary()}", flush=True)
     with frozen_model(config, model_path) as (model, engine):
         recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction, gather=gather)
-        for mine in _with_progress(plan, lengths, what):
-            batch = [rows[indices[i]] for i in mine]
-            tensors = {key: torch.from_numpy(value).to(device()) for key, value in pad_batch(batch, 0).items()}
+        for mine in with_progress(plan, lengths, what, log_dir):
+            tensors = {
+                key: torch.from_numpy(value).to(device())
+                for key, value in pad_batch([rows[i] for i in mine], 0).items()
+            }
             norms = recorder.score(tensors)
             release = getattr(engine.optimizer, "release_backward_leftovers", None)
             if release is not None:  # ZeRO-3 keeps the embedding gathered after a backward it did not start
                 release()
             if mine:
-                yield [indices[i] for i in mine], norms
-
-
-def _with_progress(plan: BatchPlan, lengths: np.ndarray, what: str) -> Iterator[tuple[int, ...]]:
-    batches = plan.batches[ranks.rank()]
-    bar = tqdm(total=len(batches), desc=what, unit="step", disable=not ranks.is_main())
-    began, tokens = time.monotonic(), 0
-    with bar:
-        for mine in batches:
-            yield mine
-            tokens += int(lengths[list(mine)].sum())
-            bar.set_postfix_str(f"{tokens * ranks.world() / (time.monotonic() - began):,.0f} tokens/s", refresh=False)
-            bar.update()
+                yield list(mine), norms

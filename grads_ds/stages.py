@@ -69,7 +69,7 @@ def _probe_units(config: Config, run_dir: Path) -> list[Unit]:
 
         run_recording(config, run_dir)
 
-    probe = config.probe.model_dump(mode="json")
+    probe = config.probe.model_dump(mode="json", exclude={"flush_seconds"})
     recording = {key: probe.pop(key) for key in ("layers", "tokens_per_microbatch", "loss_reduction")}
     model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
     scores = ("scores/table.parquet", "scores/manifest.json")

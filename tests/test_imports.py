@@ -18,7 +18,7 @@ ALLOWED = {
     "grads_ds/gradnorm": {"grads_ds.gradnorm"},
     "grads_ds/config.py": set(),
     "grads_ds/run_dir.py": {"grads_ds.config"},
-    "grads_ds/scores.py": {"grads_ds.config", "grads_ds.run_dir"},
+    "grads_ds/scores": {"grads_ds.scores", "grads_ds.config", "grads_ds.run_dir"},
     "grads_ds/selection": {"grads_ds.selection", "grads_ds.config", "grads_ds.run_dir", "grads_ds.scores"},
     "grads_ds/data": {"grads_ds.data", "grads_ds.config", "grads_ds.run_dir"},
     "grads_ds/report": {"grads_ds.report", "grads_ds.config", "grads_ds.run_dir", "grads_ds.scores"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny_model, write_rows
 from grads_ds import scores
-from grads_ds.config import Config
+from grads_ds.config import Config, UserError
 from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.stages import STAGES, execute
 from ranks import run_on_ranks
@@ -69,54 +69,70 @@ def test_sharded_ranks_give_each_sample_its_own_norms(tmp_path: Path, tied: bool
             np.testing.assert_allclose(scored[f"{group}_grad_norm"], exact[group].norm().item(), rtol=1e-5)
 
 
-def test_an_interrupted_probe_scores_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = make_config(tmp_path)
-    stage("prepare", config)
-    run_on_ranks(1, stage, "probe", config)
-    whole = table_of(config)
-    folder = Path(config.run_dir) / "scores"
-    parts = sorted(folder.glob("part-*.parquet"))
-    key = (pq.read_schema(parts[0]).metadata)[scores.KEY_FIELD]
-    # what a killed run leaves: some rows published, a file half written, no table, no record
-    kept = pq.read_table(parts[0]).slice(0, 10)
-    for file in parts:
+def leave_unfinished(folder: Path, keep: int) -> None:
+    """What a killed run leaves: some parts published, a file half written, no table, no record."""
+    for file in sorted(folder.glob("part-*.parquet"))[keep:]:
         file.unlink()
-    pq.write_table(kept.replace_schema_metadata({scores.KEY_FIELD: key}), folder / "part-00000-aaaa.parquet")
     (folder / ".part-00001-bbbb.parquet.99.tmp").write_bytes(b"half")
-    pq.write_table(
-        kept.replace_schema_metadata({scores.KEY_FIELD: b"another model"}), folder / "part-00000-cccc.parquet"
-    )
     (folder / "table.parquet").unlink()
+
+
+def test_an_interrupted_probe_scores_only_what_is_missing_to_the_same_bits(tmp_path: Path) -> None:
+    config = make_config(tmp_path, probe={"flush_seconds": 0})
+    stage("prepare", config)
     run_on_ranks(2, stage, "probe", config)
-    again = table_of(config)
+    folder = Path(config.run_dir) / "scores"
+    whole = pq.read_table(folder / "table.parquet")
+    parts = sorted(folder.glob("part-*.parquet"))
+    assert len(parts) > 4
+    leave_unfinished(folder, 3)
+    kept = {file: file.stat().st_mtime_ns for file in parts[:3]}
+    run_on_ranks(3, stage, "probe", config)
+    # other ranks, the same micro-batches: equal to the bit, and what was there was not scored again
+    assert pq.read_table(folder / "table.parquet").equals(whole)
+    assert {file: file.stat().st_mtime_ns for file in parts[:3]} == kept
     assert sum(pq.read_metadata(file).num_rows for file in folder.glob("part-*.parquet")) == ROWS
     assert not list(folder.glob(".part-*"))
-    assert again["sample_id"].tolist() == whole["sample_id"].tolist()
-    np.testing.assert_allclose(again["embedding_grad_norm"], whole["embedding_grad_norm"], rtol=1e-6)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {start["ranks"] for start in manifest["starts"]} == {2, 3}
+    assert manifest["world_size"] == 3 and manifest["rows"] == ROWS and manifest["status"]["ok"] == ROWS
 
 
-def test_merging_refuses_missing_doubled_and_unknown_samples(tmp_path: Path) -> None:
-    table_schema = scores.schema(["lm_head_grad_norm"])
-    sample = {"sample_hash": "h", "input_ids": [1, 2]}
+def refused(config: Config) -> str:
+    try:
+        stage("probe", config)
+    except UserError as error:
+        return str(error)
+    return ""
 
-    def write(*ids: int) -> None:
-        shutil.rmtree(tmp_path, ignore_errors=True)
-        writer = scores.PartWriter(tmp_path, 0, "key", table_schema)
-        ones = np.ones(len(ids))
-        writer.add(
-            scores.make_rows(
-                [sample | {"sample_id": i} for i in ids], ones, ones.astype(int), {"lm_head_grad_norm": ones}
-            )
-        )
-        writer.flush()
 
-    for ids, fault in (((0, 1), "missing 1"), ((0, 1, 1, 2), "doubled 1"), ((0, 1, 2, 7), "unknown 1")):
-        write(*ids)
-        with pytest.raises(scores.IncompleteScores, match=fault):
-            scores.merge(tmp_path, "key", np.arange(3), {})
-        assert not (tmp_path / "table.parquet").exists()
-    write(2, 0, 1)
-    assert scores.merge(tmp_path, "key", np.arange(3), {})["sample_id"].to_pylist() == [0, 1, 2]
+def test_unfinished_scores_of_another_model_or_pool_are_refused_and_kept(tmp_path: Path) -> None:
+    config = make_config(tmp_path, probe={"flush_seconds": 0})
+    stage("prepare", config)
+    run_on_ranks(1, stage, "probe", config)
+    folder = Path(config.run_dir) / "scores"
+    leave_unfinished(folder, 1)
+    (folder / "manifest.json").unlink()
+    weights = tmp_path / "model/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    (fault,) = run_on_ranks(1, refused, config)
+    assert re.search(r"1 parts of an unfinished probe.*model files was \w+, now \w+; restore it", fault)
+    assert len(list(folder.glob("*.parquet"))) == 1
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    longer = config.model_copy(update={"data": config.data.model_copy(update={"max_length": 20})})
+    stage("prepare", longer)
+    (fault,) = run_on_ranks(1, refused, longer)
+    assert "pool was" in fault
+    (folder / "part-00000-bbbb.parquet").write_bytes(b"not a part")
+    stage("prepare", config)
+    (fault,) = run_on_ranks(1, refused, config)
+    assert "wanted a part of the score table" in fault
+    (folder / "part-00000-bbbb.parquet").unlink()
+    run_on_ranks(1, stage, "probe", config)
+    assert len(table_of(config)) == ROWS
 
 
 def test_a_value_that_is_not_finite_is_flagged_and_kept() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -77,12 +78,40 @@ def plan_batches(
     descending = lengths[order].tolist()
 
     bounds = _even_cuts(descending, num_ranks, tokens_per_microbatch)
-    starts, ends = np.array(bounds[:-1], dtype=np.int64), np.array(bounds[1:], dtype=np.int64)
-    rows = ends - starts
-    longest = lengths[order[starts]] if rows.size else rows
-    work = np.asarray(cost(rows, longest) if cost else rows * longest, dtype=np.float64)
+    members = [tuple(order[a:b].tolist()) for a, b in pairwise(bounds)]
+    return _deal(members, lengths, num_ranks, tokens_per_microbatch, rng, cost)
 
-    # batches of neighbouring cost share a step; steps thereby run from the costliest down
+
+def deal_batches(
+    members: Sequence[Sequence[int]],
+    lengths: Sequence[int] | np.ndarray,
+    num_ranks: int,
+    tokens_per_microbatch: int,
+    seed: int,
+    cost: Cost | None = None,
+) -> BatchPlan:
+    """A plan of given micro-batches (indices into `lengths` [N]): what is left of an earlier plan, for any number of ranks.
+
+    The batches stay as they are, so that their samples get the same scores to the bit.
+    """
+    batches = [tuple(batch) for batch in members if batch]
+    return _deal(
+        batches, np.asarray(lengths, np.int64), num_ranks, tokens_per_microbatch, np.random.default_rng(seed), cost
+    )
+
+
+def _deal(
+    members: list[tuple[int, ...]],
+    lengths: np.ndarray,
+    num_ranks: int,
+    tokens_per_microbatch: int,
+    rng: np.random.Generator,
+    cost: Cost | None,
+) -> BatchPlan:
+    """Batches -> steps of ranks: those of neighbouring cost share a step; steps thereby run from the costliest down."""
+    rows = np.array([len(batch) for batch in members], np.int64)
+    longest = np.array([lengths[list(batch)].max() for batch in members], np.int64)
+    work = np.asarray(cost(rows, longest) if cost else rows * longest, dtype=np.float64)
     by_cost = np.argsort(-work, kind="stable")
     steps = -(-rows.size // num_ranks)
     grid = np.full((steps, num_ranks), -1, dtype=np.int64)
@@ -90,16 +119,19 @@ def plan_batches(
     grid = rng.permuted(grid, axis=1)  # so that no rank gets every step's costliest batch
     grid_work = np.where(grid >= 0, np.append(work, 0.0)[grid], 0.0)
 
-    members = [tuple(order[a:b].tolist()) for a, b in zip(starts, ends, strict=True)]
     batches = tuple(tuple(members[b] if b >= 0 else () for b in column) for column in grid.T.tolist())
-    padded, mean_work = int((rows * longest).sum()), grid_work.mean(axis=1).sum() if steps else 0.0
+    if not steps:
+        batches = tuple(() for _ in range(num_ranks))
+    dealt = np.array([index for batch in members for index in batch], np.int64)
+    num_tokens, padded = int(lengths[dealt].sum()), int((rows * longest).sum())
+    mean_work = grid_work.mean(axis=1).sum() if steps else 0.0
     return BatchPlan(
         batches=batches,
         tokens_per_microbatch=tokens_per_microbatch,
-        num_tokens=int(lengths.sum()),
-        padding_fraction=1.0 - int(lengths.sum()) / padded if padded else 0.0,
+        num_tokens=num_tokens,
+        padding_fraction=1.0 - num_tokens / padded if padded else 0.0,
         imbalance=float(grid_work.max(axis=1).sum() / mean_work - 1.0) if mean_work else 0.0,
-        over_budget=int((lengths > tokens_per_microbatch).sum()),
+        over_budget=int((lengths[dealt] > tokens_per_microbatch).sum()),
     )
 
 

@@ -1,0 +1,90 @@
+"""Do all hosts see the same data, model, code and packages? Asked before any work that a difference would spoil.
+
+Reads the files named, this package's sources and the installed versions; writes nothing. No torch import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from grads_ds import ranks
+from grads_ds.config import UserError
+from grads_ds.run_dir import package_versions
+
+WHOLE_BELOW = 64 * 2**20  # bytes; of a larger file, blocks are read
+BLOCKS, BLOCK = 64, 2**16
+
+
+def content_digest(path: str | Path) -> str | None:
+    """A digest of what a file or folder holds, the same on every host; None for a hub id or nothing there.
+
+    Files from 64 MiB on are told apart by their size and 64 blocks of 64 KiB spread over them: other weights differ everywhere.
+    """
+    root = Path(path)
+    if not root.exists():
+        return None
+    digest = hashlib.sha256()
+    files = sorted(file for file in root.rglob("*") if file.is_file()) if root.is_dir() else [root]
+    for file in files:
+        relative = file.relative_to(root) if root.is_dir() else Path(file.name)
+        if any(part.startswith(".") for part in relative.parts):  # caches and half-written files
+            continue
+        size = file.stat().st_size
+        digest.update(f"{relative}:{size}:".encode())
+        with file.open("rb") as content:
+            if size < WHOLE_BELOW:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+            else:
+                for block in range(BLOCKS):
+                    content.seek((size - BLOCK) * block // (BLOCKS - 1))
+                    digest.update(content.read(BLOCK))
+    return digest.hexdigest()[:32]
+
+
+def code_digest() -> str:
+    """A digest of this package's own sources."""
+    digest = hashlib.sha256()
+    here = Path(__file__).resolve().parent
+    for file in sorted(here.rglob("*.py")):
+        digest.update(f"{file.relative_to(here)}:".encode() + file.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def check_hosts_agree(files: Mapping[str, str | Path]) -> dict[str, str]:
+    """Compare the hosts; returns rank 0's facts. `files` maps what a path is ("data", "model") to where it lies.
+
+    Every rank calls this; the first rank of each host looks. Raises UserError on every rank, naming each host that differs from
+    rank 0's and in what.
+    """
+    mine = _facts(files) if os.environ.get("LOCAL_RANK", "0") == "0" else None
+    every = ranks.gather((platform.node(), mine))
+    facts = {host: found for host, found in reversed(every) if found is not None}
+    first = every[0][0]
+    reference = facts[first]
+    faults = [
+        f"{host}: {difference}"
+        for host, found in sorted(facts.items())
+        if host != first
+        for difference in _differences(reference, found, first)
+    ]
+    if faults:
+        raise UserError(faults)
+    return reference
+
+
+def _facts(files: Mapping[str, str | Path]) -> dict[str, str]:
+    facts = {f"{what} {path}": content_digest(path) or "not there" for what, path in files.items()}
+    facts |= {"code of grads_ds": code_digest(), "python": sys.version.split()[0]}
+    return facts | {f"package {name}": version for name, version in package_versions().items()}
+
+
+def _differences(reference: Mapping[str, str], found: Mapping[str, str], first: str) -> Iterable[str]:
+    for name in sorted(reference.keys() | found.keys()):
+        wanted, here = reference.get(name, "not installed"), found.get(name, "not installed")
+        if wanted != here:
+            yield f"{name}: wanted {wanted} as on {first}; found {here}; make the hosts the same"

@@ -1,0 +1,139 @@
+"""Parts: what each rank appends to `scores/` while it scores, and what a later start finds of them.
+
+Writes `scores/part-*.parquet`, atomically, every few seconds. Each part carries what it was scored with (model, pool, settings), so
+that rows of another model or pool never mix in, and how (ranks, versions), which the manifest sums up. No torch import.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from grads_ds.config import UserError
+from grads_ds.run_dir import atomic_path
+from grads_ds.scores.totals import Totals, summed_columns
+
+FIELD = b"grads_ds"  # the parts' metadata: {"inputs": ..., "start": ...}
+PATIENCE = (
+    0.02  # parts grow rarer as a probe goes on, so that a day of it leaves hundreds of files per rank, not thousands
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a score depends on (`inputs`, flat names and plain values) and how this start makes it (`start`)."""
+
+    inputs: dict[str, Any]
+    start: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A digest of the inputs."""
+        return hashlib.sha256(json.dumps(self.inputs, sort_keys=True).encode()).hexdigest()[:32]
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """As a part carries it."""
+        return {FIELD: json.dumps({"inputs": self.inputs, "start": self.start}, sort_keys=True).encode()}
+
+
+class PartWriter:
+    """Collects one rank's rows and publishes them as parts; at most `seconds` of work, or 2 % of all of it, is unpublished."""
+
+    def __init__(self, folder: Path, rank: int, recording: Recording, table_schema: pa.Schema, seconds: float = 5.0):
+        self.folder, self.rank, self.seconds = folder, rank, seconds
+        self.schema = table_schema.with_metadata(recording.metadata())
+        self.totals = Totals(summed_columns(table_schema))  # of what this writer has published
+        self._rows: list[dict[str, Any]] = []
+        self._began = self._last = time.monotonic()
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Take the rows of a micro-batch; publish a part when the last one is old enough."""
+        self._rows.extend(rows)
+        now = time.monotonic()
+        if now - self._last > max(self.seconds, PATIENCE * (now - self._began)):
+            self.flush()
+
+    def flush(self) -> None:
+        """Publish what has been collected."""
+        if self._rows:
+            name = f"part-{self.rank:05d}-{uuid.uuid4().hex[:12]}.parquet"
+            with atomic_path(self.folder / name) as aside:
+                table = pa.Table.from_pylist(self._rows, schema=self.schema)
+                pq.write_table(table, aside)
+            self.totals.add(table)
+            self._rows = []
+        self._last = time.monotonic()
+
+
+def parts(folder: Path, key: str | None = None) -> Iterator[tuple[Path, Recording]]:
+    """The parts (those scored with `key`, if one is given) in the order of their names, each with what it was scored with.
+
+    Raises UserError for a file that is no part: somebody's, or damaged.
+    """
+    for file in sorted(folder.glob("part-*.parquet")):
+        try:
+            found = json.loads((pq.read_schema(file).metadata or {})[FIELD])
+            recording = Recording(found["inputs"], found["start"])
+        except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{file}: wanted a part of the score table; found something else ({type(error).__name__}); remove the file, "
+                "the samples it may have held are scored again"
+            ) from None
+        if key is None or recording.key == key:
+            yield file, recording
+
+
+def prepare_parts(folder: Path, recording: Recording) -> int:
+    """Make `folder` ready for parts of `recording`; returns how many parts of an earlier, finished table were removed.
+
+    Raises UserError when unfinished parts were scored with something else: they are neither mixed in nor thrown away unasked.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".part-*.tmp"):  # half written by a rank that was killed
+        leftover.unlink(missing_ok=True)
+    finished_key = _finished_key(folder)
+    strangers = [(file, other) for file, other in parts(folder) if other.key != recording.key]
+    unfinished = [other for _, other in strangers if other.key != finished_key]
+    if unfinished:
+        raise UserError(
+            f"{folder}: {len(unfinished)} parts of an unfinished probe were scored with something else: "
+            f"{_difference(unfinished[0].inputs, recording.inputs)}; restore it to go on, or remove {folder} to score anew"
+        )
+    for file, _ in strangers:
+        file.unlink()
+    return len(strangers)
+
+
+def finished(folder: Path, key: str, table_schema: pa.Schema) -> tuple[np.ndarray, Totals, dict[str, Any]]:
+    """What is scored with `key` already: sample ids int64 sorted, their totals, and how the first part was made ({}: no parts)."""
+    ids, totals = [np.empty(0, np.int64)], Totals(summed_columns(table_schema))
+    start: dict[str, Any] = {}
+    for file, recording in parts(folder, key):
+        table = pq.read_table(file)
+        ids.append(table["sample_id"].to_numpy())
+        totals.add(table)
+        start = start or recording.start
+    return np.unique(np.concatenate(ids)), totals, start
+
+
+def _finished_key(folder: Path) -> str | None:
+    try:
+        key = json.loads((folder / "manifest.json").read_text())["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return str(key) if (folder / "table.parquet").is_file() else None
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    names = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    return ", ".join(f"{name} was {then.get(name)}, now {now.get(name)}" for name in names)

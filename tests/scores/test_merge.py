@@ -1,0 +1,139 @@
+"""Merging parts: every sample once or a refusal, the same table whatever the parts and ranges, sums that catch what ids do not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from grads_ds import scores
+
+NAMES = ["embedding_grad_norm", "lm_head_grad_norm"]
+RECORDING = scores.Recording({"model": "m", "pool": "p"}, {"ranks": 2})
+
+
+def rows_of(ids: list[int]) -> list[dict[str, object]]:
+    draw = np.random.default_rng(0)
+    values = draw.random(max(ids, default=0) + 1)
+    return scores.make_rows(
+        [{"sample_id": i, "sample_hash": f"h{i}", "input_ids": [0] * (i % 7 + 1)} for i in ids],
+        values[ids],
+        np.array(ids) % 5,
+        {name: values[ids] * (n + 1) for n, name in enumerate(NAMES)},
+    )
+
+
+def write(folder: Path, *groups: list[int], with_step: bool = False) -> scores.Totals:
+    """One part per group of ids; returns their totals together."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    table_schema = scores.schema(NAMES, with_step)
+    totals = scores.Totals(scores.summed_columns(table_schema))
+    for rank, ids in enumerate(groups):
+        writer = scores.PartWriter(folder, rank, RECORDING, table_schema)
+        writer.add([row | {"step": rank} for row in rows_of(ids)] if with_step else rows_of(ids))
+        writer.flush()
+        totals = totals + writer.totals
+    return totals
+
+
+@pytest.mark.parametrize("range_rows", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "ids, fault",
+    [([0, 1], r"missing 1 \[2\]"), ([0, 1, 1, 2], r"doubled 1 \[1\]"), ([0, 1, 2, 7], r"unknown 1 \[7\]"), ([-1, 0, 1], "missing 1")],
+)  # fmt: skip
+def test_anything_but_the_pool_is_refused(tmp_path: Path, ids: list[int], fault: str, range_rows: int) -> None:
+    write(tmp_path / "s", ids)
+    with pytest.raises(scores.IncompleteScores, match=fault):
+        scores.merge(tmp_path / "s", RECORDING.key, np.arange(3), {}, range_rows=range_rows)
+    assert sorted(file.name[:5] for file in (tmp_path / "s").iterdir()) == ["part-"]
+
+
+@pytest.mark.parametrize("range_rows", [7, 50, 1000])
+def test_parts_and_ranges_do_not_show_in_the_table(tmp_path: Path, range_rows: int) -> None:
+    pool = np.random.default_rng(1).permutation(300)[:200] * 3  # ids with gaps, scored out of order
+    folder = tmp_path / "s"
+    totals = write(folder, *(part.tolist() for part in np.array_split(pool, 13)))
+    found = scores.merge(folder, RECORDING.key, pool, {"note": 1}, totals, range_rows)
+    wanted = pa.Table.from_pylist(rows_of(sorted(pool.tolist())), schema=scores.schema(NAMES))
+    assert pq.read_table(folder / "table.parquet").equals(wanted)
+    assert not found.differences(totals)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["rows"] == 200 and manifest["id_sum"] == pool.sum() and manifest["note"] == 1
+    assert manifest["status"] == {
+        "ok": int((pool % 5 != 0).sum()),
+        "no_target": int((pool % 5 == 0).sum()),
+        "nonfinite": 0,
+    }
+    assert manifest["starts"] == [{"ranks": 2}]
+    assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
+
+
+def test_a_value_lost_on_the_way_to_the_table_is_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    totals = write(folder, [0, 1], [2, 3])
+    file = sorted(folder.glob("part-*"))[0]
+    table = pq.read_table(file)
+    changed = table["loss"].to_numpy().copy()
+    changed[0] *= 1 + 1e-5
+    pq.write_table(table.set_column(4, table.schema.field(4), pa.array(changed)), file)
+    with pytest.raises(scores.IncompleteScores, match="sum of loss"):
+        scores.merge(folder, RECORDING.key, np.arange(4), {}, totals)
+    assert not (folder / "table.parquet").exists()
+
+
+def test_ids_that_add_up_by_chance_do_not_pass() -> None:
+    table_schema = scores.schema(NAMES)
+    first, second = (scores.Totals(scores.summed_columns(table_schema)) for _ in range(2))
+    first.add(pa.Table.from_pylist(rows_of([1, 4]), schema=table_schema))
+    second.add(pa.Table.from_pylist(rows_of([2, 3]), schema=table_schema))
+    assert first.counts[1] == second.counts[1]
+    assert any("digest" in difference for difference in first.differences(second))
+
+
+def test_the_earliest_step_counts_where_training_saw_a_sample_twice(tmp_path: Path) -> None:
+    write(tmp_path / "s", [2, 0], [1, 2, 0], with_step=True)
+    scores.merge(tmp_path / "s", RECORDING.key, np.arange(3), {})
+    assert pq.read_table(tmp_path / "s/table.parquet")["step"].to_pylist() == [0, 1, 0]
+
+
+def test_a_later_start_finds_what_is_there_and_how_it_was_made(tmp_path: Path) -> None:
+    folder, table_schema = tmp_path / "s", scores.schema(NAMES)
+    totals = write(folder, [4, 2], [9])
+    assert scores.prepare_parts(folder, RECORDING) == 0
+    ids, found, start = scores.finished(folder, RECORDING.key, table_schema)
+    assert ids.tolist() == [2, 4, 9] and not found.differences(totals) and start == {"ranks": 2}
+    other = scores.Recording({"model": "m", "pool": "q"})
+    assert scores.finished(folder, other.key, table_schema)[0].size == 0
+    scores.merge(folder, RECORDING.key, ids, {})
+    assert scores.prepare_parts(folder, other) == 2  # a finished table's parts give way to another model's
+    assert not list(folder.glob("part-*"))
+
+
+def test_parts_grow_rarer_and_a_value_beyond_float32_is_flagged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("grads_ds.scores.parts.time.monotonic", lambda: now[0])
+    writer = scores.PartWriter(tmp_path, 0, RECORDING, scores.schema(NAMES), seconds=5)
+    published = []
+    for second in range(2000):
+        now[0] = float(second)
+        writer.add(rows_of([second]))
+        published.append(len(list(tmp_path.glob("part-*"))))
+    assert published[100] == pytest.approx(100 / 6, abs=2)
+    assert 0 < published[1999] - published[1500] < 500 / 28
+    writer.flush()
+    assert writer.totals.counts[0] == 2000
+    (row,) = scores.make_rows(
+        [{"sample_id": 0, "sample_hash": "h", "input_ids": [1]}],
+        np.ones(1),
+        np.ones(1, int),
+        {NAMES[0]: np.array([1e300])},
+    )
+    assert row["status"] == "nonfinite"
