@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["GradNormRecorder", "__version__"]
+__all__ = ["GradNormCallback", "GradNormRecorder", "__version__"]
 
 if TYPE_CHECKING:
+    from grads_ds.callback import GradNormCallback
     from grads_ds.gradnorm import GradNormRecorder
 
 
@@ -17,4 +18,8 @@ def __getattr__(name: str) -> Any:
         from grads_ds.gradnorm import GradNormRecorder
 
         return GradNormRecorder
+    if name == "GradNormCallback":
+        from grads_ds.callback import GradNormCallback
+
+        return GradNormCallback
     raise AttributeError(name)
