@@ -108,6 +108,8 @@ up() {
     ip link set "$bridge" up
 
     printf '127.0.0.1 localhost\n' > "$home/hosts"
+    # no name server is near: without an answer at once, looking up a name takes ten seconds
+    printf 'nameserver 127.0.0.1\n' > "$home/resolv.conf"
     : > "$home/hostfile"
     for number in $(seq "$count"); do
         printf '%s.%s %s-%s\n' "$net" "$number" "$name" "$number" >> "$home/hosts"
@@ -141,6 +143,7 @@ hostname "\$1"
 mount -t tmpfs tmpfs /run; mkdir -m 755 /run/sshd /run/lock
 mount -t tmpfs tmpfs /dev/shm
 mount --bind $home/hosts /etc/hosts
+[ ! -e /etc/resolv.conf ] || mount --bind $home/resolv.conf /etc/resolv.conf
 mount --bind $home/ssh_config.d /etc/ssh/ssh_config.d
 exec $(PATH="$PATH:/usr/sbin:/sbin" command -v sshd) -D -e -f $home/sshd_config -o "ListenAddress \$(cat $home/\$1.address)"
 END
