@@ -34,6 +34,8 @@ class GradNormCallback(TrainerCallback):
 
     Sample ids are `dataset`'s column sample_id, read here because the Trainer drops columns that the model does not know; without such a
     column, row numbers. sample_hash is taken from the column of that name, or left empty. layers, loss_reduction: as GradNormRecorder's.
+    flush_seconds: how often parts are written. recording: what the parts say they depend on, when the caller knows it better than this
+    does; merge=False leaves them to the caller.
     Raises ValueError, when training begins, for settings under which a sample has no norm of its own or cannot be told from others.
     """
 
@@ -44,8 +46,12 @@ class GradNormCallback(TrainerCallback):
         layers: str | tuple[str, ...] | list[str] = ("embedding", "lm_head"),
         *,
         loss_reduction: str = "mean",
+        flush_seconds: float = 5.0,
+        recording: scores.Recording | None = None,
+        merge: bool = True,
     ) -> None:
         self.folder, self.layers, self.loss_reduction = Path(folder), layers, loss_reduction
+        self.flush_seconds, self.recording, self.merge = flush_seconds, recording, merge
         known = getattr(dataset, "column_names", None) or []
         rows = len(dataset)
         self.ids = np.asarray(dataset["sample_id"], np.int64) if "sample_id" in known else np.arange(rows)
@@ -66,7 +72,7 @@ class GradNormCallback(TrainerCallback):
             raise ValueError("gradient norms cannot be recorded in this training:\n  " + "\n  ".join(faults))
         if state.global_step and state.epoch >= 1:
             return
-        recording = scores.Recording(
+        recording = self.recording or scores.Recording(
             {
                 "recorded": "while training",
                 "model": type(model).__name__,
@@ -80,7 +86,10 @@ class GradNormCallback(TrainerCallback):
         )
         ranks.from_main(lambda: self._prepare(recording, afresh=state.global_step == 0))
         schema = scores.schema(self._columns, with_step=True)
-        self._key, self._writer = recording.key, scores.PartWriter(self.folder, ranks.rank(), recording, schema)
+        self._key, self._writer = (
+            recording.key,
+            scores.PartWriter(self.folder, ranks.rank(), recording, schema, self.flush_seconds),
+        )
         self._recorder = GradNormRecorder(model, self.layers, loss_reduction=self.loss_reduction)
         self._open.enter_context(self._recorder)
         self._open.enter_context(_numbered(train_dataloader))
@@ -178,7 +187,8 @@ class GradNormCallback(TrainerCallback):
         self._recorder = None
         self._writer.flush()
         ranks.barrier()
-        ranks.from_main(self._merge)
+        if self.merge:
+            ranks.from_main(self._merge)
 
     def _merge(self) -> None:
         try:

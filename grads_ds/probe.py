@@ -6,6 +6,7 @@ and histograms. Run by `grads-ds probe CONFIG` or `deepspeed --hostfile H --modu
 
 from __future__ import annotations
 
+import json
 import platform
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,66 @@ from torch.utils.tensorboard import SummaryWriter
 
 from grads_ds import ranks, scores
 from grads_ds.agreement import check_hosts_agree
+from grads_ds.callback import GradNormCallback
 from grads_ds.config import Config
 from grads_ds.data.batches import BatchPlan, deal_batches, plan_batches
 from grads_ds.reduction import all_reduce_sum, how
-from grads_ds.run_dir import package_versions, source_commit
+from grads_ds.run_dir import package_versions, publish_json, source_commit
 from grads_ds.scoring import lengths_of, score_plan
 from grads_ds.train import optimizer_steps, train_model
 
+_NOT_INPUTS = ("flush_seconds", "tokens_per_microbatch", "checkpoint_steps")  # no score depends on them
 DENSE_ROWS = 4_000_000  # pools up to this size are also all-reduced in memory, as a second opinion on the merged table
 
 
 def run_preliminary_training(config: Config, run_dir: Path) -> None:
-    """Train on the whole pool for `probe.epochs` and write `probe/model`. Every rank calls this."""
-    pool_dir = run_dir / "prepared/pool"
-    check_hosts_agree({"data": pool_dir, "model": config.model.path})
+    """Train on the whole pool for `probe.epochs` and write `probe/model`. Every rank calls this.
+
+    With `probe.record: during` each sample's norms are those at the step that first saw it; samples that training did not reach
+    are scored afterwards, and the table is complete when this returns.
+    """
+    pool_dir, model_dir, folder = run_dir / "prepared/pool", run_dir / "probe/model", run_dir / "scores"
     pool = load_from_disk(str(pool_dir))
-    train_model(
-        config,
-        config.probe,
-        pool.select_columns(["input_ids", "labels"]),
-        config.model.path,
-        run_dir / "probe/model",
-        run_dir / "probe/checkpoints",
-        run_dir / "tensorboard/probe",
-        optimizer_steps(len(pool), config.probe),
-        what="preliminary training",
-    )
+    steps = optimizer_steps(len(pool), config.probe)
+    callbacks, recording = [], None
+    if config.probe.record == "during":
+        recording = recording_of(config, run_dir, config.model.path)
+        callbacks = [
+            GradNormCallback(
+                folder,
+                pool,
+                config.probe.layers,
+                loss_reduction=config.probe.loss_reduction,
+                flush_seconds=config.probe.flush_seconds,
+                recording=recording,
+                merge=False,
+            )
+        ]
+    else:
+        check_hosts_agree({"data": pool_dir, "model": config.model.path})
+        # a training that begins anew makes another model: what was scored with the last one is void
+        ranks.from_main(lambda: None if (run_dir / "probe/checkpoints").exists() else _discard(folder))
+    done_file = (
+        run_dir / "probe/trained.json"
+    )  # what the model there was trained with, when its recording is not finished yet
+    if recording is None or ranks.from_main(lambda: _trained_with(done_file, model_dir)) != recording.key:
+        train_model(
+            config,
+            config.probe,
+            pool.select_columns(["input_ids", "labels"]),
+            config.model.path,
+            model_dir,
+            run_dir / "probe/checkpoints",
+            run_dir / "tensorboard/probe",
+            steps,
+            what="preliminary training",
+            callbacks=callbacks,
+        )
+    if recording is not None:
+        key = recording.key
+        ranks.from_main(lambda: publish_json(done_file, {"key": key}))
+        record_remaining(config, run_dir, recording, str(model_dir), step=steps)
+        ranks.from_main(done_file.unlink)
 
 
 def run_recording(config: Config, run_dir: Path) -> None:
@@ -57,15 +92,19 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
     """What the scores depend on and how this start makes them. Raises UserError where hosts differ. Every rank calls this."""
     pool_dir = run_dir / "prepared/pool"
     facts = check_hosts_agree({"data": pool_dir, "model": model_path})
+    during = config.probe.record == "during" and config.probe.epochs > 0
     model = config.model.model_dump(mode="json", include={"dtype", "attention", "trust_remote_code"})
-    probe = config.probe.model_dump(mode="json", include={"layers", "loss_reduction", "record"})
+    probe = config.probe.model_dump(mode="json", include=None if during else {"layers", "loss_reduction"})
     inputs = {
         "model": model_path,
         "model files": facts[f"model {model_path}"],
         "pool": facts[f"data {pool_dir}"],
         **{f"model.{name}": value for name, value in model.items()},
-        **{f"probe.{name}": value for name, value in probe.items()},
+        **{f"probe.{name}": value for name, value in probe.items() if name not in _NOT_INPUTS},
     }
+    if during:
+        inputs |= {"seed": config.seed, "model.lora": config.model.model_dump(mode="json")["lora"]}
+        inputs["deepspeed"] = config.deepspeed_json()
     start = {
         "ranks": ranks.world(),
         "hosts": sorted(set(ranks.gather(platform.node()))),
@@ -74,6 +113,21 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
         "source_commit": ranks.from_main(source_commit),
     }
     return scores.Recording(inputs, start)
+
+
+def _trained_with(done_file: Path, model_dir: Path) -> str | None:
+    try:
+        return str(json.loads(done_file.read_text())["key"]) if model_dir.is_dir() else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _discard(folder: Path) -> None:
+    parts = list(folder.glob("part-*.parquet"))
+    for file in parts:
+        file.unlink()
+    if parts:
+        print(f"scores: {len(parts)} parts of the earlier model removed", flush=True)
 
 
 def record_remaining(
