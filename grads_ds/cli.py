@@ -11,9 +11,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
-from grads_ds import __version__, ranks
+from grads_ds import __version__, heartbeat, ranks
 from grads_ds.commands import run, scores
 from grads_ds.config import UserError
 from grads_ds.stages import STAGE_NAMES
@@ -35,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, translate failures into exit statuses."""
+    heartbeat.start()
     args = parser().parse_args(argv)
-    error_file = os.environ.get("GRADS_DS_ERRORS")
     # progress bars redraw on a terminal; a log gets a line now and then. Ranks inherit what their launcher found.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "10")
     try:
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if ranks.launched_rank() == 0:
             _print_faults(error)
-        _record_failure(error_file, "", 2)
+        heartbeat.failed("\n".join(error.faults), 2)
         status = 2
     except KeyboardInterrupt:
         print("grads-ds: interrupted; start it again to go on from here", file=sys.stderr)
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         text = traceback.format_exc()
         print(text, file=sys.stderr, flush=True)
-        _record_failure(error_file, text, 1)
+        heartbeat.failed(text, 1)
         status = 1
     if ranks.launched():
         # the other ranks may be waiting in a collective: leave without Python's orderly exit, which would wait for them
@@ -68,21 +67,3 @@ def _print_faults(error: UserError) -> None:
     for fault in error.faults:
         print(f"  - {fault}", file=sys.stderr)
     sys.stderr.flush()
-
-
-def _record_failure(folder: str | None, text: str, status: int) -> None:
-    """Leave this rank's own error where the launcher looks for the first one."""
-    if not folder or not Path(folder).is_dir():
-        return
-    import json
-    import socket
-    import time
-
-    record = {
-        "rank": ranks.launched_rank(),
-        "host": socket.gethostname(),
-        "time": time.time(),
-        "status": status,
-        "error": text,
-    }
-    Path(folder, f"rank{ranks.launched_rank()}.json").write_text(json.dumps(record))

@@ -15,7 +15,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from grads_ds import ranks
+from grads_ds import heartbeat, ranks
 from grads_ds.data.batches import BatchPlan
 from grads_ds.engine import device
 
@@ -43,6 +43,7 @@ def with_progress(
         mine = np.zeros(4)  # samples, tokens, tokens with padding, seconds since the last look
         before = np.zeros(3)
         for step, batch in enumerate(batches):
+            heartbeat.beat(what, step, len(batches))
             yield batch
             mine[:3] += len(batch), lengths[list(batch)].sum(), len(batch) * longest[step]
             if (step + 1) % every and step + 1 < len(batches):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grads_ds import heartbeat
 from grads_ds.config import Config, UserError
 from grads_ds.run_dir import lock, mark_done, save_config, unit_id, why_due
 
@@ -215,6 +216,7 @@ def execute(stage: Stage, config: Config) -> int:
     from grads_ds import ranks
 
     run_dir = Path(config.run_dir)
+    heartbeat.beat(f"{stage.name}: starting")
     if not stage.distributed:
         if ranks.launched_rank() == 0:
             with lock(run_dir, f"grads-ds {stage.name}"):
@@ -229,7 +231,9 @@ def execute(stage: Stage, config: Config) -> int:
                 continue
             unit = _named(stage, config, run_dir, name)
             began = time.monotonic()
+            heartbeat.beat(f"{name}: loading")
             unit.work(config, run_dir)
+            heartbeat.beat(f"{name}: finishing")
             ranks.barrier()
             ranks.from_main(lambda unit=unit, began=began: _finish(unit, config, run_dir, began))  # type: ignore[misc]
     ranks.finish()

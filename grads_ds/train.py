@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
-from grads_ds import ranks
+from grads_ds import heartbeat, ranks
 from grads_ds.check import micro_batch
 from grads_ds.config import Config, TrainingConfig
 from grads_ds.data.collate import pad_batch
@@ -85,7 +85,12 @@ def train_model(
         args=arguments,
         train_dataset=rows,
         data_collator=Collator(load_tokenizer(config.model)),
-        callbacks=[_Checkpoints(), *([_Progress(what), TensorBoardCallback(writer)] if writer else []), *callbacks],
+        callbacks=[
+            _Checkpoints(),
+            _Beats(what),
+            *([_Progress(what), TensorBoardCallback(writer)] if writer else []),
+            *callbacks,
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=_last_checkpoint(work_dir))
@@ -131,6 +136,19 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+
+
+class _Beats(TrainerCallback):
+    """Tells every rank's supervisor that the rank advances."""
+
+    def __init__(self, what: str):
+        self.what = what
+
+    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        heartbeat.beat(self.what, state.global_step, state.max_steps)
+
+    def on_substep_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        heartbeat.beat(self.what, state.global_step, state.max_steps)
 
 
 class _Checkpoints(TrainerCallback):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from grads_ds.config import UserError
+from grads_ds.run_dir import publish_text
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
 _NAME = re.compile(r"(?:[A-Za-z0-9_.-]+@)?[A-Za-z0-9](?:[A-Za-z0-9._:-]*[A-Za-z0-9])?")
@@ -20,6 +22,11 @@ class Host:
 
     name: str
     slots: int
+
+    @property
+    def address(self) -> str:
+        """The name without a user."""
+        return self.name.rpartition("@")[2]
 
 
 def read_hostfile(path: str | Path) -> list[Host]:
@@ -54,6 +61,12 @@ def read_hostfile(path: str | Path) -> list[Host]:
     if faults:
         raise UserError(faults)
     return list(hosts.values())
+
+
+def write_hostfile(path: Path, hosts: Sequence[Host]) -> Path:
+    """Write `hosts` as a hostfile that DeepSpeed and Open MPI read; returns `path`."""
+    publish_text(path, "".join(f"{host.name} slots={host.slots}\n" for host in hosts))
+    return path
 
 
 def visible_gpus() -> int:

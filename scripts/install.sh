@@ -17,7 +17,7 @@ stamp="$venv/grads_ds.stamp"
 # command : Debian package that brings it
 build_tools="g++:g++ ninja:ninja-build"
 cluster_tools="ssh:openssh-client sshd:openssh-server pdsh:pdsh mpirun:openmpi-bin"
-test_tools="sshd:openssh-server pdsh:pdsh ip:iproute2 ping:iputils-ping mpirun:openmpi-bin slurmctld:slurm-wlm"
+test_tools="sshd:openssh-server pdsh:pdsh ip:iproute2 ping:iputils-ping mpirun:openmpi-bin mpiexec.hydra:mpich slurmctld:slurm-wlm"
 
 say() { printf 'install: %s\n' "$*"; }
 fail() { printf 'install: %s\n' "$*" >&2; exit 1; }

@@ -20,7 +20,7 @@ TURNS = [{"role": "user", "content": "what is the sky"}, {"role": "assistant", "
 def job(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a good config and data, and a run directory whose first stage is done."""
     monkeypatch.chdir(tmp_path)
-    for variable in ("RANK", "GRADS_DS_LOCK", "GRADS_DS_ERRORS"):
+    for variable in ("RANK", "GRADS_DS_LOCK"):
         monkeypatch.delenv(variable, raising=False)
     rows = [{"messages": [TURNS[0], TURNS[1] | {"content": f"the sky is blue {i}"}]} for i in range(20)]
     for name in ("pool", "held"):

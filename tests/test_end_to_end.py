@@ -218,5 +218,5 @@ def test_a_failing_rank_is_the_last_word_and_the_status_tells(job: Path, tmp_pat
         cwd=job, env=environment, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert result.returncode == 1
-    assert "probe failed first on rank" in result.stderr
+    assert "probe: failed first on rank" in result.stderr
     assert "SafetensorError" in result.stderr.strip().splitlines()[-1]

@@ -26,6 +26,7 @@ ALLOWED = {
 LIGHT = [
     "grads_ds.config", "grads_ds.run_dir", "grads_ds.scores", "grads_ds.selection.stage", "grads_ds.data.formats", "grads_ds.stages",
     "grads_ds.data.batches", "grads_ds.cli", "grads_ds.commands.run", "grads_ds.check", "grads_ds.report", "launcher.hosts", "launcher.job",
+    "grads_ds.heartbeat",
 ]  # fmt: skip
 
 

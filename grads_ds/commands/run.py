@@ -16,8 +16,10 @@ from grads_ds.check import check_inputs
 from grads_ds.config import Config, UserError, load_config
 from grads_ds.run_dir import lock
 from grads_ds.stages import STAGE_NAMES, STAGES, Stage, check_upstream, due_units, execute
-from launcher.hosts import Host, read_hostfile, this_machine
-from launcher.job import run_job
+from launcher.backends import NAMES, choose
+from launcher.hosts import read_hostfile, this_machine
+from launcher.job import Place, run_job
+from launcher.outcome import DONE, FAILED, WRONG_INPUT, Outcome
 
 _HELP = {
     "prepare": "read the data, tokenise it, give every sample an id",
@@ -40,6 +42,9 @@ def add(commands: Any) -> None:
         command.set_defaults(handler=handle)
         add_config(command)
         command.add_argument("--hosts", metavar="HOSTFILE", help="DeepSpeed hostfile; without one, this machine alone")
+        command.add_argument(
+            "--backend", choices=NAMES, help="what starts the ranks (default: local, Slurm's srun, or pdsh)"
+        )
         command.add_argument(
             "--ranks", type=int, metavar="N", help="ranks on this machine (default: every GPU; 2 on CPU)"
         )
@@ -67,6 +72,7 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     stages = STAGES[begin : end + 1]
     hosts = read_hostfile(args.hosts) if args.hosts else [this_machine(args.ranks)]
     run_dir = Path(config.run_dir)
+    place = Place(hosts, choose(args.backend, hosts))
     ranks_in_all = sum(host.slots for host in hosts)
     with lock(run_dir, f"grads-ds {args.command}"):
         for number, stage in enumerate(stages):
@@ -74,7 +80,7 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
                 # only for work that is due: a finished run stays finished when its sources move away
                 due = [stage.name for stage in stages[number:] if due_units(stage, config, run_dir)]
                 check_inputs(config, due, ranks_in_all)
-            status = _launch(stage, config, args, hosts) if stage.distributed else execute(stage, config)
+            status = _launch(stage, config, args, place) if stage.distributed else execute(stage, config)
             if status:
                 return status
     if stages[-1].name in ("evaluate", "report"):
@@ -82,32 +88,25 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _launch(stage: Stage, config: Config, args: argparse.Namespace, hosts: list[Host]) -> int:
-    """Give a distributed stage to the launcher, and believe its finished units, not its exit status."""
+def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place) -> int:
+    """Give a distributed stage to the launcher."""
     run_dir = Path(config.run_dir)
     check_upstream(stage, config, run_dir)
     if not due_units(stage, config, run_dir):
         print(f"{stage.name}: done already, nothing to do", flush=True)
-        return 0
+        return DONE
     overrides = [part for item in args.set for part in ("--set", item)]
-    hostfile = Path(args.hosts).resolve() if args.hosts else None
-    status, failure = run_job(stage.name, [stage.name, args.config, *overrides], hosts, hostfile, run_dir / "logs")
-    if failure is None and not due_units(stage, config, run_dir):
-        return 0
+    outcome = run_job(stage.name, [stage.name, args.config, *overrides], place, run_dir / "logs")
+    if outcome.status == DONE and due_units(stage, config, run_dir):
+        outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
+    if outcome.status in (DONE, WRONG_INPUT):
+        return outcome.status  # rank 0 has listed the faults
     log = run_dir / "logs" / f"{stage.name}.log"
-    if failure is not None and failure.status == 2:
-        return 2  # rank 0 has listed the faults
-    if failure is not None:
-        print(
-            f"\ngrads-ds: {stage.name} failed first on rank {failure.rank} ({failure.host}); log: {log}",
-            file=sys.stderr,
-        )
-        print(failure.error.rstrip(), file=sys.stderr)
-    else:
-        print(
-            f"\ngrads-ds: {stage.name} ended before it was done (launcher status {status}); log: {log}", file=sys.stderr
-        )
-    return 1
+    told = f"\ngrads-ds: {stage.name}: {outcome.sentence}; log: {log}\n{outcome.error.rstrip()}".rstrip()
+    print(told, file=sys.stderr, flush=True)
+    with open(log, "a") as stream:
+        stream.write(told + "\n")
+    return outcome.status
 
 
 def _print_outcome(run_dir: Path) -> None:

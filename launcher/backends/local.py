@@ -1,0 +1,24 @@
+"""This machine alone: the launcher starts the supervisors itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launcher.backends import Command, Job
+from launcher.hosts import Host
+
+
+def commands(job: Job) -> list[Command]:
+    """One process for each rank."""
+    return [
+        Command(
+            job.supervisor(),
+            job.environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.ranks)},
+        )
+        for rank in range(job.ranks)
+    ]
+
+
+def faults(hosts: Sequence[Host]) -> list[str]:
+    """None: there is nothing to be missing."""
+    return []

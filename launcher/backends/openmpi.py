@@ -1,0 +1,26 @@
+"""Open MPI's mpirun as a starter of processes; the ranks themselves talk gloo or NCCL.
+
+Called directly: DeepSpeed's wrapper (0.19.8) fixes the interface to eth0 and UCX to tcp and refuses chosen hosts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from launcher.backends import Command, Job, missing
+from launcher.hosts import Host, write_hostfile
+
+
+def commands(job: Job) -> list[Command]:
+    """The `mpirun` call: ranks fill the hosts in their order; no binding, that is the ranks' own matter."""
+    hostfile = write_hostfile(job.folder / "hostfile", job.hosts)
+    call = ["mpirun", "--hostfile", str(hostfile), "-n", str(job.ranks), "--map-by", "slot", "--bind-to", "none"]
+    if os.geteuid() == 0:
+        call.append("--allow-run-as-root")  # containers; refused otherwise
+    return [Command([*call, *job.supervisor()], job.environment)]
+
+
+def faults(hosts: Sequence[Host]) -> list[str]:
+    """A missing mpirun, or another MPI's."""
+    return missing("mpirun", package="openmpi-bin")

@@ -1,0 +1,31 @@
+"""DeepSpeed's own launcher over pdsh and ssh: `deepspeed --hostfile H --launcher pdsh`.
+
+Its weak places (seen in 0.19.8) are kept out of reach: user arguments, the working directory and variables would pass through
+the remote shell unquoted, so only plain words go that way and the environment travels in a file; a single remote host would
+run here, so multi-node mode is forced; the status it returns and its `pkill` are not used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from launcher.backends import SUPERVISOR, Command, Job, missing, not_plain
+from launcher.hosts import Host, write_hostfile
+
+
+def commands(job: Job) -> list[Command]:
+    """The `deepspeed` call."""
+    hostfile = write_hostfile(job.folder / "hostfile", job.hosts)
+    runner = ["deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", "pdsh", "--force_multi"]
+    # our ranks agree on their own rendezvous; naming an address keeps the runner from asking the first host for one
+    runner += ["--master_addr", job.hosts[0].address, "--no_ssh_check", "--no_local_rank"]
+    script = [str(SUPERVISOR), str(job.folder)]
+    return [Command([sys.executable, "-m", *runner, *script], job.environment)]
+
+
+def faults(hosts: Sequence[Host]) -> list[str]:
+    """Missing programs, and paths that a remote shell would read as more than a path."""
+    found = missing("pdsh", "ssh", package="pdsh and openssh-client")
+    return found + not_plain([os.getcwd(), sys.executable, str(SUPERVISOR)], "pdsh")

@@ -1,0 +1,65 @@
+"""Small real jobs for the launcher's tests: ranks that run a few lines of Python under the supervisor, without a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import job
+from launcher.hosts import Host
+from launcher.job import Place
+from launcher.outcome import Outcome
+from launcher.watch import Limits
+
+REPO = Path(__file__).resolve().parents[2]
+QUICK = Limits(start=60.0, lost=8.0, hang=600.0, grace=1.5, settle=2.5)
+_BEGIN = """
+import os, sys, time, signal
+from grads_ds import heartbeat
+heartbeat.start()
+rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+"""
+
+
+def run_code(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int = 2, **place: Any) -> Outcome:
+    """Run `code` on every rank through `run_job`; `rank`, `world` and `heartbeat` are defined in it."""
+    script = tmp_path / "rank code.py"
+    script.write_text(_BEGIN + code)
+    original = job.describe
+
+    def describe(arguments: Any, where: Place) -> dict[str, Any]:
+        return original(arguments, where) | {"command": [sys.executable, str(script)]}
+
+    monkeypatch.setattr(job, "describe", describe)
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    settings = {"hosts": [Host("localhost", ranks)], "backend": "local", "limits": QUICK} | place
+    return job.run_job("stage", [], Place(**settings), tmp_path / "logs")
+
+
+def folder_of(tmp_path: Path) -> Path:
+    """The folder of the last job that `run_code` ran."""
+    return max((tmp_path / "logs" / "stage").iterdir())
+
+
+def left_behind(mark: str, seconds: float = 5.0) -> list[str]:
+    """Command lines of processes of this machine that hold `mark` in them, once those that are leaving have left."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                try:
+                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                except OSError:
+                    continue
+                if mark in line and state != "Z":
+                    found.append(line)
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)

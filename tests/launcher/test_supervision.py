@@ -1,0 +1,168 @@
+"""The truth about how ranks end: statuses, the first failure's own words, hangs, kills; and nothing is left running."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher.outcome import DISK_FULL, DONE, FAILED, HANG, LOST, OUT_OF_MEMORY, STOPPED
+from tests.launcher.jobs import QUICK, folder_of, left_behind, run_code
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(tmp_path: Path):  # type: ignore[no-untyped-def]
+    yield
+    assert left_behind(str(tmp_path)) == []
+
+
+def test_ranks_know_who_they_are_and_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = """
+import torch.distributed as dist
+dist.init_process_group("gloo")
+seen = [None] * world
+dist.all_gather_object(seen, (rank, os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]))
+print("together", seen, flush=True)
+dist.barrier(); dist.destroy_process_group()
+"""
+    assert run_code(code, tmp_path, monkeypatch).status == DONE
+    shown = capfd.readouterr().out
+    assert shown.count("together [(0, '0', '2'), (1, '1', '2')]") == 1  # rank 0 narrates
+    assert "together" in (folder_of(tmp_path) / "rank00001.log").read_text()
+    assert "together" in (tmp_path / "logs/stage.log").read_text()
+
+
+def test_environment_arrives_whole_and_is_not_left_lying_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = "a 'b' \"c\"\n$HOME;id `x` \\ é"
+    monkeypatch.setenv("MY_TOKEN", odd)
+    monkeypatch.setenv("HF_HOME", "/some where")
+    monkeypatch.setenv("SLURM_PROCID", "7")
+    code = f"""
+import json, glob, pathlib
+folder = pathlib.Path({str(tmp_path)!r}) / f"seen{{rank}}.json"
+file = glob.glob({str(tmp_path / "logs")!r} + "/*/*/environment.json")[0]
+folder.write_text(json.dumps([dict(os.environ), os.stat(file).st_mode]))
+"""
+    assert run_code(code, tmp_path, monkeypatch).status == DONE
+    for rank in range(2):
+        seen, mode = json.loads((tmp_path / f"seen{rank}.json").read_text())
+        assert seen["MY_TOKEN"] == odd and seen["HF_HOME"] == "/some where"
+        assert "SLURM_PROCID" not in seen and seen["RANK"] == str(rank)
+        assert stat.S_IMODE(mode) == 0o600
+    files = [file for file in (tmp_path / "logs").rglob("*") if file.is_file()]
+    assert files and not any("$HOME;id" in file.read_text(errors="replace") for file in files)
+
+
+FAILURES = {
+    "an exception": ("raise ValueError('my own words')", FAILED, "my own words"),
+    "CUDA memory": (
+        "raise RuntimeError('CUDA out of memory. Tried to allocate 20 GiB')",
+        OUT_OF_MEMORY,
+        "out of memory",
+    ),
+    "a full disk": ("raise OSError(28, 'No space left on device')", DISK_FULL, "No space left"),
+    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", LOST, ""),
+    "a segmentation fault": ("os.kill(os.getpid(), signal.SIGSEGV)", LOST, ""),
+    "a bare exit": ("os._exit(3)", FAILED, ""),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_the_first_failure_is_told_and_the_others_are_stopped(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 fails too, later and as a consequence; rank 1's own trouble is the outcome."""
+    act, status, words = FAILURES[case]
+    code = f"""
+import traceback
+try:
+    if rank == 1:
+        time.sleep(0.3)
+        {act}
+    time.sleep(0.5 if rank == 0 else 60)
+    raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
+except Exception:
+    heartbeat.failed(traceback.format_exc(), 1)
+    os._exit(1)
+"""
+    began = time.monotonic()
+    outcome = run_code(code, tmp_path, monkeypatch, ranks=3)
+    assert (outcome.status, outcome.rank) == (status, 1), outcome
+    assert words in outcome.error
+    assert time.monotonic() - began < 15
+
+
+def test_an_error_with_status_2_is_the_users_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run_code("heartbeat.failed('data: wanted more', 2); os._exit(2)", tmp_path, monkeypatch)
+    assert (outcome.status, outcome.error) == (2, "data: wanted more")
+
+
+def test_a_hang_names_the_rank_that_is_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+import torch.distributed as dist
+def lost_in_thought():
+    time.sleep(600)
+dist.init_process_group("gloo")
+heartbeat.beat("steps", 1, 9)
+if rank == 1:
+    lost_in_thought()
+dist.barrier()
+"""
+    began = time.monotonic()
+    outcome = run_code(code, tmp_path, monkeypatch, ranks=3, limits=replace(QUICK, hang=3.0))
+    assert outcome.status == HANG
+    assert "rank 1 on" in outcome.sentence and "in lost_in_thought" in outcome.sentence
+    assert "ranks 0, 2 are waiting in barrier" in outcome.sentence
+    assert time.monotonic() - began < 40
+
+
+def test_progress_keeps_a_slow_job_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "for step in range(8):\n    heartbeat.beat('steps', step, 8)\n    time.sleep(0.6)"
+    assert run_code(code, tmp_path, monkeypatch, limits=replace(QUICK, hang=2.5)).status == DONE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_every_rank_even_those_that_ignore_it(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+import subprocess
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", sys.argv[0]])
+heartbeat.beat("waiting")
+time.sleep(600)
+"""
+
+    def interrupt() -> None:
+        for _ in range(200):
+            time.sleep(0.1)
+            records = [json.loads(f.read_text() or "{}") for f in (tmp_path / "logs").glob("stage/*/rank*.json")]
+            if len(records) == 2 and all("progress" in record for record in records):
+                break
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    outcome = run_code(code, tmp_path, monkeypatch)
+    assert outcome.status == 128 + number
+
+
+def test_a_killed_supervisor_takes_its_rank_along_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "time.sleep(0.5)\nif rank == 1: os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(600)"
+    outcome = run_code(code, tmp_path, monkeypatch)
+    assert (outcome.status, outcome.rank) == (LOST, 1)
+    assert "fell silent" in outcome.sentence
+
+
+def test_a_rank_stopped_from_outside_is_a_preemption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "time.sleep(0.5)\nif rank == 1: os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(600)"
+    outcome = run_code(code, tmp_path, monkeypatch)
+    assert outcome.status == STOPPED and "SIGTERM on" in outcome.sentence
