@@ -5,14 +5,17 @@ so that nothing is gathered under ZeRO-3 and every rank decides alike. Rules:
   linear     y = W x + b, W stored either way round (nn.Linear, GPT-2's Conv1D)
   embedding  nn.Embedding and its subclasses (scaled, offset: the lookup itself is intercepted)
   norm       y = xhat * w (+ b) or xhat * (1 + w), RMS or centred
-  local      anything else: the module is run again by itself, once per sample, and differentiated (always exact)
+  local      anything else: the module is run again by itself, once per sample, and differentiated (always exact); for experts kept
+             as a list of modules, each of which sees rows of no known sample, the block that routes to them
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +24,12 @@ from grads_ds.gradnorm.groups import full_shape, group_of, parse_layers
 from grads_ds.gradnorm.norm import normalise
 
 _MAX_PROBE = 2**27
+_ONE_OF_EXPERTS = re.compile(r"(?:^|(.*)\.)experts?\.\d+(?:\..*)?$")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose own parameters are measured. `parameters`: name in the module -> full name (the first one, if shared)."""
+    """A module whose parameters are measured. `parameters`: name in the module -> full name (the first one, if shared)."""
 
     name: str
     module: nn.Module
@@ -75,10 +79,16 @@ def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Pl
     tied = table is not None and table is head_weight
     wanted = set(requested) | ({"embedding"} if tied and "lm_head" in requested else set())
     kept = []
+    experts: dict[str, dict[str, str]] = {}  # path of a block that routes to a list of experts -> their parameters
     for path, module, own in sites:
         own = {local: name for local, name in own.items() if groups[name] in wanted}
-        if own:
+        if own and (found := _ONE_OF_EXPERTS.match(path)):
+            block = found[1] or ""
+            inside = path.removeprefix(f"{block}.") if block else path
+            experts.setdefault(block, {}).update({f"{inside}.{local}": name for local, name in own.items()})
+        elif own:
             kept.append(_site(path, module, own))
+    kept += [Site(f"{block}.experts", model.get_submodule(block), "local", own) for block, own in experts.items()]
     groups = {name: group for name, group in groups.items() if group in wanted}
     return Plan(tuple(kept), groups, requested, embedding, head, tied)
 
@@ -125,14 +135,28 @@ def _site(path: str, module: nn.Module, own: dict[str, str]) -> Site:
 
 @contextlib.contextmanager
 def substituted(module: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """The module with some of its own parameters replaced for a while."""
-    kept = {local: module._parameters[local] for local in tensors}
+    """The module with some of its parameters replaced for a while, by their names in it."""
+    kept = {local: parameter_at(module, local) for local in tensors}
     try:
         for local, tensor in tensors.items():
-            module._parameters[local] = tensor  # type: ignore[assignment]
+            place, name = _held(module, local)
+            place[name] = tensor
         yield
     finally:
-        module._parameters.update(kept)
+        for local, parameter in kept.items():
+            place, name = _held(module, local)
+            place[name] = parameter
+
+
+def parameter_at(module: nn.Module, local: str) -> Tensor:
+    """The module's parameter of that name, or what stands in for it."""
+    place, name = _held(module, local)
+    return place[name]
+
+
+def _held(module: nn.Module, local: str) -> tuple[dict[str, Any], str]:
+    path, _, name = local.rpartition(".")
+    return module.get_submodule(path)._parameters, name
 
 
 def _random(tensors: dict[str, Tensor], *shape: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -20,12 +20,12 @@ from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.layout import Layout
 from grads_ds.gradnorm.local import local_norms_squared, standing_alone
 from grads_ds.gradnorm.lookup import LookupHook, looked_up, requiring_grad
-from grads_ds.gradnorm.rules import Plan, Site
+from grads_ds.gradnorm.rules import Plan, Site, parameter_at
 from grads_ds.gradnorm.sharding import Gather, gathered
 from grads_ds.gradnorm.tap import tap
 
+_NUMBERED = re.compile(r"\.\d+(?=\.|$)")
 _CACHES = ("past_key_values", "past_key_value")
-_ONE_OF_EXPERTS = re.compile(r"experts?\.\d+(\.|$)")
 
 
 class Measurement:
@@ -134,8 +134,8 @@ class Measurement:
         return hook
 
     def _rows(self, site: Site, *tensors: Tensor) -> list[Tensor] | None:
-        # The rows routed to one expert of a list can happen to number B * T, in another order: never read those as the batch.
-        flat_ok = _ONE_OF_EXPERTS.search(site.name) is None
+        # Rows routed to one module of a list inside a layer can happen to number B * T, in another order: not read as the batch.
+        flat_ok = len(_NUMBERED.findall(f".{site.name}")) < 2
         found = [self.layout.per_sample(tensor, flat_ok) for tensor in tensors]
         if any(tensor is None for tensor in found):
             self.unmeasured.update(site.parameters.values())
@@ -222,11 +222,11 @@ class Measurement:
                 self._replaying = True
                 try:
                     with (
-                        gathered([module._parameters[local] for local in site.parameters], self.gather),  # type: ignore[misc]
+                        gathered(list(module.parameters(recurse=False)), self.gather),
                         standing_alone(module, call, list(saved)),
                     ):
-                        own = {local: module._parameters[local] for local in site.parameters}
-                        found = local_norms_squared(module, own, call, list(saved), reached, self.layout)  # type: ignore[arg-type]
+                        own = {local: parameter_at(module, local) for local in site.parameters}
+                        found = local_norms_squared(module, own, call, list(saved), reached, self.layout)
                 finally:
                     self._replaying = False
                 if found is None:

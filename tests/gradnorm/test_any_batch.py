@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 from typing import Any
 
 import pytest
@@ -57,6 +58,16 @@ def test_norms_do_not_depend_on_how_the_batch_is_laid_out(name: str, how: str) -
     assert max(models.worst(found, true).values()) < 1e-5
     assert found.num_tokens.tolist() == LENGTHS
     assert model.training == ("reentrant" in how)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="needs flash-attention and a CUDA device")
+def test_flash_attention() -> None:
+    model = models.make_model("llama", head_dim=32, attn_implementation="flash_attention_2").to("cuda", torch.bfloat16)
+    batch = {name: tensor.cuda() for name, tensor in models.make_batch(LENGTHS, PROMPTS).items()}
+    whole = models.make_model("llama", head_dim=32).to("cuda", torch.bfloat16)
+    recorder = GradNormRecorder(model, "all")
+    assert max(models.worst(recorder.score(batch), models.truth(recorder, whole, batch)).values()) < 2e-2
 
 
 def test_each_sample_alone_and_in_other_company() -> None:
@@ -137,3 +148,6 @@ def test_bad_batches_and_layers_are_refused_with_what_to_change() -> None:
         GradNormRecorder(model, loss_reduction="none")
     with pytest.raises(ValueError, match=r"torch\.compile"):
         GradNormRecorder(torch.compile(model))
+    model.model.layers[0].compile()
+    with pytest.raises(ValueError, match=r"torch\.compile"):
+        GradNormRecorder(model)

@@ -90,9 +90,23 @@ def train_and_record(name: str, stage: int, offload: bool) -> list[float]:
         with recorder:
             engine.backward(engine(**batch).loss)
             found = recorder.collect()
+        if stage == 3:
+            _trap_of_the_average(engine, found.norms["embedding"])
         engine.step()
         errors.append(max(models.worst(found, models.truth(plain, whole, batch)).values()))
     return errors
+
+
+def _trap_of_the_average(engine: Any, own: torch.Tensor) -> None:
+    """After a backward ZeRO-3 holds the mean over all ranks' samples, the same on every rank: nobody's own gradient."""
+    import torch.distributed as dist
+    from deepspeed.utils import safe_get_full_grad
+
+    average = safe_get_full_grad(engine.module.get_input_embeddings().weight).double().norm()
+    everyones = [torch.zeros_like(average) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyones, average)
+    assert all(torch.isclose(other, average) for other in everyones)
+    assert float((own / average - 1).abs().min()) > 1e-2, "the trap is not sprung by this example"
 
 
 def record_under_accelerate(name: str) -> list[float]:
