@@ -260,13 +260,20 @@ def free_port(low: int, high: int) -> int:
     raise OSError(f"no free port from {low} to {high} on {socket.gethostname()}; widen --ports or end what holds them")
 
 
+def address_towards(name: str) -> str | None:
+    """The address of this host that `name` sees it by; None when `name` cannot be resolved or reached by any route."""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((name, 9))  # sends nothing; the kernel looks the route up
+        return str(probe.getsockname()[0])
+    return None
+
+
 def interface_towards(name: str) -> str | None:
     """The network interface by which this host reaches `name`; None when it cannot tell."""
     import fcntl
 
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((name, 9))  # sends nothing; the kernel looks the route up
-        mine = probe.getsockname()[0]
+    mine = address_towards(name)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, interface in socket.if_nameindex():
             with contextlib.suppress(OSError):
                 answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", interface.encode()))  # SIOCGIFADDR
