@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # progress bars redraw on a terminal; a log gets a line now and then. Ranks inherit what their launcher found.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "10")
     try:
-        return int(args.handler(args))
+        status = int(args.handler(args))
     except UserError as error:
         if ranks.launched_rank() == 0:
             _print_faults(error)
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         heartbeat.failed(text, 1)
         status = 1
     if ranks.launched():
-        # the other ranks may be waiting in a collective: leave without Python's orderly exit, which would wait for them
+        # without Python's orderly exit: after a failure it would wait for ranks that sit in a collective, and after a success
+        # threads of torch's process groups abort it now and then ("terminate called", torch 2.13 with gloo); all is published
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,16 +1,18 @@
-"""Hosts and their slots: reads a DeepSpeed hostfile or looks at this machine. No torch import."""
+"""Hosts and their slots: from a DeepSpeed hostfile, Slurm's allocation, or this machine; chosen by --include and --exclude.
+
+Names are data: what is not a host name is refused, and none ever stands in a shell's text. No torch import.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from grads_ds.config import UserError
-from grads_ds.run_dir import publish_text
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
 _NAME = re.compile(r"(?:[A-Za-z0-9_.-]+@)?[A-Za-z0-9](?:[A-Za-z0-9._:-]*[A-Za-z0-9])?")
@@ -22,6 +24,7 @@ class Host:
 
     name: str
     slots: int
+    devices: tuple[int, ...] | None = None  # chosen accelerators of this host; None: the first `slots` of them
 
     @property
     def address(self) -> str:
@@ -63,10 +66,9 @@ def read_hostfile(path: str | Path) -> list[Host]:
     return list(hosts.values())
 
 
-def write_hostfile(path: Path, hosts: Sequence[Host]) -> Path:
-    """Write `hosts` as a hostfile that DeepSpeed and Open MPI read; returns `path`."""
-    publish_text(path, "".join(f"{host.name} slots={host.slots}\n" for host in hosts))
-    return path
+def hostfile_text(hosts: Sequence[Host]) -> str:
+    """`hosts` as a hostfile that DeepSpeed and Open MPI read."""
+    return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
 
 
 def visible_gpus() -> int:
@@ -81,6 +83,97 @@ def visible_gpus() -> int:
     except (OSError, subprocess.TimeoutExpired):
         return 0
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+
+
+def find_hosts(hostfile: str | None, ranks: int | None, include: str = "", exclude: str = "") -> list[Host]:
+    """The hosts of this run: the hostfile's, else the Slurm allocation's this process is in, else this machine alone.
+
+    Raises UserError for every fault in the file, and for names or slots that --include and --exclude get wrong.
+    """
+    if hostfile and ranks is not None:
+        raise UserError("--ranks: wanted one of --hosts and --ranks; found both; the hostfile's slots say how many")
+    if hostfile:
+        hosts = read_hostfile(hostfile)
+    elif ranks is None and "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ:
+        hosts = slurm_hosts(os.environ)
+    else:
+        hosts = [this_machine(ranks)]
+    return choose_hosts(hosts, include, exclude)
+
+
+def slurm_hosts(environment: Mapping[str, str]) -> list[Host]:
+    """The hosts of a Slurm allocation: its node list, with as many slots as it gives tasks (else GPUs) to each node."""
+    listed = environment["SLURM_JOB_NODELIST"]
+    try:
+        told = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"hosts: wanted scontrol to name the hosts of {listed}; {error}; give --hosts") from None
+    names = told.stdout.split()
+    counts = slurm_counts(environment.get("SLURM_TASKS_PER_NODE", ""))
+    gpus = environment.get("SLURM_GPUS_ON_NODE", "")
+    if gpus.isdigit() and (not counts or set(counts) == {1}):  # one task a node is salloc's default, not a wish
+        counts = [int(gpus)] * len(names)
+    if told.returncode or not names or len(counts) != len(names):
+        found = (
+            told.stderr.strip()
+            or f"{len(names)} hosts and SLURM_TASKS_PER_NODE={environment.get('SLURM_TASKS_PER_NODE')}"
+        )
+        raise UserError(
+            f"hosts: wanted the hosts and tasks of Slurm's allocation {listed}; found {found}; give --hosts"
+        )
+    return [Host(name, slots) for name, slots in zip(names, counts, strict=True)]
+
+
+def slurm_counts(text: str) -> list[int]:
+    """Slurm's compressed list of numbers: "2(x3),1" is [2, 2, 2, 1]. Empty where it is not one."""
+    counts: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if not found:
+            return []
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host]:
+    """Those of `hosts` that are included (all, when `include` is empty) and not excluded, in their order.
+
+    Both are written as DeepSpeed writes them: `a@b:0,2` is host a whole and slots 0 and 2 of b. Raises UserError.
+    """
+    if include and exclude:
+        raise UserError("--exclude: wanted one of --include and --exclude; found both; remove one")
+    wanted, option = (include, "--include") if include else (exclude, "--exclude")
+    if not wanted:
+        return list(hosts)
+    known = {host.address: host for host in hosts}
+    named: dict[str, list[int]] = {}
+    faults = []
+    for part in wanted.split("@"):
+        name, colon, slots = part.partition(":")
+        host = known.get(name)
+        if host is None:
+            faults.append(f"{option}: {name!r} is not one of the hosts; there are: {', '.join(known)}")
+            continue
+        numbers = slots.split(",") if colon else [str(number) for number in range(host.slots)]
+        wrong = [number for number in numbers if not number.isdigit() or int(number) >= host.slots]
+        if wrong:
+            faults.append(
+                f"{option}: {name}: wanted slots from 0 to {host.slots - 1}; found {', '.join(map(repr, wrong))}"
+            )
+        named.setdefault(name, []).extend(int(number) for number in numbers if number not in wrong)
+    chosen = []
+    for host in hosts:
+        slots_named = set(named.get(host.address, ()))
+        kept = [slot for slot in range(host.slots) if (slot in slots_named) == bool(include)]
+        if len(kept) == host.slots:
+            chosen.append(host)
+        elif kept:
+            chosen.append(Host(host.name, len(kept), tuple(kept)))
+    if not chosen and not faults:
+        faults.append(f"{option} {wanted}: no host is left; name fewer")
+    if faults:
+        raise UserError(faults)
+    return chosen
 
 
 def this_machine(ranks: int | None = None) -> Host:

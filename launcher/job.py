@@ -69,6 +69,8 @@ def run_job(name: str, arguments: Sequence[str], place: Place, log_dir: Path) ->
         try:
             with _caught_signals(watch):
                 for command in commands:
+                    for path, text in command.files.items():
+                        path.write_text(text)
                     # sessions of their own: an interrupt reaches the ranks once, through their supervisors
                     processes.append(
                         subprocess.Popen(command.arguments, env=command.environment, stdin=subprocess.DEVNULL,
@@ -86,6 +88,7 @@ def describe(arguments: Sequence[str], place: Place) -> dict[str, Any]:
         "command": [sys.executable, "-m", "grads_ds", *arguments],
         "cwd": os.getcwd(),
         "hosts": [[host.name, host.slots] for host in place.hosts],
+        "devices": [host.devices for host in place.hosts],
         "ports": list(place.ports),
         "grace_seconds": place.limits.grace,
     }
@@ -93,10 +96,12 @@ def describe(arguments: Sequence[str], place: Place) -> dict[str, Any]:
 
 def dry_run(name: str, arguments: Sequence[str], place: Place, log_dir: Path) -> str:
     """What `run_job` would start, exactly; variables by name, without their values, which may be secrets."""
-    folder = (log_dir / name / "<time>").resolve()
+    folder = (log_dir / name / "TIME").resolve()
     commands = backends.load(place.backend).commands(backends.Job(folder, place.hosts, {}))
     lines = [f"{name}: {len(commands)} process{'es' if len(commands) > 1 else ''} here, by {place.backend}"]
     lines += [f"  {shlex.join(command.arguments)}" for command in commands]
+    for path, text in ((path, text) for command in commands for path, text in command.files.items()):
+        lines += [f"  {path}:", *(f"    {line}" for line in text.splitlines())]
     lines.append(f"  each supervisor then runs: {shlex.join(describe(arguments, place)['command'])}")
     names = sorted(forwarded(os.environ, of_this_kind_of_machine(place.hosts[0].slots)))
     return "\n".join([*lines, f"  with {len(names)} variables: {' '.join(names)}"])

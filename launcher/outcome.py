@@ -48,6 +48,11 @@ class Outcome:
     rank: int | None = None
     host: str | None = None
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether another start may succeed: not after wrong input or a full disk, nor when the launcher itself was stopped."""
+        return self.status in RETRYABLE and not (self.status == STOPPED and self.rank is None)
+
 
 def judge(records: Sequence[Mapping[str, Any]], lost: Collection[int]) -> Outcome:
     """The outcome of ranks that have ended or are in `lost`. `records` in the order in which the launcher saw them end.

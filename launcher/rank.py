@@ -123,7 +123,7 @@ class Supervisor:
         here = {name: os.environ[name] for name in OF_THE_HOST if name in os.environ}
         environment = forwarded | here | self._rendezvous()
         environment |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.local_rank), "WORLD_SIZE": str(self.world)}
-        environment["LOCAL_WORLD_SIZE"] = str(self._slots_here())
+        environment |= self._of_this_host()
         wanted = sum(slots for _, slots in self.job["hosts"])
         if self.world != wanted:
             raise RuntimeError(f"the runner started {self.world} ranks, wanted {wanted}")
@@ -141,13 +141,15 @@ class Supervisor:
         self.record |= {"state": "running", "pid": self.process.pid}
         self.tell()
 
-    def _slots_here(self) -> int:
+    def _of_this_host(self) -> dict[str, str]:
+        """How many ranks this host has, and which of its accelerators were chosen for them."""
         before = 0
-        for _, count in self.job["hosts"]:
+        for (_, count), devices in zip(self.job["hosts"], self.job["devices"], strict=True):
             before += count
             if self.rank < before:
-                return int(count)
-        return 1
+                chosen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if devices else {}
+                return {"LOCAL_WORLD_SIZE": str(count)} | chosen
+        return {}
 
     def _rendezvous(self) -> dict[str, str]:
         """MASTER_ADDR and MASTER_PORT, agreed on through a file, and the interface that leads there.

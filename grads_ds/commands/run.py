@@ -7,20 +7,23 @@ a launcher (`deepspeed --module grads_ds probe CONFIG`) is one rank of that stag
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from grads_ds import ranks
 from grads_ds.check import check_inputs
+from grads_ds.commands.place import add_place, place_of
 from grads_ds.config import Config, UserError, load_config
 from grads_ds.run_dir import lock
 from grads_ds.stages import STAGE_NAMES, STAGES, Stage, check_upstream, due_units, execute
-from launcher.backends import NAMES, choose
-from launcher.hosts import read_hostfile, this_machine
-from launcher.job import Place, run_job
+from launcher import sbatch
+from launcher.job import Place, dry_run, run_job
 from launcher.outcome import DONE, FAILED, WRONG_INPUT, Outcome
 
+BACKOFF_SECONDS = 5.0  # before the first restart; doubled each time
 _HELP = {
     "prepare": "read the data, tokenise it, give every sample an id",
     "probe": "preliminary training, then every sample's gradient norms",
@@ -41,13 +44,18 @@ def add(commands: Any) -> None:
     for command in (run, *(commands.add_parser(name, help=_HELP[name]) for name in STAGE_NAMES)):
         command.set_defaults(handler=handle)
         add_config(command)
-        command.add_argument("--hosts", metavar="HOSTFILE", help="DeepSpeed hostfile; without one, this machine alone")
+        add_place(command)
         command.add_argument(
-            "--backend", choices=NAMES, help="what starts the ranks (default: local, Slurm's srun, or pdsh)"
+            "--max-restarts", type=int, default=0, metavar="N", help="start a failed stage again, up to N times"
         )
         command.add_argument(
-            "--ranks", type=int, metavar="N", help="ranks on this machine (default: every GPU; 2 on CPU)"
+            "--dry-run", action="store_true", help="print what would be started, exactly, and start nothing"
         )
+        command.add_argument(
+            "--slurm", action="append", default=[], metavar="KEY=VALUE",
+            help="sbatch option for --backend slurm outside an allocation, e.g. nodes=8, partition=gpu",
+        )  # fmt: skip
+        command.add_argument("--wait", action="store_true", help="with --slurm: stay until the batch job is over")
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
@@ -70,10 +78,25 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     if begin > end:
         raise UserError(f"--from {first} --to {last}: {first} comes after {last}; swap them")
     stages = STAGES[begin : end + 1]
-    hosts = read_hostfile(args.hosts) if args.hosts else [this_machine(args.ranks)]
     run_dir = Path(config.run_dir)
-    place = Place(hosts, choose(args.backend, hosts))
-    ranks_in_all = sum(host.slots for host in hosts)
+    if args.max_restarts < 0:
+        raise UserError(f"--max-restarts: wanted 0 or more; found {args.max_restarts}")
+    if args.backend == "slurm" and "SLURM_JOB_ID" not in os.environ:
+        return _submit(args, run_dir)
+    if args.slurm or args.wait:
+        raise UserError(
+            "--slurm, --wait: wanted --backend slurm outside an allocation; found another place; leave them out"
+        )
+    place = place_of(args)
+    if args.dry_run:
+        for stage in stages:
+            print(
+                dry_run(stage.name, _words(stage.name, args), place, run_dir / "logs")
+                if stage.distributed
+                else f"{stage.name}: here"
+            )
+        return DONE
+    ranks_in_all = sum(host.slots for host in place.hosts)
     with lock(run_dir, f"grads-ds {args.command}"):
         for number, stage in enumerate(stages):
             if number == 0 or stages[number - 1].name == "prepare":  # the prepared pool tells more than the config did
@@ -95,18 +118,56 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place
     if not due_units(stage, config, run_dir):
         print(f"{stage.name}: done already, nothing to do", flush=True)
         return DONE
-    overrides = [part for item in args.set for part in ("--set", item)]
-    outcome = run_job(stage.name, [stage.name, args.config, *overrides], place, run_dir / "logs")
-    if outcome.status == DONE and due_units(stage, config, run_dir):
-        outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
-    if outcome.status in (DONE, WRONG_INPUT):
-        return outcome.status  # rank 0 has listed the faults
-    log = run_dir / "logs" / f"{stage.name}.log"
-    told = f"\ngrads-ds: {stage.name}: {outcome.sentence}; log: {log}\n{outcome.error.rstrip()}".rstrip()
+    for attempt in range(args.max_restarts + 1):
+        outcome = run_job(stage.name, _words(stage.name, args), place, run_dir / "logs")
+        if outcome.status == DONE and due_units(stage, config, run_dir):
+            outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
+        if outcome.status in (DONE, WRONG_INPUT):
+            break  # rank 0 has listed the faults
+        _tell(run_dir / "logs" / f"{stage.name}.log", f"{stage.name}: {outcome.sentence}", outcome.error)
+        if attempt == args.max_restarts or not outcome.may_pass:
+            break
+        pause = min(BACKOFF_SECONDS * 2**attempt, 60.0)
+        _tell(
+            run_dir / "logs" / f"{stage.name}.log", f"restart {attempt + 1} of {args.max_restarts} in {pause:.0f} s", ""
+        )
+        time.sleep(pause)
+    return outcome.status
+
+
+def _words(stage: str, args: argparse.Namespace) -> list[str]:
+    """A rank's own command line."""
+    return [stage, args.config, *(part for item in args.set for part in ("--set", item))]
+
+
+def _tell(log: Path, sentence: str, error: str) -> None:
+    """Say it last on the terminal, and in the stage's log."""
+    told = f"\ngrads-ds: {sentence}; log: {log}\n{error.rstrip()}".rstrip()
     print(told, file=sys.stderr, flush=True)
     with open(log, "a") as stream:
         stream.write(told + "\n")
-    return outcome.status
+
+
+def _submit(args: argparse.Namespace, run_dir: Path) -> int:
+    """Queue this very command as a Slurm batch job, less what is for sbatch alone."""
+    words = ["run", args.config] if args.command == "run" else [args.command, args.config]
+    if args.command == "run":
+        words += ["--from", args.first, "--to", args.last]
+    words += [
+        *_words("", args)[2:],
+        "--backend",
+        "slurm",
+        "--ports",
+        args.ports,
+        "--max-restarts",
+        str(args.max_restarts),
+    ]
+    words += ["--hang-seconds", f"{args.hang_seconds:g}", "--start-seconds", f"{args.start_seconds:g}"]
+    script = sbatch.render(words, args.slurm, run_dir)
+    if args.dry_run:
+        print(script, end="")
+        return DONE
+    return sbatch.submit(script, run_dir, args.wait)
 
 
 def _print_outcome(run_dir: Path) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -46,10 +46,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Command:
-    """One process to start here. `files` are written before it starts."""
+    """One process to start here. `files` (text by path) are written before it starts."""
 
     arguments: list[str]
     environment: dict[str, str]
+    files: dict[Path, str] = field(default_factory=dict)
 
 
 class Backend(Protocol):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from grads_ds.run_dir import publish_text
 from launcher.backends import Command, Job, missing
 from launcher.hosts import Host
 from launcher.rank import address_towards
@@ -19,14 +18,14 @@ PROGRAMS = ("mpiexec.hydra", "mpiexec.mpich")
 def commands(job: Job) -> list[Command]:
     """The `mpiexec` call."""
     machines = job.folder / "machinefile"
-    publish_text(machines, "".join(f"{host.name}:{host.slots}\n" for host in job.hosts))
+    text = "".join(f"{host.name}:{host.slots}\n" for host in job.hosts)
     program = next((name for name in PROGRAMS if shutil.which(name)), PROGRAMS[0])
     call = [program, "-f", str(machines), "-n", str(job.ranks)]
     # by default its proxies call back to this host's own name, which they may not be able to resolve
     callback = next((found for host in job.hosts if (found := address_towards(host.address))), None)
     if callback:
         call += ["-localhost", callback]
-    return [Command([*call, *job.supervisor()], job.environment)]
+    return [Command([*call, *job.supervisor()], job.environment, {machines: text})]
 
 
 def faults(hosts: Sequence[Host]) -> list[str]:

@@ -9,16 +9,16 @@ import os
 from collections.abc import Sequence
 
 from launcher.backends import Command, Job, missing
-from launcher.hosts import Host, write_hostfile
+from launcher.hosts import Host, hostfile_text
 
 
 def commands(job: Job) -> list[Command]:
     """The `mpirun` call: ranks fill the hosts in their order; no binding, that is the ranks' own matter."""
-    hostfile = write_hostfile(job.folder / "hostfile", job.hosts)
+    hostfile = job.folder / "hostfile"
     call = ["mpirun", "--hostfile", str(hostfile), "-n", str(job.ranks), "--map-by", "slot", "--bind-to", "none"]
     if os.geteuid() == 0:
         call.append("--allow-run-as-root")  # containers; refused otherwise
-    return [Command([*call, *job.supervisor()], job.environment)]
+    return [Command([*call, *job.supervisor()], job.environment, {hostfile: hostfile_text(job.hosts)})]
 
 
 def faults(hosts: Sequence[Host]) -> list[str]:

@@ -11,18 +11,21 @@ import os
 import sys
 from collections.abc import Sequence
 
+from grads_ds.config import UserError
 from launcher.backends import SUPERVISOR, Command, Job, missing, not_plain
-from launcher.hosts import Host, write_hostfile
+from launcher.hosts import Host, hostfile_text
 
 
 def commands(job: Job) -> list[Command]:
     """The `deepspeed` call."""
-    hostfile = write_hostfile(job.folder / "hostfile", job.hosts)
+    hostfile = job.folder / "hostfile"
+    if unfit := not_plain([str(job.folder)], "run_dir"):
+        raise UserError(unfit)
     runner = ["deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", "pdsh", "--force_multi"]
     # our ranks agree on their own rendezvous; naming an address keeps the runner from asking the first host for one
     runner += ["--master_addr", job.hosts[0].address, "--no_ssh_check", "--no_local_rank"]
     script = [str(SUPERVISOR), str(job.folder)]
-    return [Command([sys.executable, "-m", *runner, *script], job.environment)]
+    return [Command([sys.executable, "-m", *runner, *script], job.environment, {hostfile: hostfile_text(job.hosts)})]
 
 
 def faults(hosts: Sequence[Host]) -> list[str]:

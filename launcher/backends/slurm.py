@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from grads_ds.run_dir import publish_text
 from launcher.backends import Command, Job, missing
 from launcher.hosts import Host
 
@@ -13,11 +12,11 @@ from launcher.hosts import Host
 def commands(job: Job) -> list[Command]:
     """The `srun` call. Ranks are placed by a list of hosts, one line a rank, so that unequal slots are kept too."""
     listed = job.folder / "ranks.hosts"
-    publish_text(listed, "".join(f"{host.name}\n" * host.slots for host in job.hosts))
+    text = "".join(f"{host.name}\n" * host.slots for host in job.hosts)
     call = ["srun", "--nodes", str(len(job.hosts)), "--ntasks", str(job.ranks), "--distribution", "arbitrary"]
     # the supervisors end their ranks; Slurm must not end a supervisor because another one is done
     call += ["--kill-on-bad-exit=0", "--unbuffered", "--export=ALL", "--overlap"]
-    return [Command([*call, *job.supervisor()], job.environment | {"SLURM_HOSTFILE": str(listed)})]
+    return [Command([*call, *job.supervisor()], job.environment | {"SLURM_HOSTFILE": str(listed)}, {listed: text})]
 
 
 def faults(hosts: Sequence[Host]) -> list[str]:

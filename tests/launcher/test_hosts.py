@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from grads_ds.config import UserError
-from launcher.hosts import Host, read_hostfile, this_machine
+from launcher.hosts import Host, choose_hosts, read_hostfile, slurm_counts, slurm_hosts, this_machine
 
 
 def test_hosts_comments_and_blank_lines(tmp_path: Path) -> None:
@@ -39,3 +39,42 @@ def test_this_machine_takes_the_asked_ranks(monkeypatch: pytest.MonkeyPatch) -> 
     assert this_machine(3) == Host("localhost", 3)
     with pytest.raises(UserError, match="--ranks 0"):
         this_machine(0)
+
+
+def test_include_and_exclude_are_written_as_deepspeed_writes_them() -> None:
+    hosts = [Host("me@a", 2), Host("b", 4), Host("c", 1)]
+    assert choose_hosts(hosts, "a@b:3,0", "") == [Host("me@a", 2), Host("b", 2, (0, 3))]
+    assert choose_hosts(hosts, "", "b:1@c") == [Host("me@a", 2), Host("b", 3, (0, 2, 3))]
+    assert choose_hosts(hosts, "", "") == hosts
+
+
+@pytest.mark.parametrize(
+    "include, exclude, named",
+    [("d", "", "'d' is not one"), ("b:4", "", "slots from 0 to 3"), ("b:x", "", "'x'"),
+     ("a", "b", "found both"), ("", "a@b@c", "no host is left")],
+)  # fmt: skip
+def test_choices_that_do_not_fit_are_named(include: str, exclude: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        choose_hosts([Host("a", 2), Host("b", 4), Host("c", 1)], include, exclude)
+
+
+def test_slurms_numbers() -> None:
+    assert slurm_counts("2(x3),1") == [2, 2, 2, 1]
+    assert slurm_counts("4") == [4]
+    assert slurm_counts("") == slurm_counts("two") == []
+
+
+def test_a_slurm_allocation_gives_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """scontrol is a stand-in here; the real one answers in tests/launcher/test_cluster_runs.py."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho node1\necho node2\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    told = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_TASKS_PER_NODE": "2,1"}
+    assert slurm_hosts(told) == [Host("node1", 2), Host("node2", 1)]
+    assert slurm_hosts(told | {"SLURM_TASKS_PER_NODE": "1(x2)", "SLURM_GPUS_ON_NODE": "8"}) == [
+        Host("node1", 8),
+        Host("node2", 8),
+    ]
+    with pytest.raises(UserError, match="give --hosts"):
+        slurm_hosts(told | {"SLURM_TASKS_PER_NODE": "2"})
