@@ -13,6 +13,7 @@
 #            link HOST up|down                                its network
 #            shape [--rate R] [--delay D]                     change every link; without either: as fast as it goes
 #            bytes                                            bytes each host has sent since it was made
+#            pids                                             processes of all hosts, as this machine numbers them
 # option:    --name NAME (at most 8 letters, digits; default lc): clusters of different names stand side by side
 #
 # Needs root (namespaces), iproute2 and openssh-server. All hosts share this machine's files, as hosts share a parallel file
@@ -215,6 +216,7 @@ case "$command" in
         [[ "${3:-}" =~ ^(up|down)$ ]] || fail "link: wanted up or down; found '${3:-}'" 2
         ip link set "$name-v$2" "$3" ;;
     shape) shape ;;
+    pids) for ns in $(hosts); do ip netns pids "$ns"; done ;;
     bytes) for ns in $(hosts); do printf '%s %s\n' "$ns" "$(cat "/sys/class/net/$name-v${ns##*-}/statistics/rx_bytes")"; done ;;
     *) usage >&2; fail "wanted a command; found '$command'" 2 ;;
 esac
