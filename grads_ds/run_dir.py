@@ -223,7 +223,7 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
         if _holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
             yield
             return
-        _take(path, {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "what": what,
+        _take(path, {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "process": _process(os.getpid()), "what": what,
                      "since": time.strftime("%Y-%m-%d %H:%M:%S")})  # fmt: skip
     except OSError as error:
         raise UserError(f"run_dir: wanted a folder to write in; found {run_dir}: {error.strerror or error}") from None
@@ -279,8 +279,19 @@ def _alive(path: Path, holder: dict[str, Any]) -> bool:
     if silent > LOCK_STALE_SECONDS:
         return False
     if holder.get("host") == socket.gethostname() and holder.get("pid"):
-        return Path(f"/proc/{holder['pid']}").exists()
+        # a host or container that came back gives the same small numbers to other processes
+        process = _process(holder["pid"])
+        return process is not None and holder.get("process", process) == process
     return True
+
+
+def _process(pid: int) -> str | None:
+    """What tells a process from another one of the same number, before or after it; None when there is none."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{after_name[19]}"  # when it started
+    except (OSError, IndexError):
+        return None
 
 
 def _beat(path: Path, token: str, stop: threading.Event) -> None:

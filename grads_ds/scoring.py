@@ -80,9 +80,15 @@ def score_plan(
                 key: torch.from_numpy(value).to(device())
                 for key, value in pad_batch([rows[i] for i in mine], 0).items()
             }
-            norms = recorder.score(tensors)
-            release = getattr(engine.optimizer, "release_backward_leftovers", None)
-            if release is not None:  # ZeRO-3 keeps the embedding gathered after a backward it did not start
-                release()
+            norms = score_batch(recorder, engine, tensors)
             if mine:
                 yield list(mine), norms
+
+
+def score_batch(recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor]) -> GradNorms:
+    """One step of the pass: this rank's micro-batch on the frozen engine. Every rank calls this as often as the others."""
+    norms = recorder.score(batch)
+    release = getattr(engine.optimizer, "release_backward_leftovers", None)
+    if release is not None:  # ZeRO-3 keeps the embedding gathered after a backward it did not start
+        release()
+    return norms

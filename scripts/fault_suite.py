@@ -221,7 +221,7 @@ def suffer(folder: Path, mode: str, faults: list[str], draw: random.Random, tall
     """Run the probe in `mode` through all the faults and compare every table that comes out."""
     run_dir = folder / "run" / mode
     waiting = list(faults)
-    struck = False
+    struck = elsewhere = False
     while True:
         scores = run_dir / "scores"
         before = sum(1 for _ in scores.glob("part-*")) if scores.is_dir() else 0
@@ -232,7 +232,10 @@ def suffer(folder: Path, mode: str, faults: list[str], draw: random.Random, tall
             mode == "record" or (mode == "train, record" and (run_dir / "state/probe.train.json").exists())
         )
         world = draw.randint(1, 3) if free and not on_hosts else WORLD
-        (folder / "run/lock.json").unlink(missing_ok=True)
+        if struck and on_hosts != elsewhere:
+            # only its own host can tell that a lock's holder is dead; from another one, the operator says so (or waits two minutes)
+            (run_dir / "lock.json").unlink(missing_ok=True)
+        elsewhere = on_hosts
         job = Job(folder, mode, world, on_hosts)
         tally.starts += 1
         tally.resumed += struck
@@ -376,6 +379,7 @@ def main() -> int:
     per_mode: dict[str, list[str]] = {mode: [] for mode in MODES}
     for i, fault in enumerate(faults):
         per_mode[list(MODES)[i % len(MODES)]].append(fault)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that mounts and hosts go away with it
     began = time.monotonic()
     with place(kinds) as folder:
         for mode in [mode for mode in MODES if per_mode[mode]]:

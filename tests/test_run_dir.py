@@ -73,6 +73,19 @@ def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "lock.json").read_text())["what"] == "the next job"
 
 
+def test_another_process_of_the_holders_number_holds_nothing(tmp_path: Path) -> None:
+    here = {"host": socket.gethostname(), "pid": os.getpid()}
+    publish_json(
+        tmp_path / "lock.json", {"token": "x", "process": "an earlier boot:1", "what": "before the reboot"} | here
+    )
+    with lock(tmp_path, "the next job"):
+        held = json.loads((tmp_path / "lock.json").read_text())
+        assert held["what"] == "the next job"
+        del os.environ["GRADS_DS_LOCK"]
+        with pytest.raises(UserError, match="in use by the next job"), lock(tmp_path, "a second one"):
+            pass
+
+
 def test_the_lock_of_a_silent_host_is_taken_over(tmp_path: Path) -> None:
     publish_json(tmp_path / "lock.json", {"token": "x", "host": "elsewhere", "pid": 1, "what": "lost"})
     with pytest.raises(UserError, match="lost"), lock(tmp_path, "early"):
