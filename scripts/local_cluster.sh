@@ -165,14 +165,19 @@ END
     trap - EXIT
 }
 
+stop() { # returns when nothing of the host runs
+    local pids
+    while pids="$(ip netns pids "$1" 2> /dev/null)" && [ -n "$pids" ]; do
+        # shellcheck disable=SC2086
+        kill -KILL $pids 2> /dev/null || true
+        sleep 0.05
+    done
+}
+
 down() {
-    local ns pids
+    local ns
     for ns in $(hosts); do
-        while pids="$(ip netns pids "$ns" 2> /dev/null)" && [ -n "$pids" ]; do
-            # shellcheck disable=SC2086
-            kill -KILL $pids 2> /dev/null || true
-            sleep 0.05
-        done
+        stop "$ns"
         ip netns del "$ns"
         ip link del "$name-v${ns##*-}" 2> /dev/null || true
     done
@@ -205,9 +210,7 @@ case "$command" in
         exec nsenter --target "$first" --mount --uts --ipc --net --pid -- sh -c 'cd "$1" && shift && exec "$@"' sh "$PWD" "$@" ;;
     kill)
         ns="$(host "${2:-}")"
-        pids="$(ip netns pids "$ns")"
-        # shellcheck disable=SC2086
-        [ -z "$pids" ] || kill -KILL $pids 2> /dev/null || true ;;
+        stop "$ns" ;;
     boot)
         ns="$(host "${2:-}")"
         is_up "$ns" || boot "$ns" ;;
