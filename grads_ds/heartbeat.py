@@ -19,6 +19,7 @@ INTERVAL_SECONDS = 0.5  # at most so often; a step may be shorter
 ERROR_CHARACTERS = 16_000  # a pipe holds 64 KiB and a rank never waits for its supervisor
 _pipe: int | None = None
 _last = 0.0
+_work: dict[str, Any] | None = None  # what is being done, and where and when it began: the pace follows from these
 
 
 def start() -> None:
@@ -42,11 +43,13 @@ def supervised() -> bool:
 
 def beat(doing: str, done: int | None = None, total: int | None = None) -> None:
     """This rank advances: it is `doing` something, `done` of `total` steps. Cheap enough for every step."""
-    global _last
+    global _last, _work
     now = time.monotonic()
     if _pipe is not None and (now - _last > INTERVAL_SECONDS or done is None or done == total):
         _last = now
-        _write({"progress": {"doing": doing, "done": done, "total": total, "time": time.time()}})
+        if _work is None or _work["doing"] != doing or _work["total"] != total:
+            _work = {"doing": doing, "total": total, "first": done or 0, "since": time.time()}
+        _write({"progress": _work | {"done": done, "time": time.time()}})
 
 
 def failed(error: str, status: int) -> None:

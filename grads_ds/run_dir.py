@@ -244,6 +244,16 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def lock_holder(run_dir: Path) -> dict[str, Any] | None:
+    """Who is at work in the run directory (host, pid, what, since); None when nobody is, or the holder is gone."""
+    holder = _holder(run_dir / "lock.json")
+    return (
+        {key: holder.get(key) for key in ("host", "pid", "what", "since")}
+        if _alive(run_dir / "lock.json", holder)
+        else None
+    )
+
+
 def _take(path: Path, record: dict[str, Any]) -> None:
     for _ in range(3):
         try:

@@ -1,7 +1,8 @@
 """One distributed stage as a job: a folder, a supervisor for every rank, one readable stream, and the truth about the end.
 
 Writes `logs/<stage>/<time>/` (the job folder: what was started, every rank's log, record and stacks) and `logs/<stage>.log`
-(what was shown). The environment travels in a file of mode 0600 that is removed when the job is over. No torch import.
+(what was shown); launcher/reporting.py adds lines for machines. The environment travels in a file of mode 0600 that is
+removed when the job is over. No torch import.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ from launcher.environment import for_runner, forwarded, of_this_kind_of_machine,
 from launcher.hosts import Host
 from launcher.outcome import Outcome
 from launcher.rank import publish
+from launcher.reporting import Reporter
 from launcher.watch import RUNNER_SECONDS, Limits, Watch
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -65,7 +67,9 @@ def run_job(name: str, arguments: Sequence[str], place: Place, log_dir: Path) ->
             stream.write(text)
             stream.flush()
 
-        watch = Watch(folder, place.hosts, place.limits, show)
+        reporter = Reporter(log_dir.parent, name, folder.name)
+        reporter.note("start", ranks=sum(host.slots for host in place.hosts), backend=place.backend)
+        watch = Watch(folder, place.hosts, place.limits, show, reporter.progress)
         try:
             with _caught_signals(watch):
                 for command in commands:
@@ -76,7 +80,10 @@ def run_job(name: str, arguments: Sequence[str], place: Place, log_dir: Path) ->
                         subprocess.Popen(command.arguments, env=command.environment, stdin=subprocess.DEVNULL,
                                          stdout=runner_log, stderr=runner_log, start_new_session=True)
                     )  # fmt: skip
-                return watch.follow(processes)
+                outcome = watch.follow(processes)
+            publish(folder / "outcome.json", asdict(outcome))
+            reporter.note("end", status=outcome.status, sentence=outcome.sentence, rank=outcome.rank, host=outcome.host)
+            return outcome
         finally:
             _end_runners(processes)
             (folder / "environment.json").unlink(missing_ok=True)

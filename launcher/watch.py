@@ -57,8 +57,15 @@ class Seen:
 class Watch:
     """The launcher's side of a job folder."""
 
-    def __init__(self, folder: Path, hosts: Sequence[Host], limits: Limits, show: Callable[[str], None]):
-        self.folder, self.limits, self.show = folder, limits, show
+    def __init__(
+        self,
+        folder: Path,
+        hosts: Sequence[Host],
+        limits: Limits,
+        show: Callable[[str], None],
+        progress: Callable[[], None],
+    ):
+        self.folder, self.limits, self.show, self.progress = folder, limits, show, progress
         now = time.monotonic()
         names = [host.name for host in hosts for _ in range(host.slots)]
         self.ranks = [Seen(rank, name, heard=now, advanced=now) for rank, name in enumerate(names)]
@@ -118,6 +125,7 @@ class Watch:
             self.look()
             if all(seen.ended for seen in self.ranks) or self.interrupted:
                 break
+            self.progress()
             outcome = self._trouble(began, all(process.poll() is not None for process in processes))
             time.sleep(POLL_SECONDS)
         if self.interrupted:

@@ -1,0 +1,33 @@
+"""`grads-ds status RUN`: how far a run is, from its files alone, on any machine that sees them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from grads_ds.stages import STAGE_NAMES
+from launcher.status import in_words, prometheus, snapshot
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    command = commands.add_parser("status", help="how far a run is, from its files")
+    command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
+    shape = command.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="as one JSON object")
+    shape.add_argument("--prometheus", action="store_true", help="as metrics in Prometheus' text format")
+    command.set_defaults(handler=handle)
+
+
+def handle(args: argparse.Namespace) -> int:
+    """Print it."""
+    seen = snapshot(args.run_dir)
+    if args.json:
+        print(json.dumps(seen))
+    elif args.prometheus:
+        print(prometheus(seen), end="")
+    else:
+        print(in_words(seen, STAGE_NAMES))
+    return 0
