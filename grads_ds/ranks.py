@@ -65,6 +65,10 @@ def finish() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+    if "mpi4py.MPI" in sys.modules:  # mpirun takes a rank that ends without this for a failure
+        mpi = sys.modules["mpi4py.MPI"]
+        if mpi.Is_initialized() and not mpi.Is_finalized():
+            mpi.Finalize()
 
 
 def rank() -> int:
