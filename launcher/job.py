@@ -42,8 +42,8 @@ class Place:
     limits: Limits = field(default_factory=Limits)
 
 
-def run_job(name: str, arguments: Sequence[str], place: Place, log_dir: Path) -> Outcome:
-    """Run `python -m grads_ds ARGUMENTS` on every slot. SIGINT, SIGTERM and SIGHUP end every rank before this returns.
+def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path) -> Outcome:
+    """Run `command` on every slot. SIGINT, SIGTERM and SIGHUP end every rank before this returns.
 
     Raises UserError when the backend cannot be used from here.
     """
@@ -52,7 +52,7 @@ def run_job(name: str, arguments: Sequence[str], place: Place, log_dir: Path) ->
     if faults:
         raise UserError([f"--backend {place.backend}: {fault}" for fault in faults])
     folder = _new_folder(log_dir / name)
-    job = describe(arguments, place)
+    job = describe(command, place)
     publish(folder / "job.json", job)
     environment = forwarded(os.environ, of_this_kind_of_machine(place.hosts[0].slots))
     write_private(folder / "environment.json", environment)
@@ -72,12 +72,12 @@ def run_job(name: str, arguments: Sequence[str], place: Place, log_dir: Path) ->
         watch = Watch(folder, place.hosts, place.limits, show, reporter.progress)
         try:
             with _caught_signals(watch):
-                for command in commands:
-                    for path, text in command.files.items():
+                for start in commands:
+                    for path, text in start.files.items():
                         path.write_text(text)
                     # sessions of their own: an interrupt reaches the ranks once, through their supervisors
                     processes.append(
-                        subprocess.Popen(command.arguments, env=command.environment, stdin=subprocess.DEVNULL,
+                        subprocess.Popen(start.arguments, env=start.environment, stdin=subprocess.DEVNULL,
                                          stdout=runner_log, stderr=runner_log, start_new_session=True)
                     )  # fmt: skip
                 outcome = watch.follow(processes)
@@ -89,10 +89,10 @@ def run_job(name: str, arguments: Sequence[str], place: Place, log_dir: Path) ->
             (folder / "environment.json").unlink(missing_ok=True)
 
 
-def describe(arguments: Sequence[str], place: Place) -> dict[str, Any]:
+def describe(command: Sequence[str], place: Place) -> dict[str, Any]:
     """What the supervisors are told in `job.json`."""
     return {
-        "command": [sys.executable, "-m", "grads_ds", *arguments],
+        "command": list(command),
         "cwd": os.getcwd(),
         "hosts": [[host.name, host.slots] for host in place.hosts],
         "devices": [host.devices for host in place.hosts],
@@ -101,15 +101,15 @@ def describe(arguments: Sequence[str], place: Place) -> dict[str, Any]:
     }
 
 
-def dry_run(name: str, arguments: Sequence[str], place: Place, log_dir: Path) -> str:
+def dry_run(name: str, command: Sequence[str], place: Place, log_dir: Path) -> str:
     """What `run_job` would start, exactly; variables by name, without their values, which may be secrets."""
     folder = (log_dir / name / "TIME").resolve()
     commands = backends.load(place.backend).commands(backends.Job(folder, place.hosts, {}))
     lines = [f"{name}: {len(commands)} process{'es' if len(commands) > 1 else ''} here, by {place.backend}"]
-    lines += [f"  {shlex.join(command.arguments)}" for command in commands]
-    for path, text in ((path, text) for command in commands for path, text in command.files.items()):
+    lines += [f"  {shlex.join(start.arguments)}" for start in commands]
+    for path, text in (item for start in commands for item in start.files.items()):
         lines += [f"  {path}:", *(f"    {line}" for line in text.splitlines())]
-    lines.append(f"  each supervisor then runs: {shlex.join(describe(arguments, place)['command'])}")
+    lines.append(f"  each supervisor then runs: {shlex.join(command)}")
     names = sorted(forwarded(os.environ, of_this_kind_of_machine(place.hosts[0].slots)))
     return "\n".join([*lines, f"  with {len(names)} variables: {' '.join(names)}"])
 

@@ -123,6 +123,7 @@ class Supervisor:
         here = {name: os.environ[name] for name in OF_THE_HOST if name in os.environ}
         environment = forwarded | here | self._rendezvous()
         environment |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.local_rank), "WORLD_SIZE": str(self.world)}
+        environment["GRADS_DS_JOB_FOLDER"] = str(self.folder)
         environment |= self._of_this_host()
         wanted = sum(slots for _, slots in self.job["hosts"])
         if self.world != wanted:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -62,11 +62,13 @@ def test_light_parts_import_no_torch(module: str) -> None:
 
 
 def test_help_is_quick() -> None:
+    """In processor time: other tests on the same machine must not decide."""
     seconds = []
     for _ in range(3):
-        began = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         result = subprocess.run([sys.executable, "-m", "grads_ds", "--help"], cwd=REPO, capture_output=True, text=True,
                                 env=os.environ | {"COLUMNS": "200"})  # fmt: skip
-        seconds.append(time.monotonic() - began)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert result.returncode == 0 and "prepare -> probe -> select" in result.stdout
     assert min(seconds) < 0.5

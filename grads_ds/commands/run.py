@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from grads_ds.check import check_inputs
 from grads_ds.commands.place import add_place, place_of
 from grads_ds.config import Config, UserError, load_config
 from grads_ds.run_dir import lock
-from grads_ds.stages import STAGE_NAMES, STAGES, Stage, check_upstream, due_units, execute
+from grads_ds.stages import STAGE_NAMES, STAGES, Stage, Unit, check_upstream, due_units, execute
 from launcher import sbatch
+from launcher.backends import BY_SSH
 from launcher.job import Place, dry_run, run_job
 from launcher.outcome import DONE, FAILED, WRONG_INPUT, Outcome
+from launcher.reach import unreachable
 
 BACKOFF_SECONDS = 5.0  # before the first restart; doubled each time
 _HELP = {
@@ -47,6 +50,9 @@ def add(commands: Any) -> None:
         add_place(command)
         command.add_argument(
             "--max-restarts", type=int, default=0, metavar="N", help="start a failed stage again, up to N times"
+        )
+        command.add_argument(
+            "--elastic", action="store_true", help="leave hosts that cannot be entered out of recording and evaluation"
         )
         command.add_argument(
             "--dry-run", action="store_true", help="print what would be started, exactly, and start nothing"
@@ -119,6 +125,7 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place
         print(f"{stage.name}: done already, nothing to do", flush=True)
         return DONE
     for attempt in range(args.max_restarts + 1):
+        place = _present(due_units(stage, config, run_dir), place, args.elastic)
         outcome = run_job(stage.name, _words(stage.name, args), place, run_dir / "logs")
         if outcome.status == DONE and due_units(stage, config, run_dir):
             outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
@@ -135,9 +142,35 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place
     return outcome.status
 
 
+def _present(due: list[tuple[Unit, str]], place: Place, elastic: bool) -> Place:
+    """The place, once its hosts have been asked for; with `elastic`, less those that do not answer."""
+    lost = unreachable(place.hosts) if place.backend in BY_SSH else {}
+    if not lost:
+        return place
+    left = [host for host in place.hosts if host.name not in lost]
+    if not elastic or not left:
+        raise UserError(list(lost.values()))
+    trained = [unit.name for unit, _ in due if unit.name.startswith(("sft/", "probe/train"))]
+    if (
+        trained
+    ):  # their checkpoints and batches belong to a number of ranks; what recording and evaluation left does not
+        what = f"--elastic: {', '.join(trained)} cannot go on with fewer ranks; bring the hosts back, or --exclude them"
+        raise UserError([what, *lost.values()])
+    for fault in lost.values():
+        print(f"grads-ds: left out: {fault}", file=sys.stderr, flush=True)
+    return replace(place, hosts=left)
+
+
 def _words(stage: str, args: argparse.Namespace) -> list[str]:
     """A rank's own command line."""
-    return [stage, args.config, *(part for item in args.set for part in ("--set", item))]
+    return [
+        sys.executable,
+        "-m",
+        "grads_ds",
+        stage,
+        args.config,
+        *(part for item in args.set for part in ("--set", item)),
+    ]
 
 
 def _tell(log: Path, sentence: str, error: str) -> None:
@@ -154,7 +187,7 @@ def _submit(args: argparse.Namespace, run_dir: Path) -> int:
     if args.command == "run":
         words += ["--from", args.first, "--to", args.last]
     words += [
-        *_words("", args)[2:],
+        *_words("", args)[5:],
         "--backend",
         "slurm",
         "--ports",

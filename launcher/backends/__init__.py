@@ -22,6 +22,7 @@ from grads_ds.config import UserError
 from launcher.hosts import Host
 
 NAMES = ("local", "pdsh", "openmpi", "mpich", "slurm")
+BY_SSH = ("pdsh", "openmpi", "mpich")  # enter the hosts by ssh
 SUPERVISOR = Path(__file__).resolve().parent.parent / "rank.py"
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher import job
 from launcher.hosts import Host
-from launcher.job import Place
+from launcher.job import Place, run_job
 from launcher.outcome import Outcome
 from launcher.watch import Limits
 
@@ -30,15 +29,9 @@ def run_code(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: 
     """Run `code` on every rank through `run_job`; `rank`, `world` and `heartbeat` are defined in it."""
     script = tmp_path / "rank code.py"
     script.write_text(_BEGIN + code)
-    original = job.describe
-
-    def describe(arguments: Any, where: Place) -> dict[str, Any]:
-        return original(arguments, where) | {"command": [sys.executable, str(script)]}
-
-    monkeypatch.setattr(job, "describe", describe)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     settings = {"hosts": [Host("localhost", ranks)], "backend": "local", "limits": QUICK} | place
-    return job.run_job("stage", [], Place(**settings), tmp_path / "logs")
+    return run_job("stage", [sys.executable, str(script)], Place(**settings), tmp_path / "logs")
 
 
 def folder_of(tmp_path: Path) -> Path:

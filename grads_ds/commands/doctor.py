@@ -1,0 +1,64 @@
+"""`grads-ds doctor CONFIG`: is every host fit for the run? A table, advice for each fault; exit status 2 when there is one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from grads_ds.commands.place import add_place, place_of
+from grads_ds.commands.run import add_config
+from grads_ds.config import Config, load_config
+from launcher.doctor import Finding, examine
+from launcher.outcome import DONE, WRONG_INPUT
+
+_MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    command = commands.add_parser("doctor", help="check every host before anything expensive starts")
+    add_config(command)
+    add_place(command)
+    command.add_argument("--json", action="store_true", help="findings as JSON")
+    command.set_defaults(handler=handle)
+
+
+def handle(args: argparse.Namespace) -> int:
+    """Examine, print, and say by the status whether a run may start."""
+    config = load_config(args.config, args.set)
+    findings = examine(place_of(args), Path(config.run_dir), _paths(config), _offloads(config))
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        _print_table(findings)
+    return WRONG_INPUT if any(finding.level == "fault" for finding in findings) else DONE
+
+
+def _paths(config: Config) -> list[str]:
+    """Files and folders a run reads on every host, absolute; hub ids are left to the hub's client."""
+    named = [config.model.path, config.deepspeed, config.data.train[0]]
+    return [str(Path(name).resolve()) for name in named if Path(name).exists()]
+
+
+def _offloads(config: Config) -> bool:
+    zero = config.deepspeed_json().get("zero_optimization", {})
+    return zero.get("offload_optimizer", {}).get("device", "none") != "none"
+
+
+def _print_table(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("", "check", "host", "found"):
+        table.add_column(title, overflow="fold")
+    for finding in findings:
+        found = finding.found + (f"\n-> {finding.advice}" if finding.advice else "")
+        table.add_row(_MARKS[finding.level], finding.check, finding.host, found)
+    console = Console(highlight=False, markup=False, soft_wrap=False)
+    console.print(table)
+    faults = sum(finding.level == "fault" for finding in findings)
+    console.print(f"{faults} faults" if faults != 1 else "1 fault")
