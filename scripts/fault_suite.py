@@ -249,16 +249,14 @@ def suffer(folder: Path, mode: str, faults: list[str], draw: random.Random, tall
         if fault and not job.over():
             stage = stage_of(job)
             strike(fault, job, draw, run_dir)
-            if fault == "disk full" and (run_dir / "state/probe.record.json").exists():
-                stage += ", after its last write"
-            waiting.pop(0)
-            struck = True
-            tally.faults[fault] += 1
-            tally.points[stage] += 1
-            tally.say(
-                f"{sum(tally.faults.values()):3d}  {mode:24s}{fault:12s}{'2 hosts' if on_hosts else f'{world} ranks':9s}in {stage}"
-            )
-            continue
+            if job.process.returncode != 0:  # else it had written all it had to before the disk was full: no fault
+                waiting.pop(0)
+                struck = True
+                tally.faults[fault] += 1
+                tally.points[stage] += 1
+                where = "2 hosts" if on_hosts else f"{world} ranks"
+                tally.say(f"{sum(tally.faults.values()):3d}  {mode:24s}{fault:12s}{where:9s}in {stage}")
+                continue
         job.end()
         done = (scores / "table.parquet").exists() and job.process.returncode == 0
         if not done:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_from_disk
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny_model, write_rows
@@ -68,6 +69,37 @@ def test_sharded_ranks_give_each_sample_its_own_norms(tmp_path: Path, tied: bool
         np.testing.assert_allclose(scored["loss"], loss, rtol=1e-5)
         for group in ("embedding", "lm_head"):
             np.testing.assert_allclose(scored[f"{group}_grad_norm"], exact[group].norm().item(), rtol=1e-5)
+
+
+def test_a_sample_that_is_not_finite_is_flagged_and_its_batch_mates_are_not(tmp_path: Path) -> None:
+    config = make_config(tmp_path, tied=False)
+    model = AutoModelForCausalLM.from_pretrained(config.model.path)
+    stage("prepare", config)
+    pool = load_from_disk(str(Path(config.run_dir) / "prepared/pool"))
+    # a token of some samples whose embedding is broken
+    counts = np.bincount(np.concatenate([np.unique(row["input_ids"]) for row in pool]))
+    token = int(np.abs(counts - ROWS // 4).argmin())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[token] = float("nan")
+    model.save_pretrained(config.model.path)
+    run_on_ranks(2, stage, "probe", config)
+    table = table_of(config)
+    broken = [row["sample_id"] for row in pool if token in row["input_ids"]]
+    assert 0 < len(broken) < ROWS
+    assert table[table["status"] == "nonfinite"]["sample_id"].tolist() == broken
+    assert np.isfinite(table[table["status"] == "ok"][["loss", "embedding_grad_norm", "lm_head_grad_norm"]]).all(
+        axis=None
+    )
+    manifest = json.loads((Path(config.run_dir) / "scores/manifest.json").read_text())
+    assert manifest["status"] == {"ok": ROWS - len(broken), "no_target": 0, "nonfinite": len(broken)}
+    # what was going on and what came out, for TensorBoard
+    events = EventAccumulator(str(Path(config.run_dir) / "tensorboard/probe"))
+    events.Reload()
+    rates = {f"scoring/{name}" for name in ("samples_per_second", "tokens_per_second", "padding", "lag_seconds")}
+    assert rates < set(events.Tags()["scalars"])
+    assert events.Scalars("scoring/padding")[-1].step == ROWS
+    assert {"scores/loss", "scores/lm_head_grad_norm"} <= set(events.Tags()["histograms"])
+    assert sum(events.Histograms("scores/loss")[-1].histogram_value.bucket) == ROWS - len(broken)
 
 
 def leave_unfinished(folder: Path, keep: int) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +139,13 @@ def test_parts_grow_rarer_and_a_value_beyond_float32_is_flagged(
         {NAMES[0]: np.array([1e300])},
     )
     assert row["status"] == "nonfinite"
+
+
+@pytest.mark.slow
+def test_a_million_rows_take_seconds_and_little_memory() -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts/bench_scores.py"
+    done = subprocess.run([sys.executable, script, "--rows", "1000000"], capture_output=True, text=True, check=True)
+    measured = json.loads(done.stdout.splitlines()[0])
+    assert measured["rows"] == 1_000_000
+    assert measured["merge"]["seconds"] + measured["reload"]["seconds"] < 30
+    assert max(measured["merge"]["peak_gb"], measured["reload"]["peak_gb"]) < 1
