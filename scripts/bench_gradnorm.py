@@ -4,7 +4,9 @@ Reads nothing. Writes docs/gradnorm-bench.json and docs/gradnorm-bench.md (or --
 Every round runs every mode once, in turn, so that a busy machine slows all alike; measured are the seconds
 of processor time of the one thread (not those it waits for others), reported the medians over the rounds and their ratio to
 plain forward + backward of the same run. Memory is each mode's peak above the loaded model, in a process of its own.
-Opacus and torch.func take part where they can: `pip install grads-ds[bench]`.
+Opacus and torch.func take part where they can: `pip install grads-ds[bench]`. With --device cuda: Llama-like models of 1B parameters and
+more in bfloat16, seconds of the clock, memory as torch counts it, into gradnorm-bench-cuda.*; larger and larger models are scored until
+one does not fit.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ from grads_ds.gradnorm import GradNormRecorder
 
 @dataclass(frozen=True)
 class Shape:
-    """One model and batch. targets: share of each row's tokens that are targets. ragged: rows of different lengths, padded."""
+    """One model and batch. targets: share of each row's tokens that are targets. ragged: rows of different lengths, padded. train: whether
+    the modes that train take part."""
 
     name: str
     width: int
@@ -56,15 +59,24 @@ class Shape:
     targets: float
     ragged: bool = False
     peers: bool = False
+    device: str = "cpu"
+    train: bool = True
 
 
 SHAPES = [
     Shape("d1024-T256-half", 1024, 2816, 4, 32000, 2, 256, 0.5, peers=True),
-    Shape("d256-T512-half", 256, 704, 2, 8192, 8, 512, 0.5, peers=True),
+    Shape("d256-T512-half", 256, 704, 2, 8192, 4, 512, 0.5, peers=True),
     Shape("d1024-T256-all", 1024, 2816, 2, 16000, 2, 256, 1.0),
     Shape("d1024-padded", 1024, 2816, 2, 16000, 4, 256, 0.5, ragged=True),
     Shape("d1024-bucketed", 1024, 2816, 2, 16000, 4, 160, 0.5),
-]
+    Shape("1B", 2048, 5632, 22, 32000, 4, 2048, 0.5, device="cuda"),
+    *(
+        Shape(name, width, inner, layers, 32000, 4, 2048, 0.5, device="cuda", train=False)
+        for name, width, inner, layers in (
+            ("3B", 3200, 8640, 26), ("7B", 4096, 11008, 32), ("13B", 5120, 13824, 40), ("34B", 6656, 22016, 54),
+        )
+    ),
+]  # fmt: skip
 
 
 def make(shape: Shape, attention: str = "sdpa") -> tuple[nn.Module, dict[str, Tensor]]:
@@ -81,7 +93,9 @@ def make(shape: Shape, attention: str = "sdpa") -> tuple[nn.Module, dict[str, Te
         num_key_value_heads=shape.width // 64,
         tie_word_embeddings=False,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    dtype = torch.float32 if shape.device == "cpu" else torch.bfloat16
+    with torch.device(shape.device):
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
     ids = torch.randint(3, shape.vocabulary, (shape.rows, shape.length))
     mask, labels = torch.ones_like(ids), ids.clone()
     for row in range(shape.rows):
@@ -89,7 +103,25 @@ def make(shape: Shape, attention: str = "sdpa") -> tuple[nn.Module, dict[str, Te
         mask[row, length:] = 0
         labels[row, length:] = -100
         labels[row, : round(length * (1 - shape.targets))] = -100
-    return model, {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return model, {name: tensor.to(shape.device) for name, tensor in batch.items()}
+
+
+def clock(device: str) -> float:
+    """Seconds of processor time of this process, or of the wall where a GPU does the work, once it has done it."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak(device: str, restart: bool = False) -> float:
+    """Largest memory so far in MiB: of this process, or of the GPU since the last restart."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if restart:
+        torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def plain_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
@@ -202,6 +234,7 @@ MODES: dict[str, tuple[Callable[..., Callable[[], Any]], str]] = {
     "torch.func vmap": (vmapped, "eager"),
     "Opacus ghost clipping": (opacus_ghost, "sdpa"),
 }
+SCORING = ("ours: all layers", "ours: embedding + head", "ours: head")
 PEERS = ("torch.func vmap", "Opacus ghost clipping")
 
 
@@ -217,11 +250,11 @@ def memory_of(shape: Shape, mode: str) -> float:
     torch.set_num_threads(1)
     prepare, attention = MODES[mode]
     model, batch = make(shape, attention)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak(shape.device, restart=True)
     step = prepare(model, batch)
     step()
     step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak(shape.device) - before
 
 
 def bench(shape: Shape, rounds: int, with_memory: bool) -> dict[str, Any]:
@@ -230,7 +263,7 @@ def bench(shape: Shape, rounds: int, with_memory: bool) -> dict[str, Any]:
     failed: dict[str, str] = {}
     shared = make(shape)
     for mode, (prepare, attention) in MODES.items():
-        if mode in PEERS and not shape.peers:
+        if not (shape.peers if mode in PEERS else shape.train or mode in SCORING):
             continue
         try:
             steps[mode] = prepare(*(make(shape, attention) if mode in PEERS else shared))  # peers change their model
@@ -241,15 +274,19 @@ def bench(shape: Shape, rounds: int, with_memory: bool) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {mode: [] for mode in steps}
     for turn in range(rounds):
         for mode, step in steps.items():
-            start = time.process_time()
+            start = clock(shape.device)
             step()
-            seconds[mode].append(time.process_time() - start)
+            seconds[mode].append(clock(shape.device) - start)
         print(f"{shape.name}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
-    plain = statistics.median(seconds["plain forward + backward"])
+    plain = statistics.median(seconds.get("plain forward + backward", [float("nan")]))
+    tokens = int(shared[1]["attention_mask"].sum())
+    steps.clear()  # their models too: the memory is measured in other processes
+    del shared
     results = {
         mode: {
             "seconds": statistics.median(times),
-            "ratio": statistics.median(times) / plain,
+            "ratio": statistics.median(times) / plain if plain == plain else None,
+            "tokens_per_second": tokens / statistics.median(times),
             "rounds": times,
             "peak_mib": peak_memory(shape, mode) if with_memory else None,
         }
@@ -263,8 +300,8 @@ def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines = [
         "# Per-sample gradient norms: time and memory",
         "",
-        f"Made by `scripts/bench_gradnorm.py` on {about['date']}: {about['machine']}, one thread, float32, torch {about['torch']}, "
-        f"transformers {about['transformers']}. Processor seconds, medians of {about['rounds']} interleaved rounds; "
+        f"Made by `scripts/bench_gradnorm.py` on {about['date']}: {about['machine']}, torch {about['torch']}, "
+        f"transformers {about['transformers']}. {about['clock']} seconds, medians of {about['rounds']} interleaved rounds; "
         "the ratio is to the plain forward + backward step of the same run. Memory: peak above the loaded model, in a process of its own.",
         "",
     ]
@@ -277,12 +314,13 @@ def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
             f"Llama: d = {shape['width']}, {shape['layers']} layers, V = {shape['vocabulary']}; {shape['rows']} x {shape['length']} "
             f"tokens, {kind}, {shape['targets']:.0%} targets.",
             "",
-            "| mode | seconds | ratio | peak MiB |",
-            "| --- | --- | --- | --- |",
+            "| mode | seconds | ratio | tokens/s | peak MiB |",
+            "| --- | --- | --- | --- | --- |",
         ]
         for mode, row in result["modes"].items():
-            peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-            lines.append(f"| {mode} | {row['seconds']:.3f} | {row['ratio']:.2f} | {peak} |")
+            memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+            lines.append(f"| {mode} | {row['seconds']:.3f} | {ratio} | {row['tokens_per_second']:,.0f} | {memory} |")
         lines += [f"\n{mode} did not run: {why}" for mode, why in result["failed"].items()] + [""]
     return "\n".join(lines)
 
@@ -291,7 +329,8 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--shapes", nargs="*", default=[shape.name for shape in SHAPES])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shapes", nargs="*", help="some of " + ", ".join(shape.name for shape in SHAPES))
     parser.add_argument("--out", type=Path, default=REPO / "docs")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory", nargs=2, metavar=("SHAPE", "MODE"), help=argparse.SUPPRESS)
@@ -305,17 +344,21 @@ def main() -> None:
 
     about = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}",
+        "machine": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, one thread, float32"
+        if options.device == "cpu"
+        else f"{torch.cuda.get_device_name()}, bfloat16",
+        "clock": "Processor" if options.device == "cpu" else "Wall-clock",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "rounds": options.rounds,
     }
     results = []
-    for name in options.shapes:
+    stem = "gradnorm-bench" + ("" if options.device == "cpu" else "-cuda")
+    for name in options.shapes or [shape.name for shape in SHAPES if shape.device == options.device]:
         results.append(bench(shapes[name], options.rounds, not options.no_memory))
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "gradnorm-bench.json").write_text(json.dumps({"about": about, "results": results}, indent=1))
-        (options.out / "gradnorm-bench.md").write_text(table(results, about))
+        (options.out / f"{stem}.json").write_text(json.dumps({"about": about, "results": results}, indent=1))
+        (options.out / f"{stem}.md").write_text(table(results, about))
     print(table(results, about))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -217,3 +218,17 @@ def test_the_example(tmp_path: Path, tiny_model: Path) -> None:
     assert done.stdout.count("targets\n") == 6
     table = pq.read_table(tmp_path / "scores/table.parquet")
     assert table["sample_id"].to_pylist() == list(range(12)) and min(table["lm_head_grad_norm"].to_pylist()) > 0
+
+
+def test_the_manual_s_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = rows()
+    known = {
+        "model": models.make_model("llama"), "batch": collate(data.select(range(4)).to_list()), "Trainer": Trainer,
+        "general_batch": collate(data.select([5, 6]).to_list()), "arguments": TrainingArguments(**settings(tmp_path)),
+        "collator": collate, "rows": data,
+    }  # fmt: skip
+    blocks = re.findall(r"```python\n(.*?)```", (REPO / "docs/gradnorm.md").read_text(), re.DOTALL)
+    for block in blocks:
+        exec(block, known)
+    assert len(blocks) == 2 and len(pq.read_table("scores/table.parquet")) == ROWS

@@ -46,12 +46,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def model_inputs(model: nn.Module, layout: Layout) -> dict[str, Any]:
-    """What the model's forward is called with: ids, and mask, positions and use_cache where it knows them."""
+def model_inputs(model: nn.Module, layout: Layout, masked: bool = True) -> dict[str, Any]:
+    """What the model's forward is called with: ids, and mask (unless not `masked`), positions and use_cache where it knows them."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = inspect.signature(inner.forward).parameters
     inputs: dict[str, Any] = {"input_ids": layout.input_ids}
-    if layout.packed_index is None:
+    if masked and layout.packed_index is None:
         inputs["attention_mask"] = layout.real.long()
     if "position_ids" in known:
         inputs["position_ids"] = layout.position_ids

@@ -11,7 +11,7 @@ alone is computed over vocabulary chunks, twice (once for the normaliser, once f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,16 @@ class HeadPass:
     inner: Tensor | None
 
 
+@dataclass(frozen=True)
+class Spread:
+    """For samples whose sequences several ranks share: squared norms of gradients summed over those ranks, and the largest number of
+    targets that any of them has in one sample."""
+
+    weight: Callable[[Tensor, Tensor], Tensor]
+    bias: Callable[[Tensor], Tensor]
+    longest: int
+
+
 def head_pass(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -74,12 +84,13 @@ def head_pass(
     bias_reference_V: Tensor | None = None,
     bias_gradient_V: Tensor | None = None,
     budget: int = DEFAULT_BUDGET,
+    spread: Spread | None = None,
 ) -> HeadPass:
     """One pass over the head. slices: each sample's [start, stop) of N. Equations at the top of this file.
 
     row_ids_SL asks for rows x_t of each sample's head gradient (tied tables); reference_VD (and bias_reference_V) for the inner product
     with them per sample; gradient_VD and bias_gradient_V, if given, have the batch's summed gradient added to them.
-    Accumulates in fp32 (float64 for float64 inputs).
+    spread: samples' sequences are shared by several ranks; norms are then this rank's shares. Accumulates in fp32 (float64 for float64).
     """
     num_samples, width = len(slices), hidden_ND.shape[1]
     hidden_ND = accumulate(hidden_ND)
@@ -87,16 +98,16 @@ def head_pass(
     loss, norm, bias_norm, inner = (torch.zeros(num_samples, **double) for _ in range(4))
     dh_ND = torch.zeros_like(hidden_ND) if want_dh else None
     rows_SLD = None if row_ids_SL is None else hidden_ND.new_zeros(*row_ids_SL.shape, width)
-    for group in _groups(slices, weight_VD.shape[0], budget):
+    vocabulary = weight_VD.shape[0]
+    for group in [[b] for b in range(num_samples)] if spread else _groups(slices, vocabulary, budget):
         start, stop = slices[group[0]][0], slices[group[-1]][1]
         local = [(slices[b][0] - start, slices[b][1] - start) for b in group]
         h_nD, y_n = hidden_ND[start:stop], target_ids_N[start:stop]
         w_n = torch.cat([sample_weights_S[b].expand(slices[b][1] - slices[b][0]) for b in group]).to(h_nD.dtype)
-        chunk = (
-            weight_VD.shape[0] if (stop - start) * weight_VD.shape[0] <= budget else max(1, budget // (stop - start))
-        )
+        rows = spread.longest if spread else stop - start  # ranks that share a sample take the same chunks
+        chunk = vocabulary if rows * vocabulary <= budget else max(1, budget // rows)
         want_grads = want_norm or want_dh
-        if chunk >= weight_VD.shape[0]:
+        if chunk >= vocabulary:
             z_nc = _logits(h_nD, accumulate(weight_VD), bias_V, 0, transform)
             loss_n, whole = _softmax(z_nc, y_n, w_n, keep=transform.cap is not None)
         else:
@@ -109,10 +120,10 @@ def head_pass(
             continue
         grams = (
             {b: h_nD.new_zeros(z - a, z - a) for (a, z), b in zip(local, group, strict=True)}
-            if chunk < len(weight_VD)
+            if chunk < vocabulary and not spread
             else {}
         )
-        for first in range(0, weight_VD.shape[0], chunk):
+        for first in range(0, vocabulary, chunk):
             w_cD = accumulate(weight_VD[first : first + chunk])
             inside = ((y_n >= first) & (y_n < first + len(w_cD))).nonzero()[:, 0]
             if whole is not None:
@@ -139,14 +150,16 @@ def head_pass(
                 if reference_VD is not None:
                     inner[b] += projected_n[a:z].sum()
                 if want_norm and bias_V is not None:
-                    bias_norm[b] += bias_norm_squared(g_1tc)[0]
+                    bias_norm[b] += (spread.bias(g_1tc) if spread else bias_norm_squared(g_1tc))[0]
                 if rows_SLD is not None and row_ids_SL is not None:
                     ids_L = row_ids_SL[b]
                     here = ((ids_L >= first) & (ids_L < first + len(w_cD))).nonzero()[:, 0]
                     rows_SLD[b, here] = g_nc[a:z][:, ids_L[here] - first].T @ h_nD[a:z]
                 if not want_norm:
                     continue
-                if (z - a) >= width:  # direct form: disjoint vocabulary rows, squares add up
+                if spread:
+                    norm[b] += spread.weight(h_1tD, g_1tc)[0]
+                elif (z - a) >= width:  # direct form: disjoint vocabulary rows, squares add up
                     norm[b] += direct_norm_squared(h_1tD, g_1tc)[0]
                 elif grams:
                     grams[b].addmm_(g_nc[a:z], g_nc[a:z].T)

@@ -66,11 +66,13 @@ class Layout:
 
 def read_layout(batch: Mapping[str, Tensor]) -> Layout:
     """Reads input_ids [B, T], labels [B, T], attention_mask [B, T] (default: all ones) and, for packed rows, segment_ids [B, T]
-    (an int per token, the same for the tokens of one sample, negative at padding).
+    (an int per token, the same for the tokens of one sample, negative at padding). In the place of labels, shift_labels [B, T]: the
+    target of each position itself, as for a part of a sequence whose next token another rank holds.
 
     Raises ValueError if shapes differ, if the mask is not two-dimensional, or if a label stands at a padded position.
     """
-    input_ids, labels = batch["input_ids"], batch["labels"]
+    input_ids, shifted = batch["input_ids"], batch.get("shift_labels")
+    labels = batch["labels"] if shifted is None else shifted
     rows, length = input_ids.shape
     segments = batch.get("segment_ids")
     mask = batch.get("attention_mask")
@@ -87,9 +89,10 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
     else:
         num_samples = rows
         sample_BT = torch.arange(rows, device=input_ids.device)[:, None].expand(rows, length)
-    is_target = torch.zeros_like(real)
+    is_target = (labels != IGNORED) & real if shifted is not None else torch.zeros_like(real)
     # A sample's first token is predicted by nothing of its own: not by padding on its left, nor by the sample packed before it.
-    is_target[:, :-1] = (labels[:, 1:] != IGNORED) & (sample_BT[:, 1:] == sample_BT[:, :-1]) & real[:, :-1]
+    if shifted is None:
+        is_target[:, :-1] = (labels[:, 1:] != IGNORED) & (sample_BT[:, 1:] == sample_BT[:, :-1]) & real[:, :-1]
     stray = (labels != IGNORED) & ~real
     if bool(stray.any()):
         raise ValueError(
@@ -98,7 +101,7 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
         )
     positions = is_target.reshape(-1).nonzero()[:, 0]
     samples = sample_BT.reshape(-1)[positions]
-    targets = labels.reshape(-1)[positions + 1] if len(positions) else positions
+    targets = labels.reshape(-1)[positions + (shifted is None)] if len(positions) else positions
     position_ids = batch.get("position_ids")
     if position_ids is None:
         position_ids = _positions(real, None if segments is None else sample_BT)

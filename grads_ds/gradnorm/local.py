@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.layout import Layout
+from grads_ds.gradnorm.linear import accumulate
 from grads_ds.gradnorm.rules import substituted
 
 
@@ -26,11 +27,13 @@ def local_norms_squared(
     inputs: list[Tensor],
     grads: list[tuple[int, Tensor]],
     layout: Layout,
+    square: Callable[[Tensor], Tensor],
 ) -> dict[str, Tensor] | None:
     """Squared gradient norm per sample of each parameter in `own` (local name -> whole tensor). Returns float64 [S] by name.
 
     call: runs the module's forward on tensors standing in for `inputs`. grads: the gradients that came, each with the
-    position in the module's (tuple of) outputs that it belongs to. None if an output's rows cannot be told apart by sample.
+    position in the module's (tuple of) outputs that it belongs to. square: gradients [1, ...] -> their
+    squared norms, float64 [1]. None if an output's rows cannot be told apart by sample.
     """
     owners = [_owner_mask(grad, layout) for _, grad in grads]
     if any(owner is None for owner in owners):
@@ -61,10 +64,10 @@ def local_norms_squared(
         found = torch.autograd.grad(
             [o for o, _ in pairs], list(leaves.values()), [g.to(o.dtype) for o, g in pairs], allow_unused=True
         )
-        for local, gradient in zip(leaves, found, strict=True):
-            if gradient is not None:
-                wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-                totals[local][sample] = (wide * wide).sum(dtype=torch.float64)
+        for (local, leaf), gradient in zip(leaves.items(), found, strict=True):
+            totals[local][sample] = square(accumulate(torch.zeros_like(leaf) if gradient is None else gradient)[None])[
+                0
+            ]
     return totals
 
 

@@ -15,14 +15,16 @@ in the model's place; call `score` and `collect` on all ranks then.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm import frozen
+from grads_ds.gradnorm import frozen, sequence
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass, head_pass
+from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass, Spread, head_pass
 from grads_ds.gradnorm.layout import Layout, cut_out, padded, read_layout
 from grads_ds.gradnorm.one_sample import one_sample_norms
 from grads_ds.gradnorm.results import GradNorms, References, summarise
@@ -36,8 +38,8 @@ class GradNormRecorder:
     """Measures per-sample gradient norms of `model` for `layers`: "all", or any of embedding, lm_head, attention, mlp, norm, lora.
 
     loss_reduction: "mean" or "sum" of one sample's own target tokens. gather: makes parameters whole for a while (default: DeepSpeed's
-    own way, where it has taken them apart). head_budget: largest number of logits held at a time. Raises ValueError for models and
-    layers that cannot be recorded.
+    own way, where it has taken them apart). head_budget: largest number of logits held at a time. sequence_group: the process group
+    of ranks that each hold a part of every sequence (Ulysses). Raises ValueError for models and layers that cannot be recorded.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class GradNormRecorder:
         loss_reduction: str = "mean",
         gather: Gather | None = None,
         head_budget: int = DEFAULT_BUDGET,
+        sequence_group: Any = None,
     ) -> None:
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f"loss_reduction must be 'mean' or 'sum', found {loss_reduction!r}")
         model = unwrapped(model)
         self.model, self.loss_reduction, self.head_budget = model, loss_reduction, head_budget
+        self.group = sequence_group
         self.gather = gather or gather_of(model)
         self.plan = make_plan(model, layers)
         self.transform = frozen.config_transform(model)
@@ -68,6 +72,8 @@ class GradNormRecorder:
 
         Runs the same forward and backward whatever the batch holds, so that ranks stay in step; parameters, their `.grad` and the
         model's mode are as before afterwards. Parameters no rule covers are measured one sample at a time.
+        Under a sequence group each rank gives its part of every row, with position_ids and shift_labels (each position's own target)
+        as DeepSpeed's UlyssesSPDataLoaderAdapter makes them, and gets the result of the whole.
         """
         return self._score(batch, {})
 
@@ -83,6 +89,8 @@ class GradNormRecorder:
         samples = 0
         for batch in batches:
             samples += len(self._score(batch, sums).loss)
+        for name in sums if self.group is not None else ():
+            torch.distributed.all_reduce(sums[name], group=self.group)
         return {name: total / max(1, samples) for name, total in sums.items()}
 
     def set_reference(self, gradients: Mapping[str, Tensor]) -> None:
@@ -97,7 +105,11 @@ class GradNormRecorder:
         if layout.packed_index is not None and not self._packs(layout):
             batch = padded(cut_out(batch))
             layout = read_layout(batch)
-        measurement = Measurement(self.plan, layout, self.gather)
+        measurement = Measurement(self.plan, layout, self.gather, self.group)
+        if self.group is not None and (
+            "shift_labels" not in batch or "position_ids" not in batch or layout.packed_index is not None
+        ):
+            raise ValueError("a part of a sequence needs shift_labels and position_ids, and no segment_ids")
         measurement.references, measurement.gradients = self.references.gradients, gradients
         if self._watch is not None:
             self._watch.paused = True
@@ -110,7 +122,15 @@ class GradNormRecorder:
         finally:
             if self._watch is not None:
                 self._watch.paused = False
-        return summarise(self.plan, measurement, loss, self.references)
+        if self.group is not None:
+            measurement.sums = sequence.add_up(measurement.sums, self.group)
+            measurement.inner = sequence.add_up(measurement.inner, self.group)
+            loss = sequence.add_up({"loss": loss}, self.group)["loss"]
+        norms = summarise(self.plan, measurement, loss, self.references)
+        if self.group is None:
+            return norms
+        counts = sequence.add_up({"all": norms.num_tokens, "targets": norms.num_target_tokens}, self.group)
+        return replace(norms, num_tokens=counts["all"], num_target_tokens=counts["targets"])
 
     def _packs(self, layout: Layout) -> bool:
         """Whether the model keeps packed samples apart; tried once. Rows of a model that does not are unpacked before they are scored."""
@@ -129,19 +149,20 @@ class GradNormRecorder:
                 weights_S = self._sample_weights(layout)
                 taken["hidden"] = hidden
                 taken["pass"] = self._head_pass(hidden, layout, measurement, not head_only, weights_S)
-                measurement.head_rows = taken["pass"].rows
+                rows = taken["pass"].rows
+                measurement.head_rows = sequence.own_rows(rows, self.group) if self.group and rows is not None else rows
                 taken["logits"] = frozen.stand_in_logits(hidden)
             return taken["logits"].clone()
 
         with frozen.frozen(self.model), frozen.head_replaced(self.plan.head, take):
             if head_only:
                 with torch.no_grad():
-                    seen = self.model(**frozen.model_inputs(self.model, layout))
+                    seen = self.model(**frozen.model_inputs(self.model, layout, self.group is None))
                     frozen.check_transform(self.transform, taken["logits"], seen)
             else:
                 measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
                 with torch.enable_grad(), measurement.attached(sites):
-                    seen = self.model(**frozen.model_inputs(self.model, layout))
+                    seen = self.model(**frozen.model_inputs(self.model, layout, self.group is None))
                     frozen.check_transform(self.transform, taken["logits"], seen)
                     hidden = taken.pop("hidden")
                     seed = torch.zeros_like(hidden).reshape(-1, hidden.shape[-1])
@@ -159,6 +180,10 @@ class GradNormRecorder:
 
     def _plain(self, layout: Layout, measurement: Measurement) -> Tensor:
         """The model as it is, logits and all, with a backward from the sum of the samples' losses."""
+        if self.group is not None:
+            raise ValueError(
+                "under a sequence group the head must be a linear layer whose logits are changed in a known way"
+            )
         weights_S = self._sample_weights(layout)
         losses = torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
         if self.plan.tied:
@@ -166,7 +191,7 @@ class GradNormRecorder:
         with frozen.frozen(self.model):
             measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
             with torch.enable_grad(), measurement.attached(self.plan.sites):
-                logits = self.model(**frozen.model_inputs(self.model, layout)).logits
+                logits = self.model(**frozen.model_inputs(self.model, layout, self.group is None)).logits
                 rows = logits.reshape(-1, logits.shape[-1])[layout.target_positions]
                 rows = rows.float() if rows.dtype != torch.float64 else rows
                 each = (
@@ -190,6 +215,10 @@ class GradNormRecorder:
             names = [name for name, flag in zip(sorted(self.plan.groups), flags.tolist(), strict=True) if flag]
         if not names:
             return
+        if self.group is not None:
+            raise ValueError(
+                f"no rule measures {', '.join(names[:5])} ({len(names)} parameters) under a sequence group"
+            )
         inexact = [name for name in names if name in measurement.references or name in measurement.gradients]
         if inexact:
             raise ValueError(
@@ -217,6 +246,15 @@ class GradNormRecorder:
         head: Any = self.plan.head
         flat = hidden.reshape(-1, hidden.shape[-1])[layout.target_positions]
         name, bias = self._head_name("weight"), self._head_name("bias")
+        row_ids_SL = layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None
+        spread = None
+        if self.group is not None:
+            row_ids_SL = None if row_ids_SL is None else sequence.all_tokens(row_ids_SL, self.group)
+            spread = Spread(
+                partial(sequence.weight_norm_squared, group=self.group),
+                partial(sequence.bias_norm_squared, group=self.group),
+                sequence.largest(int(layout.target_counts.max()), hidden.device, self.group),
+            )
         with gathered(list(head.parameters(recurse=False)), self.gather):
             return head_pass(
                 flat,
@@ -228,25 +266,31 @@ class GradNormRecorder:
                 transform=self.transform,
                 want_norm=name is not None,
                 want_dh=want_dh,
-                row_ids_SL=layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None,
+                row_ids_SL=row_ids_SL,
                 reference_VD=measurement.references.get(name or ""),
                 gradient_VD=measurement.gradients.get(name or ""),
                 bias_reference_V=measurement.references.get(bias or ""),
                 bias_gradient_V=measurement.gradients.get(bias or ""),
                 budget=self.head_budget,
+                spread=spread,
             )
 
     def _head_name(self, local: str) -> str | None:
         return head_name(self.model, self.plan, local)
 
     def _sample_weights(self, layout: Layout) -> Tensor:
+        counts_S = layout.target_counts
         if self.loss_reduction == "sum":
-            return torch.ones(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
-        return 1 / layout.target_counts.clamp_min(1).double()
+            return torch.ones_like(counts_S, dtype=torch.float64)
+        if self.group is not None:
+            counts_S = sequence.add_up({"targets": counts_S}, self.group)["targets"]
+        return 1 / counts_S.clamp_min(1).double()
 
     def __enter__(self) -> GradNormRecorder:
         if self._watch is not None:
             raise RuntimeError("this recorder is watching already; leave its `with` first")
+        if self.group is not None:
+            raise ValueError("under a sequence group norms are measured by score(), not while training")
         self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references, self._unweighted_head)
         return self
 

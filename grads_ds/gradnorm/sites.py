@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from grads_ds.gradnorm import embedding, linear, norm
+from grads_ds.gradnorm import embedding, linear, norm, sequence
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.layout import Layout
 from grads_ds.gradnorm.local import local_norms_squared, standing_alone
@@ -29,10 +29,13 @@ _CACHES = ("past_key_values", "past_key_value")
 
 
 class Measurement:
-    """Squared norms of one micro-batch. `sums`: parameter name -> float64 [S]; `unmeasured`: parameters no rule could measure here."""
+    """Squared norms of one micro-batch. `sums`: parameter name -> float64 [S]; `unmeasured`: parameters no rule could measure here.
 
-    def __init__(self, plan: Plan, layout: Layout, gather: Gather | None) -> None:
-        self.plan, self.layout, self.gather = plan, layout, gather
+    group: the ranks that share each sequence, if any; sums and inner products are then this rank's shares.
+    """
+
+    def __init__(self, plan: Plan, layout: Layout, gather: Gather | None, group: Any = None) -> None:
+        self.plan, self.layout, self.gather, self.group = plan, layout, gather, group
         self.sums: dict[str, Tensor] = {}
         self.unmeasured: set[str] = set()
         self.calls: dict[str, int] = {}
@@ -74,6 +77,25 @@ class Measurement:
         """Adds to the inner product with the parameter's reference gradient."""
         self.inner[name] = self.inner[name] + inner_S if name in self.inner else inner_S
 
+    def squares(self, gradients_Sx: Tensor) -> Tensor:
+        """Squared norms of gradients that are at hand, [S, ...] -> float64 [S]; under a sequence group this rank's share of them."""
+        return sequence.shard_norm_squared(gradients_Sx, self.group) if self.group else linear.squares(gradients_Sx)
+
+    def _weight_squares(self, acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
+        if self.group:
+            return sequence.weight_norm_squared(acts_SLI, grads_SLO, self.group)
+        return linear.weight_norm_squared(acts_SLI, grads_SLO, self._acts_gram)
+
+    def _bias_squares(self, grads_SLO: Tensor) -> Tensor:
+        if self.group:
+            return sequence.bias_norm_squared(grads_SLO, self.group)
+        return linear.bias_norm_squared(grads_SLO)
+
+    def _table_squares(self, ids_SL: Tensor, grads_SLD: Tensor, padding_idx: int | None) -> Tensor:
+        if self.group:
+            return sequence.table_norm_squared(ids_SL, grads_SLD, padding_idx, self.group)
+        return embedding.embedding_norm_squared(ids_SL, grads_SLD, padding_idx)
+
     def left_out(self) -> list[str]:
         """Parameters that were not measured: no rule held, or their module took no part in the forward as itself."""
         uncalled = {n for site in self.plan.sites if site.name not in self.calls for n in site.parameters.values()}
@@ -100,7 +122,7 @@ class Measurement:
             if ids_SL is None or grads_SLD is None:
                 self.unmeasured.add(name)
                 return
-            self.add(name, embedding.embedding_norm_squared(ids_SL, grads_SLD, padding_idx))
+            self.add(name, self._table_squares(ids_SL, grads_SLD, padding_idx))
             if site.module is self.plan.embedding and self.head_rows is not None:
                 self.add(name, embedding.tied_cross_term(ids_SL, grads_SLD, self.head_rows, padding_idx))
             if name in self.references:
@@ -150,7 +172,7 @@ class Measurement:
             acts_SLI, grads_SLO = rows[0].flatten(1, -2), rows[1].flatten(1, -2)
             if "weight" in site.parameters:
                 name = site.parameters["weight"]
-                self.add(name, linear.weight_norm_squared(acts_SLI, grads_SLO, self._acts_gram))
+                self.add(name, self._weight_squares(acts_SLI, grads_SLO))
                 if name in self.references:
                     reference_OI = self.references[name].T if site.transposed else self.references[name]
                     self.add_inner(name, linear.weight_inner(acts_SLI, grads_SLO, reference_OI))
@@ -158,7 +180,7 @@ class Measurement:
                     gradient_OI = self.gradients[name].T if site.transposed else self.gradients[name]
                     linear.add_weight_gradient(gradient_OI, acts_SLI, grads_SLO)
             if "bias" in site.parameters:
-                self.add(site.parameters["bias"], linear.bias_norm_squared(grads_SLO))
+                self.add(site.parameters["bias"], self._bias_squares(grads_SLO))
                 self._direct(site.parameters["bias"], lambda: linear.accumulate(grads_SLO).sum(1))
 
         return sink
@@ -172,11 +194,11 @@ class Measurement:
                 return
             if "weight" in site.parameters:
                 scale = norm.scale_gradient(rows[0], rows[1], dims, site.eps, site.centred)
-                self.add(site.parameters["weight"], linear.squares(scale))
+                self.add(site.parameters["weight"], self.squares(scale))
                 self._direct(site.parameters["weight"], lambda: scale)
             if "bias" in site.parameters:
                 shift = norm.shift_gradient(rows[1], dims)
-                self.add(site.parameters["bias"], linear.squares(shift))
+                self.add(site.parameters["bias"], self.squares(shift))
                 self._direct(site.parameters["bias"], lambda: shift)
 
         return sink
@@ -226,7 +248,7 @@ class Measurement:
                         standing_alone(module, call, list(saved)),
                     ):
                         own = {local: parameter_at(module, local) for local in site.parameters}
-                        found = local_norms_squared(module, own, call, list(saved), reached, self.layout)
+                        found = local_norms_squared(module, own, call, list(saved), reached, self.layout, self.squares)
                 finally:
                     self._replaying = False
                 if found is None:
