@@ -44,7 +44,11 @@ def add(commands: Any) -> None:
         "--from", dest="first", choices=STAGE_NAMES, default=STAGE_NAMES[0], help="first stage to consider"
     )
     run.add_argument("--to", dest="last", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="last stage to run")
-    for command in (run, *(commands.add_parser(name, help=_HELP[name]) for name in STAGE_NAMES)):
+    by_stage = {name: commands.add_parser(name, help=_HELP[name]) for name in STAGE_NAMES}
+    by_stage["select"].add_argument(
+        "--preview", action="store_true", help="print what would be chosen, and why, and write nothing"
+    )
+    for command in (run, *by_stage.values()):
         command.set_defaults(handler=handle)
         add_config(command)
         add_place(command)
@@ -73,6 +77,11 @@ def add_config(command: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     """Run the stages; the exit status."""
     config = load_config(args.config, args.set)
+    if args.command == "select" and args.preview:
+        from grads_ds.selection.stage import preview
+
+        print(preview(config, Path(config.run_dir)))
+        return DONE
     if args.command != "run" and ranks.launched():
         return execute(next(stage for stage in STAGES if stage.name == args.command), config)
     return _by_hand(args, config)

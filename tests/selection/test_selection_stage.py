@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from grads_ds.cli import main
 from grads_ds.config import UserError
 from grads_ds.selection import stage
 from grads_ds.selection.duplicates import shingles
@@ -213,6 +214,22 @@ def test_preview_writes_nothing(tmp_path: Path) -> None:
     assert "selected: method grads, 0.05 of 300 samples" in text
     assert "chosen     15 of 300 samples (5.00%)" in text
     assert "random: method random" in text
+
+
+def test_preview_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    write_run(tmp_path / "run", arrow_table(300))
+    made = config(tmp_path / "run", budget=0.1, variants={"random": {"method": "random"}})
+    (tmp_path / "config.yaml").write_text(made.model_dump_json())
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["select", str(tmp_path / "config.yaml"), "--preview", "--set", "select.budget=0.2"]) == 0
+    assert "chosen     60 of 300 samples (20.00%)" in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "run/scores/table.parquet").unlink()
+    assert main(["select", str(tmp_path / "config.yaml"), "--preview"]) == 2
+    assert "run the probe first" in capsys.readouterr().err
 
 
 EVERYTHING = {
