@@ -98,6 +98,8 @@ def describe(command: Sequence[str], place: Place) -> dict[str, Any]:
         "devices": [host.devices for host in place.hosts],
         "ports": list(place.ports),
         "grace_seconds": place.limits.grace,
+        "silent_seconds": 2
+        * place.limits.lost,  # a launcher that says nothing for so long is gone, and its job with it
     }
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 BEAT_SECONDS = 1.0
-LAUNCHER_SILENT_SECONDS = 60.0  # a launcher that stays silent this long is gone, and its job with it
 RENDEZVOUS_SECONDS = 120.0
+UNSEEN = "does not see the job folder"  # said through the runner, the only way that is left then
 # where the runners say which rank this is: (rank, local rank, number of ranks)
 RUNNERS = (
     ("RANK", "LOCAL_RANK", "WORLD_SIZE"),  # deepspeed, torchrun, this launcher
@@ -200,8 +200,8 @@ class Supervisor:
                     self.process.send_signal(signal.SIGUSR1)
             if os.getppid() != parent:
                 self._ask_to_stop("the runner that started this rank is gone")
-            if now - heard > LAUNCHER_SILENT_SECONDS:
-                self._ask_to_stop(f"the launcher has been silent for {LAUNCHER_SILENT_SECONDS:.0f} s")
+            if now - heard > self.job["silent_seconds"]:
+                self._ask_to_stop(f"the launcher has been silent for {self.job['silent_seconds']:.0f} s")
             if self.stopping and now > self.stop_at:
                 self._signal(signal.SIGKILL)
             time.sleep(0.05)
@@ -298,7 +298,7 @@ def main(folder: Path) -> int:
     """Supervise one rank; 0 once its record is written, 1 when this host cannot see the job folder."""
     if not (folder / "job.json").is_file():
         print(
-            f"grads-ds: {socket.gethostname()} does not see {folder}; wanted the run directory on a file system that all "
+            f"grads-ds: {socket.gethostname()} {UNSEEN} {folder}; wanted the run directory on a file system that all "
             "hosts share; put run_dir on one",
             file=sys.stderr,
         )

@@ -18,8 +18,8 @@ from typing import Any
 
 from launcher import stacks
 from launcher.hosts import Host
-from launcher.outcome import HANG, NOT_STARTED, Outcome, judge
-from launcher.rank import publish
+from launcher.outcome import HANG, NOT_STARTED, STOPPED, Outcome, judge
+from launcher.rank import UNSEEN, publish
 
 POLL_SECONDS = 0.1
 STACK_SECONDS = 3.0
@@ -139,10 +139,10 @@ class Watch:
         now = time.monotonic()
         running = [seen for seen in self.ranks if not seen.ended]
         absent = [seen for seen in running if not seen.record]
-        if absent and (now - began > self.limits.start or runner_gone):
+        if absent and (now - began > self.limits.start or runner_gone or UNSEEN in self._runner_said()):
             return self._settled(lambda: self._not_started(absent))
         if any(seen.record["state"] != "done" for seen in self.ranks if seen.ended):
-            return self._settled(lambda: judge(self._in_order(), self._silent(self.limits.settle * 0.7)))
+            return self._settled(lambda: self._judged(absent))
         silent = self._silent(self.limits.settle if runner_gone else self.limits.lost)
         if silent:
             return judge(self._in_order(), silent)
@@ -157,17 +157,27 @@ class Watch:
             self.look()
         return decide()
 
+    def _judged(self, absent: list[Seen]) -> Outcome:
+        outcome = judge(self._in_order(), self._silent(self.limits.settle * 0.7))
+        # a runner that cannot start some ranks stops the others
+        missing = outcome.status == STOPPED and any(not seen.record for seen in absent)
+        return self._not_started(absent) if missing else outcome
+
     def _not_started(self, absent: list[Seen]) -> Outcome:
         absent = [seen for seen in absent if not seen.record]
         if not absent:
             return judge(self._in_order(), self._silent(self.limits.settle * 0.7))
         hosts = list(dict.fromkeys(seen.host for seen in absent))
-        said = ""
-        with contextlib.suppress(OSError):
-            said = (self.folder / "runner.log").read_text(errors="replace").strip()
         ranks = ", ".join(str(seen.rank) for seen in absent[:8]) + (", ..." if len(absent) > 8 else "")
         sentence = f"the runner did not start rank{'s' if len(absent) > 1 else ''} {ranks} on {', '.join(hosts)}"
-        return Outcome(NOT_STARTED, sentence, "\n".join(said.splitlines()[-15:]), absent[0].rank, hosts[0])
+        return Outcome(
+            NOT_STARTED, sentence, "\n".join(self._runner_said().splitlines()[-15:]), absent[0].rank, hosts[0]
+        )
+
+    def _runner_said(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self.folder / "runner.log").read_text(errors="replace").strip()
+        return ""
 
     def _silent(self, seconds: float) -> set[int]:
         """Ranks whose supervisors have said nothing for so long."""
