@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,12 +23,13 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm import frozen, sequence
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass, Spread, head_pass
+from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass
+from grads_ds.gradnorm.head_run import HeadRun
 from grads_ds.gradnorm.layout import Layout, cut_out, padded, read_layout
 from grads_ds.gradnorm.one_sample import one_sample_norms
 from grads_ds.gradnorm.results import GradNorms, References, summarise
-from grads_ds.gradnorm.rules import head_name, make_plan
-from grads_ds.gradnorm.sharding import Gather, gather_of, gathered, unwrapped
+from grads_ds.gradnorm.rules import make_plan
+from grads_ds.gradnorm.sharding import Gather, gather_of, unwrapped
 from grads_ds.gradnorm.sites import Measurement
 from grads_ds.gradnorm.training import Watch
 
@@ -55,11 +55,10 @@ class GradNormRecorder:
         if loss_reduction not in ("mean", "sum"):
             raise ValueError(f"loss_reduction must be 'mean' or 'sum', found {loss_reduction!r}")
         model = unwrapped(model)
-        self.model, self.loss_reduction, self.head_budget = model, loss_reduction, head_budget
-        self.group = sequence_group
+        self.model, self.loss_reduction, self.group = model, loss_reduction, sequence_group
         self.gather = gather or gather_of(model)
         self.plan = make_plan(model, layers)
-        self.transform = frozen.config_transform(model)
+        self.head = HeadRun(model, self.plan, frozen.config_transform(model), self.gather, head_budget, sequence_group)
         self.references = References({})
         # The head is run as the model runs it, with all its logits, where it is more than a matrix or its logits are changed
         # in a way not known here: exact all the same, only larger.
@@ -147,10 +146,7 @@ class GradNormRecorder:
         def take(hidden: Tensor) -> Tensor:
             with torch.no_grad():
                 weights_S = self._sample_weights(layout)
-                taken["hidden"] = hidden
-                taken["pass"] = self._head_pass(hidden, layout, measurement, not head_only, weights_S)
-                rows = taken["pass"].rows
-                measurement.head_rows = sequence.own_rows(rows, self.group) if self.group and rows is not None else rows
+                taken["hidden"], taken["pass"] = hidden, self.head.run(hidden, measurement, weights_S, not head_only)
                 taken["logits"] = frozen.stand_in_logits(hidden)
             return taken["logits"].clone()
 
@@ -158,24 +154,24 @@ class GradNormRecorder:
             if head_only:
                 with torch.no_grad():
                     seen = self.model(**frozen.model_inputs(self.model, layout, self.group is None))
-                    frozen.check_transform(self.transform, taken["logits"], seen)
+                    frozen.check_transform(self.head.transform, taken["logits"], seen)
             else:
                 measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
                 with torch.enable_grad(), measurement.attached(sites):
                     seen = self.model(**frozen.model_inputs(self.model, layout, self.group is None))
-                    frozen.check_transform(self.transform, taken["logits"], seen)
+                    frozen.check_transform(self.head.transform, taken["logits"], seen)
                     hidden = taken.pop("hidden")
                     seed = torch.zeros_like(hidden).reshape(-1, hidden.shape[-1])
                     seed[layout.target_positions] = taken["pass"].dh.to(seed.dtype)
                     torch.autograd.backward([hidden], [seed.reshape(hidden.shape)])
         passed: HeadPass = taken["pass"]
         for local, squares in (("weight", passed.weight_norm_squared), ("bias", passed.bias_norm_squared)):
-            name = self._head_name(local)
+            name = self.head.name(local)
             if name is not None:
                 measurement.add(name, squares)
                 measurement.calls[name.rsplit(".", 1)[0]] = 1
         if passed.inner is not None:  # weight and bias together: they are one group
-            measurement.add_inner(self._head_name("weight") or "", passed.inner)
+            measurement.add_inner(self.head.name("weight") or "", passed.inner)
         return passed.loss
 
     def _plain(self, layout: Layout, measurement: Measurement) -> Tensor:
@@ -187,7 +183,7 @@ class GradNormRecorder:
         weights_S = self._sample_weights(layout)
         losses = torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
         if self.plan.tied:
-            measurement.unmeasured.add(self._head_name("weight") or "")
+            measurement.unmeasured.add(self.head.name("weight") or "")
         with frozen.frozen(self.model):
             measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
             with torch.enable_grad(), measurement.attached(self.plan.sites):
@@ -227,57 +223,6 @@ class GradNormRecorder:
         found = one_sample_norms(self.model, self.plan.embedding, names, cut_out(batch), self.loss_reduction, in_step)
         measurement.sums.update(found)
 
-    def _unweighted_head(self, hidden: Tensor, measurement: Measurement) -> HeadPass:
-        if self.plain_head:
-            raise RuntimeError(
-                f"a step that makes no logits can be recorded only where the head is a linear layer, found {type(self.plan.head).__name__}"
-            )
-        ones_S = torch.ones(measurement.layout.num_samples, dtype=torch.float64, device=hidden.device)
-        return self._head_pass(hidden, measurement.layout, measurement, True, ones_S)
-
-    def _head_pass(
-        self,
-        hidden: Tensor,
-        layout: Layout,
-        measurement: Measurement,
-        want_dh: bool,
-        weights_S: Tensor,
-    ) -> HeadPass:
-        head: Any = self.plan.head
-        flat = hidden.reshape(-1, hidden.shape[-1])[layout.target_positions]
-        name, bias = self._head_name("weight"), self._head_name("bias")
-        row_ids_SL = layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None
-        spread = None
-        if self.group is not None:
-            row_ids_SL = None if row_ids_SL is None else sequence.all_tokens(row_ids_SL, self.group)
-            spread = Spread(
-                partial(sequence.weight_norm_squared, group=self.group),
-                partial(sequence.bias_norm_squared, group=self.group),
-                sequence.largest(int(layout.target_counts.max()), hidden.device, self.group),
-            )
-        with gathered(list(head.parameters(recurse=False)), self.gather):
-            return head_pass(
-                flat,
-                head.weight,
-                head.bias,
-                layout.target_ids,
-                layout.split_targets(),
-                weights_S,
-                transform=self.transform,
-                want_norm=name is not None,
-                want_dh=want_dh,
-                row_ids_SL=row_ids_SL,
-                reference_VD=measurement.references.get(name or ""),
-                gradient_VD=measurement.gradients.get(name or ""),
-                bias_reference_V=measurement.references.get(bias or ""),
-                bias_gradient_V=measurement.gradients.get(bias or ""),
-                budget=self.head_budget,
-                spread=spread,
-            )
-
-    def _head_name(self, local: str) -> str | None:
-        return head_name(self.model, self.plan, local)
-
     def _sample_weights(self, layout: Layout) -> Tensor:
         counts_S = layout.target_counts
         if self.loss_reduction == "sum":
@@ -291,7 +236,9 @@ class GradNormRecorder:
             raise RuntimeError("this recorder is watching already; leave its `with` first")
         if self.group is not None:
             raise ValueError("under a sequence group norms are measured by score(), not while training")
-        self._watch = Watch(self.model, self.plan, self.transform, self.gather, self.references, self._unweighted_head)
+        self._watch = Watch(
+            self.model, self.plan, self.head.transform, self.gather, self.references, self.head.unweighted
+        )
         return self
 
     def __exit__(self, *exception: object) -> None:

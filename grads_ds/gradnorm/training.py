@@ -149,7 +149,7 @@ class Watch:
             return
         with torch.no_grad():
             passed = self.run_head(hidden, measurement)
-            measurement.head_rows, self.losses_S = passed.rows, passed.loss
+            self.losses_S = passed.loss
             assert passed.dh is not None
             weights_S = self.weights_S = weights_of_hidden(grads.reshape(-1, grads.shape[-1]), layout, passed.dh)
             # The pass was made with weights of 1, and what is measured further down has the step's own: bring it to those.

@@ -87,12 +87,20 @@ def test_each_sample_alone_and_in_other_company() -> None:
     st.sampled_from(["llama", "llama-tied"]),
     st.sampled_from(["mean", "sum"]),
     st.sampled_from([10**6, 200]),
+    st.fixed_dictionaries(
+        {
+            "hidden_size": st.sampled_from([8, 24, 40]),
+            "intermediate_size": st.integers(1, 50),
+            "num_hidden_layers": st.integers(1, 3),
+            "vocab_size": st.integers(models.VOCAB, 99),
+        }
+    ),
 )
 @settings(max_examples=25, deadline=None)
-def test_drawn_lengths_and_masks(
-    rows: list[tuple[int, int]], seed: int, side: str, name: str, reduction: str, budget: int
+def test_drawn_shapes_lengths_and_masks(
+    rows: list[tuple[int, int]], seed: int, side: str, name: str, reduction: str, budget: int, shape: dict[str, int]
 ) -> None:
-    model = models.make_model(name)
+    model = models.make_model(name, **shape)
     batch = models.make_batch([length for length, _ in rows], [prompt for _, prompt in rows], seed, side)
     recorder = GradNormRecorder(model, "all", loss_reduction=reduction, head_budget=budget)
     found, true = recorder.score(batch), models.truth(recorder, model, batch, reduction)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder, recorder
@@ -37,10 +38,9 @@ def test_every_parameter_has_a_group_and_a_rule(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "gpt2", "mixtral", "phi"])
-def test_bf16_stays_within_two_percent_of_its_own_float64_truth(name: str) -> None:
-    import torch
-
-    model = models.make_model(name).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precisions_stay_within_two_percent_of_their_own_float64_truth(name: str, dtype: torch.dtype) -> None:
+    model = models.make_model(name).to(dtype)
     batch = models.make_batch(LENGTHS, PROMPTS)
     recording = GradNormRecorder(model, "all")
     found, true = recording.score(batch), models.truth(recording, model, batch)
