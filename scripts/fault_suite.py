@@ -340,7 +340,7 @@ def make(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def place(faults: tuple[str, ...]) -> Iterator[Path]:
+def place(faults: list[str]) -> Iterator[Path]:
     """A folder to work in, its `run` on a small file system when disks are to be filled; two hosts when hosts are to fail."""
     folder = Path(tempfile.mkdtemp(prefix="fault_suite."))
     with contextlib.ExitStack() as stack:
@@ -361,6 +361,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--output", type=Path, help="file for what is printed, as well")
     options = parser.parse_args()
     draw, tally = random.Random(options.seed), Tally()
@@ -374,13 +375,11 @@ def main() -> int:
     # every kind and every mode in turn, in drawn order
     faults = [kinds[i % len(kinds)] for i in range(options.faults)]
     draw.shuffle(faults)
-    per_mode: dict[str, list[str]] = {mode: [] for mode in MODES}
-    for i, fault in enumerate(faults):
-        per_mode[list(MODES)[i % len(MODES)]].append(fault)
+    per_mode = {mode: faults[i :: len(options.modes)] for i, mode in enumerate(options.modes)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that mounts and hosts go away with it
     began = time.monotonic()
-    with place(kinds) as folder:
-        for mode in [mode for mode in MODES if per_mode[mode]]:
+    with place(faults) as folder:
+        for mode in [mode for mode in options.modes if per_mode[mode]]:
             run_dir = folder / "run" / mode
             job = Job(folder, mode, WORLD, on_hosts=False)
             wait(job, START_SECONDS)
