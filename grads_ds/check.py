@@ -17,7 +17,8 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 def check_inputs(config: Config, stages: Collection[str], ranks: int) -> None:
     """Look at what the named stages are about to read. Raises UserError with every fault found.
 
-    `stages` are those that are due, `ranks` is how many the distributed ones will have.
+    `stages` are those that are due and their units that are ("probe", "probe/train"), `ranks` is how many the distributed ones
+    will have.
     """
     faults: list[str] = []
     run_dir = Path(config.run_dir)
@@ -27,7 +28,7 @@ def check_inputs(config: Config, stages: Collection[str], ranks: int) -> None:
         faults += check_prepare(config)
     if {"probe", "sft", "evaluate"} & set(stages):
         faults += check_model(config.model.path)
-    if "probe" in stages and config.probe.epochs > 0:
+    if "probe/train" in stages:  # a recording goes on with any number of ranks
         faults += check_training(config, "probe", config.probe, ranks)
     if "select" in stages:
         from grads_ds.selection.needs import check_select

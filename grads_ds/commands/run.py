@@ -116,7 +116,10 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
         for number, stage in enumerate(stages):
             if number == 0 or stages[number - 1].name == "prepare":  # the prepared pool tells more than the config did
                 # only for work that is due: a finished run stays finished when its sources move away
-                due = [stage.name for stage in stages[number:] if due_units(stage, config, run_dir)]
+                units = {stage.name: due_units(stage, config, run_dir) for stage in stages[number:]}
+                due = [name for name in units if units[name]] + [
+                    unit.name for found in units.values() for unit, _ in found
+                ]
                 check_inputs(config, due, ranks_in_all)
             status = _launch(stage, config, args, place) if stage.distributed else execute(stage, config)
             if status:
