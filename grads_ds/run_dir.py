@@ -255,21 +255,25 @@ def lock_holder(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _take(path: Path, record: dict[str, Any]) -> None:
-    for _ in range(3):
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            holder = _holder(path)
-            if _alive(path, holder):
-                raise UserError(
-                    f"run_dir: {path.parent} is in use by {holder.get('what')} (pid {holder.get('pid')} on {holder.get('host')}, "
-                    f"since {holder.get('since')}); wait for it or stop it"
-                ) from None
-            path.unlink(missing_ok=True)
-            continue
-        with os.fdopen(handle, "w") as file:
-            json.dump(record, file)
-        return
+    aside = path.with_name(f".{path.name}.{record['token']}.tmp")
+    try:
+        aside.write_text(
+            json.dumps(record)
+        )  # whole before it is a lock: a full disk or a kill leaves none without a holder
+        for _ in range(3):
+            try:
+                os.link(aside, path)
+                return
+            except FileExistsError:
+                holder = _holder(path)
+                if _alive(path, holder):
+                    raise UserError(
+                        f"run_dir: {path.parent} is in use by {holder.get('what')} (pid {holder.get('pid')} on "
+                        f"{holder.get('host')}, since {holder.get('since')}); wait for it or stop it"
+                    ) from None
+                path.unlink(missing_ok=True)
+    finally:
+        aside.unlink(missing_ok=True)
     raise UserError(f"run_dir: {path} keeps changing hands; is another start of this run under way?")
 
 

@@ -73,6 +73,19 @@ def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path: Path) -> None:
         assert json.loads((tmp_path / "lock.json").read_text())["what"] == "the next job"
 
 
+def test_a_lock_that_cannot_be_written_whole_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(UserError, match="No space left"), lock(tmp_path, "on a full disk"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with lock(tmp_path, "the next job"):
+        pass
+
+
 def test_another_process_of_the_holders_number_holds_nothing(tmp_path: Path) -> None:
     here = {"host": socket.gethostname(), "pid": os.getpid()}
     publish_json(
