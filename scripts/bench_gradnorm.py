@@ -21,13 +21,13 @@ _MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
     "OMP_NUM_THREADS": "1",
 }
-if any(os.environ.get(name) != value for name, value in _MALLOC.items()):
+if "--memory" not in sys.argv and any(os.environ.get(name) != value for name, value in _MALLOC.items()):
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | _MALLOC)
 
 import argparse
 import json
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import time
@@ -116,9 +116,14 @@ def clock(device: str) -> float:
 
 
 def peak(device: str, restart: bool = False) -> float:
-    """Largest memory so far in MiB: of this process, or of the GPU since the last restart."""
+    """MiB: with `restart` what is held now, from where the next call's peak is counted; of this process (Linux), or of the GPU."""
     if device == "cpu":
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if restart:
+            Path("/proc/self/clear_refs").write_text(
+                "5"
+            )  # forgets the peak of loading; getrusage would keep even the parent's
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)" if restart else r"VmHWM:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
     if restart:
         torch.cuda.reset_peak_memory_stats()
     return torch.cuda.max_memory_allocated() / 2**20
@@ -241,7 +246,12 @@ PEERS = ("torch.func vmap", "Opacus ghost clipping")
 def peak_memory(shape: Shape, mode: str) -> float | None:
     """MiB above the loaded model at the peak of the mode's second step, in a process of its own; None if it failed."""
     command = [sys.executable, __file__, "--memory", shape.name, mode]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MALLOC_TOP_PAD_": "0"})
+    exact = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "MALLOC_TOP_PAD_": "0",
+    }  # no spare memory kept
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | exact)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None
 
 

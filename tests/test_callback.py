@@ -68,20 +68,20 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
-def compare(table: Path, data: Dataset, weights: dict[int, dict[str, torch.Tensor]], name: str = "llama-tied") -> int:
+def compare(table: Path, data: Dataset, weights: dict[int, dict[str, torch.Tensor]], rtol: float = 1e-5) -> int:
     """Every sample of the table against a float64 backward at the weights of its step; returns how many steps there are."""
     found = pq.read_table(table).to_pylist()
     assert [row["sample_id"] for row in found] == sorted(data["sample_id"])
     by_id = {row["sample_id"]: row for row in data}
-    model = models.make_model(name)
+    model = models.make_model("llama-tied")
     recorder = GradNormRecorder(model, "all")
     for row in found:
         model.load_state_dict(weights[row["step"]])
         sample = by_id[row["sample_id"]]
         true = models.truth(recorder, model, collate([sample]))
         for group, norm in true.norms.items():
-            np.testing.assert_allclose(row[f"{group}_grad_norm"], float(norm[0]), rtol=1e-5)
-        np.testing.assert_allclose(row["loss"], float(true.loss[0]), rtol=1e-5)
+            np.testing.assert_allclose(row[f"{group}_grad_norm"], float(norm[0]), rtol=rtol)
+        np.testing.assert_allclose(row["loss"], float(true.loss[0]), rtol=rtol)
         assert row["num_tokens"] == len(sample["input_ids"])
         assert row["num_target_tokens"] == sum(label != -100 for label in sample["labels"][1:])
         assert row["status"] == "ok"
@@ -135,13 +135,13 @@ def test_trainer_on_two_ranks_and_under_zero_3(tmp_path: Path) -> None:
     np.testing.assert_allclose(*(table["total_grad_norm"] for table in tables), rtol=1e-3)
 
 
-@pytest.mark.parametrize("padding_free", [False, True])
-def test_trl(tmp_path: Path, padding_free: bool) -> None:
+@pytest.mark.parametrize(("padding_free", "bf16"), [(False, False), (True, False), (False, True)])
+def test_trl(tmp_path: Path, padding_free: bool, bf16: bool) -> None:
     trl = pytest.importorskip("trl")
     data, snapshots = rows(), Snapshots()
     callback = GradNormCallback(tmp_path / "scores", data, "all")
     arguments = trl.SFTConfig(
-        **settings(tmp_path), padding_free=padding_free, max_length=None, pad_token="<pad>", bf16=False,
+        **settings(tmp_path), padding_free=padding_free, max_length=None, pad_token="<pad>", bf16=bf16,
         gradient_checkpointing=not padding_free, dataset_kwargs={"skip_prepare_dataset": True},
     )  # fmt: skip
     trainer = trl.SFTTrainer(
@@ -149,7 +149,7 @@ def test_trl(tmp_path: Path, padding_free: bool) -> None:
         processing_class=tokenizer(),
     )  # fmt: skip
     trainer.train()
-    assert compare(tmp_path / "scores/table.parquet", data, snapshots.weights) == 4
+    assert compare(tmp_path / "scores/table.parquet", data, snapshots.weights, 2e-2 if bf16 else 1e-5) == 4
 
 
 def tokenizer() -> Any:

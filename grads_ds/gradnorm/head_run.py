@@ -46,7 +46,10 @@ class HeadRun:
                 partial(sequence.bias_norm_squared, group=self.group),
                 sequence.largest(int(layout.target_counts.max()), hidden.device, self.group),
             )
-        with gathered(list(head.parameters(recurse=False)), self.gather):
+        with (
+            gathered(list(head.parameters(recurse=False)), self.gather),
+            torch.autocast(hidden.device.type, enabled=False),
+        ):
             passed = head_pass(
                 flat,
                 head.weight,

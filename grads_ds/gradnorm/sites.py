@@ -227,6 +227,8 @@ class Measurement:
                 return output
             leaves, structure = pytree.tree_flatten((args, kwargs))
             places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+            device = outputs[which[0]].device.type
+            mixed, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
             constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
             def call(tensors: list[Tensor]) -> Any:
@@ -237,7 +239,8 @@ class Measurement:
                 again_kwargs = {
                     k: None if k in _CACHES else v for k, v in again_kwargs.items()
                 }  # else it would be filled twice
-                return module.forward(*again_args, **again_kwargs)
+                with torch.autocast(device, kind, mixed):  # as the first time
+                    return module.forward(*again_args, **again_kwargs)
 
             def sink(grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> None:
                 reached = [(position, grad) for position, grad in zip(which, grads, strict=True) if grad is not None]

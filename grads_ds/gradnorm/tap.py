@@ -31,7 +31,12 @@ class _Tap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        ctx.sink(grads, ctx.saved_tensors)  # saved_tensors may be unpacked only once under checkpointing
+        saved = ctx.saved_tensors  # may be unpacked only once under checkpointing
+        device = next((grad.device.type for grad in grads if grad is not None), "cpu")
+        with torch.autocast(
+            device, enabled=False
+        ):  # formulas keep fp32 also where the backward is run inside an autocast
+            ctx.sink(grads, saved)
         return (None, None, None, *grads) + (None,) * (ctx.num_tensors - ctx.num_outputs)
 
 

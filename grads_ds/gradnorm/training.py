@@ -133,13 +133,14 @@ class Watch:
         layout = self.measurement.layout  # type: ignore[union-attr]
         if not isinstance(hidden, Tensor) or hidden.shape[:2] != (layout.rows, layout.length):
             return output
-        tapped = tap((hidden,), (hidden,), lambda grads, saved: self._fused_head_sink(saved[0], grads[0]))[0]
+        mixed = torch.is_autocast_enabled(hidden.device.type)
+        tapped = tap((hidden,), (hidden,), lambda grads, saved: self._fused_head_sink(saved[0], grads[0], mixed))[0]
         if isinstance(output, tuple):
             return (tapped, *output[1:])
         output["last_hidden_state"] = tapped
         return output
 
-    def _fused_head_sink(self, hidden: Tensor, grads: Tensor) -> None:
+    def _fused_head_sink(self, hidden: Tensor, grads: Tensor, mixed: bool) -> None:
         """The head's norms and the samples' weights where no logits were made: by running the head again, at the targets only.
 
         The gradient that came back must be each sample's weight times that of its own loss, at its targets and nowhere else.
@@ -151,7 +152,7 @@ class Watch:
             passed = self.run_head(hidden, measurement)
             self.losses_S = passed.loss
             assert passed.dh is not None
-            weights_S = self.weights_S = weights_of_hidden(grads.reshape(-1, grads.shape[-1]), layout, passed.dh)
+            weights_S = self.weights_S = weights_of_hidden(grads.reshape(-1, grads.shape[-1]), layout, passed.dh, mixed)
             # The pass was made with weights of 1, and what is measured further down has the step's own: bring it to those.
             for local, squares_S in (("weight", passed.weight_norm_squared), ("bias", passed.bias_norm_squared)):
                 name = head_name(self.model, self.plan, local)

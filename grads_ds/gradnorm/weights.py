@@ -79,12 +79,13 @@ def weights_of_logits(grads_RV: Tensor, layout: Layout, index_P: Tensor, expecte
     return weights_S
 
 
-def weights_of_hidden(grads_RD: Tensor, layout: Layout, own_ND: Tensor) -> Tensor:
+def weights_of_hidden(grads_RD: Tensor, layout: Layout, own_ND: Tensor, mixed: bool = False) -> Tensor:
     """Each sample's weight, float64 [S], by least squares of the gradient of the head's input on `own_ND`, the same at weight 1.
 
+    mixed: whether the step computed in half precision, whatever the gradient's own is.
     All targets take part, so one among many whose weight differs shows only if it is a good part of the whole. Raises AnotherLoss.
     """
-    tolerance = _TOLERANCE.get(grads_RD.dtype, 0.1) ** 2
+    tolerance = (0.1 if mixed else _TOLERANCE.get(grads_RD.dtype, 0.1)) ** 2
     found_ND, own_ND = grads_RD[layout.target_positions].double(), own_ND.double()
 
     def per_sample(products_ND: Tensor) -> Tensor:

@@ -65,6 +65,32 @@ def test_under_activation_checkpointing(reentrant: bool) -> None:
         assert max(models.worst(recorder.collect(), true).values()) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "mixtral", "gpt-oss"])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("backward_inside", [False, True])
+def test_mixed_precision_steps(name: str, fused: bool, backward_inside: bool) -> None:
+    """autocast over fp32 weights, as trainers do it: within what bf16 is good for of the fp32 truth."""
+    model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
+    recorder = GradNormRecorder(model, "all")
+    true = models.truth(recorder, model, batch)
+    arguments: dict[str, Any] = {}
+    if fused:
+        pytest.importorskip("trl.trainer.utils").add_fused_lm_head(model)
+        arguments = {"fused_lm_head": True}
+    with recorder:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch, **arguments).loss
+            if backward_inside:
+                loss.backward()
+        if not backward_inside:
+            loss.backward()
+        found = recorder.collect()
+    assert max(models.worst(found, true).values()) < 2e-2
+    with torch.autocast("cpu", torch.bfloat16):
+        scored = recorder.score(batch)
+    assert max(models.worst(scored, true).values()) < 2e-2
+
+
 def test_packed_rows() -> None:
     model, batch = models.make_model("llama"), models.make_batch(LENGTHS, PROMPTS)
     recorder = GradNormRecorder(model, "all")
