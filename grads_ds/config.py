@@ -64,6 +64,9 @@ class DataConfig(_Record):
     validation: dict[str, str | list[str]] = Field(
         default_factory=dict, description="held-out sets by name, e.g. {domain: ..., general: ...}"
     )
+    replay: list[str] = Field(
+        default_factory=list, description="general training rows that sft.replay mixes in against forgetting"
+    )
     format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"] = Field(
         "auto", description="row format; auto looks at each source's keys"
     )
@@ -73,7 +76,7 @@ class DataConfig(_Record):
         default_factory=list, description="row fields carried along for the report's composition tables"
     )
 
-    @field_validator("train", mode="before")
+    @field_validator("train", "replay", mode="before")
     @classmethod
     def _one_source_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
@@ -82,8 +85,10 @@ class DataConfig(_Record):
     @classmethod
     def _names_are_folder_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not _NAME.fullmatch(name) or name == "pool":
-                raise ValueError(f"the set name {name!r} must be letters, digits, '_', '-' or '.', and not 'pool'")
+            if not _NAME.fullmatch(name) or name in ("pool", "replay"):
+                raise ValueError(
+                    f"the set name {name!r} must be letters, digits, '_', '-' or '.', and neither 'pool' nor 'replay'"
+                )
         return value
 
     def validation_sources(self) -> dict[str, list[str]]:
@@ -104,6 +109,9 @@ class TrainingConfig(_Record):
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     checkpoint_steps: int = Field(500, ge=1, description="optimizer steps between resumable checkpoints")
+    checkpoints_kept: int = Field(
+        2, ge=1, description="finished checkpoints kept while training; older ones are removed"
+    )
 
 
 class ProbeConfig(TrainingConfig):
@@ -277,6 +285,15 @@ class SelectConfig(_Record):
         return SelectConfig(**(base | (self.variants[name] if name else {})))
 
 
+class EarlyStoppingConfig(_Record):
+    """When fine-tuning ends before its last step; the model kept is that of the lowest held-out loss."""
+
+    set: str = Field("domain", description="the set of data.validation whose loss is watched")
+    every: int = Field(50, ge=1, description="optimizer steps between two looks, each with a checkpoint")
+    patience: int = Field(3, ge=1, description="looks in a row without a lower loss after which training ends")
+    min_delta: float = Field(0.0, ge=0, description="nats by which the loss has to fall to count as lower")
+
+
 class SftConfig(TrainingConfig):
     """Fine-tuning on the chosen rows."""
 
@@ -287,6 +304,11 @@ class SftConfig(TrainingConfig):
     equal: Literal["epochs", "steps"] = Field(
         "epochs", description="what every variant shares: the number of epochs, or the full pool's optimizer steps"
     )
+    weights: bool = Field(False, description="samples count by the weight that select.weights gave them")
+    replay: float = Field(
+        0.0, ge=0, lt=1, description="share of the training rows that are drawn from data.replay; 0.1 is one in ten"
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(None, description="null trains all steps")
 
 
 class EvaluateConfig(_Record):
@@ -314,7 +336,7 @@ class Config(_Record):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
-        faults = _variant_faults(self.select, self.sft)
+        faults = _variant_faults(self.select, self.sft) + _sft_faults(self)
         if faults:
             raise UserError(faults)
         return self
@@ -396,6 +418,25 @@ def _variant_faults(select: SelectConfig, sft: SftConfig) -> list[str]:
     for name in sft.variants:
         if name not in known:
             faults.append(f"sft.variants: {name!r} is neither full nor one of select.variants{_nearest(name, known)}")
+    return faults
+
+
+def _sft_faults(config: Config) -> list[str]:
+    faults, sft = [], config.sft
+    if sft.replay and not config.data.replay:
+        faults.append(
+            "sft.replay: wanted general rows in data.replay to draw from; found none; add them or set it to 0"
+        )
+    chosen_by = [config.select.weights, *(changes.get("weights") for changes in config.select.variants.values())]
+    if sft.weights and not {"inverse_density", "preference"} & set(chosen_by):
+        faults.append(
+            "sft.weights: wanted select.weights to be inverse_density or preference; found none, under which all samples "
+            "count alike; set select.weights"
+        )
+    watched = sft.early_stopping.set if sft.early_stopping else None
+    if watched is not None and watched not in config.data.validation:
+        names = list(config.data.validation)
+        faults.append(f"sft.early_stopping.set: {watched!r} is not one of data.validation{_nearest(watched, names)}")
     return faults
 
 

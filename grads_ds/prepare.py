@@ -28,7 +28,7 @@ def check_prepare(config: Config) -> list[str]:
     """
     faults = Faults()
     for name, entries in _sets(config).items():
-        where = "data.train" if name == "pool" else f"data.validation.{name}"
+        where = {"pool": "data.train", "replay": "data.replay"}.get(name, f"data.validation.{name}")
         mine = Faults()
         for item in find_inputs(entries, mine):
             if item.kind.startswith(".") and os.path.getsize(item.path) == 0:
@@ -100,7 +100,8 @@ def run_prepare(config: Config, run_dir: Path) -> None:
 
 
 def _sets(config: Config) -> dict[str, list[str]]:
-    return {"pool": list(config.data.train)} | config.data.validation_sources()
+    replay = {"replay": list(config.data.replay)} if config.data.replay else {}
+    return {"pool": list(config.data.train)} | replay | config.data.validation_sources()
 
 
 def _count_shared(folder: Path, counts: dict[str, Counts]) -> None:
@@ -112,5 +113,5 @@ def _count_shared(folder: Path, counts: dict[str, Counts]) -> None:
 
     hashes = {name: load_from_disk(str(folder / name)).data.column("sample_hash") for name in counts}
     for name, count in counts.items():
-        if name != "pool":
+        if name not in ("pool", "replay"):
             count.also_in_pool = int(pc.sum(pc.is_in(hashes[name], value_set=hashes["pool"])).as_py())

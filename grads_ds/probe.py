@@ -27,7 +27,12 @@ from grads_ds.run_dir import package_versions, publish_json, source_commit
 from grads_ds.scoring import lengths_of, score_plan
 from grads_ds.train import optimizer_steps, train_model
 
-_NOT_INPUTS = ("flush_seconds", "tokens_per_microbatch", "checkpoint_steps")  # no score depends on them
+_NOT_INPUTS = (
+    "flush_seconds",
+    "tokens_per_microbatch",
+    "checkpoint_steps",
+    "checkpoints_kept",
+)  # no score depends on them
 DENSE_ROWS = 4_000_000  # pools up to this size are also all-reduced in memory, as a second opinion on the merged table
 
 

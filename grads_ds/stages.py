@@ -20,6 +20,7 @@ from grads_ds.run_dir import lock, mark_done, save_config, unit_id, why_due
 
 HASH_WHOLE_BELOW = 64 * 2**20  # bytes; larger files are told apart by size and modification time
 MAIN = "selected"  # the name of the main selection among the variants
+_KEEPING = ("checkpoint_steps", "checkpoints_kept")  # no model depends on them
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,11 @@ def _prepare_units(config: Config, run_dir: Path) -> list[Unit]:
 
         run_prepare(config, run_dir)
 
-    sources = [*config.data.train, *(s for group in config.data.validation_sources().values() for s in group)]
+    sources = [
+        *config.data.train,
+        *config.data.replay,
+        *(s for group in config.data.validation_sources().values() for s in group),
+    ]
     inputs = {
         "data": config.data.model_dump(mode="json"),
         "model.path": config.model.path,
@@ -70,7 +75,7 @@ def _probe_units(config: Config, run_dir: Path) -> list[Unit]:
 
         run_recording(config, run_dir)
 
-    probe = config.probe.model_dump(mode="json", exclude={"flush_seconds"})
+    probe = config.probe.model_dump(mode="json", exclude={"flush_seconds", *_KEEPING})
     recording = {key: probe.pop(key) for key in ("layers", "tokens_per_microbatch", "loss_reduction")}
     model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
     scores = ("scores/table.parquet", "scores/manifest.json")
@@ -113,7 +118,7 @@ def _sft_units(config: Config, run_dir: Path) -> list[Unit]:
             run_sft(config, run_dir, name)
 
         inputs = _model_inputs(config) | {
-            "sft": config.sft.model_dump(mode="json", exclude={"variants"}),
+            "sft": config.sft.model_dump(mode="json", exclude={"variants", *_KEEPING}),
             "seed": config.seed,
             "deepspeed": config.deepspeed_json(),
             "prepare": unit_id(run_dir, "prepare"),

@@ -15,17 +15,16 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from grads_ds import heartbeat, ranks
 from grads_ds.check import micro_batch
-from grads_ds.config import Config, TrainingConfig
-from grads_ds.data.collate import pad_batch
+from grads_ds.checkpoints import Checkpoints, last_checkpoint
+from grads_ds.config import Config, EarlyStoppingConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.engine import load_model, save_model, training_settings
-
-COMPLETE = "complete"  # a checkpoint folder without this file was not finished and is never resumed from
+from grads_ds.trainer import Collator, SftTrainer
 
 
 def optimizer_steps(rows: int, settings: TrainingConfig) -> int:
@@ -44,10 +43,14 @@ def train_model(
     steps: int,
     what: str,
     callbacks: Sequence[TrainerCallback] = (),
+    early_stopping: EarlyStoppingConfig | None = None,
+    held_out: Any = None,
 ) -> None:
-    """Train the model at `model_path` on `rows` (columns input_ids, labels) for `steps` and write it to `model_dir`.
+    """Train the model at `model_path` on `rows` for `steps` and write it to `model_dir`.
 
-    Resumes from the last finished checkpoint in `work_dir`, if there is one. Every rank calls this.
+    `rows` has columns input_ids, labels and, where samples count differently, weight. With `early_stopping`, training ends once the loss
+    on the rows `held_out` no longer falls, and the model is that of its lowest loss. Resumes from the last finished checkpoint in
+    `work_dir`, if there is one. Every rank calls this.
     """
     micro = micro_batch(settings, ranks.world())
     arguments = TrainingArguments(
@@ -68,8 +71,13 @@ def train_model(
         data_seed=config.seed,
         deepspeed=training_settings(config),
         save_strategy="steps",
-        save_steps=settings.checkpoint_steps,
-        save_total_limit=2,
+        save_steps=early_stopping.every if early_stopping else settings.checkpoint_steps,
+        eval_strategy="steps" if early_stopping else "no",
+        eval_steps=early_stopping.every if early_stopping else None,
+        load_best_model_at_end=early_stopping is not None,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
         logging_strategy="steps",
         logging_steps=max(1, steps // 100),
         report_to=[],
@@ -80,20 +88,23 @@ def train_model(
     if config.model.lora is not None:
         model = _with_lora(model, config)
     writer = SummaryWriter(str(log_dir)) if ranks.is_main() else None
-    trainer = Trainer(
+    stopping = [EarlyStoppingCallback(early_stopping.patience, early_stopping.min_delta)] if early_stopping else []
+    trainer = SftTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
+        eval_dataset=held_out,
         data_collator=Collator(load_tokenizer(config.model)),
         callbacks=[
-            _Checkpoints(),
+            Checkpoints(settings.checkpoints_kept),
+            *stopping,
             _Beats(what),
             *([_Progress(what), TensorBoardCallback(writer)] if writer else []),
             *callbacks,
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work_dir))
+    trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
     if writer:
         writer.close()
     module = trainer.accelerator.unwrap_model(trainer.model)
@@ -105,17 +116,6 @@ def train_model(
     ranks.barrier()
     if ranks.is_main():
         shutil.rmtree(work_dir, ignore_errors=True)
-
-
-class Collator:
-    """Rows -> one right-padded batch of tensors."""
-
-    def __init__(self, tokenizer: Any):
-        pad = tokenizer.pad_token_id
-        self.pad_id = pad if pad is not None else (tokenizer.eos_token_id or 0)
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {key: torch.from_numpy(value) for key, value in pad_batch(rows, self.pad_id).items()}
 
 
 class _Progress(TrainerCallback):
@@ -149,27 +149,6 @@ class _Beats(TrainerCallback):
 
     def on_substep_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         heartbeat.beat(self.what, state.global_step, state.max_steps)
-
-
-class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint as complete once every rank has written its part; skips the one at the end, the model follows."""
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_save = False
-
-    def on_save(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        ranks.barrier()
-        if ranks.is_main():
-            Path(args.output_dir, f"checkpoint-{state.global_step}", COMPLETE).touch()
-
-
-def _last_checkpoint(work_dir: Path) -> str | None:
-    def find() -> str | None:
-        folders = [f.parent for f in work_dir.glob(f"checkpoint-*/{COMPLETE}")]
-        return str(max(folders, key=lambda f: int(f.name.rpartition("-")[2]))) if folders else None
-
-    return ranks.from_main(find)
 
 
 def _with_lora(model: Any, config: Config) -> Any:

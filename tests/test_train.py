@@ -31,7 +31,7 @@ def make_config(base: Path, folder: Path, stage: int = 3, **sections: Any) -> Co
     }))  # fmt: skip
     sft = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 5e-3} | sections.pop("sft", {})
     return Config(
-        run_dir=str(folder), deepspeed=str(settings), data={"train": ["rows"]}, sft=sft,
+        run_dir=str(folder), deepspeed=str(settings), data=sections.pop("data", {"train": ["rows"]}), sft=sft,
         model={"path": str(base), "dtype": "float32"} | sections.pop("model", {}), **sections,
     )  # fmt: skip
 
