@@ -304,6 +304,10 @@ class SftConfig(TrainingConfig):
     equal: Literal["epochs", "steps"] = Field(
         "epochs", description="what every variant shares: the number of epochs, or the full pool's optimizer steps"
     )
+    packing: bool = Field(
+        False,
+        description="the samples of a micro-batch share rows of up to data.max_length tokens, none seeing another; same steps, no padding",
+    )
     weights: bool = Field(False, description="samples count by the weight that select.weights gave them")
     replay: float = Field(
         0.0, ge=0, lt=1, description="share of the training rows that are drawn from data.replay; 0.1 is one in ten"

@@ -37,6 +37,7 @@ def run_sft(config: Config, run_dir: Path, name: str) -> None:
         what=f"sft on {name} ({len(rows):,} rows)",
         early_stopping=sft.early_stopping,
         held_out=watched,
+        packing=sft.packing,
     )
 
 

@@ -24,6 +24,7 @@ from grads_ds.checkpoints import Checkpoints, last_checkpoint
 from grads_ds.config import Config, EarlyStoppingConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.engine import load_model, save_model, training_settings
+from grads_ds.packing import PackingCheck, PackingCollator
 from grads_ds.trainer import Collator, SftTrainer
 
 
@@ -45,11 +46,13 @@ def train_model(
     callbacks: Sequence[TrainerCallback] = (),
     early_stopping: EarlyStoppingConfig | None = None,
     held_out: Any = None,
+    packing: bool = False,
 ) -> None:
     """Train the model at `model_path` on `rows` for `steps` and write it to `model_dir`.
 
     `rows` has columns input_ids, labels and, where samples count differently, weight. With `early_stopping`, training ends once the loss
-    on the rows `held_out` no longer falls, and the model is that of its lowest loss. Resumes from the last finished checkpoint in
+    on the rows `held_out` no longer falls, and the model is that of its lowest loss. With `packing` the samples of a micro-batch share
+    rows. Raises UserError when the model would let them see each other. Resumes from the last finished checkpoint in
     `work_dir`, if there is one. Every rank calls this.
     """
     micro = micro_batch(settings, ranks.world())
@@ -88,16 +91,19 @@ def train_model(
     if config.model.lora is not None:
         model = _with_lora(model, config)
     writer = SummaryWriter(str(log_dir)) if ranks.is_main() else None
+    pad = load_tokenizer(config.model).pad_token_id
+    collator: Collator = PackingCollator(config, pad or 0) if packing else Collator(pad or 0)
     stopping = [EarlyStoppingCallback(early_stopping.patience, early_stopping.min_delta)] if early_stopping else []
     trainer = SftTrainer(
         model=model,
         args=arguments,
         train_dataset=rows,
         eval_dataset=held_out,
-        data_collator=Collator(load_tokenizer(config.model)),
+        data_collator=collator,
         callbacks=[
             Checkpoints(settings.checkpoints_kept),
             *stopping,
+            *([PackingCheck(collator, rows)] if packing else []),
             _Beats(what),
             *([_Progress(what), TensorBoardCallback(writer)] if writer else []),
             *callbacks,

@@ -25,9 +25,8 @@ WEIGHTS = "loss_weights"  # float32 [B, T] in a batch whose samples count differ
 class Collator:
     """Rows (input_ids, labels, and weight where samples count differently) -> one right-padded batch of tensors."""
 
-    def __init__(self, tokenizer: Any):
-        pad = tokenizer.pad_token_id
-        self.pad_id = pad if pad is not None else (tokenizer.eos_token_id or 0)
+    def __init__(self, pad_id: int):
+        self.pad_id = pad_id  # any token will do: padding is masked and has no target
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         batch = {key: torch.from_numpy(value) for key, value in pad_batch(rows, self.pad_id).items()}
@@ -71,6 +70,8 @@ class SftTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """This micro-batch's share of the step's loss, times the ranks, by which DeepSpeed divides the gradients."""
+        if "position_ids" in inputs:  # packed rows, which transformers keeps apart only without a cache
+            inputs = {**inputs, "use_cache": False}
         if WEIGHTS not in inputs or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         outputs = model(**{name: value for name, value in inputs.items() if name not in (WEIGHTS, "labels")})
