@@ -1,0 +1,96 @@
+"""`grads-ds plan`: forecasts that move the right way, advice that works when it is followed, no weights read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from grads_ds.cli import main
+from grads_ds.config import load_config
+from grads_ds.plan.forecast import Cluster, Forecast, forecasts
+from grads_ds.plan.shapes import NAMED, model_config
+from tests.conftest import REPO
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    tree = {
+        "run_dir": str(tmp_path / "run"), "model": {"path": "absent/model"}, "data": {"train": ["x"], "max_length": 1024},
+        "probe": {"epochs": 0, "tokens_per_microbatch": 2048}, "sft": {"batch_size": 64, "micro_batch_size": 2},
+        "deepspeed": str(REPO / "configs/deepspeed/zero3.json"),
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "config.yaml"
+
+
+def planned(file: Path, cluster: Cluster, *overrides: str, name: str = "7B") -> dict[str, Forecast]:
+    return {item.stage: item for item in forecasts(load_config(file, overrides), model_config(name), cluster, 1e8)}
+
+
+def cluster(hosts: int = 1, ranks: int = 8, memory: float = 80, network: float = 50) -> Cluster:
+    return Cluster(hosts, ranks, memory * 2**30, 4e14, network * 1e9)
+
+
+def test_more_ranks_shard_the_states_and_checkpointing_trades_memory_for_time(config_file: Path) -> None:
+    one, four = planned(config_file, cluster(1))["sft"], planned(config_file, cluster(4))["sft"]
+    assert four.memory.optimizer == pytest.approx(one.memory.optimizer / 4)
+    kept = planned(config_file, cluster(1), "sft.gradient_checkpointing=true")["sft"]
+    assert kept.memory.activations < 0.3 * one.memory.activations
+    assert kept.hours == pytest.approx(one.hours * 8 / 6)
+
+
+def test_states_of_a_7b_model_are_16_bytes_a_parameter_over_the_ranks(config_file: Path) -> None:
+    memory = planned(config_file, cluster(1))["sft"].memory
+    assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(16 * 6.738e9 / 8, rel=0.01)
+
+
+def test_a_slow_network_is_the_bottleneck_and_is_told(config_file: Path) -> None:
+    fast, slow = planned(config_file, cluster(4))["sft"], planned(config_file, cluster(4, network=1))["sft"]
+    assert slow.tokens_per_second < fast.tokens_per_second / 4
+    assert any("zero_hpz_partition_size" in line for line in slow.advice)
+    assert (
+        planned(config_file, cluster(1, network=1))["sft"].tokens_per_second > slow.tokens_per_second / 4
+    )  # one host has no network
+
+
+@pytest.mark.parametrize("memory, followed", [(40, "sft.gradient_checkpointing=true"), (24, None)])
+def test_advice_fits_when_it_is_followed(config_file: Path, memory: float, followed: str | None) -> None:
+    plan = planned(config_file, cluster(memory=memory), "sft.micro_batch_size=4")["sft"]
+    assert not plan.fits and plan.advice
+    if followed:
+        assert followed.replace("=", ": ") in plan.advice[0]
+        assert planned(config_file, cluster(memory=memory), "sft.micro_batch_size=4", followed)["sft"].fits
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_shape_is_planned_without_weights(
+    name: str, config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(
+        [
+            "plan",
+            str(config_file),
+            "--model",
+            name,
+            "--cluster",
+            "16x8",
+            "--json",
+            "--set",
+            "sft.gradient_checkpointing=true",
+        ]
+    )
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    assert [item["stage"] for item in found] == ["recording", "sft"]
+    assert status == (0 if all(item["fits"] for item in found) else 2)
+    assert all(item["hours"] > 0 for item in found)
+
+
+def test_wrong_words_are_refused(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(config_file), "--model", "7B", "--cluster", "two"]) == 2
+    assert main(["plan", str(config_file), "--model", "8B"]) == 2
+    assert main(["plan", str(config_file), "--model", "7B", "--gpu", "H1"]) == 2
+    assert capsys.readouterr().err.count("wanted") == 3
