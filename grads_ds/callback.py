@@ -67,6 +67,8 @@ class GradNormCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, train_dataloader: Any = None, **kwargs: Any
     ) -> None:
         """Starts to record, unless training goes on from a later epoch than the first."""
+        self._open.close()  # of a training that was interrupted
+        self._recorder = None
         faults = self._faults(args, train_dataloader)
         if faults:
             raise ValueError("gradient norms cannot be recorded in this training:\n  " + "\n  ".join(faults))

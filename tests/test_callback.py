@@ -187,6 +187,26 @@ def test_going_on_from_a_checkpoint_and_starting_anew(tmp_path: Path) -> None:
     assert train(1, None, False) == whole  # the parts of the earlier starts do not mix in
 
 
+def test_a_training_that_was_interrupted_leaves_nothing_in_the_way_of_the_next(tmp_path: Path) -> None:
+    class Interrupt(TrainerCallback):
+        times = 0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2 and not self.times:
+                self.times = 1
+                raise KeyboardInterrupt
+
+    data, snapshots = rows(), Snapshots()
+    callbacks = [GradNormCallback(tmp_path / "scores", data, "all"), snapshots, Interrupt()]
+    trainer = Trainer(
+        models.make_model("llama-tied"), TrainingArguments(**settings(tmp_path)), collate, data, callbacks=callbacks
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert compare(tmp_path / "scores/table.parquet", data, snapshots.weights) == 4
+
+
 def test_settings_that_cannot_be_recorded_are_named_together(tmp_path: Path) -> None:
     data = rows()
     arguments = TrainingArguments(**settings(tmp_path, label_smoothing_factor=0.1, torch_compile=True))

@@ -143,7 +143,19 @@ def every_case() -> dict[str, list[float]]:
     """All cases in one process group: starting ranks takes longer than all of them."""
     found = {f"frozen {case}": score_frozen(*case) for case in FROZEN}
     found |= {f"trained {case}": train_and_record(*case) for case in TRAINED}
+    _fsdp_is_refused()
     return found | {"accelerate": record_under_accelerate("llama-tied")}
+
+
+def _fsdp_is_refused() -> None:
+    """It hides single parameters; a wrong norm must not come out instead."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    sharded = fully_shard(models.make_model("llama"), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    with pytest.raises(ValueError, match="use DeepSpeed"):
+        GradNormRecorder(sharded)
 
 
 def one_case() -> dict[str, list[float]]:
