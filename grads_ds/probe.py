@@ -27,12 +27,8 @@ from grads_ds.run_dir import package_versions, publish_json, source_commit
 from grads_ds.scoring import lengths_of, score_plan
 from grads_ds.train import optimizer_steps, train_model
 
-_NOT_INPUTS = (
-    "flush_seconds",
-    "tokens_per_microbatch",
-    "checkpoint_steps",
-    "checkpoints_kept",
-)  # no score depends on them
+# no score depends on them
+_NOT_INPUTS = ("flush_seconds", "tokens_per_microbatch", "checkpoint_steps", "checkpoints_kept")
 DENSE_ROWS = 4_000_000  # pools up to this size are also all-reduced in memory, as a second opinion on the merged table
 
 
@@ -63,9 +59,8 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
         check_hosts_agree({"data": pool_dir, "model": config.model.path})
         # a training that begins anew makes another model: what was scored with the last one is void
         ranks.from_main(lambda: None if (run_dir / "probe/checkpoints").exists() else _discard(folder))
-    done_file = (
-        run_dir / "probe/trained.json"
-    )  # what the model there was trained with, when its recording is not finished yet
+    # what the model there was trained with, while its recording is not finished
+    done_file = run_dir / "probe/trained.json"
     if recording is None or ranks.from_main(lambda: _trained_with(done_file, model_dir)) != recording.key:
         train_model(
             config,
