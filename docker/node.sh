@@ -2,6 +2,7 @@
 # Start of a cluster node's container: an sshd that the other nodes enter without a password.
 #
 #   node.sh serve           keys and configuration in $SSH_FOLDER (a volume all nodes share), then sshd in the foreground
+#   node.sh join COMMAND ...  keys and configuration, then the command, which can enter the others (a Kubernetes launcher pod)
 #   node.sh COMMAND ...     anything else is run as it stands
 #
 # The first node to start makes one user key and one host key for the cluster; known_hosts trusts that host key alone, so
@@ -13,7 +14,10 @@ folder="${SSH_FOLDER:-/cluster/ssh}"
 port="${SSH_PORT:-2222}"
 home="${SSH_HOME:-$HOME/.ssh}"
 
-[ "${1:-serve}" = serve ] || exec "$@"
+case "${1:-serve}" in
+    serve | join) ;;
+    *) exec "$@" ;;
+esac
 
 mkdir -p "$folder" "$home"
 chmod 700 "$folder" "$home"
@@ -40,6 +44,10 @@ Host *
 CONFIG
 chmod 600 "$home/config"
 
+if [ "${1:-serve}" = join ]; then
+    shift
+    exec "$@"
+fi
 mkdir -p /run/sshd
 exec "$(command -v sshd || echo /usr/sbin/sshd)" -D -e \
     -o "Port=$port" -o "HostKey=$home/host" -o "AuthorizedKeysFile=$home/authorized_keys" \

@@ -21,7 +21,11 @@ def add_place(command: argparse.ArgumentParser) -> None:
     group.add_argument("--include", default="", metavar="HOSTS", help="only these of the hosts, e.g. node1@node2:0,2")
     group.add_argument("--exclude", default="", metavar="HOSTS", help="all hosts but these")
     group.add_argument("--ranks", type=int, metavar="N", help="ranks on this machine (default: every GPU; 2 on CPU)")
-    group.add_argument("--backend", choices=NAMES, help="what starts the ranks (default: local, Slurm's srun, or pdsh)")
+    group.add_argument(
+        "--backend",
+        choices=(*NAMES, "kubernetes"),
+        help="what starts the ranks (default: local, Slurm's srun, or pdsh)",
+    )
     group.add_argument(
         "--ports", default="0", metavar="LOW-HIGH", help="ports rank 0 may listen on (default: any free one)"
     )

@@ -20,7 +20,7 @@ from grads_ds.commands.place import add_place, place_of
 from grads_ds.config import Config, UserError, load_config
 from grads_ds.run_dir import lock
 from grads_ds.stages import STAGE_NAMES, STAGES, Stage, Unit, check_upstream, due_units, execute
-from launcher import sbatch
+from launcher import kubernetes, sbatch
 from launcher.backends import BY_SSH
 from launcher.job import Place, dry_run, run_job
 from launcher.outcome import DONE, FAILED, WRONG_INPUT, Outcome
@@ -62,6 +62,10 @@ def add(commands: Any) -> None:
             "--dry-run", action="store_true", help="print what would be started, exactly, and start nothing"
         )
         command.add_argument(
+            "--kubernetes", action="append", default=[], metavar="KEY=VALUE",
+            help="for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs, namespace=..., shared_memory=16Gi",
+        )  # fmt: skip
+        command.add_argument(
             "--slurm", action="append", default=[], metavar="KEY=VALUE",
             help="sbatch option for --backend slurm outside an allocation, e.g. nodes=8, partition=gpu",
         )  # fmt: skip
@@ -98,6 +102,10 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
         raise UserError(f"--max-restarts: wanted 0 or more; found {args.max_restarts}")
     if args.backend == "slurm" and "SLURM_JOB_ID" not in os.environ:
         return _submit(args, run_dir)
+    if args.backend == "kubernetes":
+        return _apply(args, run_dir)
+    if args.kubernetes:
+        raise UserError("--kubernetes: wanted --backend kubernetes; found another one; leave it out")
     if args.slurm or args.wait:
         raise UserError(
             "--slurm, --wait: wanted --backend slurm outside an allocation; found another place; leave them out"
@@ -193,21 +201,27 @@ def _tell(log: Path, sentence: str, error: str) -> None:
         stream.write(told + "\n")
 
 
-def _submit(args: argparse.Namespace, run_dir: Path) -> int:
-    """Queue this very command as a Slurm batch job, less what is for sbatch alone."""
-    words = ["run", args.config] if args.command == "run" else [args.command, args.config]
+def _same_again(args: argparse.Namespace) -> list[str]:
+    """This very command, less where it runs."""
+    words = [args.command, args.config, *_words("", args)[5:]]
     if args.command == "run":
         words += ["--from", args.first, "--to", args.last]
-    words += [
-        *_words("", args)[5:],
-        "--backend",
-        "slurm",
-        "--ports",
-        args.ports,
-        "--max-restarts",
-        str(args.max_restarts),
-    ]
-    words += ["--hang-seconds", f"{args.hang_seconds:g}", "--start-seconds", f"{args.start_seconds:g}"]
+    words += ["--ports", args.ports, "--max-restarts", str(args.max_restarts), *(["--elastic"] if args.elastic else [])]
+    return [*words, "--hang-seconds", f"{args.hang_seconds:g}", "--start-seconds", f"{args.start_seconds:g}"]
+
+
+def _apply(args: argparse.Namespace, run_dir: Path) -> int:
+    """Render this command as a Kubernetes job and hand it to kubectl."""
+    manifest = kubernetes.render(_same_again(args), args.kubernetes)
+    if args.dry_run:
+        print(manifest, end="")
+        return DONE
+    return kubernetes.apply(manifest, run_dir)
+
+
+def _submit(args: argparse.Namespace, run_dir: Path) -> int:
+    """Queue this very command as a Slurm batch job, less what is for sbatch alone."""
+    words = [*_same_again(args), "--backend", "slurm"]
     script = sbatch.render(words, args.slurm, run_dir)
     if args.dry_run:
         print(script, end="")

@@ -109,6 +109,8 @@ def test_start_script_makes_a_node_that_ssh_enters_without_questions(tmp_path: P
                 break
             time.sleep(0.1)
         assert result.stdout == "entered\n", result.stderr
+        joined = subprocess.run([script, "join", *ssh], env=environment, capture_output=True, text=True, timeout=20)
+        assert joined.stdout == "entered\n", joined.stderr
     finally:
         node.terminate()
         node.wait(timeout=10)

@@ -1,0 +1,57 @@
+"""Rendered Kubernetes jobs fit the schemas and hold the user's words as data. No cluster here: nothing is started."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from grads_ds.config import UserError
+from launcher.kubernetes import HOSTFILE, render
+
+kubernetes_validate = pytest.importorskip("kubernetes_validate")
+OPTIONS = ["image=registry/grads-ds:1", "nodes=4", "gpus=8", "claim=runs:/runs", "cpu=32", "memory=512Gi"]
+ODD = 'a\'b "c" $HOME;touch x\n- {y: z}'
+
+
+def job(*options: str) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load(render(["run", "config.yaml", "--set", f"seed={ODD}"], [*OPTIONS, *options]))
+    return tree
+
+
+@pytest.mark.parametrize("role", ["Launcher", "Worker"])
+def test_pods_fit_kubernetes_own_schema(role: str) -> None:
+    """Strict: a field that Kubernetes does not know is a fault."""
+    template = job()["spec"]["mpiReplicaSpecs"][role]["template"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": template["spec"]}
+    kubernetes_validate.validate(pod, "1.31", strict=True)
+    pod["spec"]["containers"][0]["comand"] = []
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(pod, "1.31", strict=True)
+
+
+def test_job_has_the_operators_fields_and_no_others() -> None:
+    """Fields of kubeflow.org/v2beta1 as the mpi-operator's documentation names them."""
+    tree = job()
+    assert (tree["apiVersion"], tree["kind"]) == ("kubeflow.org/v2beta1", "MPIJob")
+    assert set(tree["spec"]) <= {
+        "slotsPerWorker", "runLauncherAsWorker", "runPolicy", "mpiReplicaSpecs", "sshAuthMountPath", "launcherCreationPolicy",
+        "mpiImplementation",
+    }  # fmt: skip
+    specs = tree["spec"]["mpiReplicaSpecs"]
+    assert specs["Worker"]["replicas"] == 4 and tree["spec"]["slotsPerWorker"] == 8
+    limits = specs["Worker"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"nvidia.com/gpu": 8, "cpu": "32", "memory": "512Gi"}
+    assert "resources" not in specs["Launcher"]["template"]["spec"]["containers"][0]
+
+
+def test_words_of_the_command_stay_words() -> None:
+    command = job()["spec"]["mpiReplicaSpecs"]["Launcher"]["template"]["spec"]["containers"][0]["command"]
+    assert f"seed={ODD}" in command and command[-4:] == ["--hosts", HOSTFILE, "--backend", "openmpi"]
+
+
+def test_every_fault_is_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        render(["run", "c"], ["image=a b", "nodes=0", "claim=runs", "gpu=8"])
+    assert [fault.split(":")[0].split()[1] for fault in caught.value.faults] == ["'gpu=8'", "image", "nodes", "claim"]
