@@ -1,9 +1,10 @@
-"""Times density and selection on made-up score tables and prints a line per size: seconds and peak memory.
+"""Times density and selection on made-up score tables: seconds, processor seconds and peak memory by size.
 
-Writes a score table of each size to a temporary folder, then, in a process of its own, reads it, chooses 5 %
-by the main method and writes selection.parquet. Needs about 1 GB of disk at 10^7 rows.
+Writes a score table of each size to a temporary folder, then, in a process of its own on two cores, reads it, chooses 5 %
+by the main method and writes selection.parquet. Prints a line per size; --out keeps them as JSON, with the machine and the
+growth from size to size (1: time is proportional to rows). Needs about 1 GB of disk at 10^7 rows.
 
-    python scripts/bench_selection.py [--rows 100000 1000000 10000000] [--set region=density ...]
+    python scripts/bench_selection.py [--rows 100000 1000000 10000000] [--set region=density ...] [--out docs/bench_selection.json]
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+
+CORES = 2
 
 
 def make_table(n: int, path: Path) -> None:
@@ -77,12 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--set", nargs="*", default=[], help="settings of select, key=value")
+    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     settings = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in args.set)}
     if args.measure:
         print(json.dumps(measure(args.measure, settings)))
         return
+    lines: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "table.parquet"
         for n in args.rows:
@@ -90,7 +97,30 @@ def main() -> None:
             # a fresh process, or the peak would be that of the making
             again = [sys.executable, __file__, "--measure", str(path), "--set", *args.set]
             root = str(Path(__file__).resolve().parent.parent)
-            subprocess.run(again, check=True, env=os.environ | {"PYTHONPATH": root})
+            cores = sorted(os.sched_getaffinity(0))[:CORES]
+            told = subprocess.run(
+                again, check=True, env=os.environ | {"PYTHONPATH": root}, stdout=subprocess.PIPE, text=True,
+                preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
+            ).stdout  # fmt: skip
+            print(told, end="", flush=True)
+            lines.append(json.loads(told))
+    if args.out:
+        record = {
+            "date": time.strftime("%Y-%m-%d"),
+            "cores": CORES,
+            "machine": platform.machine(),
+            "load_at_end": round(os.getloadavg()[0], 1),  # above the cores: seconds are other work's too, cpu_s are not
+            "settings": settings,
+            "sizes": lines,
+            "growth": [growth(small, large) for small, large in pairwise(lines)],
+        }
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def growth(small: dict[str, float], large: dict[str, float]) -> dict[str, float]:
+    """How many times the processor seconds per row grew from one size to the next."""
+    per_row = [line["cpu_s"] / line["rows"] for line in (small, large)]
+    return {"from": small["rows"], "to": large["rows"], "cpu_per_row": round(per_row[1] / per_row[0], 3)}
 
 
 if __name__ == "__main__":

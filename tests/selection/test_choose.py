@@ -52,6 +52,33 @@ def test_budget_is_met_exactly_and_budgets_are_nested(
     np.testing.assert_array_equal(one.rank[one.chosen], np.arange(1, small + 1))
 
 
+def alike(row: int, accepted: list[int]) -> int | None:
+    """Rows are near-duplicates of the accepted row with the same third."""
+    like = next((other for other in accepted if other // 3 == row // 3), None)
+    if like is None:
+        accepted.append(row)
+    return like
+
+
+@settings(max_examples=40, deadline=None)
+@given(method=ANY_METHOD, n=st.integers(6, 200), seed=st.integers(0, 99), equal=st.booleans(), data=st.data())
+def test_budgets_are_nested_with_strata_and_near_duplicates_too(
+    method: dict[str, Any], n: int, seed: int, equal: bool, data: st.DataObject
+) -> None:
+    table = score_table(n, seed)
+    strata = np.random.default_rng(seed).integers(0, 4, n)
+    small = data.draw(st.integers(2, n // 3))
+    large = data.draw(st.integers(small, n // 3))
+    found = []
+    for budget in (small, large):
+        accepted: list[int] = []
+        wanted = SelectConfig(budget=budget, strata_balance="equal" if equal else "proportional", **method)
+        found.append(choose(table, wanted, seed, strata, lambda row, accepted=accepted: alike(row, accepted)))
+    assert [len(choice.chosen) for choice in found] == [small, large]  # dropped twins are replaced
+    assert ids(found[1])[:small] == ids(found[0])
+    assert len({i // 3 for i in ids(found[1])}) == large
+
+
 @settings(max_examples=40, deadline=None)
 @given(method=ANY_METHOD, n=st.integers(2, 300), seed=st.integers(0, 99))
 def test_row_order_changes_nothing(method: dict[str, Any], n: int, seed: int) -> None:
