@@ -121,6 +121,9 @@ def slurm_hosts(environment: Mapping[str, str]) -> list[Host]:
         raise UserError(
             f"hosts: wanted the hosts and tasks of Slurm's allocation {listed}; found {found}; give --hosts"
         )
+    strange = [name for name in names if not _NAME.fullmatch(name)]
+    if strange:
+        raise UserError(f"hosts: wanted host names from scontrol; found {', '.join(map(repr, strange))}; give --hosts")
     return [Host(name, slots) for name, slots in zip(names, counts, strict=True)]
 
 

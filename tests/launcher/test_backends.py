@@ -16,15 +16,20 @@ from launcher.outcome import DONE, FAILED
 from tests.cluster import Cluster, cluster
 from tests.launcher.jobs import folder_of, left_behind, run_code
 
-MEET = """
+ODD = "a 'b' \"c\"\n$HOME;touch x `id` \\ é"
+MEET = (
+    f"ODD = {ODD!r}"
+    + """
 import socket
 import torch.distributed as dist
 dist.init_process_group("gloo")
 seen = [None] * world
 dist.all_gather_object(seen, [rank, int(os.environ["LOCAL_RANK"]), socket.gethostname(), os.environ.get("GLOO_SOCKET_IFNAME")])
+assert os.environ["ODD"] == ODD, os.environ["ODD"]
 print("together", __import__("json").dumps(seen), flush=True)
 dist.barrier(); dist.destroy_process_group()
 """
+)
 PROGRAM = {"pdsh": "pdsh", "openmpi": "mpirun", "mpich": "mpiexec.hydra"}
 
 
@@ -44,6 +49,7 @@ def test_ranks_start_on_their_hosts_and_failures_come_back(
         pytest.skip(f"needs {PROGRAM[backend]}")
     monkeypatch.setenv("PATH", two_hosts.environment["PATH"])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ODD", ODD)
     first, second = (host.name for host in read_hostfile(two_hosts.hostfile))
     place = {"hosts": [Host(first, 2), Host(second, 1)], "backend": backend}
     outcome = run_code(MEET, tmp_path, monkeypatch, **place)
@@ -54,7 +60,7 @@ def test_ranks_start_on_their_hosts_and_failures_come_back(
     failing = "if rank == 2:\n    heartbeat.failed('ValueError: mine', 1); os._exit(7)\ntime.sleep(600)"
     outcome = run_code(failing, tmp_path, monkeypatch, **place)
     assert (outcome.status, outcome.rank, outcome.host, outcome.error) == (FAILED, 2, two, "ValueError: mine")
-    assert left_behind(str(tmp_path)) == []
+    assert left_behind(str(tmp_path)) == [] and not list(tmp_path.rglob("x"))
 
 
 def test_nothing_of_a_path_or_the_environment_reaches_a_remote_shell(

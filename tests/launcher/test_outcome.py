@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from launcher.outcome import DONE, FAILED, LOST, MEANINGS, OUT_OF_MEMORY, judge
+import pytest
+
+from launcher.outcome import DISK_FULL, DONE, FAILED, LOST, MEANINGS, OUT_OF_MEMORY, judge
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -45,3 +47,18 @@ def test_the_kernels_killer_is_told_from_another_kill() -> None:
     assert judge([record(0, "failed", -9, oom=True)], ()).status == OUT_OF_MEMORY
     killed = judge([record(0, "failed", -9)], ())
     assert killed.status == LOST and "SIGKILL" in killed.sentence
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB", OUT_OF_MEMORY),
+        ("RuntimeError: [enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory", OUT_OF_MEMORY),
+        ("OSError: [Errno 28] No space left on device", DISK_FULL),
+        ("OSError: [Errno 122] Disk quota exceeded", DISK_FULL),
+        ("ValueError: anything else", FAILED),
+    ],
+)
+def test_a_rank_s_own_words_tell_the_kind_of_failure(error: str, status: int) -> None:
+    assert judge([record(0, "failed", 1, error=f"Traceback\n{error}")], ()).status == status
+    assert judge([record(0, "failed", -11)], ()).status == LOST
