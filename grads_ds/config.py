@@ -19,6 +19,8 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+EXTRAS = ("ifd", "el2n", "anchor", "early")  # further columns of the score table
+ANCHOR_SET = "anchor"  # the prepared set of an anchor that is none of data.validation
 LAYER_GROUPS = ("embedding", "lm_head", "attention", "mlp", "norm", "lora")
 BUILTIN_VARIANTS = ("full",)  # subsets that exist without a selection
 RESERVED_VARIANTS = ("base", "full", "selected")
@@ -134,6 +136,31 @@ class ProbeConfig(TrainingConfig):
     loss_reduction: Literal["mean", "sum"] = Field(
         "mean", description="a sample's loss is the mean or the sum over its target tokens"
     )
+    extras: list[str] = Field(
+        default_factory=list,
+        description=f"further columns, for the rivals of selection: any of {', '.join(EXTRAS)} (docs/selection.md)",
+    )
+    anchor: str | list[str] | None = Field(
+        None, description="extras anchor: a set of data.validation by name, or files, folders or hub ids of its own"
+    )
+
+    @field_validator("extras")
+    @classmethod
+    def _known_extras(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in EXTRAS:
+                raise ValueError(f"{name!r} is not an extra column{_nearest(name, EXTRAS)}")
+        return list(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _extras_fit(self) -> ProbeConfig:
+        if ("anchor" in self.extras) != (self.anchor is not None):
+            raise ValueError("extras: [anchor] and anchor: SET want each other; found one alone; give both or neither")
+        if "early" in self.extras and self.epochs == 0:
+            raise ValueError("extras early compares with the model before training; found epochs 0; set epochs above 0")
+        if self.extras and self.record == "during" and self.epochs > 0:
+            raise ValueError("extras are recorded on frozen weights; found record: during; set record: after")
+        return self
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -153,7 +180,7 @@ class SelectConfig(_Record):
     """How the subset is chosen from the score table (docs/selection.md tells what each choice means)."""
 
     METHODS: ClassVar[tuple[str, ...]] = (
-        "grads", "random", "loss", "perplexity_band", "length", "grand", "el2n", "ifd", "k_center", "snr",
+        "grads", "random", "length_matched", "loss", "perplexity_band", "length", "grand", "el2n", "ifd", "k_center", "snr",
         "anchor_conflict", "orthogonal", "less", "mixture",
     )  # fmt: skip
     COMBINATIONS: ClassVar[tuple[str, ...]] = ("sum", "product", "l2", "zscore", "joint")
@@ -341,9 +368,31 @@ class Config(_Record):
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
         faults = _variant_faults(self.select, self.sft) + _sft_faults(self)
+        if self.anchor_sources() and ANCHOR_SET in self.data.validation:
+            faults.append(
+                f"probe.anchor: its own files are prepared under the name {ANCHOR_SET}, which data.validation has too; "
+                "rename the set there"
+            )
         if faults:
             raise UserError(faults)
         return self
+
+    def anchor_set(self) -> str:
+        """The prepared set that is the anchor."""
+        return ANCHOR_SET if self.anchor_sources() else str(self.probe.anchor)
+
+    def anchor_sources(self) -> list[str]:
+        """The anchor's own sources; none when it is one of data.validation, or there is none."""
+        anchor = self.probe.anchor
+        if anchor is None or (isinstance(anchor, str) and anchor in self.data.validation):
+            return []
+        return [anchor] if isinstance(anchor, str) else list(anchor)
+
+    def prepared_sets(self) -> dict[str, list[str]]:
+        """Everything that is prepared, by name: the pool, what is replayed, the held-out sets, and an anchor of its own."""
+        replay = {"replay": list(self.data.replay)} if self.data.replay else {}
+        anchor = {ANCHOR_SET: self.anchor_sources()} if self.anchor_sources() else {}
+        return {"pool": list(self.data.train)} | replay | self.data.validation_sources() | anchor
 
     def deepspeed_json(self) -> dict[str, Any]:
         """The user's DeepSpeed settings as they stand. Raises UserError when the file is missing or not a JSON object."""

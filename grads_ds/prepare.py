@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from grads_ds.config import Config, UserError
+from grads_ds.config import ANCHOR_SET, Config, UserError
 from grads_ds.data.faults import Faults
 from grads_ds.data.formats import load_samples
 from grads_ds.data.prepared import Counts, spool_samples, write_set
@@ -27,8 +27,10 @@ def check_prepare(config: Config) -> list[str]:
     file.
     """
     faults = Faults()
-    for name, entries in _sets(config).items():
+    for name, entries in config.prepared_sets().items():
         where = {"pool": "data.train", "replay": "data.replay"}.get(name, f"data.validation.{name}")
+        if config.anchor_sources() and name == ANCHOR_SET:
+            where = "probe.anchor"
         mine = Faults()
         for item in find_inputs(entries, mine):
             if item.kind.startswith(".") and os.path.getsize(item.path) == 0:
@@ -51,7 +53,7 @@ def run_prepare(config: Config, run_dir: Path) -> None:
         folder.mkdir()
         spool, faults, rows = folder / "spool", Faults(), {}
         spool.mkdir()
-        for name, entries in _sets(config).items():
+        for name, entries in config.prepared_sets().items():
             samples = load_samples(entries, config.data.format, faults)
             bar = tqdm(samples, desc=f"reading {name}", unit=" rows")
             rows[name] = spool_samples(bar, spool / name, faults)
@@ -97,11 +99,6 @@ def run_prepare(config: Config, run_dir: Path) -> None:
                 f"prepare: {name}: {count.also_in_pool:,} of its rows are in the pool too, word for word",
                 flush=True,
             )
-
-
-def _sets(config: Config) -> dict[str, list[str]]:
-    replay = {"replay": list(config.data.replay)} if config.data.replay else {}
-    return {"pool": list(config.data.train)} | replay | config.data.validation_sources()
 
 
 def _count_shared(folder: Path, counts: dict[str, Counts]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
 def run_recording(config: Config, run_dir: Path) -> None:
     """Score every pool sample that no finished part holds yet, then merge and check. Every rank calls this."""
     model_path = str(run_dir / "probe/model") if config.probe.epochs > 0 else config.model.path
+    if "early" in config.probe.extras:
+        earlier = config.model_copy(update={"probe": config.probe.model_copy(update={"extras": []})})
+        recording = recording_of(earlier, run_dir, config.model.path)
+        record_remaining(earlier, run_dir, recording, config.model.path, folder=run_dir / "scores/early")
     recording = recording_of(config, run_dir, model_path)
     record_remaining(config, run_dir, recording, model_path)
 
@@ -91,7 +96,9 @@ def run_recording(config: Config, run_dir: Path) -> None:
 def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recording:
     """What the scores depend on and how this start makes them. Raises UserError where hosts differ. Every rank calls this."""
     pool_dir = run_dir / "prepared/pool"
-    facts = check_hosts_agree({"data": pool_dir, "model": model_path})
+    extras = config.probe.extras
+    anchor: dict[str, str | Path] = {"anchor": run_dir / "prepared" / config.anchor_set()} if "anchor" in extras else {}
+    facts = check_hosts_agree({"data": pool_dir, "model": model_path, **anchor})
     during = config.probe.record == "during" and config.probe.epochs > 0
     model = config.model.model_dump(mode="json", include={"dtype", "attention", "trust_remote_code"})
     probe = config.probe.model_dump(mode="json", include=None if during else {"layers", "loss_reduction"})
@@ -102,6 +109,9 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
         **{f"model.{name}": value for name, value in model.items()},
         **{f"probe.{name}": value for name, value in probe.items() if name not in _NOT_INPUTS},
     }
+    if extras:
+        inputs |= {"probe.extras": sorted(extras), "model before": config.model.path if "early" in extras else None}
+        inputs |= {what: facts[f"{what} {path}"] for what, path in anchor.items()}
     if during:
         inputs |= {"seed": config.seed, "model.lora": config.model.model_dump(mode="json")["lora"]}
         inputs["deepspeed"] = config.deepspeed_json()
@@ -131,15 +141,29 @@ def _discard(folder: Path) -> None:
 
 
 def record_remaining(
-    config: Config, run_dir: Path, recording: scores.Recording, model_path: str, step: int | None = None
+    config: Config,
+    run_dir: Path,
+    recording: scores.Recording,
+    model_path: str,
+    step: int | None = None,
+    folder: Path | None = None,
 ) -> None:
     """Score with the model at `model_path` what no part of `recording` holds, merge, check, publish. Every rank calls this.
 
-    `step` is what rows of a table recorded while training carry.
+    `step` is what rows of a table recorded while training carry; `folder` receives the table (default: scores/).
     """
     pool = load_from_disk(str(run_dir / "prepared/pool"))
-    folder, probe = run_dir / "scores", config.probe
-    names = scores.columns(probe.layers)
+    main = folder is None  # the run's own table, which TensorBoard shows
+    folder, probe = folder or run_dir / "scores", config.probe
+    log_dir = run_dir / "tensorboard/probe" if main else None
+    what = "recording gradient norms" + ("" if main else f" into {folder.name}")
+    norm_names, beside = scores.columns(probe.layers), None
+    names = norm_names
+    if probe.extras:
+        from grads_ds.extras import Extras, extra_columns
+
+        names = [*norm_names, *extra_columns(config)]
+        beside = partial(Extras, config, run_dir)
     table_schema = scores.schema(names, with_step=step is not None)
     done, earlier, first = ranks.from_main(lambda: _resume(folder, recording, table_schema))
     ids, lengths = np.asarray(pool["sample_id"], np.int64), lengths_of(pool)
@@ -150,15 +174,13 @@ def record_remaining(
     writer = scores.PartWriter(folder, ranks.rank(), recording, table_schema, probe.flush_seconds)
     dense = np.zeros((len(ids), 2 + len(names)), np.float32) if len(ids) <= DENSE_ROWS else None
     try:
-        for indices, norms in score_plan(
-            config, model_path, pool, plan, lengths, probe.layers, probe.loss_reduction, "recording gradient norms",
-            run_dir / "tensorboard/probe",
-        ):  # fmt: skip
+        for indices, norms, extras in score_plan(
+            config, model_path, pool, plan, lengths, probe.layers, probe.loss_reduction, what, log_dir, beside
+        ):
             named = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
-            named = {name: named.get(name, np.zeros(len(indices))) for name in names}
-            rows = scores.make_rows(
-                [pool[i] for i in indices], norms.loss.cpu().numpy(), norms.num_target_tokens.cpu().numpy(), named
-            )
+            named = {name: named.get(name, np.zeros(len(indices))) for name in norm_names}
+            targets = norms.num_target_tokens.cpu().numpy()
+            rows = scores.make_rows([pool[i] for i in indices], norms.loss.cpu().numpy(), targets, named, extras)
             writer.add(rows if step is None else [row | {scores.STEP: step} for row in rows])
             if dense is not None:
                 dense[indices] += [[1.0, row["loss"], *(row[name] for name in names)] for row in rows]
@@ -180,8 +202,8 @@ def record_remaining(
     ranks.from_main(lambda: _merge(folder, recording.key, ids, manifest, earlier + now))
     if dense is not None:
         _check_dense(dense, ["loss", *names], plan, ids, folder / "table.parquet")
-    if ranks.is_main():
-        _histograms(folder, run_dir / "tensorboard/probe", ["loss", *names])
+    if ranks.is_main() and log_dir is not None:
+        _histograms(folder, log_dir, ["loss", *names])
 
 
 def _plan(config: Config, lengths: np.ndarray, done: np.ndarray, planned_for: int) -> BatchPlan:

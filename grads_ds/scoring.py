@@ -6,10 +6,10 @@ gradients, no gradient reduction: under ZeRO-3 the traffic is the parameters' al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,12 @@ from grads_ds.data.collate import pad_batch
 from grads_ds.engine import device, frozen_model, gather
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
 from grads_ds.progress import with_progress
+
+
+class Beside(Protocol):
+    """Scores a micro-batch and records more than its norms: extra columns, float64 [B] each."""
+
+    def score(self, samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, np.ndarray]]: ...
 
 
 def lengths_of(rows: Any) -> np.ndarray:
@@ -48,9 +54,10 @@ def score_samples(
     lengths = lengths_of(rows)
     plan = plan_batches(lengths[indices], ranks.world(), tokens_per_microbatch, config.seed)
     batches = tuple(tuple(tuple(indices[i] for i in batch) for batch in rank) for rank in plan.batches)
-    yield from score_plan(
+    for mine, norms, _ in score_plan(
         config, model_path, rows, replace(plan, batches=batches), lengths, layers, loss_reduction, what
-    )
+    ):
+        yield mine, norms
 
 
 def score_plan(
@@ -63,8 +70,11 @@ def score_plan(
     loss_reduction: str,
     what: str,
     log_dir: Path | None = None,
-) -> Iterator[tuple[list[int], GradNorms]]:
-    """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows, results) of this rank's.
+    beside: Callable[[GradNormRecorder, Any], Beside] | None = None,
+) -> Iterator[tuple[list[int], GradNorms, dict[str, np.ndarray]]]:
+    """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows, results, extra columns) of this rank's.
+
+    `beside` makes what records the extra columns, from the recorder and the engine; without it there are none.
 
     All ranks take the same number of steps (ZeRO-3 runs in lockstep): a rank without work scores an empty batch and yields
     nothing for it. Every rank must call this with the same arguments and exhaust it.
@@ -75,20 +85,32 @@ def score_plan(
         print(f"{what}: {plan.summary()}", flush=True)
     with frozen_model(config, model_path) as (model, engine):
         recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction, gather=gather)
+        extras = beside(recorder, engine) if beside is not None else None
         for mine in with_progress(plan, lengths, what, log_dir):
-            tensors = {
-                key: torch.from_numpy(value).to(device())
-                for key, value in pad_batch([rows[i] for i in mine], 0).items()
-            }
-            norms = score_batch(recorder, engine, tensors)
+            samples = [rows[i] for i in mine]
+            columns: dict[str, np.ndarray] = {}
+            if extras is not None:
+                norms, columns = extras.score(samples)
+            else:
+                norms = score_batch(recorder, engine, to_device(samples))
             if mine:
-                yield list(mine), norms
+                yield list(mine), norms, columns
+
+
+def to_device(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Prepared rows as one padded batch of tensors [B, T] where this rank computes."""
+    return {key: torch.from_numpy(value).to(device()) for key, value in pad_batch(samples, 0).items()}
 
 
 def score_batch(recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor]) -> GradNorms:
     """One step of the pass: this rank's micro-batch on the frozen engine. Every rank calls this as often as the others."""
     norms = recorder.score(batch)
-    release = getattr(engine.optimizer, "release_backward_leftovers", None)
-    if release is not None:  # ZeRO-3 keeps the embedding gathered after a backward it did not start
-        release()
+    release(engine)
     return norms
+
+
+def release(engine: Any) -> None:
+    """Let go of what ZeRO-3 keeps gathered after a backward that it did not start (the embedding)."""
+    leftovers = getattr(engine.optimizer, "release_backward_leftovers", None)
+    if leftovers is not None:
+        leftovers()

@@ -48,11 +48,7 @@ def _prepare_units(config: Config, run_dir: Path) -> list[Unit]:
 
         run_prepare(config, run_dir)
 
-    sources = [
-        *config.data.train,
-        *config.data.replay,
-        *(s for group in config.data.validation_sources().values() for s in group),
-    ]
+    sources = [source for group in config.prepared_sets().values() for source in group]
     inputs = {
         "data": config.data.model_dump(mode="json"),
         "model.path": config.model.path,
@@ -77,6 +73,8 @@ def _probe_units(config: Config, run_dir: Path) -> list[Unit]:
 
     probe = config.probe.model_dump(mode="json", exclude={"flush_seconds", *_KEEPING})
     recording = {key: probe.pop(key) for key in ("layers", "tokens_per_microbatch", "loss_reduction")}
+    extras = {key: probe.pop(key) for key in ("extras", "anchor")}
+    recording |= extras if extras["extras"] else {}
     model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
     scores = ("scores/table.parquet", "scores/manifest.json")
     if config.probe.epochs == 0:

@@ -139,7 +139,7 @@ class GradNormRecorder:
 
     def _fused(self, layout: Layout, measurement: Measurement) -> Tensor:
         """The head at the target positions only; the backward starts behind it."""
-        head_only = set(self.plan.requested) == {"lm_head"} and not self.plan.tied
+        head_only = set(self.plan.requested) <= {"lm_head"} and not (self.plan.requested and self.plan.tied)
         sites = [site for site in self.plan.sites if site.module is not self.plan.head]
         taken: dict[str, Any] = {}
 

@@ -41,8 +41,12 @@ def make_rows(
     loss: np.ndarray,
     num_target_tokens: np.ndarray,
     norms: Mapping[str, np.ndarray],
+    extras: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """Table rows of one micro-batch. `norms` maps column names to [B]. A value that is not finite is flagged, and kept."""
+    """Table rows of one micro-batch. `norms` and `extras` map column names to [B].
+
+    A norm that is not finite is flagged, and kept; an extra column may be NaN where it does not exist for a sample.
+    """
     rows = []
     for b, sample in enumerate(samples):
         values = {name: float(column[b]) for name, column in norms.items()}
@@ -58,6 +62,7 @@ def make_rows(
                 "num_target_tokens": int(num_target_tokens[b]),
                 "loss": float(loss[b]),
                 **values,
+                **{name: float(column[b]) for name, column in (extras or {}).items()},
                 "status": status,
             }
         )

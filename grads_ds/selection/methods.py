@@ -1,4 +1,4 @@
-"""The criteria by name: GrADS itself, random, mixtures by rank, the rivals, and plugins.
+"""The criteria by name: GrADS itself, its controls (random, length_matched), mixtures by rank, the rivals, and plugins.
 
 A criterion is a function (table of eligible rows, settings, seed) -> Scored. A plugin is the same in another
 package: an entry point of group `grads_ds.selection` naming a function (table, settings, seed) -> array of
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grads_ds.config import SelectConfig, UserError
 from grads_ds.selection import region
@@ -21,6 +22,7 @@ from grads_ds.selection.signal import Signal, build_signal
 from grads_ds.selection.table import ScoreTable
 
 PLUGIN_GROUP = "grads_ds.selection"
+BINS, BIN_SAMPLES = 200, 20  # of length_matched: the most bins, the fewest samples in one
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,13 @@ def score(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     """Apply the method that the settings name. Raises UserError for missing columns or a faulty plugin."""
     from grads_ds.selection.rivals import RIVALS
 
-    built_in: dict[str, Criterion] = {"grads": grads, "random": random, "mixture": mixture, **RIVALS}
+    built_in: dict[str, Criterion] = {
+        "grads": grads,
+        "random": random,
+        "length_matched": length_matched,
+        "mixture": mixture,
+        **RIVALS,
+    }
     if settings.method in built_in:
         return built_in[settings.method](table, settings, seed)
     return plugin(table, settings, seed)
@@ -99,6 +107,29 @@ def random(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     except UserError:  # the groups of the signal were not recorded: nothing to show
         return Scored(draw, draw)
     return Scored(draw, signal.values, density, None, dict(signal.notes), density.warnings)
+
+
+def length_matched(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
+    """A control: random, but as long as what GrADS chooses. Within bins of like length, GrADS's preferences are dealt out at random.
+
+    At every budget the subset holds as many samples of each bin as GrADS's at the same settings. Bins: up to 200, of 20 samples or
+    more each where lengths differ; equal lengths share a bin.
+    """
+    scored = grads(table, settings, seed)
+    of_sample = length_bins(table.floats("num_target_tokens"))
+    ranked = np.lexsort((-scored.preference, of_sample))  # by bin, then as GrADS prefers them
+    drawn = np.lexsort((random_keys(table.sample_id, seed, purpose=5), of_sample))  # by bin, then at random
+    wanted = np.empty(len(table))
+    wanted[drawn] = scored.preference[ranked]
+    notes: dict[str, object] = {"length_bins": len(np.unique(of_sample))}
+    return Scored(wanted, scored.signal, scored.density, scored.gain, notes, scored.warnings)
+
+
+def length_bins(lengths: Floats) -> NDArray[np.int64]:
+    """The bin of each sample: samples ranked by length, cut into equal parts; equal lengths are never parted."""
+    parts = int(np.clip(len(lengths) // BIN_SAMPLES, 1, BINS))
+    shorter = np.searchsorted(np.sort(lengths), lengths, side="left")
+    return np.asarray(shorter * parts // len(lengths), dtype=np.int64)
 
 
 def mixture(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:

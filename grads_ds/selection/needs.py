@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from grads_ds.config import LAYER_GROUPS, Config, SelectConfig
 
+# method -> the column it wants; column -> the item of probe.extras that records it
 _EXTRA = {
     "ifd": "ifd",
     "el2n": "el2n",
@@ -18,6 +19,13 @@ _EXTRA = {
     "anchor_conflict": "anchor_cosine_<group>",
     "orthogonal": "anchor_cosine_<group>",
     "less": "anchor_inner_product_<group>",
+}
+_RECORDED_BY = {
+    "ifd": "ifd",
+    "el2n": "el2n",
+    "<group>_grad_norm_early": "early",
+    "anchor_cosine_<group>": "anchor",
+    "anchor_inner_product_<group>": "anchor",
 }
 
 
@@ -49,7 +57,7 @@ def needed(settings: SelectConfig) -> set[str]:
         return set().union(*(needed(part) for part in parts))
     if settings.method in _EXTRA:
         return {_EXTRA[settings.method]}
-    if settings.method != "grads":
+    if settings.method not in ("grads", "length_matched"):
         return set()
     groups = settings.groups if settings.signal in SelectConfig.COMBINATIONS else [settings.signal]
     columns = {f"{group}_grad_norm" for group in groups}
@@ -61,6 +69,12 @@ def recorded(config: Config, run_dir: Path) -> set[str]:
     layers = config.probe.layers
     groups = [*LAYER_GROUPS, "total"] if layers == "all" else layers
     have = {f"{group}_grad_norm" for group in groups}
+    have |= {
+        column.replace("<group>", group)
+        for column, extra in _RECORDED_BY.items()
+        if extra in config.probe.extras
+        for group in groups
+    }
     table = run_dir / "scores" / "table.parquet"
     return have | set(pq.read_schema(table).names) if table.is_file() else have
 
@@ -78,7 +92,21 @@ def _fault(where: str, column: str, config: Config) -> str:
             f"{where}: wanted the norms of group {group}; probe.layers records "
             f"{', '.join(config.probe.layers)}; set probe.layers: {layers}"
         )
+    extra = _RECORDED_BY[column]
+    change = f"add {extra} to probe.extras" + (" and name its set in probe.anchor" if extra == "anchor" else "")
     return (
         f"{where}: wanted column {column} in the score table; the probe does not record it as configured; "
-        "record it or choose another method"
+        f"{change}, or choose another method"
+    )
+
+
+def anchor_leak(config: Config, settings: SelectConfig) -> str | None:
+    """What to say when a choice looks at an anchor that is also evaluated: that set's gain is no longer held out."""
+    if "anchor" not in config.probe.extras or config.anchor_sources():
+        return None
+    if not any(_RECORDED_BY.get(column) == "anchor" for column in needed(settings)):
+        return None
+    return (
+        f"the choice looks at the held-out set {config.anchor_set()} (probe.anchor): its loss after training is no "
+        "longer a fair test; give probe.anchor files of their own"
     )

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grads_ds.config import Config, SelectConfig, UserError
+from grads_ds.config import Config, UserError
 from grads_ds.run_dir import atomic_path, publish_json
 from grads_ds.selection import compare
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.duplicates import seen_before
+from grads_ds.selection.needs import anchor_leak
 from grads_ds.selection.numbers import Ints
 from grads_ds.selection.output import in_words, ordered, write_choice, write_dataset
 from grads_ds.selection.pool import Pool, composition, read_pool
@@ -45,7 +46,7 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     selection.json."""
     settings = config.select.resolve(name)
     started = time.perf_counter()
-    table, pool, fields, choice, report = decide(settings, config.seed, run_dir)
+    table, pool, fields, choice, report = decide(config, name, run_dir)
     folder = selection_dir(run_dir, name)
     order = ordered(choice, settings.order, config.seed)
     positions = pool.positions(choice.sample_id[order])
@@ -78,8 +79,7 @@ def with_rivals(path: Path, config: Config, table: ScoreTable, fields: Fields, c
 def preview(config: Config, run_dir: Path) -> str:
     """What `run_select` would choose, as text for a terminal. Writes nothing."""
     return "\n\n".join(
-        in_words(name or "selected", decide(config.select.resolve(name), config.seed, run_dir)[-1])
-        for name in (None, *config.select.variants)
+        in_words(name or "selected", decide(config, name, run_dir)[-1]) for name in (None, *config.select.variants)
     )
 
 
@@ -88,8 +88,9 @@ def selection_dir(run_dir: Path, name: str | None) -> Path:
     return run_dir / "selection" if name is None else run_dir / "selection" / "variants" / name
 
 
-def decide(settings: SelectConfig, seed: int, run_dir: Path) -> tuple[ScoreTable, Pool, Fields, Choice, dict[str, Any]]:
-    """Everything but writing: the inputs (fields: per row of the table), the choice and its report."""
+def decide(config: Config, name: str | None, run_dir: Path) -> tuple[ScoreTable, Pool, Fields, Choice, dict[str, Any]]:
+    """Everything but writing: the inputs (fields: per row of the table), the choice of one subset and its report."""
+    settings, seed = config.select.resolve(name), config.seed
     table = read_table(run_dir / "scores" / "table.parquet")
     pool = read_pool(run_dir / "prepared" / "pool")
     if len(pool.sample_id) != len(table):
@@ -104,6 +105,7 @@ def decide(settings: SelectConfig, seed: int, run_dir: Path) -> tuple[ScoreTable
     if settings.near_duplicates is not None:
         seen = seen_before(pool.row_reader(positions), settings.near_duplicates)
     choice = choose(table, settings, seed, strata, seen)
+    leak = anchor_leak(config, settings)
     in_pool = np.zeros(len(pool.sample_id), dtype=bool)
     in_pool[positions[choice.chosen]] = True
     report = {
@@ -111,7 +113,7 @@ def decide(settings: SelectConfig, seed: int, run_dir: Path) -> tuple[ScoreTable
         "composition": composition(fields, in_pool),
         "seed": seed,
         "settings": settings.model_dump(mode="json", exclude={"variants"}),
-        "warnings": choice.warnings,
+        "warnings": choice.warnings + ([leak] if leak else []),
     }
     of_rows = {name: (codes[positions], values) for name, (codes, values) in fields.items()}
     return table, pool, of_rows, choice, report

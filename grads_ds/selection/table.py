@@ -23,10 +23,10 @@ Ints = NDArray[np.int64]
 
 NORM_SUFFIX = "_grad_norm"
 _HOW_TO_RECORD = {
-    "ifd": "record it with a second forward pass without the prompt",
-    "el2n": "record the norm of the error vector softmax(z) - onehot(y) of each sample",
-    "anchor_": "record the probe's inner products with an anchor set",
-    "_early": "record the same pool at an earlier checkpoint and add its norms with the suffix _early",
+    "ifd": "record it: add ifd to probe.extras",
+    "el2n": "record it: add el2n to probe.extras",
+    "anchor_": "record it: add anchor to probe.extras and name a set in probe.anchor",
+    "_early": "record it: add early to probe.extras",
     NORM_SUFFIX: "add the group to probe.layers and run the probe again",
 }
 

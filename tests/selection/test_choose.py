@@ -22,9 +22,9 @@ GRADS = [
     for region in ("density", "magnitude", "mass", "band", "sample")
     for scale in ("log", "linear")
 ]
-RIVALS = [{"method": name} for name in ("random", "loss", "perplexity_band", "length", "grand", "k_center")] + [
-    {"method": "mixture", "mixture": {"loss": 1.0, "grads": 2.0}}
-]
+RIVALS = [
+    {"method": name} for name in ("random", "length_matched", "loss", "perplexity_band", "length", "grand", "k_center")
+] + [{"method": "mixture", "mixture": {"loss": 1.0, "grads": 2.0}}]
 ANY_METHOD = st.sampled_from([*GRADS, *RIVALS, {"length_correction": True}, {"bandwidth": "isj", "region": "density"}])
 
 
@@ -249,7 +249,7 @@ def test_forget_less_weight_zero_is_plain_and_weight_turns_from_conflict() -> No
     assert means[0] > 1.5 * means[1] > 1.5 * means[2]
     agreeing = score_table(n, anchor_cosine_embedding=np.full(n, 0.3))
     assert set(ids(pick(agreeing, budget=200, forget_less=2.0))) == set(ids(plain))
-    with pytest.raises(UserError, match=r"anchor_cosine_<group>.*anchor set"):
+    with pytest.raises(UserError, match=r"anchor_cosine_<group>.*add anchor to probe.extras"):
         pick(score_table(n), forget_less=1.0)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from grads_ds.config import Config, UserError
+from grads_ds.config import Config, SelectConfig, UserError
 from grads_ds.selection.needs import check_select
 from grads_ds.selection.stage import run_select
 from selection.pools import arrow_table, config, write_run
@@ -44,6 +45,27 @@ def test_each_lack_is_a_fault_and_the_stage_agrees(select: dict[str, Any], said:
     write_run(tmp_path, arrow_table(30))
     with pytest.raises(UserError):
         run_select(config(tmp_path, **select), tmp_path)
+
+
+def test_what_the_probe_will_record_is_no_fault(tmp_path: Path) -> None:
+    probe = {"extras": ["ifd", "el2n", "anchor", "early"], "anchor": "a.jsonl"}
+    methods = {m: {"method": m} for m in SelectConfig.METHODS if m != "mixture"}
+    assert faults({"variants": methods, "forget_less": 0.5}, tmp_path, probe=probe) == []
+    (said,) = faults({"method": "less"}, tmp_path)
+    assert "add anchor to probe.extras and name its set in probe.anchor" in said
+
+
+def test_an_anchor_that_is_evaluated_too_is_said_of_the_choices_that_look_at_it(tmp_path: Path) -> None:
+    names = ("anchor_cosine_embedding", "anchor_inner_product_embedding")
+    write_run(tmp_path, arrow_table(40, **{name: np.linspace(-1, 1, 40) for name in names}))
+    variants = {"less": {"method": "less"}, "random": {"method": "random"}}
+    tree = config(tmp_path, forget_less=0.5, variants=variants).model_dump()
+    tree["data"]["validation"] = {"general": "g.jsonl"}
+    for anchor, leaks in (("general", True), ("own.jsonl", False)):
+        run_select(Config.model_validate(tree | {"probe": {"extras": ["anchor"], "anchor": anchor}}), tmp_path)
+        for name, looks in ((".", True), ("variants/less", True), ("variants/random", False)):
+            told = json.loads((tmp_path / "selection" / name / "selection.json").read_text())
+            assert any("held-out set general" in text for text in told["warnings"]) is (leaks and looks)
 
 
 def test_columns_of_a_finished_table_count(tmp_path: Path) -> None:

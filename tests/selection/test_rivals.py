@@ -13,6 +13,7 @@ import pytest
 from grads_ds.config import SelectConfig, UserError
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.cover import farthest_first, grid_cover
+from grads_ds.selection.methods import length_bins
 from grads_ds.selection.table import ScoreTable
 from selection.pools import score_table
 
@@ -94,6 +95,42 @@ def test_random_is_uniform_and_seeded() -> None:
     assert hits.mean() == pytest.approx(10)
     assert hits.std() == pytest.approx(3.0, rel=0.08)
     assert abs(np.corrcoef(hits, np.arange(2000))[0, 1]) < 0.08
+
+
+def test_length_matched_is_random_among_samples_as_long_as_grads_chooses() -> None:
+    n, budget = 2000, 0.1
+    table = score_table(n)
+    bins = length_bins(table.floats("num_target_tokens"))
+    lengths = table.floats("num_target_tokens")
+    assert len(np.unique(bins)) > 80
+    assert all(np.ptp(lengths[bins == code]) <= 12 for code in np.unique(bins))
+    grads = choose(table, SelectConfig(budget=budget, region="magnitude"), 0)
+    wanted = np.bincount(bins[grads.chosen], minlength=n)
+    hits = np.zeros(n)
+    for seed in range(200):
+        matched = choose(table, SelectConfig(method="length_matched", budget=budget, region="magnitude"), seed)
+        assert (np.bincount(bins[matched.chosen], minlength=n) == wanted).all()
+        hits[matched.chosen] += 1
+    # within a bin every sample is as likely as the others: binomial counts about the bin's share
+    share = wanted[bins] / np.bincount(bins, minlength=n)[bins]
+    spread = np.sqrt(200 * share * (1 - share))
+    normal = (hits - 200 * share)[spread > 0] / spread[spread > 0]
+    assert abs(normal.std() - 1) < 0.08
+    assert abs(np.corrcoef(hits - 200 * share, grads.signal)[0, 1]) < 0.08
+    # the lengths GrADS chooses are far from the pool's, and the control's are as far
+    off = {name: lengths[c.chosen].mean() - lengths.mean() for name, c in (("grads", grads), ("matched", matched))}
+    assert off["grads"] < -30
+    assert off["matched"] == pytest.approx(off["grads"], abs=1.5)
+
+
+def test_length_matched_follows_the_settings_of_grads() -> None:
+    table = score_table(400)
+    bins = length_bins(table.floats("num_target_tokens"))
+    for settings in ({"region": "density"}, {"region": "mass", "signal": "l2"}, {"budget": "auto"}):
+        pair = [choose(table, SelectConfig(method=m, **settings), 3).chosen for m in ("grads", "length_matched")]
+        counts = [np.bincount(bins[chosen], minlength=400).tolist() for chosen in pair]
+        assert counts[0] == counts[1]
+        assert set(pair[0]) != set(pair[1])
 
 
 def test_mixture_of_one_is_that_method_and_weights_count() -> None:
