@@ -102,7 +102,7 @@ class Extras:
         else:
             hidden = seen["hidden"].reshape(-1, seen["hidden"].shape[-1])[layout.target_positions]
             with gathered(list(head.parameters(recurse=False)), self.recorder.gather):
-                norms = error_norms(hidden, head.weight, head.bias, layout.target_ids, self.recorder.transform)
+                norms = error_norms(hidden, head.weight, head.bias, layout.target_ids, self.recorder.head.transform)
         total = torch.zeros(layout.num_samples, dtype=torch.float64, device=norms.device)
         return total.index_add_(0, layout.target_samples, norms) / layout.target_counts.clamp_min(1)
 

@@ -4,7 +4,7 @@ Reads the run directory alone; writes report.html. `grads-ds report CONFIG` runs
 
     gather.py    the run's files -> arrays and records
     outcome.py   evaluation.json -> table, differences, intervals;  verdict.py  the same in words
-    tables.py    composition, norms, samples as text
+    tables.py    composition, norms, samples as text;  rivals.py  every method at the same budgets
     plot.py      axes and marks as inline SVG;  figures.py  the page's figures
     page.py      all of it -> HTML, by templates/page.html;  terminal.py  the plain-text table
 """

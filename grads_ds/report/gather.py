@@ -73,8 +73,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page shows. `curves`: name -> (step, loss). `prepared`, `evaluation`: the JSON files as
-    they stand.
+    """Everything the page shows. `curves`: name -> (step, loss). `prepared`, `evaluation`, `comparison`:
+    the JSON files as they stand.
     """
 
     run_dir: Path
@@ -86,6 +86,7 @@ class Run:
     curves: dict[str, tuple[Ints, Floats]]
     prepared: dict[str, Any] | None
     timings: list[Timing]
+    comparison: dict[str, Any] | None
 
 
 def gather(config: Config, run_dir: Path) -> Run:
@@ -113,6 +114,7 @@ def gather(config: Config, run_dir: Path) -> Run:
         curves=curves,
         prepared=read_json(run_dir / "prepared/prepared.json"),
         timings=read_timings(run_dir / "state"),
+        comparison=read_json(run_dir / "selection/comparison.json"),
     )
 
 

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from grads_ds.report import figures
 from grads_ds.report.gather import MAIN, Run, Scores, Subset, read_rows
 from grads_ds.report.outcome import Difference, Outcome, outcome_of
+from grads_ds.report.rivals import rivals_of
 from grads_ds.report.tables import QUANTILES, composition, examples, norm_table, rank_correlation
 from grads_ds.report.verdict import verdict
 
@@ -58,6 +59,7 @@ def render(run: Run) -> str:
         marked=figures.MARKED,
         correlations=correlations(run.scores, main),
         composition=composition(run),
+        rivals=rivals_of(run.comparison, int(main.selected.sum())),
         norms=norm_table(run.scores),
         quantiles=QUANTILES,
         examples=examples(run, lambda ids: read_rows(run.run_dir, ids)),

@@ -83,6 +83,7 @@ def make_run(
         write_selection(
             folder, settings.method, float(settings.budget), signal, {"kind": kinds, "source": sources}, rng
         )
+    write_json(run_dir / "selection/comparison.json", comparison(n))
     write_json(run_dir / "evaluation.json", evaluation(n, losses or LOSSES, config))
     write_json(run_dir / "prepared/prepared.json", {"pool": {"read": n + 5, "kept": n, "dropped": {"empty": 5}}})
     for i, unit in enumerate(["prepare", "probe/train", "probe/record", "select/selected", "sft/selected"]):
@@ -190,6 +191,32 @@ def write_selection(
             "warnings": ["3 of the samples can never be chosen: 3 no_target"],
         },
     )
+
+
+COMPARED = {  # method -> budget -> (overlap, {kind: share kept})
+    "grads density": {
+        "0.05": (60, {"clean": 0.08, "off_domain": 0.0}),
+        "0.5": (60, {"clean": 0.61, "off_domain": 0.125}),
+    },
+    "random": {"0.05": (3, {"clean": 0.05, "off_domain": 0.05}), "0.5": (31, {"clean": 0.5, "off_domain": 0.49})},
+}
+
+
+def comparison(n: int) -> dict[str, Any]:
+    """selection/comparison.json with `COMPARED`, and one method that could not be run."""
+    methods = {
+        method: {
+            budget: {
+                "samples": round(float(budget) * n),
+                "overlap_with_selected": overlap,
+                "jaccard_with_selected": 0.5,
+                "kept": {"kind": kept},
+            }
+            for budget, (overlap, kept) in entries.items()
+        }
+        for method, entries in COMPARED.items()
+    }
+    return {"budgets": ["0.05", "0.5"], "methods": methods, "skipped": {"ifd": "select: wanted column ifd"}}
 
 
 def evaluation(n: int, losses: dict[str, tuple[float, float]], config: Config) -> dict[str, Any]:

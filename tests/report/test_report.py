@@ -29,6 +29,7 @@ SECTIONS = [
     "signal",
     "length",
     "composition",
+    "rivals",
     "norms",
     "samples",
     "training",
@@ -130,6 +131,16 @@ def test_composition_counts_and_lift_are_the_selections(run: tuple[Config, Page]
     assert f"{lengths.min()} to {top} tokens {shortest.sum()} {share:.1f} % {mine} {lift:.2f} " in text
 
 
+def test_rivals_show_overlap_and_what_each_keeps_of_each_kind(run: tuple[Config, Page]) -> None:
+    text = run[1].text["rivals"]
+    assert "budget 5.0 % budget 50.0 %" in text
+    assert "method overlap clean off_domain overlap clean off_domain" in text
+    # 60 of 1,200 samples are selected: overlaps of 60 and 3, then 60 and 31
+    assert "grads density 100 % 8.0 % 0 % 100 % 61.0 % 12.5 %" in text
+    assert "random 5.0 % 5.0 % 5.0 % 51.7 % 50.0 % 49.0 %" in text
+    assert "not run: 1 ifd: select: wanted column ifd" in text
+
+
 def test_norms_and_rank_correlations_are_those_of_the_scored_samples(run: tuple[Config, Page]) -> None:
     from scipy.stats import spearmanr
 
@@ -197,7 +208,7 @@ def test_optional_parts_may_be_absent(tmp_path: Path) -> None:
     run_dir = Path(config.run_dir)
     for name in ("tensorboard", "state", "prepared"):
         shutil.rmtree(run_dir / name)
-    for name in ("evaluation.json", "config.yaml"):
+    for name in ("evaluation.json", "config.yaml", "selection/comparison.json"):
         (run_dir / name).unlink()
     path = run_dir / "selection/selection.parquet"
     pq.write_table(pq.read_table(path, columns=["sample_id", "signal", "density", "selected"]), path)
@@ -205,6 +216,7 @@ def test_optional_parts_may_be_absent(tmp_path: Path) -> None:
     page = report(config)
     assert [attrs["id"] for _, attrs in page.elements if "id" in attrs] == SECTIONS
     assert "Nothing has been evaluated yet" in page.text["verdict"]
+    assert "The methods were not compared" in page.text["rivals"]
     assert "No preliminary training was logged" in page.text["training"]
     assert "holds no text of this sample" in page.text["samples"]
     assert "models/base-8M" in page.text["settings"]  # from the config that was given
