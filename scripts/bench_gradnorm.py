@@ -267,8 +267,8 @@ def memory_of(shape: Shape, mode: str) -> float:
     return peak(shape.device) - before
 
 
-def bench(shape: Shape, rounds: int, with_memory: bool) -> dict[str, Any]:
-    """Median seconds of every mode over the rounds, and its peak memory."""
+def bench(shape: Shape, rounds: int) -> dict[str, Any]:
+    """Median seconds of every mode over the rounds."""
     steps: dict[str, Callable[[], Any]] = {}
     failed: dict[str, str] = {}
     shared = make(shape)
@@ -290,15 +290,13 @@ def bench(shape: Shape, rounds: int, with_memory: bool) -> dict[str, Any]:
         print(f"{shape.name}: round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
     plain = statistics.median(seconds.get("plain forward + backward", [float("nan")]))
     tokens = int(shared[1]["attention_mask"].sum())
-    steps.clear()  # their models too: the memory is measured in other processes
-    del shared
     results = {
         mode: {
             "seconds": statistics.median(times),
             "ratio": statistics.median(times) / plain if plain == plain else None,
             "tokens_per_second": tokens / statistics.median(times),
             "rounds": times,
-            "peak_mib": peak_memory(shape, mode) if with_memory else None,
+            "peak_mib": None,
         }
         for mode, times in seconds.items()
     }
@@ -362,13 +360,22 @@ def main() -> None:
         "transformers": transformers.__version__,
         "rounds": options.rounds,
     }
-    results = []
+    results: list[dict[str, Any]] = []
     stem = "gradnorm-bench" + ("" if options.device == "cpu" else "-cuda")
-    for name in options.shapes or [shape.name for shape in SHAPES if shape.device == options.device]:
-        results.append(bench(shapes[name], options.rounds, not options.no_memory))
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"{stem}.json").write_text(json.dumps({"about": about, "results": results}, indent=1))
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    def publish() -> None:
+        (options.out / f"{stem}.json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
         (options.out / f"{stem}.md").write_text(table(results, about))
+
+    for name in options.shapes or [shape.name for shape in SHAPES if shape.device == options.device]:
+        results.append(bench(shapes[name], options.rounds))
+        publish()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()  # other processes measure the memory
+        for mode, row in results[-1]["modes"].items():
+            row["peak_mib"] = None if options.no_memory else peak_memory(shapes[name], mode)
+        publish()
     print(table(results, about))
 
 

@@ -37,11 +37,22 @@ def test_every_parameter_has_a_group_and_a_rule(name: str) -> None:
     assert {"embedding", "attention", "mlp"} <= set(plan.groups.values())
 
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gemma2", "gpt2", "mixtral", "phi"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precisions_stay_within_two_percent_of_their_own_float64_truth(name: str, dtype: torch.dtype) -> None:
-    model = models.make_model(name).to(dtype)
-    batch = models.make_batch(LENGTHS, PROMPTS)
+def test_half_precisions_stay_within_two_percent_of_their_own_float64_truth(
+    name: str, dtype: torch.dtype, device: str
+) -> None:
+    model = models.make_model(name).to(device, dtype)
+    batch = {key: tensor.to(device) for key, tensor in models.make_batch(LENGTHS, PROMPTS).items()}
     recording = GradNormRecorder(model, "all")
     found, true = recording.score(batch), models.truth(recording, model, batch)
     errors = models.worst(found, true)
