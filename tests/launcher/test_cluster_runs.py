@@ -92,3 +92,40 @@ def test_probe_and_sft_as_a_slurm_batch_job(hosts: Cluster, job: Path, monkeypat
     again = [*call, "--set", "sft.batch_size=7"]
     wrong = subprocess.run(hosts.on(1, *again), cwd=job, env=variables, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
+
+
+def test_elastic_recording_goes_on_without_a_host_that_is_down_and_training_is_refused(
+    hosts: Cluster, job: Path
+) -> None:
+    call = [
+        sys.executable,
+        "-m",
+        "grads_ds",
+        "run",
+        "config.yaml",
+        "--hosts",
+        str(hosts.hostfile),
+        "--backend",
+        "openmpi",
+    ]
+    variables = environment(hosts.environment)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*call, *words], cwd=job, env=variables, capture_output=True, text=True, timeout=200)
+
+    hosts.control("kill", "2")
+    try:
+        refused = run("--to", "probe")
+        assert refused.returncode == 2 and hosts.addresses[1] in refused.stderr, refused.stderr
+        done = run("--to", "probe", "--elastic")
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert f"left out: hosts: {hosts.addresses[1]}" in done.stderr
+        manifest = json.loads((job / "run/scores/manifest.json").read_text())
+        assert manifest["hosts"] == hosts.host_names[:1]
+        trained = run("--to", "sft", "--elastic")
+        assert trained.returncode == 2 and "sft/selected cannot go on with fewer ranks" in trained.stderr, (
+            trained.stderr
+        )
+    finally:
+        hosts.control("boot", "2")
+    assert left_behind(str(job)) == []
