@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from datasets import load_from_disk
@@ -84,13 +85,19 @@ def test_every_extra_column_is_its_definition_on_two_sharded_ranks(tmp_path: Pat
             np.testing.assert_allclose(found[f"{group}_grad_norm_early"], earlier[name].norm().item(), rtol=1e-5)
 
 
-def test_recorded_extras_make_every_rival_run_and_a_new_anchor_is_recorded_anew(tmp_path: Path) -> None:
-    config = make_job(tmp_path, tied=False, epochs=0, extras=["ifd", "el2n", "anchor"])
+def test_recorded_extras_survive_an_interruption_make_every_rival_run_and_are_due_when_changed(tmp_path: Path) -> None:
+    config = make_job(tmp_path, tied=False, epochs=0, extras=["ifd", "el2n", "anchor"], flush_seconds=0.0)
     stage("prepare", config)
     stage("probe", config)
     variants = {
         name: {"method": name} for name in ("ifd", "el2n", "anchor_conflict", "orthogonal", "less", "length_matched")
     }
+    whole, parts = table_of(config), sorted((Path(config.run_dir) / "scores").glob("part-*.parquet"))
+    assert len(parts) > 2
+    for file in (parts[0], *Path(config.run_dir, "scores").glob("table.parquet")):
+        file.unlink()
+    stage("probe", config)  # scores again what the lost part held, against the same anchor
+    pd.testing.assert_frame_equal(table_of(config), whole)
     chosen = Config.model_validate(config.model_dump() | {"select": {"variants": variants, "forget_less": 0.5}})
     run_select(chosen, Path(config.run_dir))
     for name in variants:

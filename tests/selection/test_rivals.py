@@ -4,6 +4,7 @@ their own."""
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -168,26 +169,21 @@ def test_farthest_first_is_the_greedy_definition() -> None:
     assert got == taken
 
 
-PLUGIN = '''
-import numpy as np
-
-def shortest(table, settings, seed):
-    """Fewest target tokens first, at least `settings.plugin_options["floor"]` of them."""
-    tokens = table.floats("num_target_tokens")
-    return np.where(tokens >= settings.plugin_options.get("floor", 0), -tokens, np.nan)
-
+DOCUMENTED = (Path(__file__).resolve().parents[2] / "docs/selection.md").read_text()
+FAULTY = """
 def faulty(table, settings, seed):
     return np.zeros(3)
 
 def broken(table, settings, seed):
     raise KeyError("gone")
-'''
+"""
 
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package with three criteria, installed the way pip leaves one."""
-    (tmp_path / "their_criteria.py").write_text(PLUGIN)
+    """A package with three criteria, installed the way pip leaves one; the first is the documentation's example."""
+    example = DOCUMENTED.partition("    # their_criteria.py\n")[2].partition("    # pyproject.toml")[0]
+    (tmp_path / "their_criteria.py").write_text(textwrap.dedent(example) + FAULTY)
     info = tmp_path / "their_criteria-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-criteria\nVersion: 1.0\n")
