@@ -6,14 +6,16 @@
     anchor_cosine_<group>          their cosine
     <group>_grad_norm_early        the norm at the model before the preliminary training
 
-Works beside a frozen pass: reads prepared sets and the pass's micro-batches; writes nothing itself (scores/ is the probe's). Every rank
-does the same steps whatever its batch holds, as ZeRO-3 demands.
+Works beside a frozen pass: reads prepared sets and the pass's micro-batches; writes probe/anchor.safetensors (scores/ is the probe's).
+Every rank does the same steps whatever its batch holds, as ZeRO-3 demands.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +23,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from datasets import load_from_disk
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from grads_ds import ranks
 from grads_ds.config import LAYER_GROUPS, Config, UserError
 from grads_ds.data.batches import plan_batches
 from grads_ds.data.collate import IGNORE
+from grads_ds.engine import device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
 from grads_ds.gradnorm.head import LogitTransform
 from grads_ds.gradnorm.layout import Layout, read_layout
 from grads_ds.gradnorm.linear import accumulate
 from grads_ds.gradnorm.sharding import gathered
 from grads_ds.progress import with_progress
+from grads_ds.run_dir import atomic_path
 from grads_ds.scoring import lengths_of, release, score_batch, to_device
 
 LOGITS = 2**25  # held at a time for el2n
@@ -64,16 +70,16 @@ class Extras:
     Raises UserError when a recorded group cannot be compared with the anchor.
     """
 
-    def __init__(self, config: Config, run_dir: Path, recorder: GradNormRecorder, engine: Any) -> None:
+    def __init__(self, config: Config, run_dir: Path, key: str, recorder: GradNormRecorder, engine: Any) -> None:
         self.recorder, self.engine, self.wanted = recorder, engine, config.probe.extras
         self.groups = anchor_groups(config)
         # no layers: the loss alone, without a backward
         self.alone = GradNormRecorder(
             recorder.model, (), loss_reduction=recorder.loss_reduction, gather=recorder.gather
         )
-        self.early = _read_early(run_dir, early_norms(config)) if "early" in self.wanted else {}
+        self.early = _Early.read(run_dir, early_norms(config)) if "early" in self.wanted else None
         if "anchor" in self.wanted:
-            self._set_anchor(config, run_dir)
+            recorder.set_reference(self._anchor(config, run_dir, key))
 
     def score(self, samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, np.ndarray]]:
         """A micro-batch's norms and its extra columns, float64 [B] each (of the dummy row where there are no samples)."""
@@ -90,8 +96,8 @@ class Extras:
             zero = torch.zeros_like(norms.loss)  # a group the model does not have
             for what, found in (("inner_product", norms.inner_products), ("cosine", norms.cosines)):
                 columns |= {f"anchor_{what}_{group}": found.get(group, zero).cpu().numpy() for group in self.groups}
-        for name, values in self.early.items():
-            columns[name] = np.array([values[int(sample["sample_id"])] for sample in samples], np.float64)
+        if self.early is not None:
+            columns |= self.early.of(samples)
         return norms, columns
 
     def _error_norms(self, layout: Layout, seen: dict[str, Tensor]) -> Tensor:
@@ -106,8 +112,15 @@ class Extras:
         total = torch.zeros(layout.num_samples, dtype=torch.float64, device=norms.device)
         return total.index_add_(0, layout.target_samples, norms) / layout.target_counts.clamp_min(1)
 
-    def _set_anchor(self, config: Config, run_dir: Path) -> None:
-        """The anchor set's mean gradient over all ranks becomes what every sample is compared with."""
+    def _anchor(self, config: Config, run_dir: Path, key: str) -> dict[str, Tensor]:
+        """The anchor set's mean gradient over all ranks, fp32 by parameter name.
+
+        Kept for the recording `key`: a probe that goes on, with other ranks too, compares with the same bits.
+        """
+        file = run_dir / "probe/anchor.safetensors"
+        if ranks.from_main(lambda: _kept_for(file) == key):
+            with safe_open(file, "pt", device=str(device())) as kept:
+                return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
         name = config.anchor_set()
         rows = load_from_disk(str(run_dir / "prepared" / name))
         lengths = lengths_of(rows)
@@ -137,7 +150,12 @@ class Extras:
             gradient *= counted / len(rows)
             if ranks.world() > 1:
                 torch.distributed.all_reduce(gradient)
-        self.recorder.set_reference(mean)
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in mean.values()):
+            raise UserError(
+                "probe.anchor: wanted samples with finite gradients; found one without; look for broken rows"
+            )
+        ranks.from_main(lambda: _keep(file, mean, key))
+        return mean
 
 
 def without_prompt(sample: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -161,21 +179,30 @@ def error_norms(
 ) -> Tensor:
     """||softmax(f(W h + bias)) - onehot(y)|| of each row, float64 [N]; without a weight the rows are the logits.
 
-    At most `budget` logits are held at a time (one row's at least).
+    With o the logits other than the target's, its square is exp(lse(2 o) - 2 lse(z)) + exp(lse(o) - lse(z))^2: nothing cancels where
+    the model is all but certain. Chunks of the vocabulary: at most `budget` logits, and as many rows of the weight, are held at a time.
     """
-    values = hidden_ND.shape[1] if weight_VD is None else weight_VD.shape[0]
-    rows = max(1, budget // values)
-    found = []
-    for start in range(0, len(target_ids_N), rows):
-        h_nD, y_n = hidden_ND[start : start + rows], target_ids_N[start : start + rows]
-        z_nV = accumulate(h_nD) if weight_VD is None else accumulate(h_nD) @ accumulate(weight_VD).T
+    rows_ND = accumulate(hidden_ND)
+    others_N = rows_ND.new_full((len(target_ids_N),), -math.inf)
+    doubled_N, target_N = others_N.clone(), others_N.clone()
+    values = rows_ND.shape[1] if weight_VD is None else len(weight_VD)
+    chunk = max(1, budget // max(1, len(target_ids_N)))
+    for first in range(0, values if len(target_ids_N) else 0, chunk):
+        if weight_VD is None:
+            z_Nc = rows_ND[:, first : first + chunk].clone()
+        else:
+            z_Nc = rows_ND @ accumulate(weight_VD[first : first + chunk]).T
         if bias_V is not None:
-            z_nV = z_nV + bias_V
-        z_nV = transform.apply(z_nV)
-        error_nV = z_nV.softmax(-1)
-        error_nV[torch.arange(len(y_n), device=y_n.device), y_n] -= 1
-        found.append(error_nV.norm(dim=-1).double())
-    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64, device=hidden_ND.device)
+            z_Nc += bias_V[first : first + chunk]
+        z_Nc = transform.apply(z_Nc)
+        here = ((target_ids_N >= first) & (target_ids_N < first + z_Nc.shape[1])).nonzero()[:, 0]
+        target_N[here] = z_Nc[here, target_ids_N[here] - first]
+        z_Nc[here, target_ids_N[here] - first] = -math.inf
+        others_N = torch.logaddexp(others_N, z_Nc.logsumexp(-1))
+        doubled_N = torch.logaddexp(doubled_N, (2 * z_Nc).logsumexp(-1))
+    whole_N = torch.logaddexp(others_N, target_N)
+    squares_N = (doubled_N - 2 * whole_N).double().exp() + (others_N - whole_N).double().exp().square()
+    return squares_N.sqrt()
 
 
 @contextlib.contextmanager
@@ -200,8 +227,33 @@ def _seen(recorder: GradNormRecorder) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _read_early(run_dir: Path, names: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Column name with _early -> {sample_id: norm}, from the early pass's own table."""
-    table = pq.read_table(run_dir / "scores/early/table.parquet", columns=["sample_id", *names])
-    ids = table["sample_id"].to_pylist()
-    return {f"{name}_early": dict(zip(ids, table[name].to_pylist(), strict=True)) for name in names}
+@dataclass(frozen=True)
+class _Early:
+    """The early pass's own table: ids int64 [N], ascending, and norms float32 [N] by the name of their column here."""
+
+    ids: np.ndarray
+    norms: dict[str, np.ndarray]
+
+    @classmethod
+    def read(cls, run_dir: Path, names: Sequence[str]) -> _Early:
+        table = pq.read_table(run_dir / "scores/early/table.parquet", columns=["sample_id", *names])
+        return cls(table["sample_id"].to_numpy(), {f"{name}_early": table[name].to_numpy() for name in names})
+
+    def of(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        places = np.searchsorted(self.ids, np.array([sample["sample_id"] for sample in samples], np.int64))
+        return {name: values[places].astype(np.float64) for name, values in self.norms.items()}
+
+
+def _kept_for(file: Path) -> str | None:
+    """Which recording the anchor's gradient in `file` was taken for; None where there is none, or a damaged one."""
+    try:
+        with safe_open(file, "pt") as kept:
+            return (kept.metadata() or {}).get("key")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _keep(file: Path, gradients: Mapping[str, Tensor], key: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as aside:
+        save_file({name: gradient.cpu().contiguous() for name, gradient in gradients.items()}, aside, {"key": key})

@@ -163,7 +163,7 @@ def record_remaining(
         from grads_ds.extras import Extras, extra_columns
 
         names = [*norm_names, *extra_columns(config)]
-        beside = partial(Extras, config, run_dir)
+        beside = partial(Extras, config, run_dir, recording.key)
     table_schema = scores.schema(names, with_step=step is not None)
     done, earlier, first = ranks.from_main(lambda: _resume(folder, recording, table_schema))
     ids, lengths = np.asarray(pool["sample_id"], np.int64), lengths_of(pool)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_from_disk
@@ -21,7 +22,7 @@ from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.selection.stage import run_select
 from grads_ds.stages import STAGES, due_units
 from ranks import run_on_ranks
-from test_probe import make_config, stage, table_of
+from test_probe import leave_unfinished, make_config, stage, table_of
 
 ANCHOR_ROWS = 7
 ALL = ["ifd", "el2n", "anchor", "early"]
@@ -109,6 +110,33 @@ def test_recorded_extras_survive_an_interruption_make_every_rival_run_and_are_du
         config.model_dump() | {"probe": config.probe.model_dump() | {"extras": ["ifd"], "anchor": None}}
     )
     assert due_units(probe, less, Path(config.run_dir))
+
+
+def test_a_probe_that_goes_on_with_other_ranks_gives_the_same_columns_to_the_bit(tmp_path: Path) -> None:
+    """The anchor's gradient, a sum over ranks, is taken once: on one rank it would differ in its last bits."""
+    config = make_job(tmp_path, tied=True, epochs=0, extras=["ifd", "el2n", "anchor"], flush_seconds=0)
+    stage("prepare", config)
+    run_on_ranks(2, stage, "probe", config)
+    folder = Path(config.run_dir) / "scores"
+    whole = pq.read_table(folder / "table.parquet")
+    leave_unfinished(folder, 2)
+    run_on_ranks(1, stage, "probe", config)
+    assert pq.read_table(folder / "table.parquet").equals(whole)
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_error_vectors_where_the_model_is_all_but_certain(scale: float) -> None:
+    """In single precision 1 - p would drown; what the definition gives in double precision is kept."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(9, 16, generator=generator), scale * torch.randn(50, 16, generator=generator)
+    logits = hidden.double() @ weight.double().T
+    targets = logits.argmax(-1)
+    others = logits.softmax(-1).scatter(1, targets[:, None], 0.0)
+    true = (others.square().sum(-1) + others.sum(-1).square()).sqrt()
+    for budget in (9 * 11, 2**20):
+        torch.testing.assert_close(
+            error_norms(hidden, weight, None, targets, LogitTransform(), budget), true, rtol=1e-3, atol=0
+        )
 
 
 def test_without_the_prompt_the_targets_stay_the_same() -> None:
