@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from grads_ds.config import Config, TrainingConfig, UserError
+from grads_ds.task_files import task_faults
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
@@ -38,6 +39,8 @@ def check_inputs(config: Config, stages: Collection[str], ranks: int) -> None:
             faults += check_budgets(config, run_dir)
     if "sft" in stages:
         faults += check_training(config, "sft", config.sft, ranks)
+    if "evaluate" in stages:
+        faults += task_faults(config.evaluate)
     if faults:
         raise UserError(list(dict.fromkeys(faults)))
 

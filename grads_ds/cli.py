@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__, heartbeat, ranks
-from grads_ds.commands import doctor, plan, run, scores, status
+from grads_ds.commands import doctor, export, plan, run, scores, status
 from grads_ds.config import UserError
 from grads_ds.stages import STAGE_NAMES
 
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"grads-ds {__version__}")
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed puts it before the sub-command
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, doctor, plan, scores, status):  # in the order of --help
+    for command in (run, doctor, plan, scores, status, export):  # in the order of --help
         command.add(commands)
     return top
 

@@ -21,6 +21,7 @@ from grads_ds.config import Config
 from grads_ds.run_dir import atomic_path, publish_json
 from grads_ds.scoring import score_samples
 from grads_ds.stages import model_folder, selection_folder, trained_names
+from grads_ds.tasks import run_tasks, wants_tasks
 
 
 def run_evaluate(config: Config, run_dir: Path) -> None:
@@ -39,10 +40,13 @@ def run_evaluate(config: Config, run_dir: Path) -> None:
             result[model_name][set_name] = summarise(loss, tokens, config.evaluate.bootstrap, config.seed) | {
                 "sample_losses_file": losses_file
             }
+    tasks = (
+        {name: run_tasks(config, path, name) for name, path in models.items()} if wants_tasks(config.evaluate) else {}
+    )
     if ranks.is_main():
         pool = len(load_from_disk(str(run_dir / "prepared/pool")))
         variants = {name: _described(config, run_dir, name, pool) for name in trained_names(config)}
-        publish_json(run_dir / "evaluation.json", {"models": result, "variants": variants})
+        publish_json(run_dir / "evaluation.json", {"models": result, "tasks": tasks, "variants": variants})
 
 
 def sample_losses(config: Config, model_path: str, rows: Any, what: str) -> tuple[np.ndarray, np.ndarray]:

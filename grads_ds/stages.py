@@ -134,8 +134,13 @@ def _evaluate_units(config: Config, run_dir: Path) -> list[Unit]:
 
         run_evaluate(config, run_dir)
 
+    tasks = config.evaluate
     inputs = _model_inputs(config) | {
         "evaluate": config.evaluate.model_dump(mode="json"),
+        "task files": {
+            file: fingerprint(file) for file in (*tasks.multiple_choice.values(), *tasks.exact_match.values())
+        }
+        | ({tasks.lm_eval.include_path: fingerprint(tasks.lm_eval.include_path)} if tasks.lm_eval else {}),
         "seed": config.seed,
         "prepare": unit_id(run_dir, "prepare"),
         "sft": {name: unit_id(run_dir, f"sft/{name}") for name in trained_names(config)},

@@ -1,0 +1,34 @@
+"""`grads-ds export CONFIG --to TOOL --out FOLDER`: the chosen subset in another tool's data format (docs/exports.md)."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from grads_ds.commands.run import add_config
+from grads_ds.config import load_config
+
+TOOLS = ("trl", "llamafactory", "axolotl", "megatron")
+
+
+def add(commands: Any) -> None:
+    """Declare the command."""
+    command = commands.add_parser("export", help="write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron")
+    add_config(command)
+    command.add_argument("--to", required=True, choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS))
+    command.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
+    command.add_argument(
+        "--variant", default="selected", metavar="NAME", help="one of select.variants (default: the main selection)"
+    )
+    command.set_defaults(handler=handle)
+
+
+def handle(args: argparse.Namespace) -> int:
+    """Export, and say what was written."""
+    from grads_ds.exports import export_subset
+
+    config = load_config(args.config, args.set)
+    rows = export_subset(config, Path(config.run_dir), args.variant, args.to, args.out)
+    print(f"export: {rows:,} rows for {args.to} in {args.out}")
+    return 0

@@ -1,0 +1,135 @@
+"""Exports: another tool's own reader, or its format's specification, finds every chosen row in what was written."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import Dataset, load_dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conftest import make_tiny_model
+from grads_ds.cli import main
+from grads_ds.commands.export import TOOLS
+from grads_ds.config import Config, UserError
+from grads_ds.exports import TOOLS as WRITERS
+from grads_ds.exports import export_subset
+
+ROWS: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": "what is the sky"}, {"role": "assistant", "content": "blue “quoted”"}]},
+    {"instruction": "color of grass", "input": "", "output": "green"},
+    {"conversations": [{"from": "human", "value": "yes"}, {"from": "gpt", "value": "no"}]},
+]
+TURNS = [("what is the sky", "blue “quoted”"), ("color of grass", "green"), ("yes", "no")]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    (folder / "selection").mkdir(parents=True)
+    write(folder, ROWS)
+    pool = [{"sample_id": n, "input_ids": [n + 5] * (n + 2), "labels": [-100] * (n + 2)} for n in range(6)]
+    Dataset.from_list(pool).save_to_disk(str(folder / "prepared/pool"))
+    table = pa.table({"sample_id": np.arange(6), "selected": np.array([True, False, False, True, True, False])})
+    pq.write_table(table, folder / "selection/selection.parquet")
+    return folder
+
+
+def write(run: Path, rows: list[dict[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (run / "selection/selected.jsonl").write_text(text, encoding="utf-8")
+
+
+def export(run: Path, tool: str) -> Path:
+    config = Config(run_dir=str(run), model={"path": "m"}, data={"train": ["d"]})
+    out = run / tool
+    export_subset(config, run, "selected", tool, out)
+    return out
+
+
+def turns(rows: Any) -> list[tuple[str, str]]:
+    return [tuple(message["content"] for message in row["messages"]) for row in rows]  # type: ignore[misc]
+
+
+def test_trl_trains_on_it(run: Path, tmp_path: Path) -> None:
+    trl = pytest.importorskip("trl")
+    base = make_tiny_model(tmp_path / "base")
+    data = load_dataset(
+        "json", data_files=str(export(run, "trl") / "subset.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert turns(data) == TURNS
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=3, assistant_only_loss=True, use_cpu=True,
+        report_to=[], bf16=False, save_strategy="no",
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(base), arguments, train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(base),
+    )  # fmt: skip
+    assert np.isfinite(trainer.train().training_loss)
+
+
+def test_llama_factory_finds_columns_and_tags_it_declares(run: Path) -> None:
+    out = export(run, "llamafactory")
+    entry = json.loads((out / "dataset_info.json").read_text())["grads_subset"]
+    rows = [json.loads(line) for line in (out / entry["file_name"]).read_text().split("\n") if line]
+    tags, column = entry["tags"], entry["columns"]["messages"]
+    assert entry["formatting"] == "sharegpt"
+    for row, (asked, answered) in zip(rows, TURNS, strict=True):
+        first, second = row[column]
+        assert (first[tags["role_tag"]], first[tags["content_tag"]]) == (tags["user_tag"], asked)
+        assert (second[tags["role_tag"]], second[tags["content_tag"]]) == (tags["assistant_tag"], answered)
+        assert json.loads(row[entry["columns"]["tools"]]) == []
+
+
+def test_axolotl_config_names_the_fields_of_the_data(run: Path) -> None:
+    out = export(run, "axolotl")
+    entry = yaml.safe_load((out / "axolotl.yaml").read_text())["datasets"][0]
+    rows = [json.loads(line) for line in (out / entry["path"]).read_text().split("\n") if line]
+    names = entry["message_property_mappings"]
+    found = [tuple(message[names["content"]] for message in row[entry["field_messages"]]) for row in rows]
+    assert entry["type"] == "chat_template" and entry["roles_to_train"] == ["assistant"] and found == TURNS
+
+
+def test_megatron_index_read_by_its_specification_gives_the_chosen_tokens(run: Path) -> None:
+    out = export(run, "megatron")
+    index, tokens = (out / "subset_text_document.idx").read_bytes(), (out / "subset_text_document.bin").read_bytes()
+    assert index[:9] == b"MMIDIDX\x00\x00"
+    version, dtype, sequences, documents = struct.unpack_from("<QBQQ", index, 9)
+    assert (version, dtype, sequences, documents) == (1, 4, 3, 4)
+    at = 9 + struct.calcsize("<QBQQ")
+    lengths = np.frombuffer(index, "<i4", sequences, at)
+    pointers = np.frombuffer(index, "<i8", sequences, at + lengths.nbytes)
+    bounds = np.frombuffer(index, "<i8", documents, at + lengths.nbytes + pointers.nbytes)
+    assert bounds.tolist() == [0, 1, 2, 3] and len(index) == at + lengths.nbytes + pointers.nbytes + bounds.nbytes
+    read = [np.frombuffer(tokens, "<i4", size, place).tolist() for size, place in zip(lengths, pointers, strict=True)]
+    assert read == [[n + 5] * (n + 2) for n in (0, 3, 4)]
+    assert turns(json.loads(line) for line in (out / "subset.jsonl").read_text().split("\n") if line) == TURNS
+
+
+def test_plain_texts_are_exported_as_such_and_not_mixed(run: Path) -> None:
+    write(run, [{"text": "a sky"}, {"text": "a grass"}])
+    entry = yaml.safe_load((export(run, "axolotl") / "axolotl.yaml").read_text())["datasets"][0]
+    assert (entry["type"], entry["field"]) == ("completion", "text")
+    write(run, [{"text": "a sky"}, *ROWS])
+    with pytest.raises(UserError, match="found 3 and 1"):
+        export(run, "trl")
+    assert not (run / "trl").exists()
+
+
+def test_the_command_exports_and_refuses_a_folder_that_is_there(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(TOOLS) == set(WRITERS)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"run_dir": str(run), "model": {"path": "m"}, "data": {"train": ["d"]}}))
+    call = ["export", str(config), "--to", "axolotl", "--out", str(tmp_path / "there")]
+    assert main(call) == 0 and "3 rows for axolotl" in capsys.readouterr().out
+    assert main(call) == 2 and "wanted a new folder" in capsys.readouterr().err
