@@ -25,8 +25,10 @@ Fields = Mapping[str, tuple[NDArray[np.int64], list[str]]]
 
 
 def contestants(main: SelectConfig) -> dict[str, dict[str, Any]]:
-    """The settings compared, by name: every region of GrADS with the main signal, then every rival."""
-    regions = {f"grads {region}": {"method": "grads", "region": region} for region in _REGIONS}
+    """The settings compared, by name: every region of GrADS with the main signal, the first also without its trend in length,
+    then every rival."""
+    regions: dict[str, dict[str, Any]] = {f"grads {name}": {"method": "grads", "region": name} for name in _REGIONS}
+    regions["grads density, length-corrected"] = {"method": "grads", "region": "density", "length_correction": True}
     rivals = {name: {"method": name} for name in SelectConfig.METHODS if name not in ("grads", "mixture")}
     mixed = {"mixture": {"method": "mixture"}} if main.mixture else {}
     return regions | rivals | mixed
@@ -46,13 +48,14 @@ def compare(
     """Per method and budget: samples, overlap with `chosen` (per row of the table), and per field and value
     the share of its samples kept. `fields`: codes per row of the table and their values.
 
-    Strata, near-duplicates, lengths and forget_less are left out: the methods are compared as they are.
+    Strata, near-duplicates, corrections for length and forget_less are left out: the methods are compared as they are.
     """
     fields = {name: pair for name, pair in fields.items() if 1 < len(pair[1]) <= FIELD_VALUES}
     plain = main.model_dump(exclude={"variants"}) | {
         "strata": None,
         "near_duplicates": None,
         "forget_less": 0.0,
+        "length_correction": False,
         "budget_tokens": None,
         "weights": "none",
     }
