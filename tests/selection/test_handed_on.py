@@ -1,24 +1,21 @@
-"""What select leaves is what people and sft take up: rows in the user's own format, weights, and the documented plugin."""
+"""What select leaves is what people and sft take up: rows that prepare reads as the same samples again, and weights."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset, load_from_disk
+from datasets import load_from_disk
 
-from conftest import REPO
-from grads_ds.config import Config, SelectConfig
+from grads_ds.config import Config
 from grads_ds.prepare import run_prepare
-from grads_ds.selection.choose import choose
 from grads_ds.selection.stage import run_select
 from grads_ds.sft import training_rows
-from selection.pools import arrow_table, score_table
+from selection.pools import arrow_table
 
 N = 24
 FORMATS: dict[str, Any] = {
@@ -51,7 +48,9 @@ def finished(folder: Path, model: Path, rows: list[dict[str, Any]], **settings: 
 
 
 @pytest.mark.parametrize("style", FORMATS)
-def test_the_chosen_rows_are_the_users_own_in_each_format(tmp_path: Path, tiny_model: Path, style: str) -> None:
+def test_the_chosen_rows_given_back_as_training_data_are_the_same_samples(
+    tmp_path: Path, tiny_model: Path, style: str
+) -> None:
     rows = [
         FORMATS[style](f"what is the color {i}?", f"blue, \u201cmostly\u201d \u2028 {i}")
         | {"mine": {"id": i, "tags": ["a", None]}}
@@ -63,7 +62,6 @@ def test_the_chosen_rows_are_the_users_own_in_each_format(tmp_path: Path, tiny_m
     table = pq.read_table(folder / "selection.parquet").to_pandas()
     ids = table[table["selected"]]["sample_id"].tolist()
     assert chosen == [rows[i] for i in ids] and len(ids) == 10
-    # given back as training data it is the same samples
     again = Config.model_validate(
         {"run_dir": str(tmp_path / "again"), "model": {"path": str(tiny_model)}}
         | {"data": {"train": [str(folder / "selected.jsonl")], "max_length": 64}}
@@ -72,13 +70,6 @@ def test_the_chosen_rows_are_the_users_own_in_each_format(tmp_path: Path, tiny_m
     before, after = (load_from_disk(str(run / "prepared/pool")) for run in (Path(config.run_dir), tmp_path / "again"))
     assert after["input_ids"][:] == before.select(ids)["input_ids"][:]
     assert after["labels"][:] == before.select(ids)["labels"][:]
-    # and as a data set it has the scores beside the user's fields
-    scored = load_dataset("parquet", data_files=str(folder / "selected.parquet"), cache_dir=str(tmp_path / "cache"))[
-        "train"
-    ]
-    assert scored["grads_sample_id"][:] == ids
-    np.testing.assert_array_equal(scored["grads_signal"][:], table["signal"][ids])
-    assert [row["mine"]["id"] for row in scored] == ids
 
 
 @pytest.mark.parametrize("weights", ["inverse_density", "preference"])
@@ -97,21 +88,3 @@ def test_sft_counts_each_sample_by_the_weight_it_was_given(tmp_path: Path, tiny_
     pool = load_from_disk(str(run / "prepared/pool"))
     assert trained["input_ids"][:] == pool.select(table["sample_id"].tolist())["input_ids"][:]
     np.testing.assert_array_equal(trained["weight"][:], table["weight"])
-
-
-def test_the_documented_plugin_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example of docs/selection.md, installed the way pip leaves a package."""
-    page = (REPO / "docs/selection.md").read_text()
-    code = re.search(r"^    # their_criteria.py\n((?:    .*\n|\n)+?)\n    # pyproject.toml\n", page, re.MULTILINE)
-    declared = re.search(r'\[project.entry-points."(.+)"\]\n    (\w+) = "(.+)"\n', page)
-    assert code and declared
-    (tmp_path / "their_criteria.py").write_text(re.sub(r"^    ", "", code[1], flags=re.MULTILINE))
-    info = tmp_path / "their_criteria-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-criteria\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{declared[1]}]\n{declared[2]} = {declared[3]}\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    table = score_table(50)
-    choice = choose(table, SelectConfig(method="shortest", budget=5, plugin_options={"floor": 16}), 0)
-    tokens = table.floats("num_target_tokens")
-    assert sorted(tokens[choice.chosen]) == sorted(tokens[tokens >= 16])[:5]
