@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from grads_ds import heartbeat, ranks
@@ -87,6 +87,7 @@ def train_model(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+    set_seed(config.seed)  # new adapters are drawn at random: every training of a seed begins with the same ones
     model = load_model(config, model_path)
     if config.model.lora is not None:
         model = _with_lora(model, config)
