@@ -1,7 +1,8 @@
 """Resumable checkpoints of a training: which are whole, which is the newest, how many are kept.
 
 Reads and writes the trainer's `checkpoint-<step>` folders. A folder counts once every rank has written its part and rank 0 has then
-put the mark in it; a folder without the mark was not finished, is never resumed from, and is removed at the next start.
+put the mark in it; a folder without the mark was not finished, is never resumed from, and is removed at the next start. A checkpoint
+of another number of ranks is first rewritten by DeepSpeed's own converter as a universal one, beside the ranks' parts.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from grads_ds import ranks
 
 COMPLETE = "complete"  # the mark: JSON of what wrote the checkpoint
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Checkpoints(TrainerCallback):
@@ -24,6 +29,20 @@ class Checkpoints(TrainerCallback):
 
     def __init__(self, kept: int):
         self.kept = kept
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        """Gives each parameter a step counter of its own.
+
+        After a universal ZeRO-3 checkpoint all hold one tensor (seen with DeepSpeed 0.19.8), which torch's AdamW counts up in place,
+        once for each group of parameters: the bias correction, and so the training, would drift.
+        """
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        for values in optimizer.state.values():
+            if isinstance(values.get("step"), torch.Tensor):
+                values["step"] = values["step"].clone()
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         """Skips the checkpoint of the last step, which the model itself follows, unless the best one is asked for at the end."""
@@ -63,6 +82,38 @@ def last_checkpoint(work_dir: Path) -> str | None:
         return str(whole[-1]) if whole else None
 
     return ranks.from_main(find)
+
+
+def needs_universal(checkpoint: str | Path) -> bool:
+    """Whether other ranks wrote the checkpoint than run now, and each wrote a part of the optimizer."""
+    folder = Path(checkpoint)
+    wrote = json.loads((folder / COMPLETE).read_text())["ranks"]
+    return bool(wrote != ranks.world() and any(folder.glob("global_step*/*optim_states.pt")))
+
+
+def make_universal(checkpoint: str | Path) -> None:
+    """Rewrite the checkpoint so that any number of ranks can load it, unless that was done already. Every rank calls this.
+
+    Rank 0 converts, in a process of its own: DeepSpeed's converter is a command, and takes memory and worker processes.
+    """
+    folder = Path(checkpoint)
+
+    def convert() -> None:
+        if (folder / "latest_universal").exists():  # the converter's last act
+            return
+        source = next(folder.glob("global_step*"))
+        target = folder / f"universal_{source.name}"
+        shutil.rmtree(target, ignore_errors=True)
+        print(f"{folder.name}: rewriting it for {ranks.world()} ranks", flush=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--input_folder", str(source), "--output_folder", str(target)]
+        alone = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+        done = subprocess.run(command, env=alone, capture_output=True, text=True)
+        if done.returncode:
+            last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+            raise RuntimeError(f"{folder} could not be rewritten for {ranks.world()} ranks:\n{last}")
+
+    ranks.from_main(convert)
 
 
 def _step(folder: Path) -> int:

@@ -335,6 +335,10 @@ class SftConfig(TrainingConfig):
         False,
         description="the samples of a micro-batch share rows of up to data.max_length tokens, none seeing another; same steps, no padding",
     )
+    adapter: bool = Field(
+        False,
+        description="with model.lora: the adapter is also written by itself, to the folder adapter beside the merged model",
+    )
     weights: bool = Field(False, description="samples count by the weight that select.weights gave them")
     replay: float = Field(
         0.0, ge=0, lt=1, description="share of the training rows that are drawn from data.replay; 0.1 is one in ten"
@@ -504,6 +508,10 @@ def _sft_faults(config: Config) -> list[str]:
         faults.append(
             "sft.weights: wanted select.weights to be inverse_density or preference; found none, under which all samples "
             "count alike; set select.weights"
+        )
+    if sft.adapter and config.model.lora is None:
+        faults.append(
+            "sft.adapter: wanted model.lora, whose adapter it writes; found null; set model.lora or sft.adapter to false"
         )
     watched = sft.early_stopping.set if sft.early_stopping else None
     if watched is not None and watched not in config.data.validation:

@@ -125,11 +125,11 @@ def gather(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
     return deepspeed.zero.GatheredParameters(parameters) if parameters else contextlib.nullcontext()
 
 
-def save_model(model: nn.Module, config: Config, folder: Path) -> None:
+def save_model(model: nn.Module, config: Config, folder: Path, card: str | None = None) -> None:
     """Write a Hugging Face folder: safetensors shards, config, generation config, the tokenizer and template prepare used.
 
     Every rank takes part; rank 0 writes. Parameters are gathered one by one and written shard by shard, so that rank 0's
-    memory stays near one shard. Tied weights are written once. `folder` appears when it is complete.
+    memory stays near one shard. Tied weights are written once. `card` becomes README.md. `folder` appears when it is complete.
     """
     from safetensors.torch import save_file
 
@@ -169,6 +169,30 @@ def save_model(model: nn.Module, config: Config, folder: Path) -> None:
             _write_index(aside, files, index, written)
             (model.get_base_model() if hasattr(model, "get_base_model") else model).config.save_pretrained(aside)
             _save_companions(config, aside)
+            if card is not None:
+                (aside / "README.md").write_text(card)
+
+
+def save_adapter(model: Any, config: Config, folder: Path) -> None:
+    """Write the LoRA adapter alone as PEFT reads it, for tools that put it on the base model themselves. Every rank takes part.
+
+    Adapters are small: they are gathered together. `folder` appears when it is complete.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    names, tensors = zip(*((n, p) for n, p in model.named_parameters() if ".lora_" in n), strict=True)
+    with gather(tensors):
+        if not ranks.is_main():
+            return
+        whole = {n: p.detach().cpu().contiguous().clone() for n, p in zip(names, tensors, strict=True)}
+    with atomic_path(folder) as aside:
+        aside.mkdir()
+        save_file(
+            get_peft_model_state_dict(model, state_dict=whole), aside / "adapter_model.safetensors", {"format": "pt"}
+        )
+        model.peft_config[model.active_adapter].save_pretrained(aside)
+        load_tokenizer(config.model).save_pretrained(aside)
 
 
 def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, list[torch.Tensor], Callable[[], torch.Tensor]]]:

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import concatenate_datasets, load_from_disk
 
+from grads_ds import ranks
+from grads_ds.card import model_card
 from grads_ds.config import Config
 from grads_ds.stages import model_folder, selection_folder
 from grads_ds.train import optimizer_steps, train_model
@@ -24,6 +26,8 @@ def run_sft(config: Config, run_dir: Path, name: str) -> None:
     rows, pool = training_rows(config, run_dir, name)
     watched = load_from_disk(str(run_dir / "prepared" / sft.early_stopping.set)) if sft.early_stopping else None
     work = run_dir / model_folder(name)
+    # equal steps: every variant gets the optimizer steps of the whole pool, repeating its rows as needed
+    steps = optimizer_steps(pool if sft.equal == "steps" else len(rows), sft)
     train_model(
         config,
         sft,
@@ -32,12 +36,13 @@ def run_sft(config: Config, run_dir: Path, name: str) -> None:
         work,
         work.parent / "checkpoints",
         run_dir / "tensorboard/sft" / name,
-        # equal steps: every variant gets the optimizer steps of the whole pool, repeating its rows as needed
-        optimizer_steps(pool if sft.equal == "steps" else len(rows), sft),
+        steps,
         what=f"sft on {name} ({len(rows):,} rows)",
         early_stopping=sft.early_stopping,
         held_out=watched,
         packing=sft.packing,
+        card=ranks.from_main(lambda: model_card(config, run_dir, name, len(rows), steps)),
+        adapter_dir=work.parent / "adapter" if sft.adapter else None,
     )
 
 

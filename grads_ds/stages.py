@@ -123,7 +123,8 @@ def _sft_units(config: Config, run_dir: Path) -> list[Unit]:
         }
         if name != "full":
             inputs["select"] = unit_id(run_dir, f"select/{name}")
-        return Unit(f"sft/{name}", inputs, (model_folder(name),), work)
+        adapter = (str(Path(model_folder(name)).parent / "adapter"),) if config.sft.adapter else ()
+        return Unit(f"sft/{name}", inputs, (model_folder(name), *adapter), work)
 
     return [unit(name) for name in trained_names(config)]
 

@@ -20,10 +20,10 @@ from transformers.integrations import TensorBoardCallback
 
 from grads_ds import heartbeat, ranks
 from grads_ds.check import micro_batch
-from grads_ds.checkpoints import Checkpoints, last_checkpoint
+from grads_ds.checkpoints import Checkpoints, last_checkpoint, make_universal, needs_universal
 from grads_ds.config import Config, EarlyStoppingConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
-from grads_ds.engine import load_model, save_model, training_settings
+from grads_ds.engine import load_model, save_adapter, save_model, training_settings
 from grads_ds.packing import PackingCheck, PackingCollator
 from grads_ds.trainer import Collator, SftTrainer
 
@@ -47,15 +47,22 @@ def train_model(
     early_stopping: EarlyStoppingConfig | None = None,
     held_out: Any = None,
     packing: bool = False,
+    card: str | None = None,
+    adapter_dir: Path | None = None,
 ) -> None:
     """Train the model at `model_path` on `rows` for `steps` and write it to `model_dir`.
 
     `rows` has columns input_ids, labels and, where samples count differently, weight. With `early_stopping`, training ends once the loss
     on the rows `held_out` no longer falls, and the model is that of its lowest loss. With `packing` the samples of a micro-batch share
-    rows. Raises UserError when the model would let them see each other. Resumes from the last finished checkpoint in
+    rows. `card` is the text of the model's README.md; `adapter_dir` receives the LoRA adapter by itself, beside the merged model. Raises
+    UserError when packed samples would see each other. Resumes from the last finished checkpoint in
     `work_dir`, if there is one. Every rank calls this.
     """
     micro = micro_batch(settings, ranks.world())
+    settings_json, checkpoint = training_settings(config), last_checkpoint(work_dir)
+    if checkpoint and needs_universal(checkpoint):
+        make_universal(checkpoint)
+        settings_json.setdefault("checkpoint", {})["load_universal"] = True
     arguments = TrainingArguments(
         output_dir=str(work_dir),
         per_device_train_batch_size=micro,
@@ -72,7 +79,7 @@ def train_model(
         use_cpu=not torch.cuda.is_available(),
         seed=config.seed,
         data_seed=config.seed,
-        deepspeed=training_settings(config),
+        deepspeed=settings_json,
         save_strategy="steps",
         save_steps=early_stopping.every if early_stopping else settings.checkpoint_steps,
         eval_strategy="steps" if early_stopping else "no",
@@ -111,11 +118,13 @@ def train_model(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
     if writer:
         writer.close()
     module = trainer.accelerator.unwrap_model(trainer.model)
-    save_model(module, config, model_dir)
+    if adapter_dir is not None:
+        save_adapter(module, config, adapter_dir)
+    save_model(module, config, model_dir, card)
     engine = trainer.deepspeed
     if engine is not None:
         engine.destroy()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from grads_ds import heartbeat, ranks
+from grads_ds.checkpoints import make_universal
 from grads_ds.data.collate import IGNORE, pad_batch
 
 WEIGHTS = "loss_weights"  # float32 [B, T] in a batch whose samples count differently
@@ -57,6 +58,7 @@ class SftTrainer(Trainer):
     """transformers' Trainer with weighted samples and an exact held-out loss."""
 
     control: Any
+    deepspeed: Any
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The step's micro-batches and what its loss is divided by: its number of target tokens, or their weight."""
@@ -88,6 +90,11 @@ class SftTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _load_best_model(self) -> None:  # private to transformers (seen with 5.23): there is no public place before it
+        if self.deepspeed is not None and self.deepspeed.load_universal_checkpoint():
+            make_universal(self.state.best_model_checkpoint)  # this engine reads no other kind
+        super()._load_best_model()
 
 
 def held_out_loss(model: nn.Module, rows: Any, micro_batch: int, pad_id: int) -> float:

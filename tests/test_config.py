@@ -100,12 +100,15 @@ def test_every_shipped_deepspeed_file_is_json(path: Path) -> None:
 
 
 def test_settings_of_sft_that_nothing_answers_are_refused_together(tmp_path: Path) -> None:
-    sft = {"replay": 0.2, "weights": True, "early_stopping": {"set": "domian"}}
+    sft = {"replay": 0.2, "weights": True, "adapter": True, "early_stopping": {"set": "domian"}}
     data = {"train": ["rows"], "validation": {"domain": "rows"}}
     found = "\n".join(faults(write(tmp_path, sft=sft, data=data)))
     assert "sft.replay: wanted general rows in data.replay" in found
     assert "sft.weights: wanted select.weights" in found
+    assert "sft.adapter: wanted model.lora" in found
     assert "sft.early_stopping.set: 'domian' is not one of data.validation; did you mean domain?" in found
     data |= {"replay": "general"}
-    good = write(tmp_path, sft=sft | {"early_stopping": {}}, data=data, select={"weights": "preference"})
+    good = write(
+        tmp_path, sft=sft | {"early_stopping": {}, "adapter": False}, data=data, select={"weights": "preference"}
+    )
     assert load_config(good).data.replay == ["general"]

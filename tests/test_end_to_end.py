@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -108,6 +109,21 @@ def test_every_artefact_is_there(job: Path) -> None:
     assert list((job / "run/tensorboard/sft/selected").glob("events*"))
     leftovers = [f for f in (job / "run").rglob("*") if f.name.endswith((".tmp", ".old")) or f.name == "checkpoints"]
     assert leftovers == [] and not (job / "run/lock.json").exists()
+
+
+def test_the_model_card_says_what_the_model_was_made_of(job: Path) -> None:
+    card = (job / "run/sft/model/README.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["base_model"] == "model" and front["tags"][-1] == "selected"
+    digest = hashlib.sha256((job / "run/scores/table.parquet").read_bytes()).hexdigest()
+    for fact in (
+        f"{ROWS} samples of pool.jsonl",
+        "| selection method | grads |",
+        f"0.25: {ROWS // 4} of {ROWS}",
+        digest,
+    ):
+        assert fact in card
+    assert "none: the whole pool" in (job / "run/sft/variants/full/model/README.md").read_text()
 
 
 def test_every_sample_is_scored_once_and_the_budget_is_met(job: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_tiny_model
@@ -36,13 +37,13 @@ def make_config(base: Path, folder: Path, stage: int = 3, **sections: Any) -> Co
     )  # fmt: skip
 
 
-def train(config: Config, name: str) -> None:
+def train(config: Config, name: str, **options: Any) -> None:
     from grads_ds.train import optimizer_steps, train_model
 
     folder = Path(config.run_dir)
     train_model(
         config, config.sft, make_rows(), config.model.path, folder / name, folder / f"{name}-work", folder / f"{name}-tb",
-        optimizer_steps(ROWS, config.sft), what=name,
+        optimizer_steps(ROWS, config.sft), what=name, **options,
     )  # fmt: skip
 
 
@@ -73,25 +74,30 @@ def train_lora(config: Config) -> np.ndarray:
     seen: dict[str, torch.Tensor] = {}
     original = engine.save_model
 
-    def keep(model: Any, config: Config, folder: Path) -> None:
+    def keep(model: Any, config: Config, folder: Path, card: str | None) -> None:
         ids = torch.tensor([row["input_ids"] for row in make_rows()])
         model.eval()
         with torch.no_grad(), engine.gather(list(model.parameters())):
             seen["logits"] = model(input_ids=ids).logits.float().clone()
-        original(model, config, folder)
+        original(model, config, folder, card)
 
     training.save_model = keep
-    train(config, "lora")
+    train(config, "lora", card="# made of", adapter_dir=Path(config.run_dir) / "adapter")
     return seen["logits"].numpy()
 
 
-def test_adapters_are_merged_into_a_plain_model(tmp_path: Path) -> None:
+def test_adapters_are_merged_into_a_plain_model_or_put_on_the_base(tmp_path: Path) -> None:
     base = make_tiny_model(tmp_path / "base", tied=False)
     config = make_config(base, tmp_path, model={"lora": {"r": 4, "alpha": 16}})
     for inside in run_on_ranks(2, train_lora, config):
         torch.testing.assert_close(logits(tmp_path / "lora"), torch.from_numpy(inside), atol=1e-4, rtol=0)
     assert (logits(tmp_path / "lora") - logits(base)).abs().max() > 1e-3
     assert not (tmp_path / "lora/adapter_config.json").exists()
+    assert (tmp_path / "lora/README.md").read_text() == "# made of"
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    ids = torch.tensor([row["input_ids"] for row in make_rows()])
+    torch.testing.assert_close(adapted(ids).logits, logits(tmp_path / "lora"), atol=1e-4, rtol=0)
 
 
 def save_in_shards(config: Config) -> None:
