@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from grads_ds.check import check_training
+from grads_ds.cli import main
 from grads_ds.config import load_config
 
 REPO = Path(__file__).resolve().parents[2]
@@ -23,6 +25,18 @@ def test_config_and_its_batches_fit_the_ranks_it_is_for(path: Path, monkeypatch:
     assert not check_training(config, "probe", config.probe, ranks)
     assert not check_training(config, "sft", config.sft, ranks)
     assert set(config.sft.variants) <= {"full", *config.select.variants}
+
+
+@pytest.mark.parametrize("name", [name for name in RANKS if name != "quickstart"])
+def test_the_memory_a_config_states_is_what_the_plan_says_and_fits(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPO)
+    text = (REPO / f"configs/{name}.yaml").read_text()
+    (stated,) = re.findall(r"# Expected memory of a GPU \(grads-ds plan (.*)\):\n#   (.*) of 80 GiB", text)
+    assert main(["plan", f"configs/{name}.yaml", *stated[0].split()]) == 0  # 2 when something does not fit
+    found = re.findall(r"^(\w+): fits: ([\d.]+) of 80 GiB", capsys.readouterr().out, re.M)
+    assert stated[1] == ", ".join(f"{stage} {memory}" for stage, memory in found)
 
 
 @pytest.mark.parametrize("path", sorted(REPO.glob("configs/deepspeed/*.json")), ids=lambda path: path.stem)
