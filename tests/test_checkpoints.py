@@ -85,8 +85,8 @@ def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(config: C
 
     dies(1, config, "resized", 7)
     losses, _ = run_on_ranks(2, train, config, "resized")[0]
-    assert losses == pytest.approx(whole, abs=1e-3)
-    torch.testing.assert_close(logits(tmp_path / "resized"), logits(tmp_path / "whole"), atol=5e-3, rtol=0)
+    assert losses == pytest.approx(whole, abs=1e-4)
+    torch.testing.assert_close(logits(tmp_path / "resized"), logits(tmp_path / "whole"), atol=2e-3, rtol=0)
 
 
 def test_a_checkpoint_whose_ranks_did_not_all_finish_is_not_taken(config: Config, tmp_path: Path) -> None:
