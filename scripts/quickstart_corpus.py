@@ -8,6 +8,7 @@ imported. Writes, as JSON lines, the same bytes for the same seed and the same v
     general.jsonl          what the base model learns first: {"text"} rows, and chats on the standard library
     domain_pool.jsonl      chats on the APIs of numpy, scipy and torch, a third bad on purpose: field `kind`
     domain_heldout.jsonl   the same questions on other functions: in no other file
+    general_anchor.jsonl   general chats, from general.jsonl: what must not be forgotten
     general_heldout.jsonl  the general chats' questions on other functions: in no other file
     corpus.json            counts, versions and the seed
 
@@ -53,6 +54,7 @@ SKIPPED = {
 GOOD = 1400
 BAD = {"wrong_answer": 280, "near_duplicate": 210, "off_domain": 140, "trivial": 70}  # a third of the pool
 HELD_OUT = 250
+ANCHOR = 64
 ANSWER = (40, 240)  # characters
 QUESTIONS = (
     "What does {name} do?",
@@ -292,6 +294,7 @@ def main() -> None:
         "general": general,
         "domain_pool": domain_pool(good, off_domain, rng),
         "domain_heldout": [chat(q, a) for q, a in on_domain[:HELD_OUT]],
+        "general_anchor": [chat(q, a) for q, a in general_chats[:ANCHOR]],
         "general_heldout": [chat(q, a) for q, a in on_python[:HELD_OUT]],
     }
     args.out.mkdir(parents=True, exist_ok=True)
