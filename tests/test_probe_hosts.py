@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,11 +64,12 @@ def call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         link.symlink_to(REPO / "grads_ds")
         (folder / "launcher").symlink_to(REPO / "launcher")
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def forget_scores(folder: Path) -> None:
     shutil.rmtree(folder / "run/scores", ignore_errors=True)
+    (folder / "run/lock.json").unlink(missing_ok=True)  # of a job that was killed
     for record in (folder / "run/state").glob("probe*"):
         record.unlink()
 
@@ -77,6 +79,16 @@ def deepspeed(hosts: Cluster, count: int, folder: Path, *options: str) -> subpro
     (folder / "hostfile").write_text("".join(lines))
     command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfile", *options]
     return call(hosts.on(1, *command, "--module", "grads_ds", "probe", "config.yaml"), folder)
+
+
+def end_ranks(hosts: Cluster, count: int) -> str:
+    """Kill what a hung job left on the hosts; returns where each of its processes waited in the kernel."""
+    look = "for p in $(pgrep -f 'grads_ds probe'); do echo $p $(cat /proc/$p/wchan) $(ls /proc/$p/task | wc -l) threads; done"
+    end = "pkill -KILL -f 'grads_ds probe'"
+    seen = []
+    for host in range(1, count + 1):
+        seen.append(subprocess.run(hosts.on(host, "sh", "-c", f"{look}; {end}"), capture_output=True, text=True).stdout)
+    return "\n".join(seen)
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:
@@ -98,7 +110,16 @@ def test_every_launcher_gives_the_table_of_one_process(four: Cluster, job: Path,
         pytest.skip(f"needs {launcher} (scripts/install.sh --dev)")
     forget_scores(job)
     options = ["--launcher", "openmpi", "--launcher_args=--allow-run-as-root"] if launcher == "openmpi" else []
-    done = deepspeed(four, count, job, *options)
+    try:
+        done = deepspeed(four, count, job, *options)
+    except subprocess.TimeoutExpired:
+        # seen once in some twenty starts of DeepSpeed 0.19.8's openmpi launcher on this test bed (2026-11-25), cause not found:
+        # rank 0 slept, the others waited in MPI. One more start is given and reported; what the ranks did is told.
+        if launcher != "openmpi":
+            raise
+        warnings.warn(f"the Open MPI job hung once:\n{end_ranks(four, count)}", stacklevel=1)
+        forget_scores(job)
+        done = deepspeed(four, count, job, *options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert same(pq.read_table(job / "one.parquet"), pq.read_table(job / "run/scores/table.parquet"))
     manifest = json.loads((job / "run/scores/manifest.json").read_text())
