@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_exports_read_back(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(run: Path) -> None:
-    command = f"{sys.executable} -m grads_ds scores export {run} | head -n 1"
+    command = f"{shlex.quote(sys.executable)} -m grads_ds scores export {shlex.quote(str(run))} | head -n 1"
     done = subprocess.run(command, shell=True, cwd=REPO, capture_output=True, text=True)
     assert done.stdout.startswith('"sample_id"') and done.stderr == ""
 
