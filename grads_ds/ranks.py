@@ -28,13 +28,35 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
 
 
+def foreign_variables() -> list[str]:
+    """The fault of a shell that still holds another job's RANK or WORLD_SIZE; none where they agree with Open MPI's.
+
+    mpirun hands the shell's variables to the ranks of its own host alone. DeepSpeed lets RANK and its kin win over MPI, so that
+    rank 0 would run as a world of one and the others wait for it in MPI without end. Ranks that torchrun starts below one MPI
+    process rightly disagree with it.
+    """
+    if "OMPI_COMM_WORLD_RANK" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    pairs = (("RANK", "OMPI_COMM_WORLD_RANK"), ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    return [
+        f"{name}: wanted {os.environ[theirs]}, as mpirun says; found {os.environ[name]} in the shell that called mpirun; unset {name}"
+        for name, theirs in pairs
+        if os.environ.get(name, os.environ[theirs]) != os.environ[theirs]
+    ]
+
+
 def start() -> None:
-    """Join the process group (gloo on CPU, NCCL on GPUs). A process started alone becomes a world of one."""
+    """Join the process group (gloo on CPU, NCCL on GPUs). A process started alone becomes a world of one.
+
+    Raises UserError where the environment holds another job's rank.
+    """
     import deepspeed
     import torch.distributed as dist
 
     if dist.is_initialized():
         return
+    if faults := foreign_variables():
+        raise UserError(faults)
     if not launched():
         os.environ |= {
             "RANK": "0",

@@ -18,6 +18,20 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REPO = Path(__file__).resolve().parent.parent
 
 
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GIVEN = {name: os.environ.get(name) for name in RANK_VARIABLES}
+
+
+@pytest.fixture(autouse=True)
+def no_rank_left_behind() -> None:
+    """Libraries that train in this process leave its rank in the environment, where a later test's job takes it for its own."""
+    for name, value in GIVEN.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture(scope="session")
 def material() -> Path:
     """Real models, tokenizers and data, where they lie beside the checkout; the test is skipped elsewhere."""
