@@ -36,9 +36,9 @@ printf '* %s\n' "$(cut -d' ' -f1,2 "$folder/host.pub")" > "$home/known_hosts"
 cat > "$home/config" << CONFIG
 Host *
     Port $port
-    IdentityFile $home/user
+    IdentityFile "$home/user"
     IdentitiesOnly yes
-    UserKnownHostsFile $home/known_hosts
+    UserKnownHostsFile "$home/known_hosts"
     StrictHostKeyChecking yes
     BatchMode yes
 CONFIG
@@ -50,6 +50,6 @@ if [ "${1:-serve}" = join ]; then
 fi
 mkdir -p /run/sshd
 exec "$(command -v sshd || echo /usr/sbin/sshd)" -D -e \
-    -o "Port=$port" -o "HostKey=$home/host" -o "AuthorizedKeysFile=$home/authorized_keys" \
+    -o "Port=$port" -o "HostKey=\"$home/host\"" -o "AuthorizedKeysFile=\"$home/authorized_keys\"" \
     -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no -o PermitRootLogin=prohibit-password \
-    -o UsePAM=no -o "PidFile=$home/sshd.pid" -f /dev/null
+    -o UsePAM=no -o "PidFile=\"$home/sshd.pid\"" -f /dev/null

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_from_disk
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -69,6 +71,46 @@ def test_sharded_ranks_give_each_sample_its_own_norms(tmp_path: Path, tied: bool
         np.testing.assert_allclose(scored["loss"], loss, rtol=1e-5)
         for group in ("embedding", "lm_head"):
             np.testing.assert_allclose(scored[f"{group}_grad_norm"], exact[group].norm().item(), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Any]:
+    """A prepared run, and the table of two plain ZeRO-3 ranks; its scores are taken away again."""
+    config = make_config(tmp_path_factory.mktemp("sharded"))
+    stage("prepare", config)
+    return config, scored_anew(config, {})
+
+
+def scored_anew(config: Config, zero: dict[str, Any]) -> Any:
+    file = Path(config.deepspeed or "")
+    plain = file.read_text()
+    settings = json.loads(plain)
+    settings["zero_optimization"] |= zero
+    file.write_text(json.dumps(settings))
+    run_on_ranks(2, stage, "probe", config)
+    file.write_text(plain)
+    table = table_of(config)
+    shutil.rmtree(Path(config.run_dir, "scores"))
+    for record in Path(config.run_dir, "state").glob("probe*"):
+        record.unlink()
+    return table
+
+
+@pytest.mark.parametrize("place", ["cpu", "nvme", "hpz"])
+def test_where_the_frozen_parameters_lie_changes_no_bit(
+    sharded: tuple[Config, Any], tmp_path: Path, place: str
+) -> None:
+    """Offloading and the second partition are settings of the user's DeepSpeed file, and are really carried out."""
+    config, plain = sharded
+    if place == "nvme" and not AsyncIOBuilder().is_compatible(verbose=False):
+        pytest.skip("needs libaio's headers (Debian's libaio-dev)")
+    zero = {
+        "cpu": {"offload_param": {"device": "cpu"}},
+        "nvme": {"offload_param": {"device": "nvme", "nvme_path": str(tmp_path)}},
+        "hpz": {"zero_hpz_partition_size": 2},
+    }[place]
+    assert scored_anew(config, zero).equals(plain)
+    assert any(tmp_path.rglob("rank1")) == (place == "nvme")  # each rank's swap folder
 
 
 def test_a_sample_that_is_not_finite_is_flagged_and_its_batch_mates_are_not(tmp_path: Path) -> None:

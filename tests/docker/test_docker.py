@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -91,9 +92,8 @@ def test_start_script_makes_a_node_that_ssh_enters_without_questions(tmp_path: P
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    home = Path(
-        tempfile.mkdtemp(dir=Path.home())
-    )  # sshd refuses keys below a folder that everyone may write, as /tmp is
+    # sshd refuses keys below a folder that everyone may write, as /tmp is; $HOME may point there
+    home = Path(tempfile.mkdtemp(prefix="a node ", dir=pwd.getpwuid(os.geteuid()).pw_dir))
     environment = os.environ | {
         "SSH_FOLDER": str(tmp_path / "shared"), "SSH_PORT": str(port), "SSH_HOME": str(home),
     }  # fmt: skip
