@@ -48,6 +48,7 @@ class Study(BaseModel):
     domains: dict[str, Domain]
     general: str
     off_domain: str
+    anchor: str | None = None  # general rows of their own, for methods that spare general knowledge
     pool: int = 800
     held_out: int = 150
     noise: list[float] = [0.0, 0.4]
@@ -91,6 +92,9 @@ def run_config(study: Study, cell: Cell, material: Path, folder: Path, equal: st
     settings = {variant(m, b): {**study.methods[m], "budget": b} for m, b in pairs}
     main, *others = settings
     config: dict[str, Any] = json.loads(json.dumps(study.run))
+    if study.anchor:
+        probe = config.setdefault("probe", {})
+        probe |= {"anchor": str(material / study.anchor), "extras": [*probe.get("extras", []), "anchor"]}
     config |= {
         "run_dir": str(folder / equal),
         "seed": cell.seed,
