@@ -179,6 +179,24 @@ def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host
     return chosen
 
 
+def shared_by(hosts: Sequence[Host], batches: Sequence[int]) -> list[Host]:
+    """The first of `hosts`, as many as can share every one of `batches` (samples per step) equally among their slots.
+
+    All hosts where there is nothing to share; slots of the last host that do not fit are left out, too.
+    """
+    ranks = sum(host.slots for host in hosts)
+    wanted = max(n for n in range(1, ranks + 1) if all(size % n == 0 for size in batches))
+    chosen, left = [], wanted
+    for host in hosts:
+        taken = min(host.slots, left)
+        left -= taken
+        if taken == host.slots:
+            chosen.append(host)
+        elif taken:
+            chosen.append(Host(host.name, taken, host.devices[:taken] if host.devices else None))
+    return chosen
+
+
 def this_machine(ranks: int | None = None) -> Host:
     """This machine with `ranks` slots; by default one for each GPU, or two on a CPU (one where it has a single core)."""
     gpus = visible_gpus()

@@ -42,8 +42,10 @@ class Place:
     limits: Limits = field(default_factory=Limits)
 
 
-def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path) -> Outcome:
-    """Run `command` on every slot. SIGINT, SIGTERM and SIGHUP end every rank before this returns.
+def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path, shown: bool = True) -> Outcome:
+    """Run `command` on every slot, rank 0's words on the terminal if `shown`.
+
+    SIGINT, SIGTERM and SIGHUP end every rank before this returns.
 
     Raises UserError when the backend cannot be used from here.
     """
@@ -54,6 +56,7 @@ def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path) -> O
     folder = _new_folder(log_dir / name)
     job = describe(command, place)
     publish(folder / "job.json", job)
+    publish(folder / "outcome.json", {})  # there from the start: a full disk must not keep the end from being written
     environment = forwarded(os.environ, of_this_kind_of_machine(place.hosts[0].slots))
     write_private(folder / "environment.json", environment)
     commands = backend.commands(backends.Job(folder, place.hosts, for_runner(os.environ)))
@@ -62,10 +65,12 @@ def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path) -> O
         stream.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {place.backend}: {shlex.join(job['command'])}\n")
 
         def show(text: str) -> None:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-            stream.write(text)
-            stream.flush()
+            if shown:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            with contextlib.suppress(OSError):  # a full disk is for the ranks to tell
+                stream.write(text)
+                stream.flush()
 
         reporter = Reporter(log_dir.parent, name, folder.name)
         reporter.note("start", ranks=sum(host.slots for host in place.hosts), backend=place.backend)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -59,10 +60,19 @@ def rank_of(environment: dict[str, str], slots: list[int]) -> tuple[int, int, in
 
 
 def publish(path: Path, value: dict[str, Any]) -> None:
-    """Replace a small JSON file as a whole."""
+    """Replace a small JSON file as a whole; on a full disk write into the space that the file has already, if it is there."""
+    text = json.dumps(value)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value))
-    aside.replace(path)
+    try:
+        aside.write_text(text)
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
+            raise
+        with open(path, "r+") as file:  # who reads half of it reads again
+            file.write(text.ljust(os.fstat(file.fileno()).st_size))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -273,15 +283,17 @@ def address_towards(name: str) -> str | None:
 
 def interface_towards(name: str) -> str | None:
     """The network interface by which this host reaches `name`; None when it cannot tell."""
+    mine = address_towards(name)
+    return next((interface for _, interface in socket.if_nameindex() if mine and address_of(interface) == mine), None)
+
+
+def address_of(interface: str) -> str | None:
+    """The IPv4 address of a network interface of this host; None when it has none."""
     import fcntl
 
-    mine = address_towards(name)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, interface in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", interface.encode()))  # SIOCGIFADDR
-                if socket.inet_ntoa(answer[20:24]) == mine:
-                    return interface
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", interface.encode()))  # SIOCGIFADDR
+        return socket.inet_ntoa(answer[20:24])
     return None
 
 
@@ -303,7 +315,15 @@ def main(folder: Path) -> int:
             file=sys.stderr,
         )
         return 1
-    Supervisor(folder).run()
+    try:
+        Supervisor(folder).run()
+    except OSError as error:  # its record is the only word it has besides this one
+        print(
+            f"grads-ds: {socket.gethostname()} cannot write in {folder}: {error.strerror or error}; wanted the run directory "
+            "writable on every host; let this user write there",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

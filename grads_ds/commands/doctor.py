@@ -8,10 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grads_ds.commands.place import add_place, place_of
+from grads_ds.commands.place import add_place, ops, paths, place_of
 from grads_ds.commands.run import add_config
-from grads_ds.config import Config, load_config
-from launcher.doctor import Finding, examine
+from grads_ds.config import load_config
+from launcher.doctor import examine
+from launcher.findings import Finding
 from launcher.outcome import DONE, WRONG_INPUT
 
 _MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
@@ -29,23 +30,12 @@ def add(commands: Any) -> None:
 def handle(args: argparse.Namespace) -> int:
     """Examine, print, and say by the status whether a run may start."""
     config = load_config(args.config, args.set)
-    findings = examine(place_of(args), Path(config.run_dir), _paths(config), _offloads(config))
+    findings = examine(place_of(args), Path(config.run_dir), paths(config), ops(config))
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         _print_table(findings)
     return WRONG_INPUT if any(finding.level == "fault" for finding in findings) else DONE
-
-
-def _paths(config: Config) -> list[str]:
-    """Files and folders a run reads on every host, absolute; hub ids are left to the hub's client."""
-    named = [config.model.path, config.deepspeed, config.data.train[0]]
-    return [str(Path(name).resolve()) for name in named if Path(name).exists()]
-
-
-def _offloads(config: Config) -> bool:
-    zero = config.deepspeed_json().get("zero_optimization", {})
-    return zero.get("offload_optimizer", {}).get("device", "none") != "none"
 
 
 def _print_table(findings: list[Finding]) -> None:

@@ -1,11 +1,15 @@
-"""The arguments that say where jobs run, by what means and within which limits; every command that starts or checks jobs has them."""
+"""The arguments that say where jobs run, by what means and within which limits, and what a run needs there of files and ops.
+
+Every command that starts or checks jobs has them.
+"""
 
 from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
-from grads_ds.config import UserError
+from grads_ds.config import Config, UserError
 from launcher.backends import NAMES, choose
 from launcher.hosts import find_hosts
 from launcher.job import Place
@@ -57,3 +61,25 @@ def place_of(args: argparse.Namespace) -> Place:
         raise UserError(faults)
     limits = Limits(start=args.start_seconds, hang=args.hang_seconds)
     return Place(hosts, choose(args.backend, hosts), (low, high), limits)
+
+
+def paths(config: Config) -> list[str]:
+    """Files and folders that a run reads, absolute; hub ids are left to the hub's client."""
+    held_out = [source for sources in config.data.validation_sources().values() for source in sources]
+    named = [
+        config.model.path,
+        config.deepspeed,
+        *config.data.train,
+        *config.data.replay,
+        *held_out,
+        *config.anchor_sources(),
+    ]
+    return list(dict.fromkeys(str(Path(name).resolve()) for name in named if Path(name).exists()))
+
+
+def ops(config: Config) -> list[str]:
+    """What DeepSpeed will compile or load for this config's offload."""
+    zero = config.deepspeed_json().get("zero_optimization", {})
+    devices = {zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
+    offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
+    return [*(["cpu_adam"] if offloads else []), *(["async_io"] if "nvme" in devices else [])]

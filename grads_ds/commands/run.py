@@ -7,6 +7,7 @@ a launcher (`deepspeed --module grads_ds probe CONFIG`) is one rank of that stag
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -16,15 +17,15 @@ from typing import Any
 
 from grads_ds import ranks
 from grads_ds.check import check_inputs
-from grads_ds.commands.place import add_place, place_of
+from grads_ds.commands.place import add_place, ops, paths, place_of
 from grads_ds.config import Config, UserError, load_config
 from grads_ds.run_dir import lock
 from grads_ds.stages import STAGE_NAMES, STAGES, Stage, Unit, check_upstream, due_units, execute
 from launcher import kubernetes, sbatch
-from launcher.backends import BY_SSH
+from launcher.doctor import glance
+from launcher.hosts import shared_by
 from launcher.job import Place, dry_run, run_job
 from launcher.outcome import DONE, FAILED, WRONG_INPUT, Outcome
-from launcher.reach import unreachable
 
 BACKOFF_SECONDS = 5.0  # before the first restart; doubled each time
 _HELP = {
@@ -56,7 +57,9 @@ def add(commands: Any) -> None:
             "--max-restarts", type=int, default=0, metavar="N", help="start a failed stage again, up to N times"
         )
         command.add_argument(
-            "--elastic", action="store_true", help="leave hosts that cannot be entered out of recording and evaluation"
+            "--elastic",
+            action="store_true",
+            help="leave hosts out that cannot be entered or have a fault, and go on with the others",
         )
         command.add_argument(
             "--dry-run", action="store_true", help="print what would be started, exactly, and start nothing"
@@ -145,7 +148,7 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place
         print(f"{stage.name}: done already, nothing to do", flush=True)
         return DONE
     for attempt in range(args.max_restarts + 1):
-        place = _present(due_units(stage, config, run_dir), place, args.elastic)
+        place = _present(config, due_units(stage, config, run_dir), place, args.elastic)
         outcome = run_job(stage.name, _words(stage.name, args), place, run_dir / "logs")
         if outcome.status == DONE and due_units(stage, config, run_dir):
             outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
@@ -162,23 +165,36 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place
     return outcome.status
 
 
-def _present(due: list[tuple[Unit, str]], place: Place, elastic: bool) -> Place:
-    """The place, once its hosts have been asked for; with `elastic`, less those that do not answer."""
-    lost = unreachable(place.hosts) if place.backend in BY_SSH else {}
-    if not lost:
+def _present(config: Config, due: list[tuple[Unit, str]], place: Place, elastic: bool) -> Place:
+    """The place, once its hosts have been looked at; with `elastic`, less those that cannot be entered or have a fault.
+
+    Raises UserError with every fault otherwise. Warnings are printed.
+    """
+    lost, findings = glance(place, Path(config.run_dir), paths(config), ops(config))
+    faults = dict(lost)
+    for finding in findings:
+        name = next((host.name for host in place.hosts if host.address == finding.host), finding.host)
+        if finding.level == "fault":
+            faults[name] = f"{faults[name]}; {finding}" if name in faults else f"hosts: {finding}"
+        elif finding.level == "warning":
+            print(f"grads-ds: {finding}", file=sys.stderr, flush=True)
+    if not faults:
         return place
-    left = [host for host in place.hosts if host.name not in lost]
+    left = [host for host in place.hosts if host.name not in faults]
+    if elastic and left:
+        left = shared_by(left, _batches(config, due))
     if not elastic or not left:
-        raise UserError(list(lost.values()))
-    trained = [unit.name for unit, _ in due if unit.name.startswith(("sft/", "probe/train"))]
-    if (
-        trained
-    ):  # their checkpoints and batches belong to a number of ranks; what recording and evaluation left does not
-        what = f"--elastic: {', '.join(trained)} cannot go on with fewer ranks; bring the hosts back, or --exclude them"
-        raise UserError([what, *lost.values()])
-    for fault in lost.values():
+        raise UserError([*faults.values()])
+    for fault in faults.values():
         print(f"grads-ds: left out: {fault}", file=sys.stderr, flush=True)
     return replace(place, hosts=left)
+
+
+def _batches(config: Config, due: list[tuple[Unit, str]]) -> list[int]:
+    """Samples per step of the trainings that are due: the ranks have to share them equally."""
+    names = [unit.name for unit, _ in due]
+    trained = [("sft/", config.sft.batch_size), ("probe/train", config.probe.batch_size)]
+    return [size for begin, size in trained if any(name.startswith(begin) for name in names)]
 
 
 def _words(stage: str, args: argparse.Namespace) -> list[str]:
@@ -197,7 +213,7 @@ def _tell(log: Path, sentence: str, error: str) -> None:
     """Say it last on the terminal, and in the stage's log."""
     told = f"\ngrads-ds: {sentence}; log: {log}\n{error.rstrip()}".rstrip()
     print(told, file=sys.stderr, flush=True)
-    with open(log, "a") as stream:
+    with contextlib.suppress(OSError), open(log, "a") as stream:  # the disk may be what is full
         stream.write(told + "\n")
 
 

@@ -94,9 +94,7 @@ def test_probe_and_sft_as_a_slurm_batch_job(hosts: Cluster, job: Path, monkeypat
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
 
 
-def test_elastic_recording_goes_on_without_a_host_that_is_down_and_training_is_refused(
-    hosts: Cluster, job: Path
-) -> None:
+def test_elastic_recording_goes_on_without_a_host_that_is_down(hosts: Cluster, job: Path) -> None:
     call = [
         sys.executable,
         "-m",
@@ -122,10 +120,6 @@ def test_elastic_recording_goes_on_without_a_host_that_is_down_and_training_is_r
         assert f"left out: hosts: {hosts.addresses[1]}" in done.stderr
         manifest = json.loads((job / "run/scores/manifest.json").read_text())
         assert manifest["hosts"] == hosts.host_names[:1]
-        trained = run("--to", "sft", "--elastic")
-        assert trained.returncode == 2 and "sft/selected cannot go on with fewer ranks" in trained.stderr, (
-            trained.stderr
-        )
     finally:
         hosts.control("boot", "2")
     assert left_behind(str(job)) == []

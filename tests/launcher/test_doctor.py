@@ -15,14 +15,16 @@ import pytest
 import yaml
 
 from conftest import REPO, write_rows
-from launcher.doctor import Finding, judge_hosts
+from launcher.doctor import judge_hosts
+from launcher.findings import Finding
 from launcher.hosts import Host
 
 GOOD: dict[str, Any] = {
     "host": "a", "resolved": "10.0.0.1", "python": "3.11.7", "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"}, "code": "abc",
     "gpus": [{"name": "H100", "driver": "550", "memory": "81559"}] * 2, "run_dir": {"free": 2**40, "writable": None},
-    "shared_memory": 2**34, "open_files": 65536, "locked_memory": -1, "tools": {"g++": "x", "ninja": "x", "nvcc": "x"},
-    "files": {"/models/m": "d1"},
+    "shared_memory": 2**34, "chosen_interfaces": {}, "interfaces": {"lo": "127.0.0.1", "eth0": "10.0.0.1"}, "ops": {"cpu_adam": None},
+     "open_files": 65536, "locked_memory": -1, "tools": {"g++": "x", "ninja": "x", "nvcc": "x"},
+    "files": {"/models/m": {"digest": "d1"}},
 }  # fmt: skip
 HOSTS = [Host("a", 2), Host("b", 2)]
 
@@ -33,7 +35,7 @@ def judged(folder: Path, **changes: Any) -> list[Finding]:
         (folder / f"host{rank}.json").write_text(json.dumps(fact))
         other = "b" if rank == 0 else "a"
         (folder / f"reach{rank}.json").write_text(json.dumps({"interface": "eth0", "cannot": {other: None}}))
-    return judge_hosts(HOSTS, folder, wants_compiler=True)
+    return judge_hosts(HOSTS, folder, ["cpu_adam"])
 
 
 # what differs on host b -> (the check that tells, its level, what the finding or its advice names)
@@ -51,8 +53,8 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "little shared memory": ({"shared_memory": 2**26}, "shared memory", "warning", "shm-size"),
     "few open files": ({"open_files": 1024}, "open files", "warning", "ulimit -n"),
     "little locked memory": ({"locked_memory": 65536}, "locked memory", "warning", "ulimit -l"),
-    "no model": ({"files": {"/models/m": None}}, "files", "fault", "cannot be read"),
-    "another model": ({"files": {"/models/m": "d2"}}, "files", "fault", "differs from a's"),
+    "no model": ({"files": {"/models/m": {"error": "gone"}}}, "files", "fault", "cannot be read: gone"),
+    "another model": ({"files": {"/models/m": {"digest": "d2"}}}, "files", "fault", "differs from a's"),
 }  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def test_a_difference_is_told_once_for_its_host_with_advice(case: str, tmp_path:
 
 
 def test_equal_hosts_have_no_fault(tmp_path: Path) -> None:
-    assert [finding for finding in judged(tmp_path) if finding.level != "ok"] == []
+    assert [f for f in judged(tmp_path, ops={"cpu_adam": "compiled"}) if f.host == "b" and f.level != "ok"] == []
 
 
 def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
     slow = {"seconds": 1.0, "bytes_per_second": 1e6, "correct": True}
     found = {"all_reduce": slow, "all_gather": slow | {"correct": False}, "clocks": [["a", 0.0], ["b", 90.0]]}
     (tmp_path / "collective.json").write_text(json.dumps(found))
-    bad = {finding.check: finding for finding in judge_hosts(HOSTS, tmp_path, False) if finding.level != "ok"}
+    bad = {finding.check: finding for finding in judge_hosts(HOSTS, tmp_path, []) if finding.level != "ok"}
     assert bad["way to a"].host == "b" and "timed out" in bad["way to a"].found
     assert (bad["all_reduce"].level, bad["all_gather"].level) == ("warning", "fault")
     assert "chrony" in bad["clocks"].advice

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.outcome import DONE, FAILED, HANG, LOST, STOPPED
+from launcher.outcome import DONE
+from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK, folder_of, left_behind, run_code
 
 
@@ -63,9 +64,10 @@ folder.write_text(json.dumps([dict(os.environ), os.stat(file).st_mode]))
 
 
 FAILURES = {
-    "an exception": ("raise ValueError('my own words')", FAILED, "my own words"),
-    "SIGKILL": ("os.kill(os.getpid(), signal.SIGKILL)", LOST, ""),
-    "a bare exit": ("os._exit(3)", FAILED, ""),
+    "a rank that raises": "raise ValueError('my own words')",
+    "a rank that is killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "a rank that leaves": "os._exit(3)",
+    "a rank out of memory": "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)",
 }
 
 
@@ -74,13 +76,12 @@ def test_the_first_failure_is_told_and_the_others_are_stopped(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rank 0 fails too, later and as a consequence; rank 1's own trouble is the outcome."""
-    act, status, words = FAILURES[case]
     code = f"""
 import traceback
 try:
     if rank == 1:
         time.sleep(0.3)
-        {act}
+        {FAILURES[case]}
     time.sleep(0.5 if rank == 0 else 60)
     raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
 except Exception:
@@ -89,9 +90,8 @@ except Exception:
 """
     began = time.monotonic()
     outcome = run_code(code, tmp_path, monkeypatch, ranks=3)
-    assert (outcome.status, outcome.rank) == (status, 1), outcome
-    assert words in outcome.error
-    assert time.monotonic() - began < 30
+    told(case, f"{outcome.sentence} {outcome.error}", outcome.status, time.monotonic() - began)
+    assert outcome.rank == 1
 
 
 def test_an_error_with_status_2_is_the_users_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +118,9 @@ if rank == 1:
 dist.barrier()
 """
     began = time.monotonic()
-    outcome = run_code(code, tmp_path, monkeypatch, ranks=3, limits=replace(QUICK, hang=5.0))
-    assert outcome.status == HANG
-    assert "rank 1 on" in outcome.sentence and "in lost_in_thought" in outcome.sentence
+    outcome = run_code(code, tmp_path, monkeypatch, ranks=3, limits=replace(QUICK, hang=4.0))
     assert "ranks 0, 2 are waiting in barrier" in outcome.sentence
-    assert time.monotonic() - began < 120
+    told("a rank that hangs", outcome.sentence, outcome.status, time.monotonic() - began)
 
 
 def test_progress_keeps_a_slow_job_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,18 +149,22 @@ time.sleep(600)
         os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt, daemon=True).start()
+    began = time.monotonic()
     outcome = run_code(code, tmp_path, monkeypatch)
     assert outcome.status == 128 + number
+    if number == signal.SIGINT:
+        told("an interrupt", outcome.sentence, outcome.status, time.monotonic() - began)
 
 
 def test_a_killed_supervisor_takes_its_rank_along_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "time.sleep(0.5)\nif rank == 1: os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(600)"
-    outcome = run_code(code, tmp_path, monkeypatch)
-    assert (outcome.status, outcome.rank) == (LOST, 1)
-    assert "fell silent" in outcome.sentence
+    began = time.monotonic()
+    outcome = run_code(code, tmp_path, monkeypatch, limits=replace(QUICK, lost=4.0))
+    told("a supervisor that is killed", outcome.sentence, outcome.status, time.monotonic() - began)
 
 
 def test_a_rank_stopped_from_outside_is_a_preemption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "time.sleep(0.5)\nif rank == 1: os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(600)"
+    began = time.monotonic()
     outcome = run_code(code, tmp_path, monkeypatch)
-    assert outcome.status == STOPPED and "SIGTERM on" in outcome.sentence
+    told("a preempted host", outcome.sentence, outcome.status, time.monotonic() - began)

@@ -1,0 +1,94 @@
+"""Every fault that the tests make happen, and what has to come of it: one list, for the tests and for the table in docs/launcher.md.
+
+A test that has made a fault happen calls `told` with what it saw. scripts/fault_table.py runs those tests, gathers what they
+measured, and writes the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`how` it is made to happen, a pattern of the message, the exit status and the seconds within which both must come."""
+
+    name: str
+    how: str
+    message: str
+    status: int
+    within: float
+
+
+# A doctor's warning does not stop a run: the warnings among the first were told beside faults, whose status this is.
+FAULTS = [
+    # the doctor, on hosts that differ
+    Fault("another Python", "another interpreter mounted over one host's", r"python 3\.\d+\.\d+, has 3\.", 2, 20),
+    Fault("a package of another version", "metadata of another version mounted on one host", r"peft 0\.0\.1, has", 2, 20),
+    Fault("another commit", "an edited source file mounted on one host", r"code source .* has .* same commit", 2, 20),
+    Fault("no model on one host", "an empty file system mounted over it", r"files .*model differs .* copy it again", 2, 20),
+    Fault("unreadable data on one host", "a file that gives an I/O error mounted over it", r"cannot be read: Input/output error", 2, 20),
+    Fault("other data on one host", "a file changed in its middle mounted over it", r"held\.jsonl differs from", 2, 20),
+    Fault("no compiler", "g++ hidden on one host, offload in the config", r"compilers no g\+\+ .*cpu_adam", 2, 20),
+    Fault("an op that is not built", "an empty folder of extensions", r"ops cpu_adam not built .*DS_BUILD_CPU_ADAM=1", 2, 20),
+    Fault("few open files", "prlimit on one host's sshd", r"open files limit 512 ulimit -n", 2, 20),
+    Fault("little shared memory", "64 MiB mounted on one host's /dev/shm", r"shared memory 0\.1 GiB .*--shm-size", 2, 20),
+    Fault("a loopback host name", "another /etc/hosts mounted on one host", r"resolves to 127\.0\.1\.1 .*/etc/hosts", 2, 20),
+    Fault("a clock that is wrong", "stand-in: one host's Python reads a clock 90 s ahead", r"clocks within (89|9\d)\.\d s .*chrony", 2, 20),
+    Fault("a missing GPU", "stand-in: another nvidia-smi's answer", r"1 x NVIDIA A100.*, has 2 x .* equal hosts", 2, 20),
+    Fault("little locked memory", "prlimit on one host's sshd", r"locked memory limit 65536 .*RDMA", 2, 20),
+    Fault("a slow link", "100 Mbit/s between the hosts", r"all_reduce 0\.01 GB/s .*usual", 2, 20),
+    Fault("little disk", "a small file system as run directory", r"disk 0\.0 GiB free make room|disk .* make room", 2, 20),
+    # the doctor, on hosts that cannot work together
+    Fault("an interface that is not there", "GLOO_SOCKET_IFNAME=eth7", r"no such interface; it has .*eth0", 2, 20),
+    Fault("the loopback interface", "GLOO_SOCKET_IFNAME=lo", r"that is loopback, which leads to no other host", 2, 20),
+    Fault("blocked ports", "a routing rule against the port range on one host", r"way to .*:295\d\d: .*open the ports", 2, 20),
+    Fault("a master port that is taken", "a listener on the only port of --ports", r"no free port from 29511 to 29511", 2, 20),
+    Fault("no write permission on one host", "its run directory mounted read-only", r"cannot write in .*Read-only file system", 2, 20),
+    Fault("a run directory that is not shared", "another one mounted on one host", r"does not see the job folder", 2, 20),
+    Fault("a full disk at the start", "a run directory without a free byte", r"No space left on device", 2, 20),
+    Fault("no environment on one host", "an empty file system mounted over .venv", r"look at the host.*same checkout", 2, 20),
+    # ssh
+    Fault("no ssh key", "ssh without an identity", r"wants a password or another key .*ssh-copy-id", 2, 12),
+    Fault("an unknown host key", "an empty known_hosts, strict checking", r"host key is not known .*connect once by hand", 2, 12),
+    Fault("a changed host key", "another key in known_hosts", r"host key has changed .*ssh-keygen -R", 2, 12),
+    Fault("a wrong port", "ssh to a port where nobody listens", r"no sshd answers there", 2, 12),
+    Fault("a login shell that refuses", "nologin as the remote account's shell", r"it has no usable shell", 2, 12),
+    Fault("a host name that does not resolve", "no-such-host.invalid in the hostfile", r"does not resolve", 2, 12),
+    Fault("a host name with shell text", "a;touch${IFS}x in the hostfile", r"is not a host name", 2, 12),
+    Fault("a host that is down", "all its processes killed", r"wanted to enter it .*(does not answer|no sshd)", 2, 20),
+    Fault("a cut network", "the link of one host down", r"wanted to enter it .*does not answer", 2, 20),
+    # a run, before and while it works
+    Fault("a fault that only `run` meets", "other data on one host, and no doctor", r"hosts: .*files: .*differs from", 2, 20),
+    Fault("a run directory in use", "the lock of another host that lives", r"is in use by .* wait for it or stop it", 2, 12),
+    Fault("a stale lock", "the lock of another host that has been silent", r"prepare", 0, 30),
+    Fault("a host that goes down in the middle", "all its processes killed", r"fell silent without a word", 4, 40),
+    Fault("a rank that raises", "an exception", r"failed first on rank 1 .*my own words", 1, 30),
+    Fault("a rank that is killed", "SIGKILL", r"rank 1 .*killed by signal 9 \(SIGKILL\)", 4, 30),
+    Fault("a rank that leaves", "_exit(3)", r"failed first on rank 1 .*status 3", 1, 30),
+    Fault("a rank that hangs", "a sleep before a barrier", r"rank 1 on .* in lost_in_thought .*waiting in barrier", 5, 120),
+    Fault("a rank out of memory", "a limit of its address space", r"ran out of memory", 3, 30),
+    Fault("a full disk in the middle", "a rank that fills a small file system", r"found no space left", 7, 30),
+    Fault("a supervisor that is killed", "SIGKILL", r"rank 1 .*fell silent", 4, 40),
+    Fault("a preempted host", "SIGTERM to a supervisor", r"was stopped: SIGTERM on", 143, 30),
+    Fault("an interrupt", "SIGINT to the launcher, ranks that ignore it", r"stopped by signal 2", 130, 40),
+]  # fmt: skip
+_BY_NAME = {fault.name: fault for fault in FAULTS}
+
+
+def told(name: str, message: str, status: int, seconds: float) -> None:
+    """Check what came of the fault `name` against the list, and note it for the table where one is being made."""
+    fault = _BY_NAME[name]
+    flat = " ".join(message.split())
+    found = re.search(fault.message, flat)
+    assert found, f"{name}: wanted {fault.message!r} in: {flat[-3000:]}"
+    assert status == fault.status, f"{name}: wanted status {fault.status}; found {status}: {flat[-1000:]}"
+    assert seconds < fault.within, f"{name}: wanted an answer within {fault.within} s; it took {seconds:.1f} s"
+    if file := os.environ.get("GRADS_DS_FAULT_TABLE"):
+        with open(file, "a") as lines:
+            lines.write(
+                json.dumps({"name": name, "message": found[0], "status": status, "seconds": round(seconds, 1)}) + "\n"
+            )

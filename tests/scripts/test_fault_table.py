@@ -1,0 +1,24 @@
+"""The table of faults in docs/launcher.md is the tests' list: none is missing, none claims another status."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from tests.conftest import REPO
+from tests.launcher.faults import FAULTS
+
+sys.path.insert(0, str(REPO / "scripts"))
+import fault_table
+
+
+def test_the_documented_faults_are_those_that_tests_make_happen() -> None:
+    measured = json.loads((REPO / "docs/launcher_faults.json").read_text())
+    assert len(FAULTS) >= 25 and {fault.name for fault in FAULTS} == set(measured)
+    assert (
+        f"{fault_table.MARKS[0]}\n{fault_table.table(measured)}\n{fault_table.MARKS[1]}"
+        in (REPO / "docs/launcher.md").read_text()
+    )
+    source = "".join((REPO / file).read_text() for file in fault_table.TESTS)
+    assert [fault.name for fault in FAULTS if f'"{fault.name}"' not in source] == []
+    assert all(seen["seconds"] < fault.within for fault in FAULTS for seen in [measured[fault.name]])
