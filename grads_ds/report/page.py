@@ -15,6 +15,7 @@ from grads_ds.report.gather import MAIN, Run, Scores, Subset, read_rows
 from grads_ds.report.outcome import Difference, Outcome, outcome_of
 from grads_ds.report.rivals import rivals_of
 from grads_ds.report.tables import QUANTILES, composition, examples, norm_table, rank_correlation
+from grads_ds.report.tradeoff import task_rows, tradeoff
 from grads_ds.report.verdict import verdict
 
 DRAWN_GROUPS = ("embedding", "lm_head", "total")  # norms drawn against length; the others only in the table
@@ -53,6 +54,8 @@ def render(run: Run) -> str:
         sentences=verdict(outcome) if outcome else [],
         tiles=tiles(run, main, outcome),
         forests=[figures.loss_forest(outcome, name) for name in outcome.sets] if outcome else [],
+        tradeoff=tradeoff(outcome) if outcome else None,
+        tasks=task_rows(run.evaluation),
         histogram=figures.signal_histogram(main),
         small=[(s, figures.signal_histogram(s, small=True)) for s in run.subsets[1 : 1 + SMALL_HISTOGRAMS]],
         scatters=scatters(run.scores, main),

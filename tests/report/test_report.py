@@ -79,8 +79,8 @@ def test_every_section_is_there_and_says_how_to_read_it(run: tuple[Config, Page]
     for part in re.findall(r"<section.*?</section>", page.html, re.S):
         assert '<p class="how">' in part
     assert (
-        sum(tag == "svg" for tag, _ in page.elements) == 2 + 1 + 3 + 2 + 2
-    )  # losses, signal, its variants, length, curves
+        sum(tag == "svg" for tag, _ in page.elements) == 2 + 1 + 1 + 3 + 2 + 2
+    )  # losses, trade-off, signal, its variants, length, curves
 
 
 def test_evaluation_numbers_are_the_inputs(run: tuple[Config, Page]) -> None:
