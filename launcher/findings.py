@@ -15,8 +15,8 @@ from launcher.facts import wrong_interfaces
 
 FREE_DISK, FREE_SHARED_MEMORY, OPEN_FILES = 20 * 2**30, 2**30, 4096
 CLOCK_SECONDS = 5.0
-# Usual for 4 MiB over gloo or NCCL: a third of the link and more (two hosts of scripts/local_cluster.sh, gloo, links of 0.1 to 10
-# Gbit/s: 0.4 to 1.0 of it, docs/launcher.md). Where the kernel names no speed: half of gigabit Ethernet.
+# Below this share of the link's speed 4 MiB over gloo or NCCL are told as slow: a threshold set by judgement, no series was measured.
+# Where the kernel names no speed: half of gigabit Ethernet.
 USUAL_SHARE = 0.3
 SLOW_BYTES_PER_SECOND = 50e6
 Facts = Mapping[str, Any]
