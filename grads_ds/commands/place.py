@@ -80,6 +80,8 @@ def paths(config: Config) -> list[str]:
 def ops(config: Config) -> list[str]:
     """What DeepSpeed will compile or load for this config's offload."""
     zero = config.deepspeed_json().get("zero_optimization", {})
-    devices = {zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")}
-    offloads = zero.get("offload_optimizer", {}).get("device", "none") != "none"
-    return [*(["cpu_adam"] if offloads else []), *(["async_io"] if "nvme" in devices else [])]
+    optimizer, parameters = (zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param"))
+    return [
+        *(["cpu_adam"] if optimizer != "none" else []),
+        *(["async_io"] if "nvme" in (optimizer, parameters) else []),
+    ]
