@@ -91,6 +91,14 @@ class SftTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Nothing: a checkpoint is the engine's own, from which alone it is resumed; the model's export follows the training.
+
+        transformers (seen with 5.23) writes a model into each checkpoint besides: below ZeRO-3 a whole copy, made in the host memory
+        of every rank; under ZeRO-3 the engine's checkpoint a second time, or with stage3_gather_16bit_weights_on_model_save
+        the whole model out of rank 0's memory.
+        """
+
     def _load_best_model(self) -> None:  # private to transformers (seen with 5.23): there is no public place before it
         if self.deepspeed is not None and self.deepspeed.load_universal_checkpoint():
             make_universal(self.state.best_model_checkpoint)  # this engine reads no other kind

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_tiny_model
 from grads_ds.config import Config, UserError
@@ -53,17 +55,39 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_the_padded_one(tmp_path: Pa
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-5)
 
 
-def train_both_ways(config: Config) -> tuple[list[float], list[float]]:
-    packed = train(config, "packed", uneven_rows(), 6, packing=True).losses
-    return packed, train(config, "padded", uneven_rows(), 6).losses
+def train_both_ways(config: Config, rows: Dataset) -> tuple[list[float], list[float]]:
+    packed = train(config, "packed", rows, 6, packing=True).losses
+    return packed, train(config, "padded", rows, 6).losses
 
 
 def test_packed_training_is_the_unpacked_training(tmp_path: Path) -> None:
     config = config_of(tmp_path, sft={"micro_batch_size": 4, "batch_size": 16})
-    packed, padded = run_on_ranks(2, train_both_ways, config)[0]
+    packed, padded = run_on_ranks(2, train_both_ways, config, uneven_rows())[0]
     assert len(packed) == 6 and padded[-1] < padded[0] - 0.1  # it did train
     assert packed == pytest.approx(padded, abs=1e-4)
     torch.testing.assert_close(logits(tmp_path / "packed"), logits(tmp_path / "padded"), atol=2e-3, rtol=0)
+
+
+@pytest.mark.slow
+def test_packed_training_of_the_real_model_is_the_unpacked_training(tmp_path: Path, material: Path) -> None:
+    """Answers of MedQuAD on the pretrained 8M model, its own template; the test above is its twin without the material."""
+    base, longest = material / "models/base-8M", 160
+    tokenizer, rows = AutoTokenizer.from_pretrained(base), []
+    for line in (material / "data/medicine_medquad6k.jsonl").read_text().splitlines()[:400]:
+        said = tokenizer.apply_chat_template(
+            json.loads(line)["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, targets = said["input_ids"], said["assistant_masks"]
+        if len(ids) <= longest and len(rows) < 16:
+            labels = [token if target else -100 for token, target in zip(ids, targets, strict=True)]
+            rows.append({"input_ids": ids, "labels": labels})
+    sft = {"micro_batch_size": 4, "batch_size": 8, "learning_rate": 1e-3}
+    config = make_config(base, tmp_path, sft=sft, data={"train": ["rows"], "max_length": longest})
+    batch = PackingCollator(config, 0)(rows[:4])
+    assert len(rows) == 16 and len(batch["input_ids"]) < 4  # samples do share rows
+    packed, padded = run_on_ranks(1, train_both_ways, config, Dataset.from_list(rows))[0]
+    assert sum(padded[3:]) < sum(padded[:3]) - 0.1
+    assert packed == pytest.approx(padded, abs=1e-4)
 
 
 def test_a_model_that_ignores_where_samples_begin_is_refused(tmp_path: Path) -> None:

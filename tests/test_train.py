@@ -54,20 +54,8 @@ def logits(folder: Path) -> torch.Tensor:
         return model(ids).logits
 
 
-def test_two_sharded_ranks_learn_what_one_process_learns(tmp_path: Path) -> None:
-    base = make_tiny_model(tmp_path / "base", tied=True)
-    run_on_ranks(2, train, make_config(base, tmp_path), "two")
-    run_on_ranks(1, train, make_config(base, tmp_path, stage=0), "one")
-    assert (logits(tmp_path / "two") - logits(base)).abs().max() > 0.1  # it did train
-    torch.testing.assert_close(logits(tmp_path / "two"), logits(tmp_path / "one"), atol=2e-3, rtol=1e-3)
-    assert AutoTokenizer.from_pretrained(tmp_path / "two").chat_template  # a chat model stays one
-    assert not (tmp_path / "two-work").exists()
-    names = json.loads((tmp_path / "two/config.json").read_text())
-    assert names["tie_word_embeddings"] is True
-
-
-def train_lora(config: Config) -> np.ndarray:
-    """Trains adapters and exports; returns the logits of the engine's own model, adapters unmerged."""
+def train_and_look(config: Config, name: str, **options: Any) -> np.ndarray:
+    """Trains and exports; returns the logits of the model in the engine's memory, adapters unmerged."""
     from grads_ds import engine
     from grads_ds import train as training
 
@@ -82,8 +70,25 @@ def train_lora(config: Config) -> np.ndarray:
         original(model, config, folder, card)
 
     training.save_model = keep
-    train(config, "lora", card="# made of", adapter_dir=Path(config.run_dir) / "adapter")
+    train(config, name, **options)
     return seen["logits"].numpy()
+
+
+def test_two_sharded_ranks_learn_and_export_what_one_process_learns(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base", tied=True)
+    for inside in run_on_ranks(2, train_and_look, make_config(base, tmp_path), "two"):
+        torch.testing.assert_close(logits(tmp_path / "two"), torch.from_numpy(inside), atol=1e-4, rtol=0)
+    run_on_ranks(1, train, make_config(base, tmp_path, stage=0), "one")
+    assert (logits(tmp_path / "two") - logits(base)).abs().max() > 0.1  # it did train
+    torch.testing.assert_close(logits(tmp_path / "two"), logits(tmp_path / "one"), atol=2e-3, rtol=1e-3)
+    assert AutoTokenizer.from_pretrained(tmp_path / "two").chat_template  # a chat model stays one
+    assert not (tmp_path / "two-work").exists()
+    names = json.loads((tmp_path / "two/config.json").read_text())
+    assert names["tie_word_embeddings"] is True
+
+
+def train_lora(config: Config) -> np.ndarray:
+    return train_and_look(config, "lora", card="# made of", adapter_dir=Path(config.run_dir) / "adapter")
 
 
 def test_adapters_are_merged_into_a_plain_model_or_put_on_the_base(tmp_path: Path) -> None:
