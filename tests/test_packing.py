@@ -82,7 +82,7 @@ def test_packed_training_of_the_real_model_is_the_unpacked_training(tmp_path: Pa
             labels = [token if target else -100 for token, target in zip(ids, targets, strict=True)]
             rows.append({"input_ids": ids, "labels": labels})
     sft = {"micro_batch_size": 4, "batch_size": 8, "learning_rate": 1e-3}
-    config = make_config(base, tmp_path, sft=sft, data={"train": ["rows"], "max_length": longest})
+    config = make_config(base, tmp_path, sft=sft, data={"train": ["rows"], "max_length": 2 * longest})
     batch = PackingCollator(config, 0)(rows[:4])
     assert len(rows) == 16 and len(batch["input_ids"]) < 4  # samples do share rows
     packed, padded = run_on_ranks(1, train_both_ways, config, Dataset.from_list(rows))[0]
