@@ -2,7 +2,7 @@
 
 Reads and writes the trainer's `checkpoint-<step>` folders. A folder counts once every rank has written its part and rank 0 has then
 put the mark in it; a folder without the mark was not finished, is never resumed from, and is removed at the next start. A checkpoint
-of another number of ranks is first rewritten by DeepSpeed's own converter as a universal one, beside the ranks' parts.
+of another number of ranks is first rewritten as a universal one, beside the ranks' parts, and compared with them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from grads_ds import ranks
+from grads_ds import heartbeat, ranks
+from grads_ds.universal import VERIFIED
 
 COMPLETE = "complete"  # the mark: JSON of what wrote the checkpoint
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -94,26 +96,30 @@ def needs_universal(checkpoint: str | Path) -> bool:
 def make_universal(checkpoint: str | Path) -> None:
     """Rewrite the checkpoint so that any number of ranks can load it, unless that was done already. Every rank calls this.
 
-    Rank 0 converts, in a process of its own: DeepSpeed's converter is a command, and takes memory and worker processes.
+    Rank 0 has it converted and compared in a process of its own, which takes memory and worker processes (grads_ds/universal.py). That
+    may last longer than a collective or a rank without progress is given: meanwhile all ranks look for the mark and say that they live.
     """
     folder = Path(checkpoint)
-
-    def convert() -> None:
-        if (folder / "latest_universal").exists():  # the converter's last act
-            return
-        source = next(folder.glob("global_step*"))
-        target = folder / f"universal_{source.name}"
+    source = next(folder.glob("global_step*"))
+    target = folder / f"universal_{source.name}"
+    doing = f"{folder.name}: rewriting it for {ranks.world()} rank{'s' if ranks.world() > 1 else ''}"
+    process = None
+    if ranks.is_main() and not (target / VERIFIED).exists():
         shutil.rmtree(target, ignore_errors=True)
-        print(f"{folder.name}: rewriting it for {ranks.world()} ranks", flush=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(source), "--output_folder", str(target)]
+        print(doing, flush=True)
         alone = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
-        done = subprocess.run(command, env=alone, capture_output=True, text=True)
-        if done.returncode:
-            last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        command = [sys.executable, "-m", "grads_ds.universal", str(source), str(target)]
+        with open(folder / "universal.log", "w") as log:
+            process = subprocess.Popen(command, env=alone, stdout=log, stderr=log)
+    while not (target / VERIFIED).exists():
+        heartbeat.beat(doing)
+        if process is not None and process.poll():
+            last = "\n".join((folder / "universal.log").read_text().splitlines()[-20:])
             raise RuntimeError(f"{folder} could not be rewritten for {ranks.world()} ranks:\n{last}")
-
-    ranks.from_main(convert)
+        time.sleep(0.2)
+    if process is not None:
+        process.wait()
+    ranks.barrier()
 
 
 def _step(folder: Path) -> int:

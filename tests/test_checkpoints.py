@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from conftest import make_tiny_model
+from grads_ds import universal
 from grads_ds.checkpoints import COMPLETE, Checkpoints
 from grads_ds.config import Config
 from ranks import run_on_ranks
@@ -119,6 +120,27 @@ def same(folder: Path, name: str, whole: str, atol: float) -> None:
     torch.testing.assert_close(logits(folder / name), logits(folder / whole), atol=atol, rtol=0)
 
 
+def check_universal(checkpoint: Path) -> None:
+    """Rewriting passes its own comparison, and one that went wrong anywhere does not."""
+    source = next(checkpoint.glob("global_step*"))
+    target = checkpoint / "universal_copy"
+    assert universal.main(source, target) == 0 and (target / universal.VERIFIED).exists()
+    names = sorted(file.parent.relative_to(target / "zero") for file in (target / "zero").rglob("exp_avg.pt"))
+    assert len(names) > len(universal.KINDS)
+    for number, kind in enumerate(universal.KINDS):
+        file = target / "zero" / names[number] / f"{kind}.pt"
+        whole = torch.load(file, weights_only=False)
+        tensor = whole["param"] if isinstance(whole, dict) else whole
+        tensor.data.view(-1)[-1] += 1e-3  # one element of one parameter
+        torch.save(whole, file)
+    (target / "zero" / names[3] / "exp_avg.pt").unlink()
+    told = universal.differences(source, target)
+    wanted = [f"{name}: another {kind}" for name, kind in zip(names[:3], universal.KINDS, strict=True)]
+    assert sorted(told) == sorted([*wanted, f"{names[3]}: no exp_avg"])
+    shutil.rmtree(target)
+    (checkpoint / "latest_universal").unlink()
+
+
 @pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(tmp_path: Path) -> None:
     """Two ranks, one and two again: every parameter, adapters, and a training that ends itself and takes its best model back."""
@@ -132,8 +154,11 @@ def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(tmp_path:
     )  # fmt: skip
     whole, whole_lora, whole_early, *ended = train_on(
         2, Job(full, "whole"), Job(lora, "whole-lora"), Job(early, "whole-early"), Job(lora, "lora", 5), Job(early, "early", 5),
+        Job(settings(tmp_path, stage=2), "stage2", 3),
     )  # fmt: skip
-    assert ended == [None, None]
+    assert ended == [None, None, None]
+    for checkpoint in ("lora-work/checkpoint-4", "stage2-work/checkpoint-2"):
+        check_universal(tmp_path / checkpoint)
     for trained in (whole, whole_lora):
         assert len(trained.losses) == STEPS and trained.losses[-1] < trained.losses[0] - 0.1
         assert list(trained.kept) == ["checkpoint-6"]  # the model itself follows the last step
@@ -150,6 +175,7 @@ def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(tmp_path:
     work = tmp_path / "killed-work"
     shutil.copytree(work / "checkpoint-4", work / "checkpoint-5", ignore=shutil.ignore_patterns(COMPLETE, "*.pt"))
     shutil.copytree(work, tmp_path / "resized-work")
+    check_universal(work / "checkpoint-4")
 
     _, _, resized_early = train_on(1, Job(full, "resized", 7), Job(lora, "lora", 7), Job(early, "early"))
     killed, resized, resized_lora = train_on(2, Job(full, "killed"), Job(full, "resized"), Job(lora, "lora"))
