@@ -115,8 +115,9 @@ def _sft_units(config: Config, run_dir: Path) -> list[Unit]:
 
             run_sft(config, run_dir, name)
 
+        footing = {"equal"} if name == "full" else set()  # the whole pool takes the same steps on every footing
         inputs = _model_inputs(config) | {
-            "sft": config.sft.model_dump(mode="json", exclude={"variants", *_KEEPING}),
+            "sft": config.sft.model_dump(mode="json", exclude={"variants", *_KEEPING, *footing}),
             "seed": config.seed,
             "deepspeed": config.deepspeed_json(),
             "prepare": unit_id(run_dir, "prepare"),

@@ -6,6 +6,8 @@ Reads chat rows ({"messages": [...]} JSON lines). `write_cell` writes one folder
     domain.jsonl     held-out rows: the loss of the true answers (content and style)
     swapped.jsonl    the same questions with another held-out row's answer (style alone)
     general.jsonl    held-out rows of general text, as given
+    anchor.jsonl     a few more clean rows of the domain, in neither: what a direction can be taken from
+    domain_choice.jsonl, general_choice.jsonl    held-out questions with the true answer and two of other rows', to choose from
 
 The same rows, sizes and seed give the same bytes. Used by scripts/study.py.
 """
@@ -22,6 +24,8 @@ from typing import Any
 Row = dict[str, Any]
 GRAM = 8  # words
 SHARED = 0.2  # a row with more of its answer's 8-grams in rows already taken is a near-duplicate
+CHOICES, CHOICE_LENGTH = 3, 160  # answers a question is asked with, each cut to so many characters
+ASKED = 60  # questions of a task at most
 KINDS = ("wrong_answer", "near_duplicate", "off_domain")
 _WORD = re.compile(r"\w+")
 
@@ -79,6 +83,21 @@ def swapped(rows: Sequence[Row], seed: int) -> list[Row]:
     return [with_answer(row, answer(rows[partner[i]])) for i, row in enumerate(rows)]
 
 
+def multiple_choice(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
+    """Up to 60 of the rows as questions: the last answer's beginning among those of two other rows. Wants at least three rows."""
+    draw = random.Random(seed)
+    tasks = []
+    for i, row in enumerate(rows[:ASKED]):
+        others = draw.sample([j for j in range(len(rows)) if answer(rows[j]) != answer(row)], CHOICES - 1)
+        right = draw.randrange(CHOICES)
+        order = [*others[:right], i, *others[right:]]
+        question = row["messages"][-2]["content"]
+        tasks.append(
+            {"question": question, "choices": [answer(rows[j])[:CHOICE_LENGTH] for j in order], "answer": right}
+        )
+    return tasks
+
+
 def near_duplicate(row: Row, draw: random.Random) -> Row:
     """The row with one word of its answer said twice."""
     words = answer(row).split(" ")
@@ -113,19 +132,24 @@ def write_cell(
     *,
     pool: int,
     held_out: int,
+    anchor: int = 0,
     noise: float,
     seed: int,
 ) -> None:
     """One cell's files (see the top of this file). Held-out rows share next to nothing with the pool's, by `distinct`."""
-    rows = distinct(domain, pool + held_out, seed)
-    held, clean = rows[:held_out], rows[held_out:]
+    rows = distinct(domain, pool + held_out + anchor, seed)
+    held, clean, rest = rows[:held_out], rows[held_out : held_out + pool], rows[held_out + pool :]
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
-    files = {
+    known = draw.sample(list(general), min(held_out, len(general)))
+    files: dict[str, Sequence[dict[str, Any]]] = {
         "pool": plant(clean, off_domain, pool, noise, seed),
         "domain": held,
         "swapped": swapped(held, seed),
-        "general": draw.sample(list(general), min(held_out, len(general))),
+        "general": known,
+        "domain_choice": multiple_choice(held, seed),
+        "general_choice": multiple_choice(known, seed),
+        "anchor": rest,
     }
     for name, content in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in content))
