@@ -1,10 +1,11 @@
 """The study's results as Markdown tables: every method against random at the same budget, paired by domain and seed.
 
-    python scripts/study_tables.py RESULTS.json [--role choose|confirm]
+    python scripts/study_tables.py RESULTS.json [--role choose|confirm] [--to full] [--rule]
 
 Reads what scripts/study.py collected; prints. A difference is the mean over runs with its 95 % t-interval; a run is one domain,
 share of faults and seed, and only runs that hold both models count. `content` is how much less the true answers cost than
-another row's answers to the same questions, against the base model: what was learned beyond style.
+another row's answers to the same questions, against the base model: what was learned beyond style. `accuracy` is the share of
+held-out questions whose true answer was the likeliest of three. --rule applies the rule for defaults (docs/STUDY.md).
 """
 
 from __future__ import annotations
@@ -44,7 +45,24 @@ def forgetting(run: Run, model: str) -> float:
     return loss(run, model, "general") - loss(run, "base", "general")
 
 
-MEASURES: dict[str, Measure] = {"domain gain": gain, "content gain": content, "forgetting": forgetting}
+def accuracy(run: Run, model: str) -> float:
+    """Share of the domain's held-out questions answered rightly, out of three answers."""
+    return float(run["accuracy"][model]["domain"])
+
+
+MEASURES: dict[str, Measure] = {
+    "domain gain": gain,
+    "content gain": content,
+    "forgetting": forgetting,
+    "accuracy": accuracy,
+}
+
+
+def measured(runs: Sequence[Run]) -> dict[str, Measure]:
+    """The measures that these runs hold."""
+    return {
+        name: measure for name, measure in MEASURES.items() if name != "accuracy" or all("accuracy" in r for r in runs)
+    }
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -59,36 +77,78 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def table(runs: Sequence[Run], budget: float, reference: str = "random") -> list[str]:
     """One table: a line per method at this budget, its measures, and each one's difference to the reference's."""
-    suffix = f"_{budget * 100:g}"
-    models = ["full", *sorted({name for run in runs for name in run["models"] if name.endswith(suffix)})]
-    lines = ["| model | runs | " + " | ".join(f"{name} | to {reference}" for name in MEASURES) + " |"]
-    lines.append("|" + "---|" * (2 + 2 * len(MEASURES)))
-    for model in models:
-        having = [run for run in runs if {model, reference + suffix} <= set(run["models"])]
+    suffix, measures = f"_{budget * 100:g}", measured(runs)
+    against = reference if reference in ("base", "full") else reference + suffix
+    subsets = dict.fromkeys(name for run in runs for name in run["models"] if name.endswith(suffix))
+    lines = ["| model | runs | " + " | ".join(f"{name} | to {reference}" for name in measures) + " |"]
+    lines.append("|" + "---|" * (2 + 2 * len(measures)))
+    for model in ("full", *subsets):
+        having = [run for run in runs if {model, against} <= set(run["models"])]
         if not having:
             continue
         cells = []
-        for measure in MEASURES.values():
+        for measure in measures.values():
             own = [measure(run, model) for run in having]
-            against = [value - measure(run, reference + suffix) for value, run in zip(own, having, strict=True)]
-            mean, low, high = interval(against)
-            same = model == reference + suffix
-            cells += [f"{np.mean(own):+.3f}", "-" if same else f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"]
-        lines.append(f"| {model} | {len(having)} | " + " | ".join(cells) + " |")
+            shown = "-" if model == against else difference(measure, having, model, against)
+            cells += [f"{np.mean(own):+.3f}", shown]
+        lines.append(f"| {model.removesuffix(suffix)} | {len(having)} | " + " | ".join(cells) + " |")
     return lines
 
 
-def tables(results: dict[str, Any], role: str | None = None) -> str:
+def difference(measure: Measure, runs: Sequence[Run], model: str, against: str) -> str:
+    """The mean difference of two models over runs and its interval; bold when the interval leaves zero out."""
+    mean, low, high = interval([measure(run, model) - measure(run, against) for run in runs])
+    middle = f"{mean:+.3f}"
+    return f"{f'**{middle}**' if low > 0 or high < 0 else middle} ({low:+.3f} to {high:+.3f})"
+
+
+Combination = tuple[str, float, float]  # footing, share of faults, budget
+
+
+def combinations(runs: Sequence[Run]) -> dict[Combination, list[Run]]:
+    """The runs by footing, share of faults and budget, in the order in which they come."""
+    found: dict[Combination, list[Run]] = {}
+    for run in runs:
+        for budget in sorted({float(name.rsplit("_", 1)[1]) / 100 for name in run["models"] if "_" in name}):
+            found.setdefault((run["equal"], run["noise"], budget), []).append(run)
+    return found
+
+
+def tables(runs: Sequence[Run], reference: str = "random") -> str:
     """Every footing, share of faults and budget as a table under a heading of its own."""
-    runs = [run for run in results["runs"] if role in (None, run["role"])]
     text = []
-    for equal in results["study"]["equal"]:
-        for noise in results["study"]["noise"]:
-            chosen = [run for run in runs if run["equal"] == equal and run["noise"] == noise]
-            for budget in results["study"]["budgets"] if chosen else ():
-                text += [f"### {budget:.1%} of the pool, {noise:.0%} planted faults, equal {equal}", ""]
-                text += [*table(chosen, budget), ""]
+    for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
+        text += [f"### {budget:.1%} of the pool, {noise:.0%} planted faults, equal {equal}", ""]
+        text += [*table(chosen, budget, reference), ""]
     return "\n".join(text)
+
+
+def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
+    """The rule for defaults on these runs: a line per candidate with its worst combination, whether that puts it out (domain gain
+    significantly below random's), and the mean over combinations of domain gain less forgetting, to random."""
+    lines = [
+        "| candidate | worst combination | domain gain to random there | out | gain less forgetting, to random |",
+        "|---|---|---|---|---|",
+    ]
+    for name in candidates:
+        worst: tuple[float, float, float, str] | None = None
+        out, balance = False, []
+        for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
+            model, against = f"{name}_{budget * 100:g}", f"random_{budget * 100:g}"
+            having = [run for run in chosen if {model, against} <= set(run["models"])]
+            if not having:
+                continue
+            mean, low, high = interval([gain(run, model) - gain(run, against) for run in having])
+            out |= high < 0
+            if worst is None or mean < worst[0]:
+                worst = (mean, low, high, f"{budget:.0%}, {noise:.0%} faults, equal {equal}")
+            score = lambda run, which: gain(run, which) - forgetting(run, which)  # noqa: E731
+            balance.append(float(np.mean([score(run, model) - score(run, against) for run in having])))
+        if worst is not None:
+            mean, low, high, where = worst
+            shown = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
+            lines.append(f"| {name} | {where} | {shown} | {'yes' if out else 'no'} | {np.mean(balance):+.3f} |")
+    return lines
 
 
 def main() -> None:
@@ -96,8 +156,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path)
     parser.add_argument("--role", choices=["choose", "confirm"])
+    parser.add_argument("--to", default="random", help="what differences are taken to: a method, full or base")
+    parser.add_argument("--rule", action="store_true", help="the rule for defaults, for each role")
     options = parser.parse_args()
-    print(tables(json.loads(options.results.read_text()), options.role))
+    results = json.loads(options.results.read_text())
+    runs = [run for run in results["runs"] if options.role in (None, run["role"])]
+    if options.rule:
+        for role in ("choose", "confirm"):
+            print(f"{role}:\n")
+            candidates = results["study"]["candidates"]
+            print("\n".join(rule([run for run in runs if run["role"] == role], candidates)) + "\n")
+    else:
+        print(tables(runs, options.to))
 
 
 if __name__ == "__main__":

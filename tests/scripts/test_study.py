@@ -14,6 +14,7 @@ from conftest import REPO, WORDS
 
 sys.path.insert(0, str(REPO / "scripts"))
 import study
+import study_design
 import study_pools as pools
 import study_tables
 
@@ -94,30 +95,73 @@ def test_too_few_distinct_rows_are_refused_with_how_many_there_are() -> None:
 def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) -> None:
     from grads_ds.config import Config
 
-    described = study.Study.model_validate(yaml.safe_load(path.read_text()))
+    described = study_design.Study.model_validate(yaml.safe_load(path.read_text()))
     assert "random" in described.methods
-    first = next(study.cells(described))
-    for equal in described.equal:
-        config = Config.model_validate(study.run_config(described, first, tmp_path, tmp_path / first.folder, equal))
-        main, *names = [study.variant(m, b) for b in described.budgets for m in described.methods]
-        assert config.sft.variants == ["full", *names]
-        settings = {main: config.select.resolve(None)} | {name: config.select.resolve(name) for name in names}
-        for budget in described.budgets:
-            for method, wanted in described.methods.items():
-                found = settings[study.variant(method, budget)].model_dump()
-                plain = type(config.select)(**wanted, budget=budget).model_dump(exclude={"variants"})
+    for cell_ in study_design.cells(described):
+        for equal in study_design.footings(described, cell_):
+            given = study_design.run_config(described, tmp_path, cell_, tmp_path / cell_.folder, equal)
+            config = Config.model_validate(given)
+            main, *names = [study_design.variant(*pair) for pair in study_design.pairs(described, equal)]
+            assert config.sft.variants == ["full", *names]
+            settings = {main: config.select.resolve(None)} | {name: config.select.resolve(name) for name in names}
+            for method, budget in study_design.pairs(described, equal):
+                found = settings[study_design.variant(method, budget)].model_dump()
+                plain = type(config.select)(**described.methods[method], budget=budget).model_dump(exclude={"variants"})
                 assert {key: found[key] for key in plain} == plain
 
 
-def test_a_difference_is_paired_by_run() -> None:
-    def run(base: float, random_: float, grads: float) -> study_tables.Run:
-        sets = lambda value: {name: {"loss": value} for name in ("domain", "swapped", "general")}  # noqa: E731
-        return {"models": {"base": sets(base), "full": sets(1.0), "random_5": sets(random_), "grads_5": sets(grads)}}
+def test_a_second_footing_takes_over_the_probe_and_the_whole_pools_model_alone(tmp_path: Path) -> None:
+    run = tmp_path / "epochs"
+    for file in ("scores/table.parquet", "selection/variants/random_5/selected.jsonl", "selection/variants/full/x",
+                 "sft/model/w", "sft/variants/full/model/w", "sft/variants/random_5/model/w", "evaluation.json",
+                 "evaluation/base.parquet", "tensorboard/events", "state/sft.full.json"):  # fmt: skip
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).write_text("")
+    study.shutil.copytree(run, tmp_path / "steps", ignore=study._of_subsets)
+    found = {str(file.relative_to(tmp_path / "steps")) for file in (tmp_path / "steps").rglob("*") if file.is_file()}
+    assert found == {"scores/table.parquet", "selection/variants/random_5/selected.jsonl", "selection/variants/full/x",
+                     "sft/variants/full/model/w", "state/sft.full.json"}  # fmt: skip
 
+
+def test_a_question_is_asked_with_its_own_answer_and_two_others(tmp_path: Path) -> None:
+    folder = cell(tmp_path)
+    held = written(folder, "domain")
+    asked = written(folder, "domain_choice")
+    assert len(asked) == len(held)
+    for row, question in zip(held, asked, strict=True):
+        assert question["question"] == row["messages"][0]["content"]
+        assert question["choices"][question["answer"]] == pools.answer(row)[: pools.CHOICE_LENGTH]
+        assert len(set(question["choices"])) == pools.CHOICES
+    assert len({question["answer"] for question in asked}) == pools.CHOICES
+
+
+def test_anchor_rows_are_in_no_other_set(tmp_path: Path) -> None:
+    pools.write_cell(
+        tmp_path, DOMAIN, rows(40, seed=2), rows(50, seed=3), pool=80, held_out=30, anchor=12, noise=0.3, seed=1
+    )
+    answers = {name: set(map(pools.answer, written(tmp_path, name))) for name in ("anchor", "pool", "domain")}
+    assert len(answers["anchor"]) == 12
+    assert not answers["anchor"] & (answers["pool"] | answers["domain"])
+
+
+def run(base: float, random_: float, grads: float, general: float = 1.0) -> study_tables.Run:
+    sets = lambda value, other=1.0: {"domain": {"loss": value}, "swapped": {"loss": value}, "general": {"loss": other}}  # noqa: E731
+    models = {"base": sets(base), "full": sets(1.0), "random_5": sets(random_), "grads_5": sets(grads, general)}
+    accuracy = {name: {"domain": 0.5} for name in models}
+    return {"equal": "epochs", "noise": 0.4, "models": models, "accuracy": accuracy}
+
+
+def test_a_difference_is_paired_by_run() -> None:
     # the levels differ wildly from run to run, the difference to random hardly does
     lines = study_tables.table([run(9, 5, 4.9), run(3, 2, 1.9), run(6, 4, 3.9)], 0.05)
-    assert any(line.startswith("| grads_5 | 3 | +2.433 | +0.100 (+0.100 to +0.100)") for line in lines)
-
-
-def test_one_run_has_no_interval() -> None:
+    assert any(line.startswith("| grads | 3 | +2.433 | **+0.100** (+0.100 to +0.100)") for line in lines)
     assert study_tables.interval([0.5])[1:] == (float("-inf"), float("inf"))
+
+
+def test_the_rule_puts_out_what_loses_significantly_and_weighs_forgetting() -> None:
+    losing = [run(5, 4, 4.1), run(5, 4, 4.11), run(5, 4, 4.12)]
+    line = study_tables.rule(losing, ["grads"])[-1]
+    assert line.startswith("| grads | 5%, 40% faults, equal epochs | -0.110 (-0.135 to -0.085) | yes |")
+    wavering = [run(5, 4, 3.9, general=1.2), run(5, 4, 4.1, general=1.2), run(5, 4, 4.0, general=1.2)]
+    line = study_tables.rule(wavering, ["grads"])[-1]
+    assert "| no | -0.200 |" in line  # no gain, and 0.2 nats of general loss

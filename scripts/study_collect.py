@@ -1,0 +1,101 @@
+"""The numbers of a study's finished runs, gathered from their artefacts. Reads run directories; writes nothing."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+from study_design import Study, cells, footings, pairs, variant
+
+MEASURED = ("loss", "loss_ci95", "num_samples", "num_target_tokens")
+
+
+def collect(study: Study, material: Path) -> dict[str, Any]:
+    """Every finished run's numbers: losses and accuracies by model, what was kept of each kind, tokens, seconds and FLOPs."""
+    parameters = parameters_of(material / study.model)
+    records = []
+    for cell in cells(study):
+        for equal in footings(study, cell):
+            run = Path(study.out) / cell.folder / equal
+            if (run / "evaluation.json").is_file():
+                evaluation = json.loads((run / "evaluation.json").read_text())
+                main = variant(*pairs(study, equal)[0])
+                records.append(
+                    asdict(cell)
+                    | {"equal": equal, "role": study.domains[cell.domain].role}
+                    | _numbers(study, run, evaluation, main, parameters)
+                )
+    return {"study": study.model_dump(mode="json"), "parameters": parameters, "runs": records}
+
+
+def _numbers(study: Study, run: Path, evaluation: dict[str, Any], main: str, parameters: int) -> dict[str, Any]:
+    named = lambda name: main if name == "selected" else name  # noqa: E731
+    units = [json.loads(file.read_text()) for file in sorted((run / "state").glob("*.json"))]
+    return {
+        "models": {
+            named(model): {which: {key: found[key] for key in MEASURED} for which, found in sets.items()}
+            for model, sets in evaluation["models"].items()
+        },
+        "accuracy": {
+            named(model): {task: found["accuracy_by_characters"] for task, found in tasks.items()}
+            for model, tasks in evaluation["tasks"].items()
+        },
+        "kept": {named(name): kept for name, kept in _kept(run).items() if name in evaluation["models"]},
+        "cost": {named(name): cost for name, cost in _flops(study, run, parameters).items()},
+        "seconds": {unit["unit"].replace("/selected", f"/{main}"): unit["seconds"] for unit in units},
+    }
+
+
+def _selections(run: Path) -> dict[str, Path]:
+    """The folder of each subset by name; `selected` is the main one."""
+    named = {file.parent.name: file.parent for file in (run / "selection/variants").glob("*/selection.json")}
+    return {"selected": run / "selection"} | dict(sorted(named.items()))
+
+
+def _kept(run: Path) -> dict[str, Any]:
+    kept = {}
+    for name, folder in _selections(run).items():
+        composition = json.loads((folder / "selection.json").read_text())["composition"].get("kind", {})
+        kept[name] = {kind: found["selected"] for kind, found in composition.items()}
+    return kept
+
+
+def _flops(study: Study, run: Path, parameters: int) -> dict[str, float]:
+    """FLOPs of the probe and of each model's training by the usual count: 6 per parameter and trained token (Kaplan et al. 2020,
+    arXiv 2001.08361, section 2.1), 4 per recorded one, whose backward makes no weight gradients. Attention's are left out."""
+    rows = pq.read_table(run / "scores/table.parquet", columns=["sample_id", "num_tokens"])
+    tokens = dict(zip(rows["sample_id"].to_pylist(), rows["num_tokens"].to_pylist(), strict=True))
+    everything = sum(tokens.values())
+    train = 6.0 * parameters
+    epochs = study.run["sft"]["epochs"]
+    found = {
+        "probe": everything * (train * study.run["probe"]["epochs"] + 4.0 * parameters),
+        "full": train * everything * epochs,
+    }
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    trained = ["selected", *settings["sft"]["variants"]]
+    for name, folder in ((name, folder) for name, folder in _selections(run).items() if name in trained):
+        table = pq.read_table(folder / "selection.parquet", columns=["sample_id", "selected"])
+        marks = zip(table["sample_id"].to_pylist(), table["selected"].to_pylist(), strict=True)
+        chosen = np.array([tokens[i] for i, taken in marks if taken], float)
+        shown = len(chosen) if settings["sft"]["equal"] == "epochs" else len(tokens)
+        found[name] = train * float(chosen.mean()) * shown * epochs
+    return found
+
+
+def parameters_of(model: Path) -> int:
+    """The number of parameters of a model folder, each tensor of its safetensors files once."""
+    shapes: dict[str, list[int]] = {}
+    for file in sorted(model.glob("*.safetensors")):
+        with file.open("rb") as content:
+            (size,) = struct.unpack("<Q", content.read(8))
+            header: Mapping[str, Any] = json.loads(content.read(size))
+        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    return int(sum(np.prod(shape) for shape in shapes.values()))
