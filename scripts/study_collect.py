@@ -30,14 +30,13 @@ def collect(study: Study, material: Path) -> dict[str, Any]:
                 records.append(
                     asdict(cell)
                     | {"equal": equal, "role": study.domains[cell.domain].role}
-                    | _numbers(study, run, evaluation, main, parameters)
+                    | _numbers(run, evaluation, main, parameters)
                 )
     return {"study": study.model_dump(mode="json"), "parameters": parameters, "runs": records}
 
 
-def _numbers(study: Study, run: Path, evaluation: dict[str, Any], main: str, parameters: int) -> dict[str, Any]:
+def _numbers(run: Path, evaluation: dict[str, Any], main: str, parameters: int) -> dict[str, Any]:
     named = lambda name: main if name == "selected" else name  # noqa: E731
-    units = [json.loads(file.read_text()) for file in sorted((run / "state").glob("*.json"))]
     return {
         "models": {
             named(model): {which: {key: found[key] for key in MEASURED} for which, found in sets.items()}
@@ -48,8 +47,8 @@ def _numbers(study: Study, run: Path, evaluation: dict[str, Any], main: str, par
             for model, tasks in evaluation["tasks"].items()
         },
         "kept": {named(name): kept for name, kept in _kept(run).items() if name in evaluation["models"]},
-        "cost": {named(name): cost for name, cost in _flops(study, run, parameters).items()},
-        "seconds": {unit["unit"].replace("/selected", f"/{main}"): unit["seconds"] for unit in units},
+        "cost": {named(name): cost for name, cost in _flops(run, parameters).items()},
+        "seconds": {unit.replace("/selected", f"/{main}"): spent for unit, spent in seconds_of(run).items()},
     }
 
 
@@ -67,19 +66,12 @@ def _kept(run: Path) -> dict[str, Any]:
     return kept
 
 
-def _flops(study: Study, run: Path, parameters: int) -> dict[str, float]:
+def _flops(run: Path, parameters: int) -> dict[str, float]:
     """FLOPs of the probe and of each model's training by the usual count: 6 per parameter and trained token (Kaplan et al. 2020,
-    arXiv 2001.08361, section 2.1), 4 per recorded one, whose backward makes no weight gradients. Attention's are left out."""
-    rows = pq.read_table(run / "scores/table.parquet", columns=["sample_id", "num_tokens"])
-    tokens = dict(zip(rows["sample_id"].to_pylist(), rows["num_tokens"].to_pylist(), strict=True))
-    everything = sum(tokens.values())
-    train = 6.0 * parameters
-    epochs = study.run["sft"]["epochs"]
-    found = {
-        "probe": everything * (train * study.run["probe"]["epochs"] + 4.0 * parameters),
-        "full": train * everything * epochs,
-    }
-    settings = yaml.safe_load((run / "config.yaml").read_text())
+    arXiv 2001.08361, section 2.1). Attention's own are left out."""
+    tokens, settings = tokens_of(run), settings_of(run)
+    train, epochs = 6.0 * parameters, settings["sft"]["epochs"]
+    found = {"probe": probe_flops(run, parameters), "full": train * sum(tokens.values()) * epochs}
     trained = ["selected", *settings["sft"]["variants"]]
     for name, folder in ((name, folder) for name, folder in _selections(run).items() if name in trained):
         table = pq.read_table(folder / "selection.parquet", columns=["sample_id", "selected"])
@@ -88,6 +80,33 @@ def _flops(study: Study, run: Path, parameters: int) -> dict[str, float]:
         shown = len(chosen) if settings["sft"]["equal"] == "epochs" else len(tokens)
         found[name] = train * float(chosen.mean()) * shown * epochs
     return found
+
+
+def probe_flops(run: Path, parameters: int) -> float:
+    """FLOPs of a run's probe: 6 per parameter and trained token (4 with LoRA, whose base has no weight gradients), and 4 per token
+    of a frozen pass, which has none at all."""
+    settings = settings_of(run)
+    probe, tokens = settings["probe"], sum(tokens_of(run).values())
+    trained = (4.0 if settings["model"]["lora"] else 6.0) * probe["epochs"]
+    frozen = 0.0 if probe["record"] == "during" and probe["epochs"] else 4.0
+    return (trained + frozen) * parameters * tokens
+
+
+def tokens_of(run: Path) -> dict[int, int]:
+    """Tokens of every sample of a run's pool by its id."""
+    rows = pq.read_table(run / "scores/table.parquet", columns=["sample_id", "num_tokens"])
+    return dict(zip(rows["sample_id"].to_pylist(), rows["num_tokens"].to_pylist(), strict=True))
+
+
+def settings_of(run: Path) -> dict[str, Any]:
+    """The resolved config that a run kept."""
+    return dict(yaml.safe_load((run / "config.yaml").read_text()))
+
+
+def seconds_of(run: Path) -> dict[str, float]:
+    """Wall time of every finished unit of a run."""
+    units = [json.loads(file.read_text()) for file in sorted((run / "state").glob("*.json"))]
+    return {unit["unit"]: unit["seconds"] for unit in units}
 
 
 def parameters_of(model: Path) -> int:

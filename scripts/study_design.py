@@ -90,9 +90,9 @@ class Cell:
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """All cells that any footing wants, seeds outermost, so that an interrupted study is a whole one with fewer seeds."""
-    for seed in study.seeds:
-        for noise in study.noise:
+    """All cells that any footing wants, shares of faults outermost, then seeds: an interrupted study is a whole one with fewer of them."""
+    for noise in study.noise:
+        for seed in study.seeds:
             for domain in study.domains:
                 cell = Cell(domain, noise, seed)
                 if footings(study, cell):

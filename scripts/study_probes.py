@@ -4,9 +4,9 @@
 
 Reads a study that has run (scripts/study.py). For every cell on the footing of equal epochs, each of `probes` (a smaller model, a LoRA
 probe, none at all) scores the same pool; the first method chooses from its table at the first budget, and the study's model is
-trained on that choice. Writes runs into the cell's folder and to FILE (JSON, docs/study_probes.json): the rank correlation of the two
-tables' signals, the share of the study's own choice that was chosen again, held-out losses, FLOPs and seconds of both
-probes. Resumable. Prints the table.
+trained on that choice. Writes runs into the cell's folder and to FILE (JSON): the rank correlation of the two tables' signals, the
+share of the study's own choice that was chosen again, held-out losses, and FLOPs and seconds of the probe and of training, of both.
+Resumable. Prints the tables: what is chosen, and what the road from probe to model costs against training on everything.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 from study import grads_ds
-from study_collect import MEASURED, parameters_of
+from study_collect import MEASURED, parameters_of, probe_flops, seconds_of, settings_of, tokens_of
 from study_design import REPO, Cell, Study, cells, footings, pairs, run_config, variant
 from study_tables import interval
 
 EQUAL = "epochs"
+COSTS = ("flops", "seconds")
 
 
 def run_probe(study: Study, material: Path, cell: Cell, name: str, threads: int) -> None:
@@ -83,11 +84,11 @@ def collect(study: Study, material: Path) -> dict[str, Any]:
             if not (after / "evaluation.json").is_file():
                 continue
             a, b = (_choice(run) for run in (own, other))
+            paths = (study.model, probe.model.get("path", study.model))
             both = sorted(set(a) & set(b))
             chosen = [{i for i, (_, taken) in table.items() if taken} for table in (a, b)]
             reference = json.loads((own / "evaluation.json").read_text())["models"]
             trained = json.loads((after / "evaluation.json").read_text())["models"]
-            parameters = parameters_of(material / probe.model.get("path", study.model))
             models = {
                 "base": reference["base"],
                 "full": reference["full"],
@@ -99,11 +100,11 @@ def collect(study: Study, material: Path) -> dict[str, Any]:
                 asdict(cell)
                 | {
                     "probe": name,
-                    "parameters": parameters,
                     "rank_correlation": spearman(*([table[i][0] for i in both] for table in (a, b))),
                     "chosen_again": len(chosen[0] & chosen[1]) / len(chosen[0]),
                     "by_chance": len(chosen[0]) / len(a),
-                    "seconds": {"own": _seconds(own), "other": _seconds(other)},
+                    "seconds": _seconds(own, other, after),
+                    "flops": _flops(own, other, *(parameters_of(material / path) for path in paths)),
                     "models": {
                         model: {which: {key: found[key] for key in MEASURED} for which, found in sets.items()}
                         for model, sets in models.items()
@@ -119,32 +120,57 @@ def _choice(run: Path) -> dict[int, tuple[float, bool]]:
     return {i: (signal, taken) for i, signal, taken in zip(*columns, strict=True)}
 
 
-def _seconds(run: Path) -> float:
-    return float(sum(json.loads(file.read_text())["seconds"] for file in (run / "state").glob("probe.*.json")))
+def _seconds(own: Path, other: Path, after: Path) -> dict[str, float]:
+    """Wall time: of everything (training on the whole pool), of the study's own road and of the other probe's."""
+    mine, scored, trained = seconds_of(own), seconds_of(other), seconds_of(after)
+    road = lambda units: sum(spent for unit, spent in units.items() if unit.startswith(("probe/", "select/selected")))  # noqa: E731
+    return {
+        "everything": mine["sft/full"],
+        "own": road(mine) + mine["sft/selected"],
+        "other": road(scored) + trained["sft/selected"],
+    }
+
+
+def _flops(own: Path, other: Path, parameters: int, of_probe: int) -> dict[str, float]:
+    """The same in FLOPs (study_collect.probe_flops)."""
+    tokens = tokens_of(own)
+    train = 6.0 * parameters * settings_of(own)["sft"]["epochs"]
+    learnt = [train * sum(tokens[i] for i, (_, taken) in _choice(run).items() if taken) for run in (own, other)]
+    return {
+        "everything": train * sum(tokens.values()),
+        "own": probe_flops(own, parameters) + learnt[0],
+        "other": probe_flops(other, of_probe) + learnt[1],
+    }
 
 
 def table(results: dict[str, Any]) -> str:
-    """A line per probe: means over cells, and the domain loss's difference to the study's own choice and to random (95 % t-interval)."""
+    """A line per probe, the study's own first: means over cells, the domain loss's difference to the study's own choice, to random
+    and to everything (95 % t-interval), and the cost of probe, choice and training as a share of training on everything."""
     lines = [
-        "| probe | cells | rank correlation | chosen again (chance) | domain loss to own choice | to random | probe seconds to own |",
-        "|---|---|---|---|---|---|---|",
+        "| probe | cells | rank correlation | chosen again (chance) | domain loss to own choice | to random | to everything | "
+        "FLOPs | seconds |",
+        "|" + "---|" * 9,
     ]
-    for name in results["study"]["probes"]:
-        runs = [run for run in results["runs"] if run["probe"] == name]
+    names = list(results["study"]["probes"])
+    for name in ("own", *names):
+        runs = [run for run in results["runs"] if run["probe"] == (names[0] if name == "own" else name)]
         if not runs:
             continue
+        which = "own" if name == "own" else "other"
+        loss = lambda run, model: run["models"][model]["domain"]["loss"]  # noqa: E731
+        against = []
+        for model in ("own", "random", "full"):
+            middle, low, high = interval([loss(run, which) - loss(run, model) for run in runs])
+            against.append("-" if model == which else f"{middle:+.3f} ({low:+.3f} to {high:+.3f})")
         mean = lambda key, runs=runs: sum(run[key] for run in runs) / len(runs)  # noqa: E731
-        against = {
-            model: interval(
-                [run["models"]["other"]["domain"]["loss"] - run["models"][model]["domain"]["loss"] for run in runs]
-            )
-            for model in ("own", "random")
-        }
-        shown = [f"{middle:+.3f} ({low:+.3f} to {high:+.3f})" for middle, low, high in against.values()]
-        time = sum(run["seconds"]["other"] for run in runs) / sum(run["seconds"]["own"] for run in runs)
+        same = (
+            "- | -"
+            if name == "own"
+            else f"{mean('rank_correlation'):.2f} | {mean('chosen_again'):.0%} ({mean('by_chance'):.0%})"
+        )
+        cost = [sum(run[kind][which] for run in runs) / sum(run[kind]["everything"] for run in runs) for kind in COSTS]
         lines.append(
-            f"| {name} | {len(runs)} | {mean('rank_correlation'):.2f} | {mean('chosen_again'):.0%} ({mean('by_chance'):.0%}) | "
-            f"{shown[0]} | {shown[1]} | {time:.2f} |"
+            f"| {name} | {len(runs)} | {same} | " + " | ".join(against) + f" | {cost[0]:.2f} | {cost[1]:.2f} |"
         )
     return "\n".join(lines)
 
