@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from study import grads_ds
@@ -100,7 +101,7 @@ def collect(study: Study, material: Path) -> dict[str, Any]:
                 asdict(cell)
                 | {
                     "probe": name,
-                    "rank_correlation": spearman(*([table[i][0] for i in both] for table in (a, b))),
+                    "rank_correlation": spearman(*(np.array([table[i][0] for i in both]) for table in (a, b))),
                     "chosen_again": len(chosen[0] & chosen[1]) / len(chosen[0]),
                     "by_chance": len(chosen[0]) / len(a),
                     "seconds": _seconds(own, other, after),

@@ -1,0 +1,188 @@
+"""The study's numbers put where they are read: the tables in docs/STUDY.md and README.md, and the figure docs/images/study.png.
+
+    python scripts/study_pages.py            # write them from docs/study_*.json
+    python scripts/study_pages.py --check    # exit status 1 where a page shows other numbers
+
+A table stands between `<!-- study: NAME -->` and `<!-- end of NAME -->`. Needs nothing but the committed JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO / "scripts"))
+import study_probes  # noqa: E402
+from study_tables import (  # noqa: E402
+    Run,
+    combinations,
+    difference,
+    forgetting,
+    gain,
+    interval,
+    rule,
+    table,
+)
+
+PAGES = ("docs/STUDY.md", "README.md")
+FIGURE = "docs/images/study.png"
+
+
+def results(name: str) -> dict[str, Any]:
+    """One committed file of numbers."""
+    found: dict[str, Any] = json.loads((REPO / f"docs/study_{name}.json").read_text())
+    return found
+
+
+def main_tables(reference: str = "random", equal: str = "epochs") -> str:
+    """Every combination of one footing."""
+    text: list[str] = []
+    for (footing, noise, budget), runs in sorted(combinations(results("main")["runs"]).items()):
+        if footing == equal:
+            text += [f"**{budget:.0%} of the pool, {noise:.0%} planted faults, equal {footing}**", ""]
+            text += [*table(runs, budget, reference), ""]
+    return "\n".join(text).strip()
+
+
+def rule_tables() -> str:
+    """The rule on the domains it chooses by, and on the others."""
+    main, text = results("main"), []
+    for role, words in (("choose", "Chosen on medicine and law"), ("confirm", "Confirmed on finance")):
+        runs = [run for run in main["runs"] if run["role"] == role]
+        text += [f"{words}:", "", *rule(runs, main["study"]["candidates"]), ""]
+    return "\n".join(text).strip()
+
+
+def pilot_table() -> str:
+    """Domain gain to random, a column per combination."""
+    runs = results("pilot")["runs"]
+    columns = sorted(combinations(runs).items(), key=lambda item: (item[0][1], item[0][2]))
+    head = [f"{budget:.0%}, {noise:.0%} faults ({len(chosen)} pools)" for (_, noise, budget), chosen in columns]
+    names = dict.fromkeys(name.rsplit("_", 1)[0] for run in runs for name in run["models"] if "_" in name)
+    lines = ["| subset | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
+    for name in [*names, "full"]:
+        cells = []
+        for (_, _, budget), chosen in columns:
+            suffix = f"_{budget * 100:g}"
+            model = "full" if name == "full" else name + suffix
+            cells.append("-" if name == "random" else difference(gain, chosen, model, f"random{suffix}"))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def kept_table() -> str:
+    """What share of the planted faults each subset of the noisy pools holds, beside the pool's own."""
+    main = results("main")
+    lines = ["| subset of 25 % | clean | wrong answers | near-duplicates | off-domain |", "|---|---|---|---|---|"]
+    runs = [run for run in main["runs"] if run["equal"] == "epochs" and run["noise"] > 0]
+    kinds = ("clean", "wrong_answer", "near_duplicate", "off_domain")
+    for name in dict.fromkeys(name for run in runs for name in run["kept"]):
+        total = {kind: sum(run["kept"][name].get(kind, 0) for run in runs) for kind in kinds}
+        share = [total[kind] / sum(total.values()) for kind in kinds]
+        lines.append(f"| {name.rsplit('_', 1)[0]} | " + " | ".join(f"{x:.1%}" for x in share) + " |")
+    return "\n".join(lines)
+
+
+def first_table() -> str:
+    """The README's: subsets of noisy pools against random and against the whole pool."""
+    runs = [run for run in results("main")["runs"] if run["noise"] > 0]
+    epochs = [run for run in runs if run["equal"] == "epochs"]
+    steps = [run for run in runs if run["equal"] == "steps"]
+    lines = [
+        f"| subset ({len(epochs)} pools, 40 % faults) | 25 %, equal epochs: domain gain to random | forgetting to random "
+        "| 5 %, equal steps: domain gain to whole pool | forgetting to whole pool |",
+        "|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(name.rsplit("_", 1)[0] for run in epochs for name in run["models"] if "_" in name):
+        few, many = f"{name}_5", f"{name}_25"
+        cells = [
+            "-" if name == "random" else difference(measure, epochs, many, "random_25")
+            for measure in (gain, forgetting)
+        ]
+        tried = [run for run in steps if few in run["models"]]
+        cells += [difference(measure, tried, few, "full") if tried else "" for measure in (gain, forgetting)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def probe_table(name: str) -> str:
+    """Small for large, and what it costs."""
+    return study_probes.table(results(name))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "first": first_table,
+    "epochs": main_tables,
+    "steps": lambda: main_tables("random", "steps"),
+    "steps to the whole pool": lambda: main_tables("full", "steps"),
+    "kept": kept_table,
+    "rule": rule_tables,
+    "pilot": pilot_table,
+    "probes": lambda: probe_table("probes"),
+    "cost": lambda: probe_table("cost"),
+}
+
+
+def filled(text: str) -> str:
+    """A page with its tables as the numbers are now. Raises KeyError for a table that nobody makes."""
+
+    def one(found: re.Match[str]) -> str:
+        return f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}"
+
+    return re.sub(r"(<!-- study: ([\w ]+) -->)\n.*?(<!-- end of \2 -->)", one, text, flags=re.DOTALL)
+
+
+def draw(runs: Sequence[Run], file: Path) -> None:
+    """Domain gain against forgetting, both to random, of every subset at 25 % with the intervals of its means."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    for name in dict.fromkeys(name for run in runs for name in run["models"] if name.endswith("_25")):
+        if name == "random_25":
+            continue
+        x, y = (
+            interval([measure(run, name) - measure(run, "random_25") for run in runs]) for measure in (gain, forgetting)
+        )
+        axes.errorbar(
+            x[0], y[0], xerr=[[x[0] - x[1]], [x[2] - x[0]]], yerr=[[y[0] - y[1]], [y[2] - y[0]]], fmt="o", ms=4,
+            capsize=2, lw=1, label=name.removesuffix("_25"),
+        )  # fmt: skip
+    axes.axhline(0, color="0.6", lw=0.8)
+    axes.axvline(0, color="0.6", lw=0.8)
+    axes.set_xlabel("domain gain to random, nats per token (right is better)")
+    axes.set_ylabel("forgetting to random, nats per token (down is better)")
+    axes.set_title(f"25 % of {len(runs)} pools with 40 % faults, equal epochs; 95 % intervals", fontsize=10)
+    axes.legend(fontsize=8, frameon=False)
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 where pages are out of date")
+    options = parser.parse_args()
+    stale = []
+    for page in PAGES:
+        text = (REPO / page).read_text()
+        if filled(text) != text:
+            stale.append(page)
+            if not options.check:
+                (REPO / page).write_text(filled(text))
+    if options.check:
+        raise SystemExit(f"out of date: {', '.join(stale)}; run: python scripts/study_pages.py" if stale else 0)
+    runs = [run for run in results("main")["runs"] if run["equal"] == "epochs" and run["noise"] > 0]
+    draw(runs, REPO / FIGURE)
+    print(f"written: {', '.join([*stale, FIGURE])}")
+
+
+if __name__ == "__main__":
+    main()
