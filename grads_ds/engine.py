@@ -24,6 +24,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from grads_ds import ranks
 from grads_ds.config import Config
 from grads_ds.data.tokenizer import load_tokenizer
+from grads_ds.engine_memory import close
 from grads_ds.run_dir import atomic_path
 
 SHARD_BYTES = 4 * 2**30  # one safetensors file holds about this much; also the writer's peak host memory
@@ -115,7 +116,7 @@ def frozen_model(config: Config, path: str | Path) -> Iterator[tuple[nn.Module, 
     try:
         yield engine.module, engine
     finally:
-        engine.destroy()
+        close(engine)
         del holder
 
 

@@ -24,6 +24,7 @@ from grads_ds.checkpoints import Checkpoints, last_checkpoint, make_universal, n
 from grads_ds.config import Config, EarlyStoppingConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.engine import load_model, save_adapter, save_model, training_settings
+from grads_ds.engine_memory import close
 from grads_ds.packing import PackingCheck, PackingCollator
 from grads_ds.trainer import Collator, SftTrainer
 
@@ -127,7 +128,7 @@ def train_model(
     save_model(module, config, model_dir, card)
     engine = trainer.deepspeed
     if engine is not None:
-        engine.destroy()
+        close(engine)
     del trainer, engine, model, module
     ranks.barrier()
     if ranks.is_main():
