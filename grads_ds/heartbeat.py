@@ -1,5 +1,7 @@
 """What a rank tells its supervisor (launcher/rank.py): that it advances, how far it is, and why it failed.
 
+With it goes what this rank's own work took of late, by which the launcher names slow ranks (grads_ds/pace.py measures it).
+
 Writes JSON lines into a pipe and, on SIGUSR1, every thread's stack into a file; both are inherited. Without a supervisor
 (`deepspeed --module grads_ds ...`) nothing is written. No torch import.
 """
@@ -19,17 +21,43 @@ INTERVAL_SECONDS = 0.5  # at most so often; a step may be shorter
 ERROR_CHARACTERS = 16_000  # a pipe holds 64 KiB and a rank never waits for its supervisor
 _pipe: int | None = None
 _last = 0.0
-_work: dict[str, Any] | None = None  # what is being done, and where and when it began: the pace follows from these
+_work: dict[str, Any] | None = None  # what is being done, and where and when it began: the time left follows from these
+
+
+class _Pace:
+    """Seconds of this rank's own work by kind, and the steps they belong to, in windows of some length; the last two are kept."""
+
+    def __init__(self, window_seconds: float):
+        self.window_seconds = window_seconds
+        self.forget()
+
+    def forget(self) -> None:
+        self.closed: list[dict[str, Any]] = []
+        self._open()
+
+    def _open(self) -> None:
+        self.began, self.steps, self.work = time.monotonic(), 0, dict[str, float]()
+
+    def close(self) -> None:
+        seconds = time.monotonic() - self.began
+        if self.steps and seconds >= self.window_seconds:
+            self.closed = [*self.closed[-1:], {"steps": self.steps, "seconds": seconds, "work": self.work}]
+            self._open()
+
+
+_pace = _Pace(float("inf"))
 
 
 def start() -> None:
     """Take over what the supervisor handed down. Called once, before anything slow."""
-    global _pipe
+    global _pipe, _pace
     # out of the environment: a process that this rank starts must not answer for it
     handed = os.environ.pop(VARIABLE, None)
     if handed is None:
         return
-    _pipe, stack = (int(number) for number in handed.split(","))
+    *files, window = handed.split(",")
+    _pipe, stack = (int(number) for number in files)
+    _pace = _Pace(float(window))
     os.set_inheritable(_pipe, False)
     os.set_inheritable(stack, False)
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
@@ -49,7 +77,19 @@ def beat(doing: str, done: int | None = None, total: int | None = None) -> None:
         _last = now
         if _work is None or _work["doing"] != doing or _work["total"] != total:
             _work = {"doing": doing, "total": total, "first": done or 0, "since": time.time()}
-        _write({"progress": _work | {"done": done, "time": time.time()}})
+            _pace.forget()  # another kind of work takes another time
+        _pace.close()
+        _write({"progress": _work | {"done": done, "time": time.time()}, "pace": _pace.closed})
+
+
+def worked(kind: str, seconds: float) -> None:
+    """This rank has spent `seconds` on work of its own ("computing", "reading"), for which it waited for no other rank."""
+    _pace.work[kind] = _pace.work.get(kind, 0.0) + seconds
+
+
+def stepped() -> None:
+    """Another step of it begins."""
+    _pace.steps += 1
 
 
 def failed(error: str, status: int) -> None:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from grads_ds import heartbeat, ranks
+from grads_ds import heartbeat, pace, ranks
 from grads_ds.check import micro_batch
 from grads_ds.checkpoints import Checkpoints, last_checkpoint, make_universal, needs_universal
 from grads_ds.config import Config, EarlyStoppingConfig, TrainingConfig
@@ -156,16 +156,23 @@ class _Progress(TrainerCallback):
 
 
 class _Beats(TrainerCallback):
-    """Tells every rank's supervisor that the rank advances."""
+    """Tells every rank's supervisor that the rank advances, and how long its own work takes."""
 
     def __init__(self, what: str):
         self.what = what
+
+    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        self.timed = pace.attach(model)  # the engine stands by now
 
     def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         heartbeat.beat(self.what, state.global_step, state.max_steps)
 
     def on_substep_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         heartbeat.beat(self.what, state.global_step, state.max_steps)
+
+    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+        for handle in self.timed:
+            handle.remove()
 
 
 def _with_lora(model: Any, config: Config) -> Any:

@@ -19,6 +19,7 @@ from transformers import Trainer
 from grads_ds import heartbeat, ranks
 from grads_ds.checkpoints import make_universal
 from grads_ds.data.collate import IGNORE, pad_batch
+from grads_ds.pace import Read
 
 WEIGHTS = "loss_weights"  # float32 [B, T] in a batch whose samples count differently
 
@@ -62,7 +63,7 @@ class SftTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The step's micro-batches and what its loss is divided by: its number of target tokens, or their weight."""
-        batches, divisor = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, divisor = super().get_batch_samples(Read(epoch_iterator), num_batches, device)
         if batches and WEIGHTS in batches[0]:
             total = torch.stack([target_weights(batch).sum(dtype=torch.float64) for batch in batches]).sum().to(device)
             divisor = _all_reduced(total)

@@ -74,7 +74,7 @@ def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path, show
 
         reporter = Reporter(log_dir.parent, name, folder.name)
         reporter.note("start", ranks=sum(host.slots for host in place.hosts), backend=place.backend)
-        watch = Watch(folder, place.hosts, place.limits, show, reporter.progress)
+        watch = Watch(folder, place.hosts, place.limits, show, reporter)
         try:
             with _caught_signals(watch):
                 for start in commands:
@@ -103,6 +103,7 @@ def describe(command: Sequence[str], place: Place) -> dict[str, Any]:
         "devices": [host.devices for host in place.hosts],
         "ports": list(place.ports),
         "grace_seconds": place.limits.grace,
+        "pace_seconds": place.limits.pace,
         "silent_seconds": 2
         * place.limits.lost,  # a launcher that says nothing for so long is gone, and its job with it
     }

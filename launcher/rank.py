@@ -142,7 +142,7 @@ class Supervisor:
         os.set_blocking(beats, False)
         os.set_blocking(their_beats, False)  # a rank never waits for its supervisor
         with open(self.stem.with_suffix(".stack"), "ab") as stack, open(self.stem.with_suffix(".log"), "ab") as log:
-            environment["GRADS_DS_SUPERVISOR"] = f"{their_beats},{stack.fileno()}"
+            environment["GRADS_DS_SUPERVISOR"] = f"{their_beats},{stack.fileno()},{self.job['pace_seconds']}"
             self.process = subprocess.Popen(
                 self.job["command"], cwd=self.job["cwd"], env=environment, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=log, start_new_session=True, pass_fds=(their_beats, stack.fileno()), preexec_fn=_die_with_parent,  # noqa: PLW1509  (one thread)

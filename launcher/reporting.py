@@ -43,5 +43,8 @@ class Reporter:
         job = snapshot(self.run_dir)["job"] or {}
         self.note(
             "progress",
-            **{key: job.get(key) for key in ("doing", "done", "total", "eta_seconds", "states", "slowest", "silent")},
+            **{
+                key: job.get(key)
+                for key in ("doing", "done", "total", "eta_seconds", "states", "slowest", "slow", "silent")
+            },
         )

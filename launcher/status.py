@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from grads_ds.config import UserError
 from grads_ds.run_dir import lock_holder
+from launcher import pace
 from launcher.rank import read
 
 SILENT_SECONDS = 30.0
@@ -58,6 +60,7 @@ def _job(folder: Path, now: float) -> dict[str, Any]:
         "eta_seconds": _eta(lead),
         "silent": [{"rank": r["rank"], "host": r["host"], "seconds": round(now - r["time"])} for r in silent],
         "slowest": {"rank": behind["rank"], "host": behind["host"], "lag_seconds": _lag(alive)} if behind else None,
+        "slow": [asdict(one) | {"sentence": one.sentence} for one in pace.slow([] if outcome else alive) or []],
         "outcome": outcome or None,
     }
 
@@ -122,6 +125,7 @@ def _working(job: dict[str, Any]) -> str:
         parts.append(
             f"rank {job['slowest']['rank']} on {job['slowest']['host']} lags by {job['slowest']['lag_seconds']:.0f} s"
         )
+    parts += [one["sentence"] for one in job["slow"]]
     parts += [f"rank {r['rank']} on {r['host']} silent for {r['seconds']} s" for r in job["silent"]]
     return ", ".join(parts)
 
@@ -164,6 +168,15 @@ def prometheus(seen: dict[str, Any]) -> str:
             job["slowest"] and job["slowest"]["lag_seconds"],
             **stage,
         )
+        for one in job["slow"]:
+            gauge(
+                "slow_rank",
+                "Times the median rank's own work.",
+                one["times"],
+                **stage,
+                rank=one["rank"],
+                host=one["host"],
+            )
         gauge("exit_status", "How the last job ended.", job["outcome"] and job["outcome"]["status"], **stage)
     if seen["checkpoint"]:
         gauge("checkpoint_age_seconds", "Since the last checkpoint.", seen["checkpoint"]["age_seconds"])

@@ -12,14 +12,15 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import stacks
+from launcher import pace, stacks
 from launcher.hosts import Host
 from launcher.outcome import HANG, NOT_STARTED, STOPPED, Outcome, judge
 from launcher.rank import UNSEEN, publish
+from launcher.reporting import Reporter
 
 POLL_SECONDS = 0.1
 STACK_SECONDS = 3.0
@@ -35,6 +36,7 @@ class Limits:
     lost: float = 30.0  # a supervisor's silence
     hang: float = 1800.0  # a rank without progress (torch's own limit for a collective, too)
     grace: float = 20.0  # from SIGTERM to SIGKILL
+    pace: float = 30.0  # over which a rank's own work is summed; two such windows make a slow rank
     settle: float = 4.0  # after the first trouble, for the others to report theirs: one of them may be the cause
 
 
@@ -63,15 +65,16 @@ class Watch:
         hosts: Sequence[Host],
         limits: Limits,
         show: Callable[[str], None],
-        progress: Callable[[], None],
+        reporter: Reporter,
     ):
-        self.folder, self.limits, self.show, self.progress = folder, limits, show, progress
+        self.folder, self.limits, self.show, self.reporter = folder, limits, show, reporter
         now = time.monotonic()
         names = [host.name for host in hosts for _ in range(host.slots)]
         self.ranks = [Seen(rank, name, heard=now, advanced=now) for rank, name in enumerate(names)]
         self.control: dict[str, Any] = {"beat": 0, "dump": 0, "stop": None}
         self.interrupted: int | None = None  # the signal this process got
         self.order: list[int] = []  # ranks in the order in which they ended
+        self.slow: dict[int, pace.Slow] = {}
         self._log_position = 0
         self._told = 0.0
         for seen in self.ranks:  # there from the start: a network file system remembers absent names for a while
@@ -108,6 +111,22 @@ class Watch:
         self._pass_on_log()
         if now - self._told > 1.0:
             self.tell()
+            self._name_slow_ranks()
+
+    def _name_slow_ranks(self) -> None:
+        """Say which ranks have become slow, once, and which keep up again."""
+        found = pace.slow([seen.record for seen in self.ranks])
+        if found is None:
+            return
+        slow = {one.rank: one for one in found}
+        for rank in slow.keys() - self.slow.keys():
+            self.show(f"\ngrads-ds: {slow[rank].sentence}\n")
+            self.reporter.note("slow", **asdict(slow[rank]))
+        for rank in self.slow.keys() - slow.keys():
+            if not self.ranks[rank].ended:
+                self.show(f"\ngrads-ds: rank {rank} on {self.slow[rank].host} is slow no more\n")
+                self.reporter.note("slow no more", rank=rank, host=self.slow[rank].host)
+        self.slow = slow
 
     def _pass_on_log(self) -> None:
         with contextlib.suppress(OSError), open(self.folder / "rank00000.log", "rb") as file:
@@ -125,7 +144,7 @@ class Watch:
             self.look()
             if all(seen.ended for seen in self.ranks) or self.interrupted:
                 break
-            self.progress()
+            self.reporter.progress()
             outcome = self._trouble(began, all(process.poll() is not None for process in processes))
             time.sleep(POLL_SECONDS)
         if self.interrupted:

@@ -12,16 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from conftest import REPO
-from launcher.hosts import read_hostfile
-from launcher.outcome import NOT_STARTED
+from conftest import REPO, make_tiny_model
+from launcher.hosts import Host, read_hostfile
+from launcher.outcome import DONE, NOT_STARTED
+from launcher.status import snapshot
 from tests.cluster import Cluster, cluster
 from tests.launcher.faults import told
-from tests.launcher.jobs import left_behind, run_code
+from tests.launcher.jobs import QUICK, left_behind, run_code
 
 pytestmark = pytest.mark.cluster
 FOREVER = "heartbeat.beat('working'); time.sleep(600)"
@@ -102,6 +105,139 @@ run_job("stage", [sys.executable, "-c", "import time; time.sleep(600)", {str(tmp
     launcher.kill()
     launcher.wait()
     assert left_behind(str(tmp_path), seconds=30) == []
+
+
+def test_a_hang_names_the_ranks_that_are_elsewhere(
+    hosts: Cluster, place: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of three ranks sleeps, the one on the other host is frozen and cannot even give its stack, the last waits for them."""
+    code = """
+import threading
+ready = threading.Event()
+def advance():  # a busy machine may take long to import torch, which is no hang
+    while not ready.wait(0.6):
+        heartbeat.beat("getting ready", None)
+threading.Thread(target=advance, daemon=True).start()
+import torch.distributed as dist
+def lost_in_thought():
+    time.sleep(600)
+dist.init_process_group("gloo")
+dist.barrier()
+ready.set()
+if rank == 1:
+    lost_in_thought()
+if rank == 2:
+    os.kill(os.getpid(), signal.SIGSTOP)
+dist.barrier()
+"""
+    first, second = (host.name for host in place["hosts"])
+    began = time.monotonic()
+    outcome = run_code(
+        code, tmp_path, monkeypatch, hosts=[Host(first, 2), Host(second, 1)], backend="openmpi",
+        limits=replace(QUICK, hang=4.0),
+    )  # fmt: skip
+    seconds = time.monotonic() - began
+    one, two = hosts.host_names
+    assert f"rank 1 on {one} is in lost_in_thought" in outcome.sentence
+    assert f"rank 0 on {one} is waiting in barrier" in outcome.sentence
+    told("a rank that hangs", outcome.sentence, outcome.status, seconds)
+    told("a rank that is frozen", outcome.sentence.replace(two, "HOST"), outcome.status, seconds)
+    assert left_behind(str(tmp_path)) == []
+
+
+WORK = """
+from pathlib import Path
+from grads_ds import ranks
+ranks.start()
+import torch, torch.distributed as dist
+from datasets import Dataset
+from transformers import TrainerCallback
+from grads_ds.config import load_config
+from grads_ds.scoring import score_samples
+from grads_ds.train import train_model
+
+def over(file):  # all ranks at the same step
+    seen = torch.tensor(float(os.path.exists(file)))
+    dist.all_reduce(seen)
+    return seen > 0
+
+class UntilTold(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = over("trained")
+
+config = load_config("config.yaml", [])
+ids = [[7 + (row * 31 + place * 17) % 250 for place in range(48)] for row in range(64)]
+rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
+scored = score_samples(config, config.model.path, rows, list(range(64)) * 2000, ["lm_head"], "mean", 192, "recording")
+while not over("recorded"):
+    next(scored)
+scored.close()
+train_model(config, config.sft, rows, config.model.path, Path("m"), Path("w"), Path("tb"), 100000, what="training", callbacks=[UntilTold()])
+ranks.finish()
+os._exit(0)
+"""
+
+
+def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
+    hosts: Cluster, place: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rank that is stopped most of the time, as on a host with a busy neighbour: ZeRO-3 goes on, in lockstep with it."""
+    make_tiny_model(tmp_path / "model")
+    (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
+    config = {
+        "run_dir": ".", "model": {"path": "model", "dtype": "float32"}, "deepspeed": "zero3.json",
+        "data": {"train": ["none.jsonl"]}, "sft": {"batch_size": 8, "micro_batch_size": 4, "checkpoint_steps": 100000},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    log, calm = tmp_path / "logs/stage.log", tmp_path / "calm"
+    seen: dict[
+        str, tuple[str, float, str]
+    ] = {}  # by what was worked on: what was told, after how many seconds, what status said
+
+    def slow_down(doing: str, enough: str) -> None:
+        """Once both ranks have been measured, stop rank 1 in bursts until it is named; go on when it keeps up again."""
+
+        def measured() -> bool:
+            found = [json.loads(file.read_text() or "{}") for file in (tmp_path / "logs").glob("stage/*/rank*.json")]
+            return bool(found) and all(
+                record.get("progress", {}).get("doing") == doing and len(record["pace"]) == 2 for record in found
+            )
+
+        until(measured)
+        already, began = len(log.read_text()), time.monotonic()
+        pid = json.loads(next((tmp_path / "logs").glob("stage/*/rank00001.json")).read_text())["pid"]
+        calm.unlink(missing_ok=True)
+        bursts = f"while [ ! -e {calm} ] && kill -STOP {pid}; do sleep 0.3; kill -CONT {pid}; sleep 0.05; done"
+        slower = subprocess.Popen(hosts.on(2, "sh", "-c", bursts))
+        until(lambda: " is slow: " in log.read_text()[already:])
+        seconds = time.monotonic() - began
+        job = snapshot(tmp_path)["job"]
+        calm.touch()
+        slower.wait()
+        seen[doing] = (log.read_text()[already:], seconds, "; ".join(one["sentence"] for one in job["slow"]))
+        until(lambda: " is slow no more" in log.read_text()[already:])
+        (tmp_path / enough).touch()
+
+    def both() -> None:
+        slow_down("recording", "recorded")
+        slow_down("training", "trained")
+
+    threading.Thread(target=both, daemon=True).start()
+    outcome = run_code(WORK, tmp_path, monkeypatch, **place | {"limits": replace(QUICK, pace=1.5)})
+    assert outcome.status == DONE, (outcome, seen)
+    events = [json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()]
+    named = [(event["event"], event["rank"], event["host"]) for event in events if event["event"].startswith("slow")]
+    faults = {"recording": "a rank that is slow to record", "training": "a rank that is slow to train"}
+    for doing, (said, seconds, status) in seen.items():
+        assert f"rank 1 on {hosts.host_names[1]} is slow" in status
+        told(faults[doing], said.replace(hosts.host_names[1], "HOST"), outcome.status, seconds)
+    assert named == [("slow", 1, hosts.host_names[1]), ("slow no more", 1, hosts.host_names[1])] * 2
+    assert left_behind(str(tmp_path)) == []
+
+
+def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("backend", ["openmpi", "pdsh"])
