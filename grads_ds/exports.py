@@ -29,8 +29,11 @@ _TAGS = {
     "content_tag": "content",
     "user_tag": "user",
     "assistant_tag": "assistant",
+    "observation_tag": "observation",
+    "function_tag": "function_call",
     "system_tag": "system",
 }
+_ELSEWHERE = "export to axolotl, which can tell turn by turn, or leave the row out"
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 
 
@@ -70,8 +73,28 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_trl(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Conversations for SFTTrainer with assistant_only_loss; plain texts for the same trainer without it."""
-    _write_lines(_of_one_kind(rows, "trl"), folder / DATA)
+    """Conversations for SFTTrainer with assistant_only_loss; plain texts for the same trainer without it.
+
+    Where an answer anywhere is not to be learnt (weight 0), every row is split into prompt and completion, of which the prompt is not.
+    """
+    rows = _of_one_kind(rows, "trl")
+    if any(_context(message) for row in rows for message in row.get("messages", ())):
+        rows = _each(rows, _as_prompt_and_completion)
+    _write_lines(rows, folder / DATA)
+
+
+def _as_prompt_and_completion(row: dict[str, Any]) -> dict[str, Any]:
+    messages = row["messages"]
+    answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    first = next((place for place in answers if not _context(messages[place])), None)
+    if first is None:
+        raise RowFault("an answer to learn", "weight 0 on every one", "leave the row out")
+    if first == 0:
+        raise RowFault("a turn before the first answer", "the answer first", "leave the row out")
+    if any(_context(messages[place]) for place in answers if place > first):
+        raise RowFault("answers of weight 0 before all others", f"one after turn {first + 1}", _ELSEWHERE)
+    plain = [_without(message, "weight") for message in messages]
+    return {"prompt": plain[:first], "completion": plain[first:]} | _without(row, "messages")
 
 
 def _write_llama_factory(rows: list[dict[str, Any]], folder: Path) -> None:
@@ -79,8 +102,7 @@ def _write_llama_factory(rows: list[dict[str, Any]], folder: Path) -> None:
     if "text" in _of_one_kind(rows, "llamafactory")[0]:
         entry: dict[str, Any] = {"file_name": DATA, "columns": {"prompt": "text"}}
     else:
-        # its sharegpt format wants tools as JSON text, and the same columns in every row
-        rows = [{"messages": _plain(row["messages"]), "tools": json.dumps(row.get("tools") or [])} for row in rows]
+        rows = _each(rows, _as_llama_factory)
         entry = {
             "file_name": DATA, "formatting": "sharegpt", "columns": {"messages": "messages", "tools": "tools"}, "tags": _TAGS,
         }  # fmt: skip
@@ -88,23 +110,80 @@ def _write_llama_factory(rows: list[dict[str, Any]], folder: Path) -> None:
     (folder / "dataset_info.json").write_text(json.dumps({NAME: entry}, indent=2) + "\n")
 
 
+def _as_llama_factory(row: dict[str, Any]) -> dict[str, Any]:
+    """Role and text alone, calls and tools as JSON text. Its reader leaves out, with a warning, rows whose sides do not take turns."""
+    messages = []
+    for number, message in enumerate(row["messages"], 1):
+        if _context(message):
+            raise RowFault("answers that are all learnt", f"weight 0 at turn {number}", _ELSEWHERE)
+        role, content = message["role"], message["content"]
+        if message.get("tool_calls"):
+            if content.strip():
+                raise RowFault(
+                    "a turn that calls or speaks", f"turn {number}, which does both", "split or leave it out"
+                )
+            calls = [_arguments(call, as_text=False)["function"] for call in message["tool_calls"]]
+            role, content = "function_call", json.dumps(calls, ensure_ascii=False)
+        messages.append({"role": "observation" if role == "tool" else role, "content": content})
+    said = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
+    sides = (("user", "observation"), ("assistant", "function_call"))
+    wrong = next((place for place, role in enumerate(said) if role not in sides[place % 2]), None)
+    if wrong is not None or len(said) % 2:
+        raise RowFault(
+            "a user's turn or one tool result, then one answer, to the end",
+            f"turns of {', '.join(said)}",
+            "leave it out",
+        )
+    tools = [tool["function"] for tool in row.get("tools") or []]
+    # the same columns in every row
+    return {"messages": messages, "tools": json.dumps(tools, ensure_ascii=False)}
+
+
 def _write_axolotl(rows: list[dict[str, Any]], folder: Path) -> None:
     """chat_template or completion data, and the `datasets` part of an Axolotl config."""
     if "text" in _of_one_kind(rows, "axolotl")[0]:
         entry: dict[str, Any] = {"path": DATA, "ds_type": "json", "type": "completion", "field": "text"}
     else:
+        rows = _each(rows, _as_axolotl)
         entry = {
             "path": DATA, "ds_type": "json", "type": "chat_template", "field_messages": "messages", "field_tools": "tools",
             "message_property_mappings": {"role": "role", "content": "content"}, "roles_to_train": ["assistant"],
-            "train_on_eos": "turn",
+            "message_field_training": "train", "train_on_eos": "turn",
         }  # fmt: skip
     _write_lines(rows, folder / DATA)
     (folder / "axolotl.yaml").write_text(yaml.safe_dump({"datasets": [entry]}, sort_keys=False))
 
 
+def _as_axolotl(row: dict[str, Any]) -> dict[str, Any]:
+    """Turns that are not to be learnt say so; arguments and parameters are JSON text, as no two calls have the same fields."""
+    messages = []
+    for message in row["messages"]:
+        turn = _without(message, "weight") | ({"train": False} if _context(message) else {})
+        if turn.get("tool_calls"):
+            turn["tool_calls"] = [_arguments(call, as_text=True) for call in turn["tool_calls"]]
+        messages.append(turn)
+    tools = []
+    for tool in row.get("tools") or []:
+        function = tool["function"]
+        if "parameters" in function:
+            function = function | {"parameters": json.dumps(function["parameters"], ensure_ascii=False)}
+        tools.append(tool | {"function": function})
+    return {"messages": messages} | ({"tools": tools} if tools else {})
+
+
 def _write_megatron(rows: list[dict[str, Any]], folder: Path) -> None:
     """The rows for Megatron-LM's --sft (its tokenizer applies the template); the indexed tokens are written beside them."""
-    _write_lines(rows, folder / DATA)
+    _write_lines(_each(rows, _as_megatron), folder / DATA)
+
+
+def _as_megatron(row: dict[str, Any]) -> dict[str, Any]:
+    for number, message in enumerate(row.get("messages", ()), 1):
+        if _context(message):
+            raise RowFault("answers that are all learnt", f"weight 0 at turn {number}", _ELSEWHERE)
+        if message["role"] not in ("system", "user", "assistant") or message.get("tool_calls"):
+            found = "tool calls" if message.get("tool_calls") else f"role {message['role']}"
+            raise RowFault("text of system, user and assistant", f"{found} at turn {number}", _ELSEWHERE)
+    return row
 
 
 TOOLS: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
@@ -151,15 +230,37 @@ def _of_one_kind(rows: list[dict[str, Any]], tool: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _plain(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Role and text alone, function calls as JSON text."""
-    plain = []
-    for message in messages:
-        text = message.get("content") or ""
-        if message.get("tool_calls"):
-            text = json.dumps([call.get("function", call) for call in message["tool_calls"]], ensure_ascii=False)
-        plain.append({"role": message["role"], "content": text})
-    return plain
+def _each(rows: list[dict[str, Any]], convert: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every row converted. Raises UserError with the line of each that the tool cannot hold as it is."""
+    faults, converted = Faults(), []
+    for number, row in enumerate(rows, 1):
+        try:
+            converted.append(convert(row))
+        except RowFault as fault:
+            faults.add(f"export: selected.jsonl:{number}", fault.wanted, fault.found, fault.change)
+    faults.raise_if_any()
+    return converted
+
+
+def _context(message: dict[str, Any]) -> bool:
+    """Whether the message is an answer that is not to be learnt."""
+    return message["role"] == "assistant" and not message.get("weight", 1)
+
+
+def _without(record: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != key}
+
+
+def _arguments(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
+    """A tool call with its arguments as an object, or as JSON text. Raises RowFault where they are text that is no JSON."""
+    function = call.get("function", call)
+    given = function.get("arguments", {})
+    try:
+        value = json.loads(given) if isinstance(given, str) else given
+    except json.JSONDecodeError as error:
+        raise RowFault("arguments of a tool call as JSON", f"{error.msg} in {given[:60]}", "mend the JSON") from None
+    text = json.dumps(value, ensure_ascii=False) if as_text else value
+    return call | {"function": function | {"arguments": text}}
 
 
 def _write_lines(rows: list[dict[str, Any]], to: Path) -> None:
