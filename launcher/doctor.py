@@ -22,8 +22,8 @@ from launcher.findings import Facts, Finding, of_all_hosts, of_collectives, of_o
 from launcher.hosts import Host
 from launcher.job import Place, run_job
 from launcher.outcome import DONE
-from launcher.rank import read
 from launcher.reach import ask_by_slurm, ask_by_ssh
+from launcher.records import read
 from launcher.watch import Limits
 
 _WORDS = [sys.executable, str(Path(__file__).with_name("examine.py"))]

@@ -21,7 +21,8 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # by path, this folder stood there, full of short names
 
 from launcher.facts import host_facts, wrong_interfaces  # noqa: E402
-from launcher.rank import address_towards, free_port, interface_towards, publish, read  # noqa: E402
+from launcher.network import address_towards, free_port, interface_towards  # noqa: E402
+from launcher.records import publish, read  # noqa: E402
 
 MEET_SECONDS = 30.0
 CONNECT_SECONDS = 5.0

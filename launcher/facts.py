@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launcher.rank import address_of
+from launcher.network import address_of
 
 PACKAGES = (
     "torch",

@@ -25,7 +25,7 @@ from launcher import backends
 from launcher.environment import for_runner, forwarded, of_this_kind_of_machine, write_private
 from launcher.hosts import Host
 from launcher.outcome import Outcome
-from launcher.rank import publish
+from launcher.records import publish
 from launcher.reporting import Reporter
 from launcher.watch import RUNNER_SECONDS, Limits, Watch
 

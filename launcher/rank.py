@@ -13,75 +13,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # by path, this folder stood there, full of short names
+
+from launcher.network import free_port, interface_towards
+from launcher.records import UNSEEN, publish, read
+from launcher.runners import rank_of
+
 BEAT_SECONDS = 1.0
 RENDEZVOUS_SECONDS = 120.0
-UNSEEN = "does not see the job folder"  # said through the runner, the only way that is left then
-# where the runners say which rank this is: (rank, local rank, number of ranks)
-RUNNERS = (
-    ("RANK", "LOCAL_RANK", "WORLD_SIZE"),  # deepspeed, torchrun, this launcher
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE"),
-    ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE"),  # mpich; Slurm's PMI sets the first and the last too
-    ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"),
-)
 # what a host or a runner says about itself; everything else is as it was where the launcher was started
 OF_THE_HOST = ("HOSTNAME", "TMPDIR", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-
-
-def rank_of(environment: dict[str, str], slots: list[int]) -> tuple[int, int, int]:
-    """(rank, local rank, world) by the runner's variables. Raises KeyError when no known runner started this process.
-
-    The local rank follows from the slots where the runner counts along the host list; DeepSpeed 0.19.8's own is wrong on hosts
-    with unequal slots (rank modulo the slots of this host).
-    """
-    for rank_name, local_name, world_name in RUNNERS:
-        if rank_name in environment and world_name in environment:
-            rank, world = int(environment[rank_name]), int(environment[world_name])
-            if rank_name != "RANK" and local_name in environment:
-                return rank, int(environment[local_name]), world
-            before = 0
-            for count in slots:
-                if rank < before + count:
-                    return rank, rank - before, world
-                before += count
-            return rank, int(environment.get(local_name, "0")), world
-    raise KeyError("no runner's rank variables in the environment: " + ", ".join(names[0] for names in RUNNERS))
-
-
-def publish(path: Path, value: dict[str, Any]) -> None:
-    """Replace a small JSON file as a whole; on a full disk write into the space that the file has already, if it is there."""
-    text = json.dumps(value)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not path.exists():
-            raise
-        with open(path, "r+") as file:  # who reads half of it reads again
-            file.write(text.ljust(os.fstat(file.fileno()).st_size))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when the file is absent or half there."""
-    with contextlib.suppress(OSError, ValueError):
-        value = json.loads(path.read_text())
-        if isinstance(value, dict):
-            return value
-    return {}
 
 
 class Supervisor:
@@ -261,40 +213,6 @@ class Supervisor:
 def _die_with_parent() -> None:
     """In the child, before exec: the kernel kills it when its supervisor is gone (Linux)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def free_port(low: int, high: int) -> int:
-    """A TCP port of [low, high] that is free on this host on every address; 0, 0 leaves the choice to the system."""
-    for port in range(low, high + 1):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
-            return int(probe.getsockname()[1])
-    raise OSError(f"no free port from {low} to {high} on {socket.gethostname()}; widen --ports or end what holds them")
-
-
-def address_towards(name: str) -> str | None:
-    """The address of this host that `name` sees it by; None when `name` cannot be resolved or reached by any route."""
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((name, 9))  # sends nothing; the kernel looks the route up
-        return str(probe.getsockname()[0])
-    return None
-
-
-def interface_towards(name: str) -> str | None:
-    """The network interface by which this host reaches `name`; None when it cannot tell."""
-    mine = address_towards(name)
-    return next((interface for _, interface in socket.if_nameindex() if mine and address_of(interface) == mine), None)
-
-
-def address_of(interface: str) -> str | None:
-    """The IPv4 address of a network interface of this host; None when it has none."""
-    import fcntl
-
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", interface.encode()))  # SIOCGIFADDR
-        return socket.inet_ntoa(answer[20:24])
-    return None
 
 
 def oom_kills() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from grads_ds.config import UserError
 from grads_ds.run_dir import lock_holder
 from launcher import pace
-from launcher.rank import read
+from launcher.records import read
 
 SILENT_SECONDS = 30.0
 

@@ -19,7 +19,7 @@ from typing import Any
 from launcher import pace, stacks
 from launcher.hosts import Host
 from launcher.outcome import HANG, NOT_STARTED, STOPPED, Outcome, judge
-from launcher.rank import UNSEEN, publish
+from launcher.records import UNSEEN, publish
 from launcher.reporting import Reporter
 
 POLL_SECONDS = 0.1

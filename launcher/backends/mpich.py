@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from launcher.backends import Command, Job, missing
 from launcher.hosts import Host
-from launcher.rank import address_towards
+from launcher.network import address_towards
 
 PROGRAMS = ("mpiexec.hydra", "mpiexec.mpich")
 
