@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -66,6 +67,7 @@ def start() -> None:
             "MASTER_PORT": "0",
         }
     _skip_shared_memory_op(deepspeed)
+    let_ops_link_below_spaces()
     deepspeed.init_distributed(verbose=False)
 
 
@@ -78,6 +80,19 @@ def _skip_shared_memory_op(deepspeed: Any) -> None:
     ops = getattr(deepspeed.ops, "__compatible_ops__", {})
     if SHARED_MEMORY_OP in ops:
         ops[SHARED_MEMORY_OP] = False
+
+
+def let_ops_link_below_spaces() -> None:
+    """Let DeepSpeed's ops be compiled where torch lies below a folder with a space in its name.
+
+    torch.utils.cpp_extension (seen with torch 2.13.0) gives its library folder to the shell unquoted.
+    """
+    import torch
+
+    if any(character.isspace() for character in torch.__path__[0]):
+        from torch.utils import cpp_extension
+
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(os.path.join(torch.__path__[0], "lib"))
 
 
 def finish() -> None:

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Prove the README's two commands: clone HEAD into an empty folder with a space in its path, with an empty environment and
-# home, run both twice, look at the artefacts, print timings.
+# home, run both, the quickstart and the installation a second time, look at the artefacts, print timings.
 #
-#   bash scripts/fresh_clone.sh            both commands, twice each (10 to 30 minutes)
+#   bash scripts/fresh_clone.sh            both commands (20 to 40 minutes)
 #   KEEP=1 bash scripts/fresh_clone.sh     and leave the clone for a look
+#   MATERIAL=FOLDER bash scripts/fresh_clone.sh     with that folder beside the clone, as `shared`: tests that need it run as well
 #   ONLY=quickstart bash scripts/fresh_clone.sh     one of: quickstart, test
 #
 # Only what pip itself may need on this network is passed on (PIP_*, SSL_*, *_proxy). Exit status 0 when every command
@@ -14,6 +15,7 @@ place="$(mktemp -d "${TMPDIR:-/tmp}/grads ds fresh.XXXXXX")"
 trap '[ -n "${KEEP:-}" ] || rm -rf "$place"' EXIT
 clone="$place/a clone"
 mkdir "$place/home"
+[ -z "${MATERIAL:-}" ] || ln -s "$(cd "$MATERIAL" && pwd -P)" "$place/shared"
 git clone --quiet "$root" "$clone"
 printf 'fresh clone of %s in %s\n' "$(git -C "$clone" rev-parse --short HEAD)" "$clone"
 
@@ -54,7 +56,7 @@ if [ "${ONLY:-quickstart}" = quickstart ]; then
 fi
 if [ "${ONLY:-test}" = test ]; then
     timed "tests" 0 bash scripts/test.sh
-    timed "tests, again" 0 bash scripts/test.sh
+    timed "install for tests, again" 30 bash scripts/install.sh --dev
 fi
 
 printf '\n%s' "$summary"

@@ -43,3 +43,21 @@ def test_cpu_ranks_start_without_compiling(tmp_path: object, monkeypatch: pytest
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     run_on_ranks(1, share)
     assert os.listdir(str(tmp_path)) == []
+
+
+def test_ops_link_where_torch_lies_below_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.utils.cpp_extension (torch 2.13.0) hands its library folder to the shell as it is."""
+    import shlex
+
+    import torch
+    from torch.utils import cpp_extension
+
+    from grads_ds import ranks
+
+    flags = cpp_extension._prepare_ldflags([], False, False, False, False)
+    assert f"-L{cpp_extension.TORCH_LIB_PATH}" in flags, "torch no longer makes its linker flags this way: look again"
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", "/some where/torch/lib")
+    monkeypatch.setattr(torch, "__path__", ["/some where/torch"])
+    ranks.let_ops_link_below_spaces()
+    flags = cpp_extension._prepare_ldflags([], False, False, False, False)
+    assert shlex.split(" ".join(flags))[0] == "-L/some where/torch/lib"
