@@ -18,13 +18,14 @@ import torch
 from torch import nn
 
 from grads_ds import heartbeat
+from grads_ds.engine import device
 
 
 def attach(model: nn.Module) -> list[Any]:
     """Time the forward passes of `model` from now on; returns handles to `remove()`. Attach after the engine, whose hooks gather first."""
     if not heartbeat.supervised():
         return []
-    clock = _Clock(next(model.parameters()).device.type == "cuda")
+    clock = _Clock(device().type == "cuda")
     handles: list[Any] = [model.register_forward_pre_hook(clock.begin_step)]
     for module in model.modules():
         if next(module.children(), None) is None:

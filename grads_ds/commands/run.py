@@ -25,7 +25,7 @@ from launcher import kubernetes, sbatch
 from launcher.doctor import glance
 from launcher.hosts import shared_by
 from launcher.job import Place, dry_run, run_job
-from launcher.outcome import DONE, FAILED, WRONG_INPUT, Outcome
+from launcher.outcome import DONE, FAILED, LOST, WRONG_INPUT, Outcome
 
 BACKOFF_SECONDS = 5.0  # before the first restart; doubled each time
 _HELP = {
@@ -103,7 +103,14 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     run_dir = Path(config.run_dir)
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts: wanted 0 or more; found {args.max_restarts}")
-    if args.backend == "slurm" and "SLURM_JOB_ID" not in os.environ:
+    queued = args.backend == "slurm" and "SLURM_JOB_ID" not in os.environ
+    given = [name for name in ("hosts", "include", "exclude", "ranks") if getattr(args, name)]
+    if given and (queued or args.backend == "kubernetes"):
+        faults = [
+            f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out" for name in given
+        ]
+        raise UserError(faults)
+    if queued:
         return _submit(args, run_dir)
     if args.backend == "kubernetes":
         return _apply(args, run_dir)
@@ -148,8 +155,15 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place
         print(f"{stage.name}: done already, nothing to do", flush=True)
         return DONE
     for attempt in range(args.max_restarts + 1):
-        place = _present(config, due_units(stage, config, run_dir), place, args.elastic)
-        outcome = run_job(stage.name, _words(stage.name, args), place, run_dir / "logs")
+        try:  # all hosts each time: one that was left out may be back
+            present = _present(config, due_units(stage, config, run_dir), place, args.elastic)
+        except UserError as error:
+            if attempt == 0:
+                raise
+            # they were as they must be before, and may be so again: a host that starts takes its time
+            outcome = Outcome(LOST, "the hosts are no longer as they must be", "\n".join(error.faults))
+        else:
+            outcome = run_job(stage.name, _words(stage.name, args), present, run_dir / "logs")
         if outcome.status == DONE and due_units(stage, config, run_dir):
             outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
         if outcome.status in (DONE, WRONG_INPUT):

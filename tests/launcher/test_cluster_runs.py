@@ -218,6 +218,10 @@ def test_probe_and_sft_as_a_slurm_batch_job(job: Path, hosts: Cluster) -> None:
     check(job / "slurm", hosts)
     assert [(job / "spy" / rank).read_text() for rank in "01"] == [ODD, ODD]
     assert left_behind(str(job)) == [] and not list(job.rglob("x"))
+    strange = variables | {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "a;touch x", "SLURM_TASKS_PER_NODE": "1"}
+    inside = hosts.on(1, *GRADS_DS, "probe", "config.yaml", "--dry-run")
+    refused = subprocess.run(inside, cwd=job, env=strange, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 2 and "give --hosts" in refused.stderr and not list(job.rglob("x")), refused.stderr
     again = [*call, "--set", "sft.batch_size=7"]
     wrong = subprocess.run(hosts.on(1, *again), cwd=job, env=variables, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2, wrong.stdout + wrong.stderr
