@@ -2,7 +2,9 @@
 
 Kubeflow's mpi-operator (v2beta1) starts the worker pods, writes their names into a hostfile and starts a launcher pod, in which
 the same command runs with that hostfile and Open MPI. Pods enter one another by the keys that docker/node.sh makes on the
-shared volume. Rendered and validated against Kubernetes' schemas in the tests; not run where this was written (no cluster).
+shared volume. The tests hold what is rendered against the schemas of Kubernetes and of the operator; not run where this was written
+(no cluster). There is no PyTorchJob: the operator that ran them is no longer developed (its code was removed in February 2025), and it
+gives no hostfile to a launcher.
 """
 
 from __future__ import annotations
