@@ -9,6 +9,7 @@ process of one host, by `grads-ds prepare CONFIG`, or first in `grads-ds run CON
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -76,7 +77,8 @@ def run_prepare(config: Config, run_dir: Path) -> None:
                     "raise data.max_length or give other data",
                 )
         faults.raise_if_any()
-        _count_shared(folder, counts)
+        anchor = ANCHOR_SET if config.anchor_sources() else None
+        _count_shared(folder, counts, anchor)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         publish_json(
             folder / "prepared.json",
@@ -94,21 +96,51 @@ def run_prepare(config: Config, run_dir: Path) -> None:
         )
     for name, count in counts.items():
         print(f"prepare: {name}: {count.summary()}", flush=True)
-        if count.also_in_pool:
+        if count.also_in_pool and name != anchor:
             print(
                 f"prepare: {name}: {count.also_in_pool:,} of its rows are in the pool too, word for word",
                 flush=True,
             )
+    if anchor:
+        _warn_of_leaks(counts[anchor])
 
 
-def _count_shared(folder: Path, counts: dict[str, Counts]) -> None:
+def _warn_of_leaks(anchor: Counts) -> None:
+    """What the anchor shares with what it is to be compared with. Told and not refused: large corpora share a few rows, and a choice by
+    a held-out set itself is allowed too, with a warning of its own (docs/selection.md).
+    """
+    for name, shared in anchor.also_held_out.items():
+        print(
+            f"prepare: WARNING: probe.anchor: {shared:,} of its {anchor.kept:,} rows are in data.validation.{name} too, word for word: "
+            f"a choice that looks at the anchor is fitted to them, and the loss on {name} is no fair test of it; take them "
+            "out of one of the two",
+            file=sys.stderr,
+            flush=True,
+        )
+    if anchor.also_in_pool:
+        print(
+            f"prepare: WARNING: probe.anchor: {anchor.also_in_pool:,} of its {anchor.kept:,} rows are in data.train too, word for word: "
+            "each of them is compared with a gradient that holds its own; take them out of one of the two",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _count_shared(folder: Path, counts: dict[str, Counts], anchor: str | None) -> None:
     """Held-out rows that are also in the pool: their loss says nothing about new text, so the number is
-    shown.
+    shown. Of an anchor of its own also those that are in a held-out set.
     """
     import pyarrow.compute as pc
     from datasets import load_from_disk
 
     hashes = {name: load_from_disk(str(folder / name)).data.column("sample_hash") for name in counts}
+
+    def shared(mine: str, other: str) -> int:
+        return int(pc.sum(pc.is_in(hashes[mine], value_set=hashes[other])).as_py())
+
     for name, count in counts.items():
         if name not in ("pool", "replay"):
-            count.also_in_pool = int(pc.sum(pc.is_in(hashes[name], value_set=hashes["pool"])).as_py())
+            count.also_in_pool = shared(name, "pool")
+    for name in counts if anchor else ():
+        if name not in ("pool", "replay", anchor) and (rows := shared(str(anchor), name)):
+            counts[str(anchor)].also_held_out[name] = rows

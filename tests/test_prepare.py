@@ -254,3 +254,25 @@ def test_real_pool_with_the_real_model(material: Path, tmp_path: Path) -> None:
     assert all(any(label != -100 for label in labels[1:]) for labels in pool["labels"])
     assert set(pool["source"]) == {"medicine_pubmedqa_train", "sharegpt_format_tools"}
     assert len(load_from_disk(str(tmp_path / "run/prepared/general"))) == record["sets"]["general"]["kept"]
+
+
+def test_an_anchor_that_shares_rows_is_told(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows of the anchor that are in a held-out set or in the pool too: how many, where, why it matters; the stage goes on."""
+    own = [
+        answer("a new one"),
+        answer("another"),
+        answer("yes"),
+        answer("no"),
+        answer("the answer is 5", kind="good", n=5),
+    ]
+    file = write(tmp_path / "anchor.jsonl", own)
+    probe = {"epochs": 0, "extras": ["anchor"]}
+    anchored = Config.model_validate(config.model_dump() | {"probe": probe | {"anchor": [file]}})
+    _, record = prepare(anchored)
+    told = capsys.readouterr().err
+    assert "2 of its 5 rows are in data.validation.domain too" in told and "no fair test" in told
+    assert "1 of its 5 rows are in data.train too" in told
+    assert record["sets"]["anchor"]["also_held_out"] == {"domain": 2} and record["sets"]["anchor"]["also_in_pool"] == 1
+    write(tmp_path / "anchor.jsonl", own[:2])
+    prepare(anchored)
+    assert "WARNING" not in capsys.readouterr().err

@@ -47,6 +47,7 @@ class Counts:
     num_tokens: int = 0
     num_target_tokens: int = 0
     also_in_pool: int = 0
+    also_held_out: dict[str, int] = field(default_factory=dict)
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def record(self) -> dict[str, Any]:
