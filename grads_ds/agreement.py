@@ -46,6 +46,19 @@ def content_digest(path: str | Path) -> str | None:
     return digest.hexdigest()[:32]
 
 
+def hub_commit(name: str) -> str | None:
+    """The commit of the Hugging Face hub that the cached copy of model `name` is of; None for a folder, or where there is no copy."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(name).exists():
+        return None
+    try:
+        file = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name of a repository
+        return None
+    return Path(file).parent.name if isinstance(file, str) else None
+
+
 def code_digest() -> str:
     """A digest of this package's own sources."""
     digest = hashlib.sha256()

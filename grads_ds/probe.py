@@ -19,7 +19,7 @@ from datasets import load_from_disk
 from torch.utils.tensorboard import SummaryWriter
 
 from grads_ds import ranks, scores
-from grads_ds.agreement import check_hosts_agree
+from grads_ds.agreement import check_hosts_agree, hub_commit
 from grads_ds.callback import GradNormCallback
 from grads_ds.config import Config
 from grads_ds.data.batches import BatchPlan, deal_batches, plan_batches
@@ -193,6 +193,8 @@ def record_remaining(
     ranks.barrier()
     manifest = {
         **recording.inputs,
+        # of a hub id, as it was read: known for sure only now, which is why the scores' key does not hold it
+        "model commit": ranks.from_main(lambda: hub_commit(config.model.path)),
         "epochs": probe.epochs,
         "world_size": ranks.world(),
         "reduced_by": how(),

@@ -35,7 +35,7 @@ def make_config(folder: Path, tied: bool = True, **sections: Any) -> Config:
     return Config(
         run_dir=str(folder / "run"), deepspeed=str(settings),
         model={"path": str(make_tiny_model(folder / "model", tied=tied)), "dtype": "float32"},
-        data={"train": [str(write_rows(folder / "pool.jsonl", ROWS))], "max_length": 64},
+        data=sections.pop("data", {"train": [str(write_rows(folder / "pool.jsonl", ROWS))], "max_length": 64}),
         probe={"epochs": 0, "tokens_per_microbatch": 256} | sections.pop("probe", {}), **sections,
     )  # fmt: skip
 
@@ -79,6 +79,27 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Any]:
     config = make_config(tmp_path_factory.mktemp("sharded"))
     stage("prepare", config)
     return config, scored_anew(config, {})
+
+
+def test_a_hub_model_is_recorded_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache as huggingface_hub keeps it, made by hand and read offline: the manifest says which commit of the id was scored."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    config = make_config(tmp_path, data={"train": [str(write_rows(tmp_path / "pool.jsonl", 3))], "max_length": 64})
+    repo = tmp_path / "cache/models--acme--tiny"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs/main").write_text(commit)
+    shutil.copytree(config.model.path, repo / "snapshots" / commit)
+    shutil.copytree(config.model.path, repo / "snapshots" / ("f" * 40))  # an older one that was fetched once
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    named = config.model_copy(update={"model": config.model.model_copy(update={"path": "acme/tiny"})})
+    run_on_ranks(1, prepare_and_probe, named)
+    manifest = json.loads((Path(config.run_dir) / "scores/manifest.json").read_text())
+    assert (manifest["model"], manifest["model commit"]) == ("acme/tiny", commit)
+
+
+def prepare_and_probe(config: Config) -> None:
+    for name in ("prepare", "probe"):
+        stage(name, config)
 
 
 def scored_anew(config: Config, zero: dict[str, Any]) -> Any:
