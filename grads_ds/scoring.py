@@ -18,7 +18,7 @@ from grads_ds import ranks
 from grads_ds.config import Config
 from grads_ds.data.batches import BatchPlan, plan_batches
 from grads_ds.data.collate import pad_batch
-from grads_ds.engine import device, frozen_model, gather
+from grads_ds.engine import device, frozen_model
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
 from grads_ds.pace import attached, reading
 from grads_ds.progress import with_progress
@@ -85,7 +85,7 @@ def score_plan(
     if ranks.is_main():
         print(f"{what}: {plan.summary()}", flush=True)
     with frozen_model(config, model_path) as (model, engine), attached(model):
-        recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction, gather=gather)
+        recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction)
         extras = beside(recorder, engine) if beside is not None else None
         for mine in with_progress(plan, lengths, what, log_dir):
             with reading():

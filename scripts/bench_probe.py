@@ -89,7 +89,7 @@ def traffic_rank(folder: Path, pairs: int, samples: int, length: int) -> None:
 
     from grads_ds import ranks
     from grads_ds.config import load_config
-    from grads_ds.engine import frozen_model, gather, load_model, scoring_settings
+    from grads_ds.engine import frozen_model, load_model, scoring_settings
     from grads_ds.gradnorm import GradNormRecorder
     from grads_ds.scoring import score_batch
 
@@ -106,7 +106,7 @@ def traffic_rank(folder: Path, pairs: int, samples: int, length: int) -> None:
     batch = batch_of(samples, length, trained.config.vocab_size)
     found: dict[str, list[list[float]]] = {"training": [], "scoring": []}
     with frozen_model(config, config.model.path) as (model, engine):
-        recorder = GradNormRecorder(model, layers=("embedding", "lm_head"), gather=gather)
+        recorder = GradNormRecorder(model, layers=("embedding", "lm_head"))
 
         def train() -> None:
             trainer.backward(trainer(**batch).loss)
@@ -207,7 +207,7 @@ def memory_rank(folder: Path, samples: int, length: int) -> None:
     """One rank: load, score, write `folder`/memory<rank>.json."""
     from grads_ds import ranks
     from grads_ds.config import load_config
-    from grads_ds.engine import frozen_model, gather
+    from grads_ds.engine import frozen_model
     from grads_ds.gradnorm import GradNormRecorder
     from grads_ds.scoring import score_batch
 
@@ -226,7 +226,7 @@ def memory_rank(folder: Path, samples: int, length: int) -> None:
         with frozen_model(config, config.model.path) as (model, engine):
             gc.collect()
             loading, resident = peak.since() - start, anonymous() - start
-            recorder = GradNormRecorder(model, layers=("embedding", "lm_head"), gather=gather)
+            recorder = GradNormRecorder(model, layers=("embedding", "lm_head"))
             batch = batch_of(samples, length, model.config.vocab_size)
             score_batch(recorder, engine, batch)
             peak.since()
