@@ -266,11 +266,15 @@ def _take(path: Path, record: dict[str, Any]) -> None:
                 return
             except FileExistsError:
                 holder = _holder(path)
+                who = f"{holder.get('what')} (pid {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})"
                 if _alive(path, holder):
-                    raise UserError(
-                        f"run_dir: {path.parent} is in use by {holder.get('what')} (pid {holder.get('pid')} on "
-                        f"{holder.get('host')}, since {holder.get('since')}); wait for it or stop it"
-                    ) from None
+                    raise UserError(f"run_dir: {path.parent} is in use by {who}; wait for it or stop it") from None
+                with contextlib.suppress(OSError):  # another start may have been quicker
+                    silent = time.time() - path.stat().st_mtime
+                    gone = f"silent for {silent:.0f} s" if silent > LOCK_STALE_SECONDS else "which has ended"
+                    print(
+                        f"run_dir: {path.parent} was in use by {who}, {gone}: its lock is taken over", file=sys.stderr
+                    )
                 path.unlink(missing_ok=True)
     finally:
         aside.unlink(missing_ok=True)

@@ -87,8 +87,8 @@ def may_meet(folder: Path, first_ranks: list[int]) -> bool:
     return all(reached) and not any(chosen) and not any(fault for r in reached for fault in r["cannot"].values())
 
 
-def collectives(rank: int, world: int) -> dict[str, Any]:
-    """All-reduce and all-gather over all ranks: seconds, and bytes per second that cross one rank's link (ring algorithm)."""
+def collectives(rank: int, world: int, size: int = COLLECTIVE_BYTES) -> dict[str, Any]:
+    """All-reduce and all-gather of `size` bytes over all ranks: seconds, and bytes per second that cross one rank's link (in a ring)."""
     import torch
     import torch.distributed as dist
 
@@ -96,11 +96,12 @@ def collectives(rank: int, world: int) -> dict[str, Any]:
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda" if cuda else "cpu")
-    dist.init_process_group("nccl" if cuda else "gloo")
-    count = COLLECTIVE_BYTES // 4
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    count = size // 4
     ours = torch.full((count,), float(rank + 1), device=device)
     gathered = torch.empty(world * (count // world), device=device)
-    found: dict[str, Any] = {"time": 0.0}
+    found: dict[str, Any] = {"backend": dist.get_backend()}
     for name, moved in (("all_reduce", 2 * (world - 1) / world), ("all_gather", (world - 1) / world)):
         best = float("inf")
         for _ in range(4):
@@ -115,7 +116,7 @@ def collectives(rank: int, world: int) -> dict[str, Any]:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - began)
         correct = bool(tensor[0] == world * (world + 1) / 2) if name == "all_reduce" else bool(gathered[-1] == world)
-        found[name] = {"seconds": best, "bytes_per_second": moved * COLLECTIVE_BYTES / best, "correct": correct}
+        found[name] = {"seconds": best, "bytes_per_second": moved * size / best, "correct": correct}
     dist.barrier()
     clocks: list[Any] = [None] * world
     dist.all_gather_object(clocks, (socket.gethostname(), time.time()))

@@ -15,9 +15,12 @@ from launcher.facts import wrong_interfaces
 
 FREE_DISK, FREE_SHARED_MEMORY, OPEN_FILES = 20 * 2**30, 2**30, 4096
 CLOCK_SECONDS = 5.0
-# Below this share of the link's speed 4 MiB over gloo or NCCL are told as slow: a threshold set by judgement, no series was measured.
-# Where the kernel names no speed: half of gigabit Ethernet.
+# Below these, collectives of 4 MiB are told as slow. scripts/bench_collectives.py measured (docs/bench_collectives.json): gloo reaches 0.98
+# and more of links of 0.1 to 2 Gbit/s, so that less than a third of an idle link has a cause; on a link that is faster than memory is
+# copied gloo reached 2.1 to 2.5 GB/s, whatever the link, and half of that is asked of it at most. Nothing faster than 10 Gbit/s, no
+# NCCL and no latency between hosts was at hand. Where the kernel names no speed: half of gigabit Ethernet.
 USUAL_SHARE = 0.3
+GLOO_BYTES_PER_SECOND = 1e9
 SLOW_BYTES_PER_SECOND = 50e6
 Facts = Mapping[str, Any]
 
@@ -174,6 +177,8 @@ def of_collectives(found: Mapping[str, Any], megabits: int | None, several: bool
     rows = []
     link = megabits * 1e6 / 8 if megabits else None
     usual = USUAL_SHARE * link if link else SLOW_BYTES_PER_SECOND
+    if found.get("backend") == "gloo":
+        usual = min(usual, GLOO_BYTES_PER_SECOND)
     for name in ("all_reduce", "all_gather"):
         if name not in found:
             continue

@@ -16,8 +16,10 @@ import yaml
 
 from conftest import REPO, write_rows
 from launcher.doctor import judge_hosts
-from launcher.findings import Finding
+from launcher.examine import COLLECTIVE_BYTES
+from launcher.findings import GLOO_BYTES_PER_SECOND, USUAL_SHARE, Finding, of_collectives
 from launcher.hosts import Host
+from tests.launcher.faults import told
 
 GOOD: dict[str, Any] = {
     "host": "a", "resolved": "10.0.0.1", "python": "3.11.7", "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"}, "code": "abc",
@@ -67,6 +69,24 @@ def test_a_difference_is_told_once_for_its_host_with_advice(case: str, tmp_path:
     assert named in told.found + told.advice and told.advice
 
 
+def test_a_message_about_the_wrong_host_is_none(tmp_path: Path) -> None:
+    """What the tests of injected faults ask for: the right host, and all of it in one line."""
+    lines = [str(finding) for finding in judged(tmp_path, open_files=512)]
+    told("few open files", "\n".join(lines), 2, 1.0, bad="b", good="a")
+    for wrong in (
+        {"bad": "a", "good": "b"},  # told of b, wanted of a
+        {"bad": "b", "good": "b"},
+    ):
+        with pytest.raises(AssertionError):
+            told("few open files", "\n".join(lines), 2, 1.0, **wrong)
+    both = [*lines, next(line for line in lines if "limit 512" in line).replace("b: ", "a: ", 1)]
+    with pytest.raises(AssertionError, match="wrong host"):
+        told("few open files", "\n".join(both), 2, 1.0, bad="b", good="a")
+    halves = "b: files: /x/model differs from a's; look at it\na: files: /x/other; copy it again"
+    with pytest.raises(AssertionError):
+        told("no model on one host", halves, 2, 1.0, bad="b", good="a")
+
+
 def test_equal_hosts_have_no_fault(tmp_path: Path) -> None:
     assert [f for f in judged(tmp_path, ops={"cpu_adam": "compiled"}) if f.host == "b" and f.level != "ok"] == []
 
@@ -83,6 +103,31 @@ def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
     assert bad["way to a"].host == "b" and "timed out" in bad["way to a"].found
     assert (bad["all_reduce"].level, bad["all_gather"].level) == ("warning", "fault")
     assert "chrony" in bad["clocks"].advice
+
+
+@pytest.mark.parametrize(
+    "backend, megabits, speed, level",
+    [
+        ("gloo", 1000, 0.98 * 1.25e8, "ok"), ("gloo", 1000, 0.2 * 1.25e8, "warning"), ("nccl", 400_000, 2e9, "warning"),
+        ("gloo", 400_000, 2e9, "ok"), ("gloo", 400_000, 0.5e9, "warning"), ("gloo", None, 6e7, "ok"), ("gloo", None, 4e7, "warning"),
+    ],
+)  # fmt: skip
+def test_a_collective_is_slow_by_its_link_and_by_what_gloo_can(
+    backend: str, megabits: int | None, speed: float, level: str
+) -> None:
+    """A third of the link, but of gloo no more than a processor copies (docs/bench_collectives.json)."""
+    found = {"backend": backend, "all_reduce": {"seconds": 1.0, "bytes_per_second": speed, "correct": True}}
+    assert [finding.level for finding in of_collectives(found, megabits, several=True)] == [level]
+
+
+def test_the_usual_share_is_what_was_measured() -> None:
+    """At the doctor's own size every limited link gave more than thrice what is told as slow, and an unlimited one twice."""
+    rows = json.loads((REPO / "docs/bench_collectives.json").read_text())["shares"]
+    ours = [row for row in rows if row["kib"] == COLLECTIVE_BYTES // 1024]
+    limited = [row[name] for row in ours if "veth" not in row["link"] for name in ("all_reduce", "all_gather")]
+    assert len(limited) == 6 and min(limited) > 3 * USUAL_SHARE
+    (free,) = [row for row in ours if "veth" in row["link"]]
+    assert min(free["all_reduce"], free["all_gather"]) * 1.25e9 > 2 * GLOO_BYTES_PER_SECOND
 
 
 def test_localhost_is_examined_within_ten_seconds_with_a_working_collective(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ except Exception:
 """
     began = time.monotonic()
     outcome = run_code(code, tmp_path, monkeypatch, ranks=3)
-    told(case, f"{outcome.sentence} {outcome.error}", outcome.status, time.monotonic() - began)
+    told(case, " ".join(f"{outcome.sentence} {outcome.error}".split()), outcome.status, time.monotonic() - began)
     assert outcome.rank == 1
 
 
