@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from grads_ds import heartbeat, pace, ranks
+from grads_ds.adapters import with_lora
 from grads_ds.check import micro_batch
 from grads_ds.checkpoints import Checkpoints, last_checkpoint, make_universal, needs_universal
 from grads_ds.config import Config, EarlyStoppingConfig, TrainingConfig
@@ -98,7 +99,7 @@ def train_model(
     set_seed(config.seed)  # new adapters are drawn at random: every training of a seed begins with the same ones
     model = load_model(config, model_path)
     if config.model.lora is not None:
-        model = _with_lora(model, config)
+        model = with_lora(model, config.model.lora)
     writer = SummaryWriter(str(log_dir)) if ranks.is_main() else None
     pad = load_tokenizer(config.model).pad_token_id
     collator: Collator = PackingCollator(config, pad or 0) if packing else Collator(pad or 0)
@@ -173,22 +174,3 @@ class _Beats(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         for handle in self.timed:
             handle.remove()
-
-
-def _with_lora(model: Any, config: Config) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    lora = config.model.lora
-    assert lora is not None
-    if hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()  # else checkpointed blocks see no input that needs a gradient
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            task_type="CAUSAL_LM",
-        ),
-    )

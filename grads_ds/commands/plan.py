@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,9 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--tflops", type=float, metavar="T", help="what one rank really computes (default: 40 %% of the GPU's peak)"
     )
-    command.add_argument("--calibrate", action="store_true", help="measure that on this host, in about a second")
+    command.add_argument(
+        "--calibrate", action="store_true", help="measure that on this host, by one layer of the model"
+    )
     command.add_argument(
         "--network", type=float, default=50.0, metavar="GB/S", help="of one host to the others (default: %(default)g)"
     )
@@ -46,7 +49,6 @@ def handle(args: argparse.Namespace) -> int:
         GPUS,
         USUAL_SHARE,
         Cluster,
-        calibrate,
         forecasts,
     )
     from grads_ds.plan.shapes import model_config
@@ -57,14 +59,17 @@ def handle(args: argparse.Namespace) -> int:
         )
     hosts, ranks = _cluster(args)
     peak, memory = GPUS[args.gpu]
+    model = model_config(args.model or config.model.path)
     if args.calibrate:
         import torch
 
-        rate = calibrate(getattr(torch, config.model.dtype))
+        from grads_ds.plan.calibrate import calibrate
+
+        rate = calibrate(model, getattr(torch, config.model.dtype), config.sft.micro_batch_size, config.data.max_length)
+        print(f"this host trains at {rate / 1e12:.3g} TFLOP/s", file=sys.stderr)
     else:
         rate = args.tflops * 1e12 if args.tflops else peak * USUAL_SHARE
     cluster = Cluster(hosts, ranks, (args.gpu_memory or memory) * 2**30, rate, args.network * 1e9)
-    model = model_config(args.model or config.model.path)
     tokens = args.tokens or _pool_tokens(Path(config.run_dir)) or 1e9
     found = forecasts(config, model, cluster, tokens)
     if args.json:

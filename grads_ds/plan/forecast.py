@@ -1,21 +1,21 @@
 """One stage's forecast on one cluster: memory of a rank, bytes of a step, tokens a second, hours, and what to change.
 
 Joins the parts: shapes, memory, traffic. The time is the longer of computing and communicating a micro-batch; the computing
-rate is given, a named GPU's, or measured on this host (`calibrate`).
+rate is given, a named GPU's, or measured on this host (grads_ds/plan/calibrate.py).
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from grads_ds.config import Config, TrainingConfig
-from grads_ds.gradnorm.head import DEFAULT_BUDGET
-from grads_ds.plan.memory import Memory, scoring_memory, training_memory
-from grads_ds.plan.shapes import DTYPE_BYTES, Shape, activation_bytes, shape_of
+from grads_ds.plan.memory import Memory, limits_of, scoring_memory, training_memory
+from grads_ds.plan.replay import Limits, Replayed, replay
+from grads_ds.plan.shapes import DTYPE_BYTES, Batch, Shape, recorded_elements, shape_of, timeline_of
+from grads_ds.plan.timeline import Timeline
 from grads_ds.plan.traffic import Traffic, scoring_traffic, training_traffic
 
 # dense bf16 peak in FLOP/s and memory in GiB, from the vendors' data sheets
@@ -62,92 +62,98 @@ class Forecast:
 
 def forecasts(config: Config, model: Any, cluster: Cluster, tokens: float) -> list[Forecast]:
     """The probe's two halves and SFT. `model` is a Hugging Face config, `tokens` how many the pool has."""
-    shape = shape_of(model)
-    length = config.data.max_length
+    planner = _Planner(config, model, cluster)
     chosen = config.select.budget if isinstance(config.select.budget, float) and config.select.budget <= 1 else 1.0
     found = []
     if config.probe.epochs > 0:
-        found.append(
-            _training("preliminary", config, config.probe, model, shape, cluster, length, tokens * config.probe.epochs)
-        )
-    found.append(_scoring(config, model, shape, cluster, length, tokens))
-    found.append(
-        _training("sft", config, config.sft, model, shape, cluster, length, tokens * chosen * config.sft.epochs)
-    )
+        found.append(planner.training("preliminary", config.probe, tokens * config.probe.epochs))
+    found.append(planner.scoring(tokens))
+    found.append(planner.training("sft", config.sft, tokens * chosen * config.sft.epochs))
     return found
 
 
-def _training(
-    stage: str,
-    config: Config,
-    settings: TrainingConfig,
-    model: Any,
-    shape: Shape,
-    cluster: Cluster,
-    length: int,
-    tokens: float,
-) -> Forecast:
-    zero, size, dtype = _zero(config), DTYPE_BYTES[config.model.dtype], getattr(torch, config.model.dtype)
-    trained = _adapter_parameters(config, shape) if config.model.lora else None
-    share = max(1, settings.batch_size // cluster.ranks)
+class _Planner:
+    """What the stages of one forecast share."""
 
-    def memory(micro: int, checkpointed: bool) -> Memory:
-        activations = activation_bytes(model, dtype, micro, length, "checkpointed" if checkpointed else "train")
-        return training_memory(shape, size, cluster.ranks, cluster.ranks_per_host, zero, activations, trained)
+    def __init__(self, config: Config, model: Any, cluster: Cluster) -> None:
+        self.config, self.model, self.cluster = config, model, cluster
+        self.shape, self.length = shape_of(model), config.data.max_length
+        self.dtype = getattr(torch, config.model.dtype)
+        self.zero = dict(config.deepspeed_json().get("zero_optimization", {}))
+        self.room = cluster.memory * USABLE
+        self.limits = limits_of(self.zero, cluster.ranks, DTYPE_BYTES[config.model.dtype], self.shape.width)
+        self._played: dict[Batch, tuple[Timeline, Replayed]] = {}
 
-    micro = min(settings.micro_batch_size, share)
-    needed = memory(micro, settings.gradient_checkpointing)
-    room = cluster.memory * USABLE
-    advice = []
-    section = "probe" if stage == "preliminary" else stage
-    if needed.device > room:
-        advice = _make_it_fit(section, micro, settings, memory, room, zero)
-    elif settings.gradient_checkpointing and memory(micro, False).device <= room:
-        advice.append(f"{section}.gradient_checkpointing: false fits too and saves a quarter of the computing")
-    traffic = training_traffic(shape, size, cluster.ranks, cluster.hosts, zero, trained)
-    flop = (4 if trained is not None else 6) + (2 if settings.gradient_checkpointing else 0)
-    seconds, computing = _micro_seconds(shape, flop, micro * length, length, cluster, traffic)
-    if cluster.hosts > 1 and seconds > 1.2 * computing and int(zero.get("stage", 0)) >= 3:
-        advice.append(
-            f"{stage} waits for the network ({seconds / computing:.1f} times the computing): zero_hpz_partition_size: "
-            f"{cluster.ranks_per_host} in the DeepSpeed JSON, a larger micro-batch, or checkpointing off"
-        )
-    count = max(1, share // micro)
-    return _told(
-        stage,
-        micro,
-        count,
-        settings.gradient_checkpointing,
-        needed,
-        traffic,
-        seconds,
-        micro * length,
-        cluster,
-        tokens,
-        room,
-        advice,
-    )
+    def _play(self, batch: Batch, limits: Limits) -> tuple[Timeline, Replayed]:
+        if batch not in self._played:
+            timeline = timeline_of(self.model, batch)
+            self._played[batch] = timeline, replay(timeline, limits)
+        return self._played[batch]
 
+    def training(self, stage: str, settings: TrainingConfig, tokens: float) -> Forecast:
+        """A training on `tokens`."""
+        cluster, zero, limits, room = self.cluster, self.zero, self.limits, self.room
+        share = max(1, settings.batch_size // cluster.ranks)
+        micro = min(settings.micro_batch_size, share)
+        count = max(1, share // micro)
 
-def _scoring(config: Config, model: Any, shape: Shape, cluster: Cluster, length: int, tokens: float) -> Forecast:
-    zero, size, dtype = _zero(config), DTYPE_BYTES[config.model.dtype], getattr(torch, config.model.dtype)
-    rows = max(1, config.probe.tokens_per_microbatch // length)
+        def played(micro: int, checkpointed: bool) -> tuple[Timeline, Replayed]:
+            mode = "checkpointed" if checkpointed else "train"
+            return self._play(Batch(micro, self.length, mode, self.dtype, self.config.model.lora), limits)
 
-    def memory(rows: int) -> Memory:
-        activations = activation_bytes(model, dtype, rows, length, "score")
-        return scoring_memory(shape, size, cluster.ranks, zero, activations, DEFAULT_BUDGET)
+        def memory(micro: int, checkpointed: bool) -> Memory:
+            steps = max(1, share // micro)
+            return training_memory(*played(micro, checkpointed), limits, zero, cluster.ranks_per_host, steps)
 
-    needed, room, advice = memory(rows), cluster.memory * USABLE, []
-    if needed.device > room:
-        fitting = next((r for r in range(rows - 1, 0, -1) if memory(r).device <= room), 0)
-        advice.append(
-            f"probe.tokens_per_microbatch: {fitting * length} fits"
-            if fitting
-            else "recording needs more GPUs: not even one sample fits"
-        )
-    traffic = scoring_traffic(shape, size, cluster.ranks, cluster.hosts, zero)
-    seconds, _ = _micro_seconds(shape, 4, rows * length, length, cluster, traffic)
-    return _told("recording", rows, 1, False, needed, traffic, seconds, rows * length, cluster, tokens, room, advice)
+        needed = memory(micro, settings.gradient_checkpointing)
+        advice = []
+        section = "probe" if stage == "preliminary" else stage
+        if needed.device > room:
+            advice = _make_it_fit(section, micro, settings, memory, room, zero)
+        elif settings.gradient_checkpointing and memory(micro, False).device <= room:
+            advice.append(f"{section}.gradient_checkpointing: false fits too and saves a quarter of the computing")
+        traffic = training_traffic(*played(micro, settings.gradient_checkpointing), limits, zero, cluster.hosts)
+        flop = (4 if self.config.model.lora else 6) + (2 if settings.gradient_checkpointing else 0)
+        seconds, computing = _micro_seconds(self.shape, flop, micro * self.length, self.length, cluster, traffic)
+        if cluster.hosts > 1 and seconds > 1.2 * computing and limits.stage >= 3:
+            advice.append(
+                f"{stage} waits for the network ({seconds / computing:.1f} times the computing): zero_hpz_partition_size: "
+                f"{cluster.ranks_per_host} in the DeepSpeed JSON, a larger micro-batch, or checkpointing off"
+            )
+        each = micro * self.length
+        kept = settings.gradient_checkpointing
+        return _told(stage, micro, count, kept, needed, traffic, seconds, each, cluster, tokens, room, advice)
+
+    def scoring(self, tokens: float) -> Forecast:
+        """The recording of a pool of `tokens`."""
+        probe, cluster, zero = self.config.probe, self.cluster, self.zero
+        # below stage 3 the frozen pass shards nothing (grads_ds/engine.py)
+        limits = self.limits if self.limits.stage >= 3 else replace(self.limits, stage=0)
+        rows = max(1, probe.tokens_per_microbatch // self.length)
+        layers = (probe.layers,) if isinstance(probe.layers, str) else tuple(probe.layers)
+        anchor = recorded_elements(self.model, layers) if "anchor" in probe.extras else 0
+
+        def memory(rows: int) -> Memory:
+            played = self._play(Batch(rows, self.length, "score", self.dtype, None, layers, limits.stage >= 3), limits)
+            return scoring_memory(*played, limits, zero, cluster.ranks_per_host, anchor)
+
+        needed, room, advice = memory(rows), self.room, []
+        if needed.device > room:
+            fitting = next((r for r in range(rows - 1, 0, -1) if memory(r).device <= room), 0)
+            if fitting:
+                advice.append(f"probe.tokens_per_microbatch: {fitting * self.length} fits")
+            elif anchor and memory(1).device - memory(1).anchor <= room:
+                advice.append(
+                    f"probe.extras: the anchor's gradient is whole on every GPU ({needed.anchor / 2**30:.1f} GiB); record "
+                    "fewer groups (probe.layers), or leave anchor out"
+                )
+            else:
+                advice.append("recording needs more GPUs: not even one sample fits")
+        _, replayed = self._play(Batch(rows, self.length, "score", self.dtype, None, layers, limits.stage >= 3), limits)
+        traffic = scoring_traffic(replayed, limits, zero, cluster.hosts)
+        each = rows * self.length
+        seconds, _ = _micro_seconds(self.shape, 4, each, self.length, cluster, traffic)
+        return _told("recording", rows, 1, False, needed, traffic, seconds, each, cluster, tokens, room, advice)
 
 
 def _told(
@@ -197,31 +203,3 @@ def _micro_seconds(
     attention = 2 * shape.layers * length * shape.width  # half of the T x T products are masked away
     computing = flop * tokens * (shape.parameters + attention) / cluster.rate
     return max(computing, traffic.between_hosts / cluster.network), computing
-
-
-def _adapter_parameters(config: Config, shape: Shape) -> int:
-    """Parameters of adapters on all linear layers: r (in + out) each, from matrices of the repeated blocks' sizes."""
-    rank = config.model.lora.r if config.model.lora else 0
-    matrices = [size for size in shape.tensors if size > 64 * shape.width and size != shape.embedding]
-    return int(sum(rank * (size / shape.width + shape.width) for size in matrices))
-
-
-def _zero(config: Config) -> dict[str, Any]:
-    return dict(config.deepspeed_json().get("zero_optimization", {}))
-
-
-def calibrate(dtype: torch.dtype) -> float:
-    """FLOP/s that matrix products of a training's size reach on this host's device, in about a second."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = 8192 if device == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    for _ in range(2):
-        left @ right
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        left @ right
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best

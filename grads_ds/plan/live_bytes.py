@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """While entered: `now` and `peak` bytes of storages that were created inside and are still referenced."""
+    """While entered: `now` and `peak` bytes of storages on devices of one type that were met inside and are still referenced."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str) -> None:
         super().__init__()
+        self.device = device
         self.now = 0
         self.peak = 0
         self._known: set[int] = set()
@@ -29,8 +30,9 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
+        # what goes in as well: a loader's threads make tensors out of this mode's sight
+        for leaf in tree_leaves((result, args, kwargs)):
+            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
                 self._count(leaf)
         return result
 

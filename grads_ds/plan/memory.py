@@ -1,13 +1,15 @@
-"""Bytes of one rank, by what they are for, under DeepSpeed's ZeRO with Adam: pure arithmetic.
+"""Bytes of one rank, by what they are for, under DeepSpeed's ZeRO with Adam: arithmetic on a replayed timeline.
 
-Seen in DeepSpeed 0.19.8. Per parameter and rank, with b the bytes of the model's dtype, N ranks:
+Seen in DeepSpeed 0.19.8. Per trained parameter and rank, with b the bytes of the model's dtype, N ranks:
 
-    stage 3   weights b/N, gradients b/N, float32 copy 4/N, Adam's two moments 8/N; gathered layers and buckets beside them
-    stage 2   weights b, gradients b/N, float32 copy and moments 12/N
+    stage 3   weights b/N, gradients b/N, float32 copy 4/N, Adam's two moments 8/N
+    stage 2   weights b, gradients b/N (and the sum so far, b/N, where micro-batches accumulate), float32 copy and moments 12/N
     stage 1   weights b, gradients b, float32 copy and moments 12/N
-    stage 0   weights b, gradients b, float32 copy and moments 12
+    stage 0   weights b, gradients b, moments 8 (and a float32 copy of 4 where b is 2)
 
-Offloaded parts go to the host's memory, once for each of its ranks.
+Frozen weights take b, or b/N under stage 3. Beside these stand what is gathered whole, activations and gradients on their way during a
+micro-batch, or else what the update needs: its gradients once more, in one piece and in float32. Offloaded parts go to the host's memory,
+once for each of its ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.plan.shapes import Shape
+from grads_ds.plan.replay import Limits, Replayed
+from grads_ds.plan.timeline import Timeline
 
 # what DeepSpeed takes where the JSON says nothing (zero/config.py)
 DEFAULTS = {
@@ -25,12 +28,14 @@ DEFAULTS = {
     "stage3_param_persistence_threshold": 100_000,
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_max_reuse_distance": 1_000_000_000,
+    "sub_group_size": 1_000_000_000,
 }
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank: on its device by use, and in host memory."""
+    """Bytes of one rank: on its device by use, and in host memory. gathered, buckets, activations and head are those of a micro-batch's
+    worst moment, update is the optimizer's: the larger of the two counts."""
 
     weights: float
     gradients: float
@@ -39,83 +44,108 @@ class Memory:
     buckets: float
     activations: float
     head: float
+    update: float
+    anchor: float
     host: float
 
     @property
     def device(self) -> float:
-        """All of the device's."""
-        return (
-            self.weights + self.gradients + self.optimizer + self.gathered + self.buckets + self.activations + self.head
-        )
+        """The most of the device's at once."""
+        moment = self.gathered + self.buckets + self.activations + self.head
+        return self.weights + self.gradients + self.optimizer + self.anchor + max(moment, self.update)
 
 
-def zero_setting(zero: Mapping[str, Any], key: str, width: int) -> float:
-    """A setting of the JSON's zero_optimization, "auto" resolved as transformers does, absent ones as DeepSpeed does."""
-    value = zero.get(key, DEFAULTS[key])
-    if value != "auto":
-        return float(value)
-    auto = {"reduce_bucket_size": width**2, "stage3_prefetch_bucket_size": 0.9 * width**2}
-    return auto.get(key, 10.0 * width if key == "stage3_param_persistence_threshold" else DEFAULTS[key])
+def limits_of(zero: Mapping[str, Any], ranks: int, dtype_bytes: int, width: int) -> Limits:
+    """The JSON's zero_optimization, "auto" resolved as transformers does, what is absent as DeepSpeed does."""
+    auto = {
+        "reduce_bucket_size": width**2, "stage3_prefetch_bucket_size": int(0.9 * width**2),
+        "stage3_param_persistence_threshold": 10 * width,
+    }  # fmt: skip
+
+    def setting(key: str) -> float:
+        value = zero.get(key, DEFAULTS[key])
+        return float(auto.get(key, DEFAULTS[key]) if value == "auto" else value)
+
+    stage = int(zero.get("stage", 0))
+    return Limits(
+        stage,
+        ranks,
+        dtype_bytes,
+        setting("reduce_bucket_size"),
+        setting("stage3_prefetch_bucket_size"),
+        setting("stage3_param_persistence_threshold"),
+        setting("stage3_max_live_parameters"),
+        setting("stage3_max_reuse_distance"),
+        bool(zero.get("overlap_comm", stage >= 3)),
+    )
 
 
-def persistent(shape: Shape, zero: Mapping[str, Any]) -> int:
+def elements(timeline: Timeline) -> tuple[int, int]:
+    """(all parameters, trained ones)."""
+    weights = timeline.weights.values()
+    return sum(w.numel for w in weights), sum(w.numel for w in weights if w.trained)
+
+
+def persistent(timeline: Timeline, limits: Limits) -> int:
     """Parameters in tensors so small that ZeRO-3 keeps them whole on every rank (norms, biases)."""
-    threshold = zero_setting(zero, "stage3_param_persistence_threshold", shape.width)
-    return sum(size for size in shape.tensors if size <= threshold)
+    return sum(w.numel for w in timeline.weights.values() if w.numel <= limits.persistence_threshold)
 
 
-def gathered_parameters(shape: Shape, zero: Mapping[str, Any]) -> float:
-    """Parameters whole at once under ZeRO-3, beyond their shards: at least the largest that is used as one, at most what fits the limits.
-
-    What lies within the reuse distance stays from the forward to the backward pass; more comes with the prefetch bucket.
-    """
-    live = zero_setting(zero, "stage3_max_live_parameters", shape.width)
-    prefetch = zero_setting(zero, "stage3_prefetch_bucket_size", shape.width)
-    least = max(shape.embedding, shape.block) + prefetch
-    return min(shape.parameters, max(least, live))
+def _weights(timeline: Timeline, limits: Limits, zero: Mapping[str, Any]) -> float:
+    count, _ = elements(timeline)
+    if limits.stage < 3:
+        return count * limits.dtype_bytes
+    shards = count / limits.ranks
+    if limits.ranks > 1:
+        shards += persistent(timeline, limits)
+    group = int(zero.get("zero_hpz_partition_size", 1))
+    if group > 1:  # a second set of shards, complete within each group of ranks
+        shards += count / group
+    return shards * limits.dtype_bytes
 
 
 def training_memory(
-    shape: Shape,
-    dtype_bytes: int,
-    ranks: int,
-    ranks_per_host: int,
+    timeline: Timeline,
+    replayed: Replayed,
+    limits: Limits,
     zero: Mapping[str, Any],
-    activations: float,
-    trained: int | None = None,
+    ranks_per_host: int,
+    micro_batches: int,
 ) -> Memory:
-    """A rank that trains `trained` (all, without adapters) of the parameters."""
-    stage = int(zero.get("stage", 0))
-    trained = shape.parameters if trained is None else trained
-    share = [1, ranks][stage >= 3]
-    weights = shape.parameters * dtype_bytes / share + (
-        persistent(shape, zero) * dtype_bytes if stage >= 3 and ranks > 1 else 0
-    )
-    gradients = trained * dtype_bytes / (ranks if stage >= 2 else 1)
-    optimizer = trained * 12 / (ranks if stage >= 1 else 1)
-    gathered = gathered_parameters(shape, zero) * dtype_bytes if stage >= 3 else 0.0
-    buckets = (
-        zero_setting(zero, "reduce_bucket_size", shape.width)
-        * dtype_bytes
-        * (2 if zero.get("overlap_comm", stage >= 3) else 1)
-    )
-    buckets = min(buckets, 2 * trained * dtype_bytes) if stage >= 1 else 0.0
+    """A rank that trains what is trainable in `timeline`, `micro_batches` a step."""
+    size, stage, ranks = limits.dtype_bytes, limits.stage, limits.ranks
+    _, trained = elements(timeline)
+    weights = _weights(timeline, limits, zero)
+    gradients = trained * size / (ranks if stage >= 2 else 1)
+    # stage 2 makes a micro-batch's own when it comes to them (counted with the buckets), and keeps the sum of earlier ones
+    kept = gradients if stage != 2 or micro_batches > 1 else 0.0
+    copy = 0 if size == 4 and stage == 0 else 4  # stage 3 means to do without where b is 4, and does not (0.19.8)
+    optimizer = trained * (8 + copy) / (ranks if stage >= 1 else 1)
+    share = trained / (ranks if stage >= 1 else 1)
+    if stage >= 3:
+        setting = zero.get("sub_group_size", "auto")
+        share = min(share, float(DEFAULTS["sub_group_size"] if setting == "auto" else setting))
+    # stage 3 never lets go of its bucket
+    bucket = limits.reduce_bucket_size * size if stage >= 3 and zero.get("contiguous_gradients", True) else 0.0
+    # the gradients, still there, flattened and then in float32
+    update = share * (size + (4 if size < 4 else 0)) + bucket + (gradients - kept) if stage >= 1 else 0.0
     host = 0.0
     if zero.get("offload_optimizer", {}).get("device", "none") == "cpu":
         host += (optimizer + gradients) * ranks_per_host
-        optimizer = gradients = 0.0
+        optimizer = kept = update = 0.0
     if stage >= 3 and zero.get("offload_param", {}).get("device", "none") == "cpu":
         host += weights * ranks_per_host
         weights = 0.0
-    return Memory(weights, gradients, optimizer, gathered, buckets, activations, 0.0, host)
+    buckets = bucket + replayed.buckets
+    return Memory(weights, kept, optimizer, replayed.gathered, buckets, replayed.activations, 0.0, update, 0.0, host)
 
 
 def scoring_memory(
-    shape: Shape, dtype_bytes: int, ranks: int, zero: Mapping[str, Any], activations: float, head_elements: int
+    timeline: Timeline, replayed: Replayed, limits: Limits, zero: Mapping[str, Any], ranks_per_host: int, anchor: float
 ) -> Memory:
-    """A rank that records norms on frozen weights: no gradients, no optimizer; the head in chunks of `head_elements` logits."""
-    stage3 = int(zero.get("stage", 0)) >= 3
-    weights = shape.parameters * dtype_bytes / (ranks if stage3 else 1)
-    weights += persistent(shape, zero) * dtype_bytes if stage3 and ranks > 1 else 0
-    gathered = gathered_parameters(shape, zero) * dtype_bytes if stage3 else 0.0
-    return Memory(weights, 0.0, 0.0, gathered, 0.0, activations, 3 * 4.0 * head_elements, 0.0)
+    """A rank that records norms on frozen weights: no gradients, no optimizer. anchor: elements of a reference gradient, whole on every
+    rank in float32."""
+    weights, host = _weights(timeline, limits, zero), 0.0
+    if limits.stage >= 3 and zero.get("offload_param", {}).get("device", "none") == "cpu":
+        weights, host = 0.0, weights * ranks_per_host
+    return Memory(weights, 0.0, 0.0, replayed.gathered, 0.0, replayed.activations, replayed.head, 0.0, 4 * anchor, host)

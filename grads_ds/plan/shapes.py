@@ -1,7 +1,6 @@
-"""What a model is made of, from its own code on the meta device: no weights, any size, in seconds.
+"""What a model is made of and what a micro-batch of it does, from its own code on the meta device: no weights, any size, in seconds.
 
-Reads a Hugging Face config (a folder, or one of the named shapes of the Llama family) and builds the model on the meta
-device. No memory is taken but for Python's own.
+Reads a Hugging Face config (a folder, or one of the named shapes of the Llama family). No memory is taken but for Python's own.
 """
 
 from __future__ import annotations
@@ -12,10 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from grads_ds.config import UserError
+from grads_ds.adapters import with_lora
+from grads_ds.config import LoraConfig, UserError
+from grads_ds.gradnorm.frozen import head_replaced, stand_in_logits
+from grads_ds.gradnorm.head import DEFAULT_BUDGET
+from grads_ds.gradnorm.rules import make_plan
 from grads_ds.plan.live_bytes import LiveBytes
+from grads_ds.plan.timeline import Timeline, Watch, carried_on
 
 # (layers, width, inner width, heads, key-value heads, vocabulary)
 NAMED = {
@@ -23,20 +27,32 @@ NAMED = {
     "70B": (80, 8192, 28672, 64, 8, 128256), "405B": (126, 16384, 53248, 128, 8, 128256),
 }  # fmt: skip
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+ATTENTION = "grads_ds_on_meta"
+RUN_LAYERS = 3  # the outer two, and one that stands for all between
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Counts of parameters: all of them, of the largest repeated block, of the embedding, and of small tensors by size."""
+    """Parameters, repeated layers, width and vocabulary."""
 
     parameters: int
-    block: int
-    embedding: int
-    tensors: tuple[int, ...]
     layers: int
     width: int
     vocabulary: int
-    tied: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: rows of `length` tokens. mode: train, checkpointed or score. lora: adapters instead of all parameters.
+    layers: the groups that score records. sharded: ZeRO-3's linear layers are used."""
+
+    rows: int
+    length: int
+    mode: str
+    dtype: torch.dtype
+    lora: LoraConfig | None = None
+    layers: tuple[str, ...] = ("embedding", "lm_head")
+    sharded: bool = False
 
 
 def model_config(path: str) -> Any:
@@ -55,51 +71,44 @@ def model_config(path: str) -> Any:
         ) from None
 
 
-def on_meta(config: Any, dtype: torch.dtype, layers: int | None = None) -> Any:
-    """The causal language model of `config` on the meta device, in `dtype`, with its own or another number of layers."""
-    if layers is not None:
-        config = type(config).from_dict(config.to_dict() | {"num_hidden_layers": layers, "layer_types": None})
-    config._attn_implementation = "sdpa"
+def with_layers(config: Any, layers: int, **changes: Any) -> Any:
+    """A copy of `config` with another number of layers."""
+    changes |= {"num_hidden_layers": layers, "layer_types": None}
+    changed = type(config).from_dict(config.to_dict() | changes)
+    changed._attn_implementation = ATTENTION
+    return changed
+
+
+def on_meta(config: Any, dtype: torch.dtype, layers: int) -> Any:
+    """The causal language model of `config` on the meta device, in `dtype`, with `layers` layers."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        return AutoModelForCausalLM.from_config(with_layers(config, layers), dtype=dtype)
 
 
 def shape_of(config: Any) -> Shape:
-    """Count the parameters of the model."""
-    model = on_meta(config, torch.bfloat16)
-    blocks = [list(module.children()) for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    repeated = max(blocks, key=len, default=[])
-    sizes = [sum(p.numel() for p in block.parameters()) for block in repeated]
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
-    tensors = {id(p): p.numel() for p in model.parameters()}
-    return Shape(
-        sum(tensors.values()), max(sizes, default=0), embedding.numel(), tuple(tensors.values()), len(repeated),
-        embedding.shape[1], embedding.shape[0], head is not None and head.weight is embedding,
-    )  # fmt: skip
+    """Count the parameters of the model: layers are equal."""
+    one, two = (on_meta(config, torch.bfloat16, layers) for layers in (1, 2))
+    first, second = one.num_parameters(), two.num_parameters()
+    table = one.get_input_embeddings().weight
+    layers = config.num_hidden_layers
+    return Shape(first + (layers - 1) * (second - first), layers, table.shape[1], table.shape[0])
 
 
-@contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Let attention save what GPU kernels save (queries, keys, values, output, one number a row), not the T x T weights."""
-    original = torch.nn.functional.scaled_dot_product_attention
-
-    def fused(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return _Fused.apply(query, key, value)
-
-    torch.nn.functional.scaled_dot_product_attention = fused
-    try:
-        yield
-    finally:
-        torch.nn.functional.scaled_dot_product_attention = original
+def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, None]:
+    """Attention that computes nothing and keeps for its backward what fused kernels keep."""
+    return _Fused.apply(query, key, value), None
 
 
 class _Fused(torch.autograd.Function):
+    """Queries [B, H, T, D], keys, values (not repeated where heads share them), the output and one number a row: not the T x T weights."""
+
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
-        out = query.new_empty(*query.shape[:-1], value.shape[-1])
-        row = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, row)
+        rows, heads, length, _ = (
+            query.shape
+        )  # kernels write [B, T, H, D], so that putting the heads together copies nothing
+        out = query.new_empty(rows, length, heads, value.shape[-1])
+        ctx.save_for_backward(query, key, value, out, query.new_empty(rows, heads, length, dtype=torch.float32))
         return out
 
     @staticmethod
@@ -108,41 +117,110 @@ class _Fused(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
-def activation_bytes(
-    config: Any, dtype: torch.dtype, batch: int, length: int, mode: str, layers: int | None = None
-) -> int:
-    """Peak bytes of activations (everything but parameters and their gradients) of one micro-batch of `batch` x `length` tokens.
+AttentionInterface.register(ATTENTION, _attend)  # and no mask of that name, so that none is made
 
-    `mode`: "train" and "checkpointed" (forward, loss and backward with logits of every position, as a Trainer does them) or
-    "score" (parameters frozen, no logits: the gradient enters at the last hidden state). Peaks of one and two layers are
-    taken from the model's own code on the meta device and carried on to all `layers`, which are equal.
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T (+ b) that keeps x, as deepspeed/runtime/zero/linear.py does for every weight (0.19.8)."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Any, weight: Any, bias: Any) -> Any:
+        ctx.save_for_backward(value, weight)
+        return value @ weight.T if bias is None else value @ weight.T + bias
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        _, weight = ctx.saved_tensors
+        return grad @ weight, None, None
+
+
+@contextlib.contextmanager
+def _inputs_kept() -> Iterator[None]:
+    original = torch.nn.functional.linear
+    torch.nn.functional.linear = lambda value, weight, bias=None: _Linear.apply(value, weight, bias)
+    try:
+        yield
+    finally:
+        torch.nn.functional.linear = original
+
+
+def timeline_of(config: Any, batch: Batch) -> Timeline:
+    """The events of one micro-batch, with the bytes of its activations (everything but parameters and their gradients).
+
+    Training takes the loss over the logits of every position, as a Trainer does; score freezes the parameters and lets the gradient
+    enter at the last hidden state, behind the recorder's own pass over the head (every position taken for a target).
     """
-    total = layers if layers is not None else config.num_hidden_layers
-    one, two = (_peak(config, dtype, batch, length, mode, depth) for depth in (2, 3))
-    return max(0, one + (total - 2) * (two - one))
-
-
-def _peak(config: Any, dtype: torch.dtype, batch: int, length: int, mode: str, layers: int) -> int:
-    model = on_meta(config, dtype, layers)
-    model.train(mode != "score")
-    if mode == "checkpointed":
+    layers = min(config.num_hidden_layers, RUN_LAYERS)
+    model = on_meta(config, batch.dtype, layers)
+    if batch.lora is not None:
+        model = with_lora(model, batch.lora)
+    model.train(batch.mode != "score")
+    if batch.mode == "checkpointed":
         model.activation_checkpointing_enable()
-    tokens = torch.zeros((batch, length), dtype=torch.int64, device="meta")
-    # given whole, so that no code looks into it; attention does not read it here
-    mask = torch.zeros((batch, 1, length, length), dtype=torch.bool, device="meta")
-    counter = LiveBytes()
-    for tensor in [*model.parameters(), *model.buffers()]:
+    if batch.mode == "score":
+        model.requires_grad_(False)
+    counter = LiveBytes("meta")
+    watch = Watch(model, counter)
+    tokens = torch.zeros((batch.rows, batch.length), dtype=torch.int64, device="meta")
+    for tensor in [*model.parameters(), *model.buffers(), tokens]:
         counter.ignore(tensor)
-    with _fused_attention(), counter:
-        if mode == "score":
-            model.requires_grad_(False)
-            embedded = model.get_input_embeddings()(tokens).requires_grad_(True)
-            hidden = model.get_decoder()(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
-            hidden.backward(torch.empty_like(hidden))
+    with counter:
+        if batch.mode == "score":
+            # DeepSpeed's own linear layers, and those that are recorded, keep their input though their weight is frozen
+            keeping = batch.sharded or set(batch.layers) - {"embedding", "lm_head"}
+            with _inputs_kept() if keeping else contextlib.nullcontext():
+                _score(model, watch, batch, {"input_ids": tokens, "use_cache": False})
         else:
-            for (
-                parameter
-            ) in model.parameters():  # reduced and let go at once, as ZeRO does; its buckets are counted elsewhere
-                parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-            model(input_ids=tokens, labels=tokens, attention_mask=mask, use_cache=False).loss.backward()
-    return counter.peak
+            loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+            watch.backward_begins()
+            loss.backward()
+    if layers < RUN_LAYERS:
+        return Timeline(watch.events, watch.weights)
+    return carried_on(watch.events, watch.weights, config.num_hidden_layers)
+
+
+def _score(model: Any, watch: Watch, batch: Batch, inputs: dict[str, Any]) -> None:
+    """As GradNormRecorder.score does it (grads_ds/gradnorm/recorder.py)."""
+    head = model.get_output_embeddings()
+    vocabulary, width = head.weight.shape
+    given: list[Any] = []
+
+    def take(hidden: Any) -> Any:
+        taken = hidden.detach().reshape(-1, width).clone()
+        if taken.element_size() < 4:
+            taken = taken.float()
+        seed = torch.empty_like(taken)
+        watch.head_runs(head_bytes(batch.rows, batch.length, vocabulary, width, head.weight.element_size()))
+        given.extend((hidden, seed))
+        return stand_in_logits(hidden.detach())
+
+    # before any other hook of the table sees it, as the recorder does it within the lookup
+    table = model.get_input_embeddings()
+    table.register_forward_hook(lambda module, args, output: output.requires_grad_(True), prepend=True)
+    with head_replaced(head, take):
+        model(**inputs)
+    watch.backward_begins()
+    hidden, seed = given
+    hidden.backward(seed.to(hidden.dtype).reshape(hidden.shape).clone())
+
+
+def head_bytes(
+    rows: int, length: int, vocabulary: int, width: int, dtype_bytes: int, budget: int = DEFAULT_BUDGET
+) -> int:
+    """What grads_ds/gradnorm/head.py holds at most beside its inputs and dL/dh: logits in fp32, and the rows of the weight they take."""
+    whole = length * vocabulary <= budget
+    chunk = vocabulary if whole else max(1, budget // length)
+    logits = min(rows, budget // (length * vocabulary)) * length * vocabulary if whole else 3 * length * chunk
+    upcast = chunk * width if dtype_bytes < 4 else 0
+    product = chunk * width if length >= width else length * length
+    return 4 * (logits + upcast + product)
+
+
+def recorded_elements(config: Any, layers: tuple[str, ...]) -> int:
+    """Parameters of the groups that are recorded."""
+    counts = []
+    for depth in (1, 2):
+        model = on_meta(config, torch.bfloat16, depth)
+        recorded = make_plan(model, layers).groups
+        counts.append(sum(p.numel() for name, p in model.named_parameters() if name in recorded))
+    return counts[0] + (config.num_hidden_layers - 1) * (counts[1] - counts[0])

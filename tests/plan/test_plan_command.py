@@ -94,3 +94,31 @@ def test_wrong_words_are_refused(config_file: Path, capsys: pytest.CaptureFixtur
     assert main(["plan", str(config_file), "--model", "8B"]) == 2
     assert main(["plan", str(config_file), "--model", "7B", "--gpu", "H1"]) == 2
     assert capsys.readouterr().err.count("wanted") == 3
+
+
+def test_calibrate_takes_this_hosts_speed(
+    config_file: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it prints, given back by --tflops, is the same plan; the GPU that was named has no say in it."""
+    words = ["plan", str(config_file), "--json", "--set", f"model.path={tiny_model}", "--set", "data.max_length=64"]
+    main([*words, "--calibrate", "--gpu", "H200"])
+    output = capsys.readouterr()
+    measured = json.loads(output.out)
+    teraflops = output.err.rsplit("trains at ", 1)[1].split()[0]
+    assert 1e-5 < float(teraflops) < 10  # a CPU core or a few
+    main([*words, "--tflops", teraflops, "--gpu", "A10"])
+    for one, other in zip(measured, json.loads(capsys.readouterr().out), strict=True):
+        assert one["hours"] == pytest.approx(other["hours"], rel=0.01)
+
+
+def test_the_anchors_gradient_is_whole_on_every_rank(config_file: Path) -> None:
+    """4 bytes for each parameter of the recorded groups, however many ranks there are; what helps is fewer groups, and that is said."""
+    anchor = ("probe.extras=[anchor]", "probe.anchor=general.jsonl")
+    without, small = (
+        planned(config_file, cluster(8))["recording"],
+        planned(config_file, cluster(8), *anchor)["recording"],
+    )
+    assert small.memory.device - without.memory.device == pytest.approx(4 * 2 * 32000 * 4096)
+    big = planned(config_file, cluster(8), *anchor, "probe.layers=all", name="70B")["recording"]
+    assert big.memory.anchor == pytest.approx(4 * 70.6e9, rel=0.02)
+    assert not big.fits and "probe.layers" in big.advice[0]
