@@ -174,8 +174,7 @@ def rank(folder: Path) -> None:
     config = load_config(folder / "config.yaml")
     counter = LiveBytes("cpu")
     timed = (folder / "timed").exists()
-    with contextlib.nullcontext() if timed else counter:
-        found = (_train if (folder / "sft").exists() else _record)(config, folder, counter, moved)
+    rate = 0.0
     if timed:
         import torch
 
@@ -183,9 +182,12 @@ def rank(folder: Path) -> None:
         from grads_ds.plan.shapes import model_config
 
         rows = config.sft.micro_batch_size
-        model = model_config(config.model.path)
-        found["rate"] = calibrate(model, torch.float32, rows, config.data.max_length, time.process_time)
-    (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(found))
+        rate = calibrate(
+            model_config(config.model.path), torch.float32, rows, config.data.max_length, time.process_time
+        )
+    with contextlib.nullcontext() if timed else counter:
+        found = (_train if (folder / "sft").exists() else _record)(config, folder, counter, moved)
+    (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(found | {"rate": rate}))
     ranks.barrier()
     ranks.finish()
     sys.stdout.flush()

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from grads_ds.plan.calibrate import calibrate, layer_flop
 from grads_ds.plan.shapes import NAMED, model_config, shape_of
-from scripts.plan_errors import CASES, LIMIT, Size, compare
+from scripts.plan_errors import CASES, LIMIT, Size, compare, table
 from tests.conftest import REPO
 
 RUN = [
@@ -47,6 +47,7 @@ def test_committed_errors_are_of_every_case_and_within_a_tenth() -> None:
     for line in lines:
         assert abs(line["error %"]) < 100 * LIMIT, line
         assert line["error %"] == round(100 * (line["predicted"] / line["measured"] - 1), 1)
+    assert table(lines) in (REPO / "docs/planning.md").read_text()
 
 
 @pytest.mark.parametrize("name", NAMED)
