@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from grads_ds.config import Config, TrainingConfig, UserError
+from grads_ds.config import Config, SftConfig, TrainingConfig, UserError
 from grads_ds.task_files import task_faults
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
@@ -82,10 +82,15 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     """Faults of a training section: a batch the ranks cannot share, or a DeepSpeed file that says something else."""
     faults = []
     size = settings.batch_size
+    sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
+    if ranks % sequence:
+        return [f"{section}.sequence_parallel: wanted a divisor of the {ranks} ranks; found {sequence}; change it"]
+    ranks //= sequence  # groups of ranks, which read rows of their own
     if size % ranks:
         low = max(ranks, size - size % ranks)
+        who = "ranks" if sequence == 1 else f"groups of {sequence} ranks"
         faults.append(
-            f"{section}.batch_size: {size} samples per step cannot be shared equally by {ranks} ranks; "
+            f"{section}.batch_size: {size} samples per step cannot be shared equally by {ranks} {who}; "
             f"try {low}{f' or {low + ranks}' if low < size else ''}"
         )
         return faults
@@ -94,6 +99,15 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     except UserError as error:
         return error.faults
     micro = micro_batch(settings, ranks)
+    zero = user.get("zero_optimization", {})
+    if sequence > 1 and (zero.get("stage") != 3 or not zero.get("reduce_scatter", True)):
+        faults.append(
+            f"{config.deepspeed}: wanted zero_optimization with stage 3 and reduce_scatter for {section}.sequence_parallel, elsewhere "
+            "DeepSpeed scales gradients otherwise and they would be clipped at another norm; change it"
+        )
+    for key in ("sequence_parallel_size", "data_parallel_size"):
+        if key in user:
+            faults.append(f"{config.deepspeed}: wanted no {key}; found {user[key]}; set sft.sequence_parallel instead")
     half = {"bf16": "bfloat16", "fp16": "float16"}
     wanted = {
         "train_batch_size": size,

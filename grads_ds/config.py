@@ -335,6 +335,9 @@ class SftConfig(TrainingConfig):
         False,
         description="the samples of a micro-batch share rows of up to data.max_length tokens, none seeing another; same steps, no padding",
     )
+    sequence_parallel: int = Field(
+        1, ge=1, description="ranks that share the tokens of each sample (Ulysses), for samples too long for one GPU"
+    )
     adapter: bool = Field(
         False,
         description="with model.lora: the adapter is also written by itself, to the folder adapter beside the merged model",
@@ -512,6 +515,16 @@ def _sft_faults(config: Config) -> list[str]:
     if sft.adapter and config.model.lora is None:
         faults.append(
             "sft.adapter: wanted model.lora, whose adapter it writes; found null; set model.lora or sft.adapter to false"
+        )
+    if sft.sequence_parallel > 1 and config.model.attention == "eager":
+        faults.append(
+            "sft.sequence_parallel: wanted model.attention to be sdpa or flash_attention_2; found eager, which DeepSpeed's "
+            "Ulysses does not know; set model.attention"
+        )
+    if sft.sequence_parallel > 1 and sft.packing:
+        faults.append(
+            "sft.packing: wanted false with sft.sequence_parallel, whose attention keeps no packed samples apart; found true; "
+            "set one of them back"
         )
     watched = sft.early_stopping.set if sft.early_stopping else None
     if watched is not None and watched not in config.data.validation:

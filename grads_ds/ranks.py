@@ -66,12 +66,12 @@ def start() -> None:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
         }
-    _skip_shared_memory_op(deepspeed)
+    skip_shared_memory_op(deepspeed)
     let_ops_link_below_spaces()
     deepspeed.init_distributed(verbose=False)
 
 
-def _skip_shared_memory_op(deepspeed: Any) -> None:
+def skip_shared_memory_op(deepspeed: Any) -> None:
     """Keep DeepSpeed from compiling its shared-memory collectives on CPU ranks; training does not use them.
 
     The compiler fails where the environment's path holds a space, and one killed while it compiles leaves a lock that every

@@ -43,6 +43,7 @@ def run_sft(config: Config, run_dir: Path, name: str) -> None:
         packing=sft.packing,
         card=ranks.from_main(lambda: model_card(config, run_dir, name, len(rows), steps)),
         adapter_dir=work.parent / "adapter" if sft.adapter else None,
+        sequence=sft.sequence_parallel,
     )
 
 

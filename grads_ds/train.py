@@ -6,6 +6,7 @@ while it trains (removed at the end), TensorBoard curves, and the trained model 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.engine import load_model, save_adapter, save_model, training_settings
 from grads_ds.engine_memory import close
 from grads_ds.packing import PackingCheck, PackingCollator
+from grads_ds.sequence import SequenceTrainer, SliceCollator, sequence_parallel
 from grads_ds.trainer import Collator, SftTrainer
 
 
@@ -51,24 +53,31 @@ def train_model(
     packing: bool = False,
     card: str | None = None,
     adapter_dir: Path | None = None,
+    sequence: int = 1,
 ) -> None:
     """Train the model at `model_path` on `rows` for `steps` and write it to `model_dir`.
 
     `rows` has columns input_ids, labels and, where samples count differently, weight. With `early_stopping`, training ends once the loss
     on the rows `held_out` no longer falls, and the model is that of its lowest loss. With `packing` the samples of a micro-batch share
-    rows. `card` is the text of the model's README.md; `adapter_dir` receives the LoRA adapter by itself, beside the merged model. Raises
-    UserError when packed samples would see each other. Resumes from the last finished checkpoint in
-    `work_dir`, if there is one. Every rank calls this.
+    rows; with `sequence` above 1 so many ranks share each sample's tokens. `card` is the text of the model's README.md; `adapter_dir`
+    receives the LoRA adapter by itself, beside the merged model. Raises UserError when packed samples would see each other. Resumes
+    from the last finished checkpoint in `work_dir`, if there is one. Every rank calls this.
     """
-    micro = micro_batch(settings, ranks.world())
+    readers = ranks.world() // sequence  # ranks, or groups of them, that read rows of their own
+    micro = micro_batch(settings, readers)
     settings_json, checkpoint = training_settings(config), last_checkpoint(work_dir)
     if checkpoint and needs_universal(checkpoint):
         make_universal(checkpoint)
         settings_json.setdefault("checkpoint", {})["load_universal"] = True
+    if sequence > 1:
+        settings_json["train_batch_size"] = (
+            "auto"  # transformers takes every rank for a reader; accelerate puts it right
+        )
+    sharing = contextlib.ExitStack()
     arguments = TrainingArguments(
         output_dir=str(work_dir),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // ranks.world() // micro,
+        gradient_accumulation_steps=settings.batch_size // readers // micro,
         max_steps=steps,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.lr_scheduler,
@@ -82,6 +91,9 @@ def train_model(
         seed=config.seed,
         data_seed=config.seed,
         deepspeed=settings_json,
+        parallelism_config=sharing.enter_context(sequence_parallel(sequence, config.model.attention))
+        if sequence > 1
+        else None,
         save_strategy="steps",
         save_steps=early_stopping.every if early_stopping else settings.checkpoint_steps,
         eval_strategy="steps" if early_stopping else "no",
@@ -103,8 +115,10 @@ def train_model(
     writer = SummaryWriter(str(log_dir)) if ranks.is_main() else None
     pad = load_tokenizer(config.model).pad_token_id
     collator: Collator = PackingCollator(config, pad or 0) if packing else Collator(pad or 0)
+    if sequence > 1:
+        collator = SliceCollator(pad or 0, sequence)
     stopping = [EarlyStoppingCallback(early_stopping.patience, early_stopping.min_delta)] if early_stopping else []
-    trainer = SftTrainer(
+    trainer = (SequenceTrainer if sequence > 1 else SftTrainer)(
         model=model,
         args=arguments,
         train_dataset=rows,
@@ -120,7 +134,8 @@ def train_model(
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with sharing:
+        trainer.train(resume_from_checkpoint=checkpoint)
     if writer:
         writer.close()
     module = trainer.accelerator.unwrap_model(trainer.model)

@@ -60,13 +60,14 @@ class SftTrainer(Trainer):
 
     control: Any
     deepspeed: Any
+    weights = staticmethod(target_weights)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple[list[Any], Any]:
         """The step's micro-batches and what its loss is divided by: its number of target tokens, or their weight."""
         batches, divisor = super().get_batch_samples(Read(epoch_iterator), num_batches, device)
-        if batches and WEIGHTS in batches[0]:
-            total = torch.stack([target_weights(batch).sum(dtype=torch.float64) for batch in batches]).sum().to(device)
-            divisor = _all_reduced(total)
+        if batches and (divisor is None or WEIGHTS in batches[0]):
+            total = torch.stack([self.weights(batch).sum(dtype=torch.float64) for batch in batches]).sum().to(device)
+            divisor = all_reduced(total)
         return batches, divisor
 
     def compute_loss(
@@ -127,11 +128,12 @@ def held_out_loss(model: nn.Module, rows: Any, micro_batch: int, pad_id: int) ->
             if chosen:
                 sums += torch.stack([mean.double() * count, count.double()])
     model.train(was_training)
-    total, count = _all_reduced(sums).tolist()
+    total, count = all_reduced(sums).tolist()
     return float(np.divide(total, count))
 
 
-def _all_reduced(value: Tensor) -> Tensor:
+def all_reduced(value: Tensor) -> Tensor:
+    """The sum over all ranks, in place of the value."""
     if ranks.world() > 1:
         dist.all_reduce(value)
     return value

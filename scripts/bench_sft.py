@@ -146,7 +146,7 @@ def trl_rank(folder: Path, steps: int, block: int) -> None:
 
     from grads_ds import ranks
 
-    ranks._skip_shared_memory_op(deepspeed)  # which nothing here uses, and a compiler would be needed
+    ranks.skip_shared_memory_op(deepspeed)  # which nothing here uses, and a compiler would be needed
     deepspeed.init_distributed(verbose=False)  # on CPU the model is loaded before the trainer would do it
     micro = TRAINING["micro_batch_size"]
     arguments = SFTConfig(

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
+from grads_ds import sft
 from grads_ds.config import Config
-from grads_ds.sft import draw_replay, training_rows
+from grads_ds.sft import draw_replay, run_sft, training_rows
 
 CHOSEN = {7: 0.5, 2: 2.0, 5: 0.5, 3: 1.0}  # sample id: weight, in the order of preference
 
@@ -49,6 +50,23 @@ def test_a_subset_is_its_rows_in_the_pools_order_and_the_full_pool_is_whole(run_
     rows, pool = training_rows(config(run_dir), run_dir, "selected")
     assert first_tokens(rows) == [2, 3, 5, 7] and rows.column_names == ["input_ids", "labels"] and pool == 10
     assert first_tokens(training_rows(config(run_dir), run_dir, "full")[0]) == list(range(10))
+
+
+@pytest.mark.parametrize(("equal", "selected"), [("epochs", 6), ("steps", 15)])
+def test_a_variant_takes_its_own_passes_or_as_many_steps_as_the_full_pool(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, equal: str, selected: int
+) -> None:
+    (run_dir / "scores").mkdir()
+    (run_dir / "scores/table.parquet").touch()  # whose fingerprint the model card gives
+    taken = {}
+    monkeypatch.setattr(
+        sft, "train_model", lambda *args, **options: taken.update({options["what"]: (len(args[2]), args[7])})
+    )
+    settings = config(run_dir, equal=equal, epochs=3, batch_size=2)
+    for name in ("selected", "full"):
+        run_sft(settings, run_dir, name)
+    # rows and optimizer steps: three passes over 4 rows, or over all 10, two rows at a time
+    assert taken == {"sft on selected (4 rows)": (4, selected), "sft on full (10 rows)": (10, 15)}
 
 
 def test_each_row_keeps_its_own_weight(run_dir: Path) -> None:

@@ -18,6 +18,8 @@ from test_trainer import Logs, uneven_rows
 
 STEPS = 6
 CPU = {"device": "cpu"}
+LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 16}, "dtype": "float32"}
+ADAPTING = {"sft": {"learning_rate": 0.02}}  # adapters want a higher rate
 # name: (zero_optimization, sections of the config, what the engine must say of itself, tolerance of the losses)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] = {
     "ZeRO-3": ({"stage": 3}, {}, {"zero": "DeepSpeedZeroOptimizer_Stage3"}, 0),
@@ -28,6 +30,12 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] =
     "offload under ZeRO-2": ({"stage": 2, "offload_optimizer": CPU}, {}, {"adam": "DeepSpeedCPUAdam"}, 1e-4),
     "offload under ZeRO-3": (
         {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}, {}, {"adam": "DeepSpeedCPUAdam", "offloads": True}, 1e-4,
+    ),
+    "LoRA": ({"stage": 3}, {"model": LORA} | ADAPTING, {"adapters": True, "zero": "DeepSpeedZeroOptimizer_Stage3"}, 0),
+    "LoRA under ZeRO-2": ({"stage": 2}, {"model": LORA} | ADAPTING, {"adapters": True, "zero": "DeepSpeedZeroOptimizer"}, 1e-5),
+    "LoRA in bf16": ({"stage": 3}, {"model": LORA | {"dtype": "bfloat16"}} | ADAPTING, {"adapters": True, "dtype": "torch.bfloat16"}, 2e-2),
+    "LoRA under ZeRO-3 with offload": (
+        {"stage": 3, "offload_optimizer": CPU}, {"model": LORA} | ADAPTING, {"adapters": True, "adam": "DeepSpeedCPUAdam"}, 1e-4,
     ),
 }  # fmt: skip
 REFUSED = {
@@ -57,6 +65,7 @@ class Facts(TrainerCallback):
             "offloads": bool(getattr(zero, "offload_param", False)),
             "recomputes": any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
             "secondary": self.secondary,
+            "adapters": all(("lora_" in name) == p.requires_grad for name, p in model.named_parameters()),
             "dtype": str(parameters[0].dtype),
         }
 
@@ -86,19 +95,27 @@ def train_all(configs: dict[str, Config]) -> dict[str, tuple[list[float], dict[s
 
 
 @pytest.mark.slow
-def test_every_setting_reaches_the_engine_and_learns_what_zero_3_learns(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("baseline", "falls"), [("ZeRO-3", 0.1), ("LoRA", 0.05)])
+def test_every_setting_reaches_the_engine_and_learns_what_zero_3_learns(
+    tmp_path: Path, baseline: str, falls: float
+) -> None:
     make_tiny_model(tmp_path / "base")
     compiled = shutil.which("c++") is not None  # DeepSpeed compiles its CPU optimizer where it is first used
-    cases = {name: case for name, case in CASES.items() if compiled or "offload" not in name}
+    cases = {
+        name: case
+        for name, case in CASES.items()
+        if ("LoRA" in name) == (baseline == "LoRA") and (compiled or "offload" not in name)
+    }
     configs = {name: config_of(tmp_path, name, zero, sections) for name, (zero, sections, *_) in cases.items()}
     trained = run_on_ranks(2, train_all, configs)[0]
-    plain, base = trained["ZeRO-3"]
-    assert len(plain) == STEPS and plain[-1] < plain[0] - 0.1
+    plain, base = trained[baseline]
+    assert len(plain) == STEPS and plain[-1] < plain[0] - falls
     for name, (_, _, wanted, tolerance) in cases.items():
         losses, found = trained[name]
         assert {key: found[key] for key in wanted} == wanted, name
         assert losses == pytest.approx(plain, abs=tolerance), name
     # what is looked for above is not there by itself
+    assert base["adapters"] == (baseline == "LoRA")
     assert not (base["recomputes"] or base["secondary"] or base["offloads"]) and base["dtype"] == "torch.float32"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from conftest import make_tiny_model
 from grads_ds.config import Config
+from grads_ds.trainer import SftTrainer
 from ranks import run_on_ranks
 from test_train import ROWS, logits, make_config
 
@@ -115,3 +117,11 @@ def test_training_ends_when_the_watched_loss_rises_and_keeps_the_best_model(tmp_
     assert 3 <= len(held_out) < 30
     assert min(held_out) == held_out[-3]  # two looks without a lower one, then the end
     assert after[0] == pytest.approx(min(held_out), rel=1e-4)
+
+
+def test_the_private_places_of_transformers_that_this_trainer_stands_on_are_there() -> None:
+    """Seen with transformers 5.23: the best model comes back, and a checkpoint is written, through the two methods overridden here."""
+    assert list(inspect.signature(Trainer._load_best_model).parameters) == ["self"]
+    assert "self._load_best_model()" in inspect.getsource(Trainer)
+    assert "self.save_model(output_dir, _internal_call=True)" in inspect.getsource(Trainer._save_checkpoint)
+    assert {"_load_best_model", "save_model"} <= set(vars(SftTrainer))
