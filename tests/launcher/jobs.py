@@ -40,7 +40,10 @@ def folder_of(tmp_path: Path) -> Path:
 
 
 def left_behind(mark: str, seconds: float = 5.0) -> list[str]:
-    """Command lines of processes of this machine that hold `mark` in them, once those that are leaving have left."""
+    """Command lines of processes of this machine that hold `mark` in them, and of Pythons that work below it.
+
+    Those that are leaving get some seconds. A rank's own command line need not hold a path.
+    """
     deadline = time.monotonic() + seconds
     while True:
         found = []
@@ -49,9 +52,10 @@ def left_behind(mark: str, seconds: float = 5.0) -> list[str]:
                 try:
                     line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                    where = str((entry / "cwd").readlink())
                 except OSError:
                     continue
-                if mark in line and state != "Z":
+                if state != "Z" and (mark in line or ("python" in line and where.startswith(mark))):
                     found.append(line)
         if not found or time.monotonic() > deadline:
             return found

