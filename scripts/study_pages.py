@@ -125,7 +125,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "rule": rule_tables,
     "pilot": pilot_table,
     "probes": lambda: probe_table("probes"),
-    "cost": lambda: probe_table("cost"),
 }
 
 
