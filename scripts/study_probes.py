@@ -105,7 +105,7 @@ def collect(study: Study, material: Path) -> dict[str, Any]:
                     "chosen_again": len(chosen[0] & chosen[1]) / len(chosen[0]),
                     "by_chance": len(chosen[0]) / len(a),
                     "seconds": _seconds(own, other, after),
-                    "flops": _flops(own, other, *(parameters_of(material / path) for path in paths)),
+                    "flops": _flops(own, other, after, *(parameters_of(material / path) for path in paths)),
                     "models": {
                         model: {which: {key: found[key] for key in MEASURED} for which, found in sets.items()}
                         for model, sets in models.items()
@@ -132,11 +132,12 @@ def _seconds(own: Path, other: Path, after: Path) -> dict[str, float]:
     }
 
 
-def _flops(own: Path, other: Path, parameters: int, of_probe: int) -> dict[str, float]:
+def _flops(own: Path, other: Path, after: Path, parameters: int, of_probe: int) -> dict[str, float]:
     """The same in FLOPs (study_collect.probe_flops)."""
     tokens = tokens_of(own)
     train = 6.0 * parameters * settings_of(own)["sft"]["epochs"]
-    learnt = [train * sum(tokens[i] for i, (_, taken) in _choice(run).items() if taken) for run in (own, other)]
+    chosen = sum(tokens[i] for i, (_, taken) in _choice(own).items() if taken)
+    learnt = (train * chosen, train * sum(tokens_of(after).values()))
     return {
         "everything": train * sum(tokens.values()),
         "own": probe_flops(own, parameters) + learnt[0],
