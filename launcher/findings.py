@@ -148,9 +148,8 @@ def of_all_hosts(facts: Mapping[str, Facts]) -> list[Finding]:
 
 
 def _most(values: Sequence[str]) -> str:
-    return (
-        Counter(v for v in values if v != "None").most_common(1)[0][0] if any(v != "None" for v in values) else "None"
-    )
+    known = Counter(value for value in values if value != "None")
+    return known.most_common(1)[0][0] if known else "None"
 
 
 def _same_words(check: str, wanted: Mapping[str, str]) -> str:

@@ -16,10 +16,7 @@ from typing import Any
 from launcher.hosts import Host
 
 CONNECT_SECONDS = 5
-ENTER_SECONDS, ASK_SECONDS = (
-    15,
-    60,
-)  # to the end of `true`; to the end of an answer, which reads pieces of model and data
+ASK_SECONDS = 60  # to the end of an answer, which reads pieces of model and data
 ADVICE = (
     (r"REMOTE HOST IDENTIFICATION HAS CHANGED|Host key for .* has changed",
      "its host key has changed", "if it was reinstalled: ssh-keygen -R {host}, then connect once by hand"),
@@ -94,7 +91,7 @@ def _enter(host: Host, words: Sequence[str], question: str) -> tuple[str | None,
         return None, done.stdout
     said = done.stderr.strip() or done.stdout.strip()
     last = said.splitlines()[-1] if said else ""
-    if done.returncode != 255 and words[-1] == "--quick" and "not available" not in said:
+    if done.returncode != 255 and "not available" not in said:
         change = (
             "every host needs the same checkout and environment at the same path (scripts/install.sh), or a shared one"
         )

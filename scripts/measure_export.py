@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -101,21 +100,12 @@ def measure(width: int, layers: int, shard_mb: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         largest = make(folder, width, layers)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        processes = []
-        for number in range(RANKS):
-            variables = os.environ | {
-                "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-                "MALLOC_MMAP_THRESHOLD_": "131072",
-            }  # fmt: skip
-            call = [sys.executable, __file__, "--rank", str(folder), "--shard-mb", str(shard_mb)]
-            processes.append(subprocess.Popen(call, env=variables, stdout=sys.stderr))
-        statuses = [process.wait() for process in processes]
-        if any(statuses):
-            raise SystemExit(f"ranks ended with {statuses}")
+        variables = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": "131072"}
+        call = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+        call += [str(Path(__file__).resolve()), "--rank", str(folder), "--shard-mb", str(shard_mb)]
+        status = subprocess.run(call, env=os.environ | variables, stdout=sys.stderr).returncode
+        if status:
+            raise SystemExit(f"ranks ended with {status}")
         found = [json.loads((folder / f"rank{number}.json").read_text()) for number in range(RANKS)]
         files = sorted((folder / "exported").glob("*.safetensors"))
         return {

@@ -18,13 +18,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 import study_pools
 import yaml
 from study_collect import collect
 from study_design import REPO, Cell, Study, cells, footings, run_config
+
+Work = TypeVar("Work")
 
 
 def run_cell(study: Study, material: Path, cell: Cell, ranks: int, threads: int) -> None:
@@ -79,6 +83,24 @@ def grads_ds(config: Path, ranks: int, threads: int, last: str = "evaluate") -> 
             raise SystemExit(f"study: {config} failed; its last words are in {log}")
 
 
+def threads_each(jobs: int) -> int:
+    """Cores for each of `jobs` that run at a time."""
+    return max(1, len(os.sched_getaffinity(0)) // jobs)
+
+
+def side_by_side(jobs: int, run: Callable[[Work], None], work: Sequence[Work]) -> Iterator[Work]:
+    """Run all of `work`, `jobs` at a time; yields each when it is done. The first failure cancels what has not begun and is raised."""
+    with ThreadPoolExecutor(jobs) as workers:
+        running = {workers.submit(run, piece): piece for piece in work}
+        try:
+            for done in as_completed(running):
+                done.result()
+                yield running[done]
+        except BaseException:
+            workers.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,19 +115,12 @@ def main() -> None:
     study = Study.model_validate(yaml.safe_load(options.study.read_text()))
     material = options.material.resolve()
     work = [] if options.collect else list(cells(study))
-    threads = max(1, len(os.sched_getaffinity(0)) // (options.jobs * options.ranks))
+    threads = threads_each(options.jobs * options.ranks)
     began = time.monotonic()
-    with ThreadPoolExecutor(options.jobs) as workers:
-        try:
-            running = {workers.submit(run_cell, study, material, cell, options.ranks, threads): cell for cell in work}
-            for number, done in enumerate(as_completed(running), 1):
-                done.result()
-                spent = time.monotonic() - began
-                print(f"study: {number} of {len(work)}: {running[done].folder} after {spent:.0f} s", flush=True)
-                _publish(study, material)
-        except BaseException:
-            workers.shutdown(wait=False, cancel_futures=True)
-            raise
+    done = side_by_side(options.jobs, lambda cell: run_cell(study, material, cell, options.ranks, threads), work)
+    for number, cell in enumerate(done, 1):
+        print(f"study: {number} of {len(work)}: {cell.folder} after {time.monotonic() - began:.0f} s", flush=True)
+        _publish(study, material)
     _publish(study, material)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
+from safetensors import safe_open
 from study_design import Study, cells, footings, pairs, variant
 
 MEASURED = ("loss", "loss_ci95", "num_samples", "num_target_tokens")
@@ -47,7 +46,7 @@ def _numbers(run: Path, evaluation: dict[str, Any], main: str, parameters: int) 
             for model, tasks in evaluation["tasks"].items()
         },
         "kept": {named(name): kept for name, kept in _kept(run).items() if name in evaluation["models"]},
-        "cost": {named(name): cost for name, cost in _flops(run, parameters).items()},
+        "cost": {named(name): cost for name, cost in flops(run, parameters).items()},
         "seconds": {unit.replace("/selected", f"/{main}"): spent for unit, spent in seconds_of(run).items()},
     }
 
@@ -66,7 +65,7 @@ def _kept(run: Path) -> dict[str, Any]:
     return kept
 
 
-def _flops(run: Path, parameters: int) -> dict[str, float]:
+def flops(run: Path, parameters: int) -> dict[str, float]:
     """FLOPs of the probe and of each model's training by the usual count: 6 per parameter and trained token (Kaplan et al. 2020,
     arXiv 2001.08361, section 2.1). Attention's own are left out."""
     tokens, settings = tokens_of(run), settings_of(run)
@@ -74,9 +73,7 @@ def _flops(run: Path, parameters: int) -> dict[str, float]:
     found = {"probe": probe_flops(run, parameters), "full": train * sum(tokens.values()) * epochs}
     trained = ["selected", *settings["sft"]["variants"]]
     for name, folder in ((name, folder) for name, folder in _selections(run).items() if name in trained):
-        table = pq.read_table(folder / "selection.parquet", columns=["sample_id", "selected"])
-        marks = zip(table["sample_id"].to_pylist(), table["selected"].to_pylist(), strict=True)
-        chosen = np.array([tokens[i] for i, taken in marks if taken], float)
+        chosen = np.array([tokens[i] for i, (_, taken) in choice(folder).items() if taken], float)
         shown = len(chosen) if settings["sft"]["equal"] == "epochs" else len(tokens)
         found[name] = train * float(chosen.mean()) * shown * epochs
     return found
@@ -90,6 +87,13 @@ def probe_flops(run: Path, parameters: int) -> float:
     trained = (4.0 if settings["model"]["lora"] else 6.0) * probe["epochs"]
     frozen = 0.0 if probe["record"] == "during" and probe["epochs"] else 4.0
     return (trained + frozen) * parameters * tokens
+
+
+def choice(folder: Path) -> dict[int, tuple[float, bool]]:
+    """A subset's signal of every sample by its id, and whether it was taken."""
+    table = pq.read_table(folder / "selection.parquet", columns=["sample_id", "signal", "selected"])
+    columns = (table[name].to_pylist() for name in ("sample_id", "signal", "selected"))
+    return {i: (signal, taken) for i, signal, taken in zip(*columns, strict=True)}
 
 
 def tokens_of(run: Path) -> dict[int, int]:
@@ -113,8 +117,6 @@ def parameters_of(model: Path) -> int:
     """The number of parameters of a model folder, each tensor of its safetensors files once."""
     shapes: dict[str, list[int]] = {}
     for file in sorted(model.glob("*.safetensors")):
-        with file.open("rb") as content:
-            (size,) = struct.unpack("<Q", content.read(8))
-            header: Mapping[str, Any] = json.loads(content.read(size))
-        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+        with safe_open(file, "numpy") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118  (no mapping)
     return int(sum(np.prod(shape) for shape in shapes.values()))

@@ -27,7 +27,7 @@ from study_tables import (  # noqa: E402
     gain,
     interval,
     rule,
-    table,
+    tables,
 )
 
 PAGES = ("docs/STUDY.md", "README.md")
@@ -40,14 +40,9 @@ def results(name: str) -> dict[str, Any]:
     return found
 
 
-def main_tables(reference: str = "random", equal: str = "epochs") -> str:
+def main_tables(equal: str, reference: str = "random") -> str:
     """Every combination of one footing."""
-    text: list[str] = []
-    for (footing, noise, budget), runs in sorted(combinations(results("main")["runs"]).items()):
-        if footing == equal:
-            text += [f"**{budget:.0%} of the pool, {noise:.0%} planted faults, equal {footing}**", ""]
-            text += [*table(runs, budget, reference), ""]
-    return "\n".join(text).strip()
+    return tables([run for run in results("main")["runs"] if run["equal"] == equal], reference).strip()
 
 
 def rule_tables() -> str:
@@ -111,20 +106,15 @@ def first_table() -> str:
     return "\n".join(lines)
 
 
-def probe_table(name: str) -> str:
-    """Small for large, and what it costs."""
-    return study_probes.table(results(name))
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "first": first_table,
-    "epochs": main_tables,
-    "steps": lambda: main_tables("random", "steps"),
-    "steps to the whole pool": lambda: main_tables("full", "steps"),
+    "epochs": lambda: main_tables("epochs"),
+    "steps": lambda: main_tables("steps"),
+    "steps to the whole pool": lambda: main_tables("steps", "full"),
     "kept": kept_table,
     "rule": rule_tables,
     "pilot": pilot_table,
-    "probes": lambda: probe_table("probes"),
+    "probes": lambda: study_probes.table(results("probes")),
 }
 
 

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import yaml
-from study import grads_ds
-from study_collect import MEASURED, parameters_of, probe_flops, seconds_of, settings_of, tokens_of
+from study import grads_ds, side_by_side, threads_each
+from study_collect import MEASURED, choice, flops, parameters_of, probe_flops, seconds_of
 from study_design import REPO, Cell, Study, cells, footings, pairs, run_config, variant
-from study_tables import interval
+from study_tables import spread
 
 EQUAL = "epochs"
 COSTS = ("flops", "seconds")
@@ -84,7 +81,7 @@ def collect(study: Study, material: Path) -> dict[str, Any]:
             own, other, after = folder / EQUAL, folder / f"probe-{name}", folder / f"probe-{name}-sft"
             if not (after / "evaluation.json").is_file():
                 continue
-            a, b = (_choice(run) for run in (own, other))
+            a, b = (choice(run / "selection") for run in (own, other))
             paths = (study.model, probe.model.get("path", study.model))
             both = sorted(set(a) & set(b))
             chosen = [{i for i, (_, taken) in table.items() if taken} for table in (a, b)]
@@ -115,12 +112,6 @@ def collect(study: Study, material: Path) -> dict[str, Any]:
     return {"study": study.model_dump(mode="json"), "runs": records}
 
 
-def _choice(run: Path) -> dict[int, tuple[float, bool]]:
-    table = pq.read_table(run / "selection/selection.parquet", columns=["sample_id", "signal", "selected"])
-    columns = (table[name].to_pylist() for name in ("sample_id", "signal", "selected"))
-    return {i: (signal, taken) for i, signal, taken in zip(*columns, strict=True)}
-
-
 def _seconds(own: Path, other: Path, after: Path) -> dict[str, float]:
     """Wall time: of everything (training on the whole pool), of the study's own road and of the other probe's."""
     mine, scored, trained = seconds_of(own), seconds_of(other), seconds_of(after)
@@ -133,15 +124,12 @@ def _seconds(own: Path, other: Path, after: Path) -> dict[str, float]:
 
 
 def _flops(own: Path, other: Path, after: Path, parameters: int, of_probe: int) -> dict[str, float]:
-    """The same in FLOPs (study_collect.probe_flops)."""
-    tokens = tokens_of(own)
-    train = 6.0 * parameters * settings_of(own)["sft"]["epochs"]
-    chosen = sum(tokens[i] for i, (_, taken) in _choice(own).items() if taken)
-    learnt = (train * chosen, train * sum(tokens_of(after).values()))
+    """The same in FLOPs."""
+    mine = flops(own, parameters)
     return {
-        "everything": train * sum(tokens.values()),
-        "own": probe_flops(own, parameters) + learnt[0],
-        "other": probe_flops(other, of_probe) + learnt[1],
+        "everything": mine["full"],
+        "own": mine["probe"] + mine["selected"],
+        "other": probe_flops(other, of_probe) + flops(after, parameters)["selected"],
     }
 
 
@@ -162,8 +150,7 @@ def table(results: dict[str, Any]) -> str:
         loss = lambda run, model: run["models"][model]["domain"]["loss"]  # noqa: E731
         against = []
         for model in ("own", "random", "full"):
-            middle, low, high = interval([loss(run, which) - loss(run, model) for run in runs])
-            against.append("-" if model == which else f"{middle:+.3f} ({low:+.3f} to {high:+.3f})")
+            against.append("-" if model == which else spread([loss(run, which) - loss(run, model) for run in runs]))
         mean = lambda key, runs=runs: sum(run[key] for run in runs) / len(runs)  # noqa: E731
         same = (
             "- | -"
@@ -188,19 +175,11 @@ def main() -> None:
     options = parser.parse_args()
     study = Study.model_validate(yaml.safe_load(options.study.read_text()))
     material = options.material.resolve()
-    threads = max(1, len(os.sched_getaffinity(0)) // options.jobs)
+    threads = threads_each(options.jobs)
     work = [(cell, name) for cell in cells(study) if EQUAL in footings(study, cell) for name in study.probes]
-    with ThreadPoolExecutor(options.jobs) as workers:
-        running = [
-            workers.submit(run_probe, study, material, cell, name, threads)
-            for cell, name in (() if options.collect else work)
-        ]
-        for done in running:
-            try:
-                done.result()
-            except BaseException:
-                workers.shutdown(wait=False, cancel_futures=True)
-                raise
+    if not options.collect:
+        for cell, name in side_by_side(options.jobs, lambda pair: run_probe(study, material, *pair, threads), work):
+            print(f"study: {name} on {cell.folder}", flush=True)
     results = collect(study, material)
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))

@@ -75,6 +75,13 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def spread(values: Sequence[float], bold: bool = False) -> str:
+    """Mean and interval in words; with `bold` the mean is where the interval leaves zero out."""
+    mean, low, high = interval(values)
+    middle = f"**{mean:+.3f}**" if bold and (low > 0 or high < 0) else f"{mean:+.3f}"
+    return f"{middle} ({low:+.3f} to {high:+.3f})"
+
+
 def table(runs: Sequence[Run], budget: float, reference: str = "random") -> list[str]:
     """One table: a line per method at this budget, its measures, and each one's difference to the reference's."""
     suffix, measures = f"_{budget * 100:g}", measured(runs)
@@ -97,9 +104,7 @@ def table(runs: Sequence[Run], budget: float, reference: str = "random") -> list
 
 def difference(measure: Measure, runs: Sequence[Run], model: str, against: str) -> str:
     """The mean difference of two models over runs and its interval; bold when the interval leaves zero out."""
-    mean, low, high = interval([measure(run, model) - measure(run, against) for run in runs])
-    middle = f"{mean:+.3f}"
-    return f"{f'**{middle}**' if low > 0 or high < 0 else middle} ({low:+.3f} to {high:+.3f})"
+    return spread([measure(run, model) - measure(run, against) for run in runs], bold=True)
 
 
 Combination = tuple[str, float, float]  # footing, share of faults, budget
@@ -131,23 +136,22 @@ def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for name in candidates:
-        worst: tuple[float, float, float, str] | None = None
+        worst: tuple[list[float], str] | None = None
         out, balance = False, []
         for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
             model, against = f"{name}_{budget * 100:g}", f"random_{budget * 100:g}"
             having = [run for run in chosen if {model, against} <= set(run["models"])]
             if not having:
                 continue
-            mean, low, high = interval([gain(run, model) - gain(run, against) for run in having])
-            out |= high < 0
-            if worst is None or mean < worst[0]:
-                worst = (mean, low, high, f"{budget:.0%}, {noise:.0%} faults, equal {equal}")
+            gains = [gain(run, model) - gain(run, against) for run in having]
+            out |= interval(gains)[2] < 0
+            if worst is None or np.mean(gains) < np.mean(worst[0]):
+                worst = gains, f"{budget:.0%}, {noise:.0%} faults, equal {equal}"
             score = lambda run, which: gain(run, which) - forgetting(run, which)  # noqa: E731
             balance.append(float(np.mean([score(run, model) - score(run, against) for run in having])))
         if worst is not None:
-            mean, low, high, where = worst
-            shown = f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
-            lines.append(f"| {name} | {where} | {shown} | {'yes' if out else 'no'} | {np.mean(balance):+.3f} |")
+            gains, where = worst
+            lines.append(f"| {name} | {where} | {spread(gains)} | {'yes' if out else 'no'} | {np.mean(balance):+.3f} |")
     return lines
 
 
