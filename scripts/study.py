@@ -26,7 +26,7 @@ from typing import TypeVar
 import study_pools
 import yaml
 from study_collect import collect
-from study_design import REPO, Cell, Study, cells, footings, run_config
+from study_design import REPO, Cell, Study, cells, footings, read, run_config
 
 Work = TypeVar("Work")
 
@@ -44,6 +44,7 @@ def run_cell(study: Study, material: Path, cell: Cell, ranks: int, threads: int)
             pool=study.pool,
             held_out=study.held_out,
             anchor=study.anchor,
+            anchor_from=study.anchor_from,
             noise=cell.noise,
             seed=cell.seed,
         )
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the machine's cores")
     parser.add_argument("--collect", action="store_true", help="run nothing; gather what is finished")
     options = parser.parse_args()
-    study = Study.model_validate(yaml.safe_load(options.study.read_text()))
+    study = read(options.study)
     material = options.material.resolve()
     work = [] if options.collect else list(cells(study))
     threads = threads_each(options.jobs * options.ranks)

@@ -1,4 +1,4 @@
-"""A study's file: what it compares, its cells, and the config of every run. Reads and writes nothing; used by scripts/study*.py."""
+"""A study's file: what it compares, its cells, and the config of every run. Used by scripts/study*.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 REPO = Path(__file__).resolve().parent.parent
@@ -55,7 +56,8 @@ class Study(BaseModel):
     domains: dict[str, Domain]
     general: str
     off_domain: str
-    anchor: int = 0  # rows of the domain, in neither pool nor held-out sets, whose gradient is a direction to go by
+    anchor: int = 0  # rows in neither pool nor held-out sets whose gradient is a direction to go by
+    anchor_from: Literal["domain", "general"] = "domain"
     pool: int = 800
     held_out: int = 150
     noise: list[float] = [0.0, 0.4]
@@ -73,6 +75,19 @@ class Study(BaseModel):
         if unknown:
             raise ValueError(f"wanted names of methods; found {unknown}; name them under methods")
         return self
+
+
+def read(file: Path) -> Study:
+    """A study's YAML. `like: OTHER.yaml` (beside it) gives what it does not say itself; of `run`, section by section.
+
+    Raises pydantic.ValidationError for what no study has.
+    """
+    given = dict(yaml.safe_load(file.read_text()))
+    if other := given.pop("like", None):
+        base = read(file.parent / other).model_dump(exclude_unset=True)
+        sections = {name: {**base["run"].get(name, {}), **given.get("run", {}).get(name, {})} for name in base["run"]}
+        given = {**base, **given, "run": {**given.get("run", {}), **sections}}
+    return Study.model_validate(given)
 
 
 @dataclass(frozen=True)
@@ -127,7 +142,7 @@ def run_config(study: Study, material: Path, cell: Cell, folder: Path, equal: Eq
     config |= {
         "run_dir": str(folder / equal),
         "seed": cell.seed,
-        "model": {"path": str(material / study.model), **config.get("model", {})},
+        "model": placed(material, {"path": study.model, **config.get("model", {})}),
         "data": {
             "train": [str(folder / "pool.jsonl")],
             "validation": {name: str(folder / f"{name}.jsonl") for name in SETS},
@@ -140,6 +155,12 @@ def run_config(study: Study, material: Path, cell: Cell, folder: Path, equal: Eq
         "deepspeed": str(REPO / config.get("deepspeed", "configs/deepspeed/zero3.json")),
     }
     return config
+
+
+def placed(material: Path, model: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a model with its paths made absolute: weights lie below the material, templates in the repository."""
+    below = {"path": material, "chat_template": REPO}
+    return {key: str(below[key] / value) if key in below else value for key, value in model.items()}
 
 
 def _against(main: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Reads chat rows ({"messages": [...]} JSON lines). `write_cell` writes one folder
     domain.jsonl     held-out rows: the loss of the true answers (content and style)
     swapped.jsonl    the same questions with another held-out row's answer (style alone)
     general.jsonl    held-out rows of general text, as given
-    anchor.jsonl     a few more clean rows of the domain, in neither: what a direction can be taken from
+    anchor.jsonl     a few more clean rows of the domain (or of general text), in neither: what a direction can be taken from
     domain_choice.jsonl, general_choice.jsonl    held-out questions with the true answer and two of other rows', to choose from
 
 The same rows, sizes and seed give the same bytes. Used by scripts/study.py.
@@ -133,6 +133,7 @@ def write_cell(
     pool: int,
     held_out: int,
     anchor: int = 0,
+    anchor_from: str = "domain",
     noise: float,
     seed: int,
 ) -> None:
@@ -142,6 +143,8 @@ def write_cell(
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     known = draw.sample(list(general), min(held_out, len(general)))
+    if anchor_from == "general":
+        rest = draw.sample([row for row in general if row not in known], anchor)
     files: dict[str, Sequence[dict[str, Any]]] = {
         "pool": plant(clean, off_domain, pool, noise, seed),
         "domain": held,

@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from study import grads_ds, side_by_side, threads_each
 from study_collect import MEASURED, choice, flops, parameters_of, probe_flops, seconds_of
-from study_design import REPO, Cell, Study, cells, footings, pairs, run_config, variant
+from study_design import Cell, Study, cells, footings, pairs, placed, read, run_config, variant
 from study_tables import spread
 
 EQUAL = "epochs"
@@ -40,7 +40,7 @@ def run_probe(study: Study, material: Path, cell: Cell, name: str, threads: int)
     scored = {
         **plain,
         "run_dir": str(folder / f"probe-{name}"),
-        "model": {**plain["model"], **_below(material, other.model)},
+        "model": {**plain["model"], **placed(material, other.model)},
         "data": {**plain["data"], **other.data},
         "probe": {**plain["probe"], **other.probe},
         "select": choice,
@@ -61,11 +61,6 @@ def run_probe(study: Study, material: Path, cell: Cell, name: str, threads: int)
         done = {"select": "selection/selection.json", "evaluate": "evaluation.json"}[last]
         if not (Path(config["run_dir"]) / done).is_file():
             grads_ds(file, 1, threads, last)
-
-
-def _below(material: Path, model: dict[str, Any]) -> dict[str, Any]:
-    placed = {"path": material, "chat_template": REPO}
-    return {key: str(placed[key] / value) if key in placed else value for key, value in model.items()}
 
 
 def collect(study: Study, material: Path) -> dict[str, Any]:
@@ -173,7 +168,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/study_probes.json"))
     parser.add_argument("--collect", action="store_true", help="run nothing; gather what is finished")
     options = parser.parse_args()
-    study = Study.model_validate(yaml.safe_load(options.study.read_text()))
+    study = read(options.study)
     material = options.material.resolve()
     threads = threads_each(options.jobs)
     work = [(cell, name) for cell in cells(study) if EQUAL in footings(study, cell) for name in study.probes]

@@ -61,7 +61,9 @@ MEASURES: dict[str, Measure] = {
 def measured(runs: Sequence[Run]) -> dict[str, Measure]:
     """The measures that these runs hold."""
     return {
-        name: measure for name, measure in MEASURES.items() if name != "accuracy" or all("accuracy" in r for r in runs)
+        name: measure
+        for name, measure in MEASURES.items()
+        if name != "accuracy" or all(r.get("accuracy") for r in runs)
     }
 
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from conftest import REPO, WORDS
 
@@ -95,7 +94,7 @@ def test_too_few_distinct_rows_are_refused_with_how_many_there_are() -> None:
 def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) -> None:
     from grads_ds.config import Config
 
-    described = study_design.Study.model_validate(yaml.safe_load(path.read_text()))
+    described = study_design.read(path)
     assert "random" in described.methods
     for cell_ in study_design.cells(described):
         for equal in study_design.footings(described, cell_):
@@ -108,6 +107,16 @@ def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) ->
                 found = settings[study_design.variant(method, budget)].model_dump()
                 plain = type(config.select)(**described.methods[method], budget=budget).model_dump(exclude={"variants"})
                 assert {key: found[key] for key in plain} == plain
+
+
+def test_a_study_like_another_says_only_what_differs(tmp_path: Path) -> None:
+    noise, main = (study_design.read(REPO / f"configs/study/{name}.yaml") for name in ("noise", "main"))
+    assert noise.methods == main.methods and noise.domains == main.domains
+    assert noise.pool != main.pool and set(noise.footings) != set(main.footings)
+    assert noise.run == main.run | {"evaluate": main.run["evaluate"] | {"multiple_choice": {}}}
+    (tmp_path / "odd.yaml").write_text(f"like: {REPO}/configs/study/noise.yaml\npools: 3\n")
+    with pytest.raises(ValueError, match="pools"):
+        study_design.read(tmp_path / "odd.yaml")
 
 
 def test_a_second_footing_takes_over_the_probe_and_the_whole_pools_model_alone(tmp_path: Path) -> None:
@@ -142,6 +151,20 @@ def test_anchor_rows_are_in_no_other_set(tmp_path: Path) -> None:
     answers = {name: set(map(pools.answer, written(tmp_path, name))) for name in ("anchor", "pool", "domain")}
     assert len(answers["anchor"]) == 12
     assert not answers["anchor"] & (answers["pool"] | answers["domain"])
+
+
+def test_a_general_anchor_is_of_general_rows_that_are_not_held_out_and_moves_no_other_file(tmp_path: Path) -> None:
+    general = rows(50, seed=3)
+    for source in ("domain", "general"):
+        pools.write_cell(
+            tmp_path / source, DOMAIN, rows(40, seed=2), general, pool=80, held_out=30, anchor=12, anchor_from=source,
+            noise=0.3, seed=1,
+        )  # fmt: skip
+    anchor, held_out = written(tmp_path / "general", "anchor"), written(tmp_path / "general", "general")
+    assert len(anchor) == 12
+    assert all(row in general and row not in held_out for row in anchor)
+    for name in ("pool", "domain", "general", "domain_choice"):
+        assert written(tmp_path / "domain", name) == written(tmp_path / "general", name)
 
 
 def run(base: float, random_: float, grads: float, general: float = 1.0) -> study_tables.Run:
