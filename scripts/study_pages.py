@@ -20,6 +20,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "scripts"))
 import study_probes  # noqa: E402
 from study_tables import (  # noqa: E402
+    Measure,
     Run,
     combinations,
     difference,
@@ -31,7 +32,7 @@ from study_tables import (  # noqa: E402
 )
 
 PAGES = ("docs/STUDY.md", "README.md")
-FIGURE = "docs/images/study.png"
+FIGURE, BUDGETS = "docs/images/study.png", "docs/images/study_budgets.png"
 
 
 def results(name: str) -> dict[str, Any]:
@@ -54,20 +55,34 @@ def rule_tables() -> str:
     return "\n".join(text).strip()
 
 
-def pilot_table() -> str:
-    """Domain gain to random, a column per combination."""
-    runs = results("pilot")["runs"]
+def across(name: str, measure: Measure = gain, reference: str = "random", equal: str | None = None) -> str:
+    """One measure's difference to a reference, a line per method and a column per combination that was run."""
+    runs = [run for run in results(name)["runs"] if equal in (None, run["equal"])]
     columns = sorted(combinations(runs).items(), key=lambda item: (item[0][1], item[0][2]))
-    head = [f"{budget:.0%}, {noise:.0%} faults ({len(chosen)} pools)" for (_, noise, budget), chosen in columns]
-    names = dict.fromkeys(name.rsplit("_", 1)[0] for run in runs for name in run["models"] if "_" in name)
+    head = [f"{budget * 100:g} %, {noise:.0%} faults ({len(chosen)} pools)" for (_, noise, budget), chosen in columns]
+    methods = dict.fromkeys(name.rsplit("_", 1)[0] for run in runs for name in run["models"] if "_" in name)
     lines = ["| subset | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
-    for name in [*names, "full"]:
+    for method in [*methods, "full"]:
         cells = []
         for (_, _, budget), chosen in columns:
-            suffix = f"_{budget * 100:g}"
-            model = "full" if name == "full" else name + suffix
-            cells.append("-" if name == "random" else difference(gain, chosen, model, f"random{suffix}"))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            model, against = (
+                which if which == "full" else f"{which}_{budget * 100:g}" for which in (method, reference)
+            )
+            cells.append("-" if method == reference else difference(measure, chosen, model, against))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cost_table() -> str:
+    """The road from probe to model against training on everything, in FLOPs and in seconds of one run."""
+    runs = results("cost")["runs"]
+    lines = ["| road | FLOPs | share | seconds | share | domain loss to everything |", "|---|---|---|---|---|---|"]
+    rows = [("everything", runs[0], "everything", "full"), ("own", runs[0], "own", "own")]
+    for name, run, road, model in [*rows, *((run["probe"], run, "other", "other") for run in runs)]:
+        spent = [(run[kind][road], run[kind][road] / run[kind]["everything"]) for kind in study_probes.COSTS]
+        loss = run["models"][model]["domain"]["loss"] - run["models"]["full"]["domain"]["loss"]
+        (flops, of_flops), (seconds, of_seconds) = spent
+        lines.append(f"| {name} | {flops:.2e} | {of_flops:.2f} | {seconds:.0f} | {of_seconds:.2f} | {loss:+.3f} |")
     return "\n".join(lines)
 
 
@@ -113,8 +128,17 @@ TABLES: dict[str, Callable[[], str]] = {
     "steps to the whole pool": lambda: main_tables("steps", "full"),
     "kept": kept_table,
     "rule": rule_tables,
-    "pilot": pilot_table,
+    "pilot": lambda: across("pilot"),
     "probes": lambda: study_probes.table(results("probes")),
+    "cost": cost_table,
+    "noise": lambda: across("noise"),
+    "noise, forgetting": lambda: across("noise", forgetting),
+    "budgets at equal epochs": lambda: across("budgets", equal="epochs"),
+    "budgets at equal steps": lambda: across("budgets", equal="steps"),
+    "budgets at equal steps to the whole pool": lambda: across("budgets", gain, "full", "steps"),
+    "forgetting at equal steps to the whole pool": lambda: across("budgets", forgetting, "full", "steps"),
+    "size": lambda: across("size"),
+    "size, forgetting": lambda: across("size", forgetting),
 }
 
 
@@ -124,7 +148,7 @@ def filled(text: str) -> str:
     def one(found: re.Match[str]) -> str:
         return f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}"
 
-    return re.sub(r"(<!-- study: ([\w ]+) -->)\n.*?(<!-- end of \2 -->)", one, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- study: ([\w, ]+) -->)\n.*?(<!-- end of \2 -->)", one, text, flags=re.DOTALL)
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:
@@ -154,6 +178,37 @@ def draw(runs: Sequence[Run], file: Path) -> None:
     figure.savefig(file, dpi=110, metadata={"Software": None})
 
 
+def draw_budgets(runs: Sequence[Run], file: Path) -> None:
+    """Domain gain and forgetting against the budget, a column per footing; means over pools, the whole pool dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    footings = list(dict.fromkeys(run["equal"] for run in runs))
+    figure, axes = pyplot.subplots(2, len(footings), figsize=(8, 6), sharex=True, layout="constrained", squeeze=False)
+    for column, equal in enumerate(footings):
+        chosen = [run for run in runs if run["equal"] == equal]
+        names = [name for name in chosen[0]["models"] if "_" in name]
+        for row, (words, measure) in enumerate({"domain gain": gain, "forgetting": forgetting}.items()):
+            panel = axes[row][column]
+            for method in dict.fromkeys(name.rsplit("_", 1)[0] for name in names):
+                budgets = sorted(float(name.rsplit("_", 1)[1]) for name in names if name.rsplit("_", 1)[0] == method)
+                means = [sum(measure(run, f"{method}_{b:g}") for run in chosen) / len(chosen) for b in budgets]
+                panel.plot(budgets, means, marker="o", ms=3, lw=1, label=method)
+            whole = sum(measure(run, "full") for run in chosen) / len(chosen)
+            panel.axhline(whole, color="0.3", lw=0.8, ls="--", label="whole pool")
+            panel.axhline(0, color="0.7", lw=0.8)
+            panel.set_xscale("log")
+            panel.set_xticks(budgets, [f"{b:g} %" for b in budgets], minor=False)
+            panel.minorticks_off()
+            panel.set_title(f"{words}, equal {equal}", fontsize=10)
+    axes[0][0].set_ylabel("nats per token to the base model")
+    axes[1][0].set_ylabel("nats per token to the base model")
+    axes[0][0].legend(fontsize=8, frameon=False)
+    figure.savefig(file, dpi=110, metadata={"Software": None})
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -170,7 +225,8 @@ def main() -> None:
         raise SystemExit(f"out of date: {', '.join(stale)}; run: python scripts/study_pages.py" if stale else 0)
     runs = [run for run in results("main")["runs"] if run["equal"] == "epochs" and run["noise"] > 0]
     draw(runs, REPO / FIGURE)
-    print(f"written: {', '.join([*stale, FIGURE])}")
+    draw_budgets(results("budgets")["runs"], REPO / BUDGETS)
+    print(f"written: {', '.join([*stale, FIGURE, BUDGETS])}")
 
 
 if __name__ == "__main__":

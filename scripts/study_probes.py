@@ -21,10 +21,10 @@ import numpy as np
 import yaml
 from study import grads_ds, side_by_side, threads_each
 from study_collect import MEASURED, choice, flops, parameters_of, probe_flops, seconds_of
-from study_design import Cell, Study, cells, footings, pairs, placed, read, run_config, variant
+from study_design import Cell, Equal, Study, cells, footings, pairs, placed, read, run_config, variant
 from study_tables import spread
 
-EQUAL = "epochs"
+EQUAL: Equal = "epochs"
 COSTS = ("flops", "seconds")
 
 
