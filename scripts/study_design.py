@@ -47,7 +47,8 @@ class Probe(BaseModel):
 
 
 class Study(BaseModel):
-    """A study. `methods` are settings of select, `run` any other keys of a run's config."""
+    """A study. `methods` are settings of select, `run` any other keys of a run's config (its sft.replay draws from general
+    rows that are not held out)."""
 
     model_config = ConfigDict(extra="forbid")
     out: str
@@ -138,6 +139,8 @@ def run_config(study: Study, material: Path, cell: Cell, folder: Path, equal: Eq
     if study.anchor:
         probe = config.setdefault("probe", {})
         probe |= {"anchor": str(folder / "anchor.jsonl"), "extras": [*probe.get("extras", []), "anchor"]}
+    if config.get("sft", {}).get("replay"):
+        config["data"] = config.get("data", {}) | {"replay": [str(folder / "replay.jsonl")]}
     tasks = {name: str(folder / f"{name}_choice.jsonl") for name in ("domain", "general")}
     config |= {
         "run_dir": str(folder / equal),

@@ -7,6 +7,7 @@ Reads chat rows ({"messages": [...]} JSON lines). `write_cell` writes one folder
     swapped.jsonl    the same questions with another held-out row's answer (style alone)
     general.jsonl    held-out rows of general text, as given
     anchor.jsonl     a few more clean rows of the domain (or of general text), in neither: what a direction can be taken from
+    replay.jsonl     the general rows that are not held out
     domain_choice.jsonl, general_choice.jsonl    held-out questions with the true answer and two of other rows', to choose from
 
 The same rows, sizes and seed give the same bytes. Used by scripts/study.py.
@@ -143,8 +144,9 @@ def write_cell(
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(seed)
     known = draw.sample(list(general), min(held_out, len(general)))
+    others = [row for row in general if row not in known]
     if anchor_from == "general":
-        rest = draw.sample([row for row in general if row not in known], anchor)
+        rest = draw.sample(others, anchor)
     files: dict[str, Sequence[dict[str, Any]]] = {
         "pool": plant(clean, off_domain, pool, noise, seed),
         "domain": held,
@@ -153,6 +155,7 @@ def write_cell(
         "domain_choice": multiple_choice(held, seed),
         "general_choice": multiple_choice(known, seed),
         "anchor": rest,
+        "replay": others,
     }
     for name, content in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in content))

@@ -163,7 +163,9 @@ def test_a_general_anchor_is_of_general_rows_that_are_not_held_out_and_moves_no_
     anchor, held_out = written(tmp_path / "general", "anchor"), written(tmp_path / "general", "general")
     assert len(anchor) == 12
     assert all(row in general and row not in held_out for row in anchor)
-    for name in ("pool", "domain", "general", "domain_choice"):
+    replayed = written(tmp_path / "domain", "replay")
+    assert len(replayed) == 20 and not any(row in held_out for row in replayed)
+    for name in ("pool", "domain", "general", "domain_choice", "replay"):
         assert written(tmp_path / "domain", name) == written(tmp_path / "general", name)
 
 
