@@ -85,6 +85,7 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
     if ranks % sequence:
         return [f"{section}.sequence_parallel: wanted a divisor of the {ranks} ranks; found {sequence}; change it"]
+    faults += _heads_faults(Path(config.model.path), section, sequence)
     ranks //= sequence  # groups of ranks, which read rows of their own
     if size % ranks:
         low = max(ranks, size - size % ranks)
@@ -126,6 +127,23 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
                 f'{config.deepspeed}: {key}.enabled is {found}, while model.dtype is {config.model.dtype}; set it to "auto"'
             )
     return faults
+
+
+def _heads_faults(model: Path, section: str, sequence: int) -> list[str]:
+    """Faults of a model folder whose attention heads a group of `sequence` ranks cannot share: Ulysses deals them out whole, and
+    repeats key-value heads where there are fewer of them than ranks. Other folders are check_model's, a hub id is left alone."""
+    try:
+        shape = json.loads((model / "config.json").read_text())
+    except (OSError, ValueError):
+        return []
+    heads = shape.get("num_attention_heads", sequence)
+    pairs = shape.get("num_key_value_heads") or heads
+    where = f"{section}.sequence_parallel: {model}/config.json"
+    if heads % sequence:
+        return [f"{where}: wanted a divisor of its {heads} attention heads; found {sequence}; change it"]
+    if pairs % sequence and sequence % pairs:
+        return [f"{where}: wanted a divisor or a multiple of its {pairs} key-value heads; found {sequence}; change it"]
+    return []
 
 
 def micro_batch(settings: TrainingConfig, ranks: int) -> int:

@@ -87,6 +87,26 @@ def test_what_would_train_otherwise_is_refused(
     assert found in fault
 
 
+@pytest.mark.parametrize(
+    ("heads", "pairs", "sequence", "found"),
+    [
+        (8, 8, 4, None),
+        (8, 2, 4, None),  # key-value heads are repeated
+        (6, 6, 4, "wanted a divisor of its 6 attention heads; found 4"),
+        (12, 3, 4, "wanted a divisor or a multiple of its 3 key-value heads; found 4"),
+        (12, None, 4, None),  # as many as there are heads
+    ],
+)
+def test_heads_that_a_group_cannot_share_are_refused_before_work_starts(
+    tmp_path: Path, heads: int, pairs: int | None, sequence: int, found: str | None
+) -> None:
+    shape = {"num_attention_heads": heads, "num_key_value_heads": pairs}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    config = make_config(tmp_path, tmp_path, sft={"sequence_parallel": sequence, "batch_size": 4})
+    faults = check_training(config, "sft", config.sft, 4)
+    assert bool(faults) == bool(found) and all(found in fault for fault in faults)
+
+
 def test_groups_count_where_a_batch_is_dealt_out(tmp_path: Path) -> None:
     sft = {"batch_size": 2, "micro_batch_size": 1, "sequence_parallel": 2}
     config = make_config(tmp_path, tmp_path, sft=sft)
