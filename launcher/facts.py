@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -59,6 +60,7 @@ def host_facts(asked: dict[str, Any]) -> dict[str, Any]:
         "locked_memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
         "tools": {tool: shutil.which(tool, path=environment.get("PATH")) for tool in ("g++", "ninja", "nvcc")},
         "ops": {op: _built(op, environment) for op in OPS},
+        "op_locks": {op: lock for op in OPS if (lock := _lock(op, environment))},
         "files": {path: _content_digest(Path(path)) for path in asked["files"]},
         "interfaces": {name: address_of(name) for _, name in socket.if_nameindex()},
         "chosen_interfaces": {name: environment[name] for name in INTERFACE_VARIABLES if environment.get(name)},
@@ -70,11 +72,25 @@ def _built(op: str, environment: dict[str, str]) -> str | None:
     for folder in map(Path, sys.path):
         if any((folder / "deepspeed/ops").rglob(f"{op}_op*.so")):  # where DS_BUILD_OPS=1 puts them
             return "pre-built"
-    cache = Path(environment.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
     with contextlib.suppress(OSError):
-        if any(cache.rglob(f"{op}.so")):
+        if any(_compiled_below(environment).rglob(f"{op}.so")):
             return "compiled"
     return None
+
+
+def _lock(op: str, environment: dict[str, str]) -> dict[str, Any] | None:
+    """The file by which one rank keeps others from an op while it compiles or looks at it, and its age in seconds; None: no such file.
+
+    A killed rank leaves it behind, and every later one waits for it without end (torch 2.13.0, utils/file_baton.py).
+    """
+    with contextlib.suppress(OSError):
+        for lock in _compiled_below(environment).rglob(f"{op}/lock"):
+            return {"path": str(lock), "seconds": time.time() - lock.stat().st_mtime}
+    return None
+
+
+def _compiled_below(environment: dict[str, str]) -> Path:
+    return Path(environment.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
 
 
 def _version(package: str) -> str | None:

@@ -15,6 +15,7 @@ from launcher.facts import wrong_interfaces
 
 FREE_DISK, FREE_SHARED_MEMORY, OPEN_FILES = 20 * 2**30, 2**30, 4096
 CLOCK_SECONDS = 5.0
+LOCK_SECONDS = 900.0  # no op takes as long to compile
 # Below these, collectives of 4 MiB are told as slow. scripts/bench_collectives.py measured (docs/bench_collectives.json): gloo reaches 0.98
 # and more of links of 0.1 to 2 Gbit/s, so that less than a third of an idle link has a cause; on a link that is faster than memory is
 # copied gloo reached 2.1 to 2.5 GB/s, whatever the link, and half of that is asked of it at most. Nothing faster than 10 Gbit/s, no
@@ -96,6 +97,11 @@ def _ops(row: Callable[..., Finding], fact: Facts, ops: Sequence[str]) -> list[F
         found = f"no {', '.join(absent)}" if absent else ", ".join(wanted)
         advice = f"DeepSpeed compiles {', '.join(to_compile)} with them: scripts/install.sh, or the CUDA toolkit"
         rows.append(row("compilers", not absent, found, advice))
+    for op in ops:
+        if lock := fact["op_locks"].get(op):
+            found = f"{op} is locked by {lock['path']}, {lock['seconds']:.0f} s old"
+            advice = f"a killed start leaves it and later ones wait for ever: if nothing compiles there now, rm {lock['path']}"
+            rows.append(row("op lock", False, found, advice, "fault" if lock["seconds"] > LOCK_SECONDS else "warning"))
     return rows
 
 

@@ -17,6 +17,7 @@ import yaml
 from conftest import REPO, write_rows
 from launcher.doctor import judge_hosts
 from launcher.examine import COLLECTIVE_BYTES
+from launcher.facts import host_facts
 from launcher.findings import GLOO_BYTES_PER_SECOND, USUAL_SHARE, Finding, of_collectives
 from launcher.hosts import Host
 from tests.launcher.faults import told
@@ -25,6 +26,7 @@ GOOD: dict[str, Any] = {
     "host": "a", "resolved": "10.0.0.1", "python": "3.11.7", "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"}, "code": "abc",
     "gpus": [{"name": "H100", "driver": "550", "memory": "81559"}] * 2, "run_dir": {"free": 2**40, "writable": None},
     "shared_memory": 2**34, "chosen_interfaces": {}, "interfaces": {"lo": "127.0.0.1", "eth0": "10.0.0.1"}, "ops": {"cpu_adam": None},
+    "op_locks": {},
      "open_files": 65536, "locked_memory": -1, "tools": {"g++": "x", "ninja": "x", "nvcc": "x"},
     "files": {"/models/m": {"digest": "d1"}},
 }  # fmt: skip
@@ -55,6 +57,8 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "little shared memory": ({"shared_memory": 2**26}, "shared memory", "warning", "shm-size"),
     "few open files": ({"open_files": 1024}, "open files", "warning", "ulimit -n"),
     "little locked memory": ({"locked_memory": 65536}, "locked memory", "warning", "ulimit -l"),
+    "a lock left behind": ({"op_locks": {"cpu_adam": {"path": "/c/lock", "seconds": 3600.0}}}, "op lock", "fault", "rm /c/lock"),
+    "a lock of now": ({"op_locks": {"cpu_adam": {"path": "/c/lock", "seconds": 20.0}}}, "op lock", "warning", "if nothing compiles"),
     "no model": ({"files": {"/models/m": {"error": "gone"}}}, "files", "fault", "cannot be read: gone"),
     "another model": ({"files": {"/models/m": {"digest": "d2"}}}, "files", "fault", "differs from a's"),
 }  # fmt: skip
@@ -89,6 +93,26 @@ def test_a_message_about_the_wrong_host_is_none(tmp_path: Path) -> None:
 
 def test_equal_hosts_have_no_fault(tmp_path: Path) -> None:
     assert [f for f in judged(tmp_path, ops={"cpu_adam": "compiled"}) if f.host == "b" and f.level != "ok"] == []
+
+
+def test_a_lock_of_an_op_that_nothing_loads_is_no_finding(tmp_path: Path) -> None:
+    locked = {"async_io": {"path": "/c/lock", "seconds": 3600.0}}
+    assert [f for f in judged(tmp_path, op_locks=locked) if f.check == "op lock"] == []
+
+
+def test_a_compilers_lock_is_found_where_torch_would_wait_for_it(tmp_path: Path) -> None:
+    from torch.utils.file_baton import FileBaton
+
+    place = tmp_path / "py311_cpu/cpu_adam"
+    place.mkdir(parents=True)
+    asked = {"run_dir": str(tmp_path), "files": [], "environment": {"TORCH_EXTENSIONS_DIR": str(tmp_path)}}
+    assert host_facts(asked)["op_locks"] == {}
+    baton = FileBaton(str(place / "lock"))
+    assert baton.try_acquire() and not FileBaton(str(place / "lock")).try_acquire()
+    (found,) = host_facts(asked)["op_locks"].items()
+    assert found[0] == "cpu_adam" and found[1]["path"] == str(place / "lock") and 0 <= found[1]["seconds"] < 60
+    baton.release()
+    assert host_facts(asked)["op_locks"] == {}
 
 
 def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
