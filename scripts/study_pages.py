@@ -47,11 +47,11 @@ def main_tables(equal: str, reference: str = "random") -> str:
 
 
 def rule_tables() -> str:
-    """The rule on the domains it chooses by, and on the others."""
-    main, text = results("main"), []
+    """The rule over every draw of the 8 M model after the pilot, on the domains it chooses by and on the other."""
+    runs = [run for name in ("main", "noise", "budgets") for run in results(name)["runs"]]
+    candidates, text = results("main")["study"]["candidates"], []
     for role, words in (("choose", "Chosen on medicine and law"), ("confirm", "Confirmed on finance")):
-        runs = [run for run in main["runs"] if run["role"] == role]
-        text += [f"{words}:", "", *rule(runs, main["study"]["candidates"]), ""]
+        text += [f"{words}:", "", *rule([run for run in runs if run["role"] == role], candidates), ""]
     return "\n".join(text).strip()
 
 
@@ -59,7 +59,9 @@ def across(name: str, measure: Measure = gain, reference: str = "random", equal:
     """One measure's difference to a reference, a line per method and a column per combination that was run."""
     runs = [run for run in results(name)["runs"] if equal in (None, run["equal"])]
     columns = sorted(combinations(runs).items(), key=lambda item: (item[0][1], item[0][2]))
-    head = [f"{budget * 100:g} %, {noise:.0%} faults ({len(chosen)} pools)" for (_, noise, budget), chosen in columns]
+    head = [
+        f"{budget * 100:g} %, {noise * 100:g} % faults ({len(chosen)} pools)" for (_, noise, budget), chosen in columns
+    ]
     methods = dict.fromkeys(name.rsplit("_", 1)[0] for run in runs for name in run["models"] if "_" in name)
     lines = ["| subset | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
     for method in [*methods, "full"]:
@@ -68,7 +70,8 @@ def across(name: str, measure: Measure = gain, reference: str = "random", equal:
             model, against = (
                 which if which == "full" else f"{which}_{budget * 100:g}" for which in (method, reference)
             )
-            cells.append("-" if method == reference else difference(measure, chosen, model, against))
+            having = [run for run in chosen if {model, against} <= set(run["models"])]
+            cells.append("-" if method == reference or not having else difference(measure, having, model, against))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -125,21 +125,27 @@ def tables(runs: Sequence[Run], reference: str = "random") -> str:
     """Every footing, share of faults and budget as a table under a heading of its own."""
     text = []
     for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
-        text += [f"### {budget:.1%} of the pool, {noise:.0%} planted faults, equal {equal}", ""]
+        text += [f"### {budget * 100:g} % of the pool, {noise * 100:g} % planted faults, equal {equal}", ""]
         text += [*table(chosen, budget, reference), ""]
     return "\n".join(text)
 
 
 def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
-    """The rule for defaults on these runs: a line per candidate with its worst combination, whether that puts it out (domain gain
-    significantly below random's), and the mean over combinations of domain gain less forgetting, to random."""
+    """The rule for defaults on these runs: a line per candidate with its worst combination, whether any puts it out (domain gain
+    significantly below random's), and the mean over combinations of domain gain less forgetting, to random: over all that it ran
+    on, and over those that all candidates ran on."""
+    shared = [
+        where
+        for where, chosen in combinations(runs).items()
+        if all(any(f"{name}_{where[2] * 100:g}" in run["models"] for run in chosen) for name in candidates)
+    ]
     lines = [
-        "| candidate | worst combination | domain gain to random there | out | gain less forgetting, to random |",
-        "|---|---|---|---|---|",
+        "| candidate | worst combination | domain gain to random there | out | gain less forgetting, to random | where all ran |",
+        "|---|---|---|---|---|---|",
     ]
     for name in candidates:
         worst: tuple[list[float], str] | None = None
-        out, balance = False, []
+        out, balance, alike = False, [], []
         for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
             model, against = f"{name}_{budget * 100:g}", f"random_{budget * 100:g}"
             having = [run for run in chosen if {model, against} <= set(run["models"])]
@@ -148,12 +154,15 @@ def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
             gains = [gain(run, model) - gain(run, against) for run in having]
             out |= interval(gains)[2] < 0
             if worst is None or np.mean(gains) < np.mean(worst[0]):
-                worst = gains, f"{budget:.0%}, {noise:.0%} faults, equal {equal}"
+                worst = gains, f"{budget * 100:g} %, {noise * 100:g} % faults, equal {equal}"
             score = lambda run, which: gain(run, which) - forgetting(run, which)  # noqa: E731
             balance.append(float(np.mean([score(run, model) - score(run, against) for run in having])))
+            if (equal, noise, budget) in shared:
+                alike.append(balance[-1])
         if worst is not None:
             gains, where = worst
-            lines.append(f"| {name} | {where} | {spread(gains)} | {'yes' if out else 'no'} | {np.mean(balance):+.3f} |")
+            means = f"{np.mean(balance):+.3f} | {np.mean(alike):+.3f}" if alike else f"{np.mean(balance):+.3f} | -"
+            lines.append(f"| {name} | {where} | {spread(gains)} | {'yes' if out else 'no'} | {means} |")
     return lines
 
 

@@ -186,7 +186,12 @@ def test_a_difference_is_paired_by_run() -> None:
 def test_the_rule_puts_out_what_loses_significantly_and_weighs_forgetting() -> None:
     losing = [run(5, 4, 4.1), run(5, 4, 4.11), run(5, 4, 4.12)]
     line = study_tables.rule(losing, ["grads"])[-1]
-    assert line.startswith("| grads | 5%, 40% faults, equal epochs | -0.110 (-0.135 to -0.085) | yes |")
+    assert line.startswith("| grads | 5 %, 40 % faults, equal epochs | -0.110 (-0.135 to -0.085) | yes |")
     wavering = [run(5, 4, 3.9, general=1.2), run(5, 4, 4.1, general=1.2), run(5, 4, 4.0, general=1.2)]
     line = study_tables.rule(wavering, ["grads"])[-1]
-    assert "| no | -0.200 |" in line  # no gain, and 0.2 nats of general loss
+    assert "| no | -0.200 | -0.200 |" in line  # no gain, and 0.2 nats of general loss
+    apart = [run(5, 4, 3.9), {**run(5, 4, 3.0), "equal": "steps"}]
+    for name in ("base", "full", "random_5", "grads_5"):
+        apart[0]["models"][name.replace("grads", "other")] = apart[0]["models"][name]
+    lines = study_tables.rule(apart, ["grads", "other"])[2:]
+    assert [line.split(" | ")[-2:] for line in lines] == [["+0.550", "+0.100 |"], ["+0.100", "+0.100 |"]]
