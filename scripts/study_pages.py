@@ -23,6 +23,7 @@ from study_tables import (  # noqa: E402
     Measure,
     Run,
     combinations,
+    content,
     difference,
     forgetting,
     gain,
@@ -72,6 +73,18 @@ def across(name: str, measure: Measure = gain, reference: str = "random", equal:
             )
             having = [run for run in chosen if {model, against} <= set(run["models"])]
             cells.append("-" if method == reference or not having else difference(measure, having, model, against))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pooled_table() -> str:
+    """The methods of both draws, over all their noisy pools at 25 % and equal epochs, to random."""
+    runs = [run for name in ("main", "noise") for run in results(name)["runs"]]
+    runs = [run for run in runs if run["equal"] == "epochs" and run["noise"] > 0]
+    measures: dict[str, Measure] = {"domain gain": gain, "content gain": content, "forgetting": forgetting}
+    lines = [f"| subset ({len(runs)} pools) | " + " | ".join(measures) + " |", "|" + "---|" * (len(measures) + 1)]
+    for method in (name for name in results("noise")["study"]["footings"]["epochs"]["methods"] if name != "random"):
+        cells = [difference(measure, runs, f"{method}_25", "random_25") for measure in measures.values()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -135,6 +148,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "probes": lambda: study_probes.table(results("probes")),
     "cost": cost_table,
     "noise": lambda: across("noise"),
+    "pooled": pooled_table,
     "noise, forgetting": lambda: across("noise", forgetting),
     "budgets at equal epochs": lambda: across("budgets", equal="epochs"),
     "budgets at equal steps": lambda: across("budgets", equal="steps"),
@@ -189,21 +203,26 @@ def draw_budgets(runs: Sequence[Run], file: Path) -> None:
     from matplotlib import pyplot
 
     footings = list(dict.fromkeys(run["equal"] for run in runs))
+    every = [
+        name.rsplit("_", 1) for name in dict.fromkeys(name for run in runs for name in run["models"] if "_" in name)
+    ]
+    colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(method for method, _ in every))}
+    ticks = sorted({float(budget) for _, budget in every})
     figure, axes = pyplot.subplots(2, len(footings), figsize=(8, 6), sharex=True, layout="constrained", squeeze=False)
     for column, equal in enumerate(footings):
         chosen = [run for run in runs if run["equal"] == equal]
-        names = [name for name in chosen[0]["models"] if "_" in name]
+        names = [name.rsplit("_", 1) for name in chosen[0]["models"] if "_" in name]
         for row, (words, measure) in enumerate({"domain gain": gain, "forgetting": forgetting}.items()):
             panel = axes[row][column]
-            for method in dict.fromkeys(name.rsplit("_", 1)[0] for name in names):
-                budgets = sorted(float(name.rsplit("_", 1)[1]) for name in names if name.rsplit("_", 1)[0] == method)
+            for method in dict.fromkeys(method for method, _ in names):
+                budgets = sorted(float(budget) for which, budget in names if which == method)
                 means = [sum(measure(run, f"{method}_{b:g}") for run in chosen) / len(chosen) for b in budgets]
-                panel.plot(budgets, means, marker="o", ms=3, lw=1, label=method)
+                panel.plot(budgets, means, marker="o", ms=3, lw=1, color=colours[method], label=method)
             whole = sum(measure(run, "full") for run in chosen) / len(chosen)
             panel.axhline(whole, color="0.3", lw=0.8, ls="--", label="whole pool")
             panel.axhline(0, color="0.7", lw=0.8)
             panel.set_xscale("log")
-            panel.set_xticks(budgets, [f"{b:g} %" for b in budgets], minor=False)
+            panel.set_xticks(ticks, [f"{b:g} %" for b in ticks])
             panel.minorticks_off()
             panel.set_title(f"{words}, equal {equal}", fontsize=10)
     axes[0][0].set_ylabel("nats per token to the base model")
