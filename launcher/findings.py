@@ -98,7 +98,7 @@ def _ops(row: Callable[..., Finding], fact: Facts, ops: Sequence[str]) -> list[F
         advice = f"DeepSpeed compiles {', '.join(to_compile)} with them: scripts/install.sh, or the CUDA toolkit"
         rows.append(row("compilers", not absent, found, advice))
     for op in ops:
-        if lock := fact["op_locks"].get(op):
+        if lock := fact.get("op_locks", {}).get(op):  # a host with an older checkout tells of none
             found = f"{op} is locked by {lock['path']}, {lock['seconds']:.0f} s old"
             advice = f"a killed start leaves it and later ones wait for ever: if nothing compiles there now, rm {lock['path']}"
             rows.append(row("op lock", False, found, advice, "fault" if lock["seconds"] > LOCK_SECONDS else "warning"))
