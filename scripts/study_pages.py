@@ -49,7 +49,7 @@ def main_tables(equal: str, reference: str = "random") -> str:
 
 def rule_tables() -> str:
     """The rule over every draw of the 8 M model after the pilot, on the domains it chooses by and on the other."""
-    runs = [run for name in ("main", "noise", "budgets") for run in results(name)["runs"]]
+    runs = [run for name in ("main", "noise", "budgets", "steps") for run in results(name)["runs"]]
     candidates, text = results("main")["study"]["candidates"], []
     for role, words in (("choose", "Chosen on medicine and law"), ("confirm", "Confirmed on finance")):
         text += [f"{words}:", "", *rule([run for run in runs if run["role"] == role], candidates), ""]
@@ -154,6 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets at equal steps": lambda: across("budgets", equal="steps"),
     "budgets at equal steps to the whole pool": lambda: across("budgets", gain, "full", "steps"),
     "forgetting at equal steps to the whole pool": lambda: across("budgets", forgetting, "full", "steps"),
+    "few at the whole pool's steps": lambda: tables(results("steps")["runs"]).strip(),
     "size": lambda: across("size"),
     "size, forgetting": lambda: across("size", forgetting),
 }
@@ -165,7 +166,7 @@ def filled(text: str) -> str:
     def one(found: re.Match[str]) -> str:
         return f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}"
 
-    return re.sub(r"(<!-- study: ([\w, ]+) -->)\n.*?(<!-- end of \2 -->)", one, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- study: ([\w, ']+) -->)\n.*?(<!-- end of \2 -->)", one, text, flags=re.DOTALL)
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:
