@@ -80,6 +80,8 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def spread(values: Sequence[float], bold: bool = False) -> str:
     """Mean and interval in words; with `bold` the mean is where the interval leaves zero out."""
     mean, low, high = interval(values)
+    if len(values) < 2:
+        return f"{mean:+.3f} (one pool)"
     middle = f"**{mean:+.3f}**" if bold and (low > 0 or high < 0) else f"{mean:+.3f}"
     return f"{middle} ({low:+.3f} to {high:+.3f})"
 
