@@ -85,7 +85,8 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
     if ranks % sequence:
         return [f"{section}.sequence_parallel: wanted a divisor of the {ranks} ranks; found {sequence}; change it"]
-    faults += _heads_faults(Path(config.model.path), section, sequence)
+    if sequence > 1:
+        faults += _heads_faults(Path(config.model.path), section, sequence)
     ranks //= sequence  # groups of ranks, which read rows of their own
     if size % ranks:
         low = max(ranks, size - size % ranks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,6 +118,17 @@ def cells(study: Study) -> Iterator[Cell]:
 def variant(method: str, budget: float) -> str:
     """The name of a method's subset at a budget."""
     return f"{method}_{budget * 100:g}"
+
+
+def method_and_budget(name: str) -> tuple[str, float]:
+    """What `variant` named; raises ValueError for a model that is no subset (base, full)."""
+    method, budget = name.rsplit("_", 1)
+    return method, float(budget) / 100
+
+
+def subsets(models: Iterable[str]) -> list[tuple[str, float]]:
+    """Method and budget of every subset among the names of models, once, in their order."""
+    return [method_and_budget(name) for name in dict.fromkeys(models) if name not in ("base", "full")]
 
 
 def footings(study: Study, cell: Cell) -> list[Equal]:

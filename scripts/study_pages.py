@@ -19,6 +19,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO / "scripts"))
 import study_probes  # noqa: E402
+from study_design import method_and_budget, subsets, variant  # noqa: E402
 from study_tables import (  # noqa: E402
     Measure,
     Run,
@@ -63,14 +64,12 @@ def across(name: str, measure: Measure = gain, reference: str = "random", equal:
     head = [
         f"{budget * 100:g} %, {noise * 100:g} % faults ({len(chosen)} pools)" for (_, noise, budget), chosen in columns
     ]
-    methods = dict.fromkeys(name.rsplit("_", 1)[0] for run in runs for name in run["models"] if "_" in name)
+    methods = dict.fromkeys(method for method, _ in subsets(name for run in runs for name in run["models"]))
     lines = ["| subset | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
     for method in [*methods, "full"]:
         cells = []
         for (_, _, budget), chosen in columns:
-            model, against = (
-                which if which == "full" else f"{which}_{budget * 100:g}" for which in (method, reference)
-            )
+            model, against = (which if which == "full" else variant(which, budget) for which in (method, reference))
             having = [run for run in chosen if {model, against} <= set(run["models"])]
             cells.append("-" if method == reference or not having else difference(measure, having, model, against))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
@@ -111,7 +110,7 @@ def kept_table() -> str:
     for name in dict.fromkeys(name for run in runs for name in run["kept"]):
         total = {kind: sum(run["kept"][name].get(kind, 0) for run in runs) for kind in kinds}
         share = [total[kind] / sum(total.values()) for kind in kinds]
-        lines.append(f"| {name.rsplit('_', 1)[0]} | " + " | ".join(f"{x:.1%}" for x in share) + " |")
+        lines.append(f"| {method_and_budget(name)[0]} | " + " | ".join(f"{x:.1%}" for x in share) + " |")
     return "\n".join(lines)
 
 
@@ -125,7 +124,7 @@ def first_table() -> str:
         "| 5 %, equal steps: domain gain to whole pool | forgetting to whole pool |",
         "|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(name.rsplit("_", 1)[0] for run in epochs for name in run["models"] if "_" in name):
+    for name in dict.fromkeys(method for method, _ in subsets(name for run in epochs for name in run["models"])):
         few, many = f"{name}_5", f"{name}_25"
         cells = [
             "-" if name == "random" else difference(measure, epochs, many, "random_25")
@@ -169,14 +168,18 @@ def filled(text: str) -> str:
     return re.sub(r"(<!-- study: ([\w, ']+) -->)\n.*?(<!-- end of \2 -->)", one, text, flags=re.DOTALL)
 
 
-def draw(runs: Sequence[Run], file: Path) -> None:
-    """Domain gain against forgetting, both to random, of every subset at 25 % with the intervals of its means."""
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    return pyplot
+
+
+def draw(runs: Sequence[Run], file: Path) -> None:
+    """Domain gain against forgetting, both to random, of every subset at 25 % with the intervals of its means."""
+    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     for name in dict.fromkeys(name for run in runs for name in run["models"] if name.endswith("_25")):
         if name == "random_25":
             continue
@@ -198,32 +201,27 @@ def draw(runs: Sequence[Run], file: Path) -> None:
 
 def draw_budgets(runs: Sequence[Run], file: Path) -> None:
     """Domain gain and forgetting against the budget, a column per footing; means over pools, the whole pool dashed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     footings = list(dict.fromkeys(run["equal"] for run in runs))
-    every = [
-        name.rsplit("_", 1) for name in dict.fromkeys(name for run in runs for name in run["models"] if "_" in name)
-    ]
+    every = subsets(name for run in runs for name in run["models"])
     colours = {method: f"C{i}" for i, method in enumerate(dict.fromkeys(method for method, _ in every))}
-    ticks = sorted({float(budget) for _, budget in every})
-    figure, axes = pyplot.subplots(2, len(footings), figsize=(8, 6), sharex=True, layout="constrained", squeeze=False)
+    ticks = sorted({budget for _, budget in every})
+    figure, axes = _pyplot().subplots(
+        2, len(footings), figsize=(8, 6), sharex=True, layout="constrained", squeeze=False
+    )
     for column, equal in enumerate(footings):
         chosen = [run for run in runs if run["equal"] == equal]
-        names = [name.rsplit("_", 1) for name in chosen[0]["models"] if "_" in name]
+        trained = subsets(chosen[0]["models"])
         for row, (words, measure) in enumerate({"domain gain": gain, "forgetting": forgetting}.items()):
             panel = axes[row][column]
-            for method in dict.fromkeys(method for method, _ in names):
-                budgets = sorted(float(budget) for which, budget in names if which == method)
-                means = [sum(measure(run, f"{method}_{b:g}") for run in chosen) / len(chosen) for b in budgets]
+            for method in dict.fromkeys(method for method, _ in trained):
+                budgets = sorted(budget for which, budget in trained if which == method)
+                means = [sum(measure(run, variant(method, b)) for run in chosen) / len(chosen) for b in budgets]
                 panel.plot(budgets, means, marker="o", ms=3, lw=1, color=colours[method], label=method)
             whole = sum(measure(run, "full") for run in chosen) / len(chosen)
             panel.axhline(whole, color="0.3", lw=0.8, ls="--", label="whole pool")
             panel.axhline(0, color="0.7", lw=0.8)
             panel.set_xscale("log")
-            panel.set_xticks(ticks, [f"{b:g} %" for b in ticks])
+            panel.set_xticks(ticks, [f"{b * 100:g} %" for b in ticks])
             panel.minorticks_off()
             panel.set_title(f"{words}, equal {equal}", fontsize=10)
     axes[0][0].set_ylabel("nats per token to the base model")

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from study_design import subsets, variant
 
 Run = dict[str, Any]
 Measure = Callable[[Run, str], float]
@@ -88,12 +89,13 @@ def spread(values: Sequence[float], bold: bool = False) -> str:
 
 def table(runs: Sequence[Run], budget: float, reference: str = "random") -> list[str]:
     """One table: a line per method at this budget, its measures, and each one's difference to the reference's."""
-    suffix, measures = f"_{budget * 100:g}", measured(runs)
-    against = reference if reference in ("base", "full") else reference + suffix
-    subsets = dict.fromkeys(name for run in runs for name in run["models"] if name.endswith(suffix))
+    measures = measured(runs)
+    against = reference if reference in ("base", "full") else variant(reference, budget)
+    methods = [method for method, found in subsets(name for run in runs for name in run["models"]) if found == budget]
     lines = ["| model | runs | " + " | ".join(f"{name} | to {reference}" for name in measures) + " |"]
     lines.append("|" + "---|" * (2 + 2 * len(measures)))
-    for model in ("full", *subsets):
+    for method in ("full", *methods):
+        model = "full" if method == "full" else variant(method, budget)
         having = [run for run in runs if {model, against} <= set(run["models"])]
         if not having:
             continue
@@ -102,7 +104,7 @@ def table(runs: Sequence[Run], budget: float, reference: str = "random") -> list
             own = [measure(run, model) for run in having]
             shown = "-" if model == against else difference(measure, having, model, against)
             cells += [f"{np.mean(own):+.3f}", shown]
-        lines.append(f"| {model.removesuffix(suffix)} | {len(having)} | " + " | ".join(cells) + " |")
+        lines.append(f"| {method} | {len(having)} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -118,7 +120,7 @@ def combinations(runs: Sequence[Run]) -> dict[Combination, list[Run]]:
     """The runs by footing, share of faults and budget, in the order in which they come."""
     found: dict[Combination, list[Run]] = {}
     for run in runs:
-        for budget in sorted({float(name.rsplit("_", 1)[1]) / 100 for name in run["models"] if "_" in name}):
+        for budget in sorted({budget for _, budget in subsets(run["models"])}):
             found.setdefault((run["equal"], run["noise"], budget), []).append(run)
     return found
 
@@ -139,7 +141,7 @@ def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
     shared = [
         where
         for where, chosen in combinations(runs).items()
-        if all(any(f"{name}_{where[2] * 100:g}" in run["models"] for run in chosen) for name in candidates)
+        if all(any(variant(name, where[2]) in run["models"] for run in chosen) for name in candidates)
     ]
     lines = [
         "| candidate | worst combination | domain gain to random there | out | gain less forgetting, to random | where all ran |",
@@ -149,7 +151,7 @@ def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
         worst: tuple[list[float], str] | None = None
         out, balance, alike = False, [], []
         for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
-            model, against = f"{name}_{budget * 100:g}", f"random_{budget * 100:g}"
+            model, against = variant(name, budget), variant("random", budget)
             having = [run for run in chosen if {model, against} <= set(run["models"])]
             if not having:
                 continue
