@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Install what is missing, then run every check: linter, type checker, tests.
 #
-#   bash scripts/test.sh                         everything this machine can run
+#   bash scripts/test.sh                         what a change has to pass, within twenty minutes on two cores
 #   bash scripts/test.sh tests/gradnorm -x       arguments go to pytest
+#   bash scripts/test.sh -m "not gpu"            the long ones too (before a release)
+#   bash scripts/test.sh -m gpu                  those that need a GPU
 #
-# Tests that need a GPU are left out here (on a machine with one: bash scripts/test.sh -m gpu); those that need a system
-# package this machine lacks are skipped with the reason. The last line is pytest's own summary. Exit status: 0 when
-# everything passed, else that of the first check that failed; all of them run in any case.
+# Two workers share the tests (-n 0: none). Tests that need a system package this machine lacks are skipped with the
+# reason. The last line is pytest's own summary. Exit status: 0 when everything passed, else that of the first check that
+# failed; all of them run in any case.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,12 +34,12 @@ check "ruff format" "$python" -m ruff format --check --quiet --diff .
 check "mypy" timeout 300 "$python" -m mypy
 case " $* " in
     *" -m "*) selection=() ;;
-    *) selection=(-m "not gpu") ;;
+    *) selection=(-m "not gpu and not long") ;;
 esac
 printf '\n== pytest\n'
 [ "$status" = 0 ] || printf 'an earlier check failed (above); the exit status will be %s\n' "$status"
 tests=0
-timeout --kill-after=30 "$limit" "$python" -m pytest -q "${selection[@]}" "$@" || tests=$?
+timeout --kill-after=30 "$limit" "$python" -m pytest -q -n 2 --dist loadgroup "${selection[@]}" "$@" || tests=$?
 [ "$tests" != 124 ] || printf 'pytest: stopped after %s seconds (GRADS_DS_TEST_SECONDS)\n' "$limit" >&2
 [ "$status" != 0 ] || status=$tests
 exit "$status"

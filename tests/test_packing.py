@@ -69,6 +69,7 @@ def test_packed_training_is_the_unpacked_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_packed_training_of_the_real_model_is_the_unpacked_training(tmp_path: Path, material: Path) -> None:
     """Answers of MedQuAD on the pretrained 8M model, its own template; the test above is its twin without the material."""
     base, longest = material / "models/base-8M", 160

@@ -78,6 +78,7 @@ def test_a_small_model_learns_on_two_hosts_what_it_learns_in_one_process(
     assert two == pytest.approx(one, abs=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [(), (LORA, "sft.learning_rate=0.01")], ids=["full", "lora"])
 def test_the_real_model_learns_on_two_hosts_what_it_learns_in_one_process(
     hosts: Cluster, tmp_path: Path, material: Path, changes: tuple[str, ...]

@@ -15,6 +15,7 @@ COMMAND = [sys.executable, str(REPO / "scripts/bench_sft.py"), "--pairs", "2", "
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ours_and_trl_train_the_same_steps_in_turn(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     output = tmp_path / "bench.json"
