@@ -39,7 +39,8 @@ esac
 printf '\n== pytest\n'
 [ "$status" = 0 ] || printf 'an earlier check failed (above); the exit status will be %s\n' "$status"
 tests=0
-timeout --kill-after=30 "$limit" "$python" -m pytest -q -n 2 --dist loadgroup "${selection[@]}" "$@" || tests=$?
+share=(-n 2 --dist loadfile --no-loadscope-reorder) # a file's tests stay with one of two workers; few-test files may be long
+timeout --kill-after=30 "$limit" "$python" -m pytest -q "${share[@]}" "${selection[@]}" "$@" || tests=$?
 [ "$tests" != 124 ] || printf 'pytest: stopped after %s seconds (GRADS_DS_TEST_SECONDS)\n' "$limit" >&2
 [ "$status" != 0 ] || status=$tests
 exit "$status"

@@ -52,12 +52,10 @@ def cluster(hosts: int, slots: int = 1, *options: str) -> Iterator[Cluster]:
     missing = [tool for tool in ("ip", "tc", "sshd", "unshare", "nsenter") if not shutil.which(tool, path=PATH)]
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (scripts/install.sh --dev)")
-    if subprocess.run(
-        ["ip", "netns", "add", "lc-check"], env=os.environ | {"PATH": PATH}, capture_output=True
-    ).returncode:
-        pytest.skip("this machine does not let root make network namespaces")
-    subprocess.run(["ip", "netns", "del", "lc-check"], env=os.environ | {"PATH": PATH}, check=True)
     name = f"t{uuid.uuid4().hex[:6]}"
+    if subprocess.run(["ip", "netns", "add", name], env=os.environ | {"PATH": PATH}, capture_output=True).returncode:
+        pytest.skip("this machine does not let root make network namespaces")
+    subprocess.run(["ip", "netns", "del", name], env=os.environ | {"PATH": PATH}, check=True)
     try:
         _script("--name", name, "--slots", str(slots), *options, "up", str(hosts), seconds=120)
         folder = Path("/tmp", f"local_cluster.{name}")

@@ -74,15 +74,11 @@ TEMPLATE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests over hosts need a checkout whose path a remote shell leaves alone (the pdsh backend refuses others).
-
-    Where workers share the tests (scripts/test.sh), a file's tests stay with one of them, and all tests over hosts with the same one.
-    """
-    plain = re.fullmatch(r"[A-Za-z0-9@%+=:,./_-]+", str(REPO))
+    """Tests over hosts need a checkout whose path a remote shell leaves alone (the pdsh backend refuses others)."""
+    if re.fullmatch(r"[A-Za-z0-9@%+=:,./_-]+", str(REPO)):
+        return
     for item in items:
-        over_hosts = item.get_closest_marker("cluster")
-        item.add_marker(pytest.mark.xdist_group("hosts" if over_hosts else item.location[0]))
-        if over_hosts and not plain:
+        if item.get_closest_marker("cluster"):
             item.add_marker(
                 pytest.mark.skip(reason=f"hosts are entered through shells, and {str(REPO)!r} is no word to them")
             )
