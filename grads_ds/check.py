@@ -6,8 +6,9 @@ Reads the config and looks at the files it names; writes nothing. No torch impor
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from grads_ds.config import Config, SftConfig, TrainingConfig, UserError
 from grads_ds.task_files import task_faults
@@ -131,20 +132,28 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
 
 
 def _heads_faults(model: Path, section: str, sequence: int) -> list[str]:
-    """Faults of a model folder whose attention heads a group of `sequence` ranks cannot share: Ulysses deals them out whole, and
-    repeats key-value heads where there are fewer of them than ranks. Other folders are check_model's, a hub id is left alone."""
+    """Faults of a model folder whose heads a group of `sequence` ranks cannot share.
+
+    Other folders are check_model's, a hub id is left alone.
+    """
     try:
         shape = json.loads((model / "config.json").read_text())
     except (OSError, ValueError):
         return []
+    fault = unshared_heads(shape, sequence)
+    return [f"{section}.sequence_parallel: {model}/config.json: {fault}"] if fault else []
+
+
+def unshared_heads(shape: Mapping[str, Any], sequence: int) -> str | None:
+    """Why a group of `sequence` ranks cannot share the attention heads of a model's config, or None: Ulysses deals them out whole, and
+    repeats key-value heads where there are fewer of them than ranks."""
     heads = shape.get("num_attention_heads", sequence)
     pairs = shape.get("num_key_value_heads") or heads
-    where = f"{section}.sequence_parallel: {model}/config.json"
     if heads % sequence:
-        return [f"{where}: wanted a divisor of its {heads} attention heads; found {sequence}; change it"]
+        return f"wanted a divisor of its {heads} attention heads; found {sequence}; change it"
     if pairs % sequence and sequence % pairs:
-        return [f"{where}: wanted a divisor or a multiple of its {pairs} key-value heads; found {sequence}; change it"]
-    return []
+        return f"wanted a divisor or a multiple of its {pairs} key-value heads; found {sequence}; change it"
+    return None
 
 
 def micro_batch(settings: TrainingConfig, ranks: int) -> int:

@@ -31,6 +31,7 @@ LIMIT = 0.10
 # arguments of each collective: (where its whole tensor stands, how often (N-1)/N of it passes a rank)
 COLLECTIVES = {
     "all_gather_into_tensor": (0, "output_tensor", 1), "reduce_scatter_tensor": (1, "input", 1), "all_reduce": (0, "tensor", 2),
+    "all_to_all_single": (1, "input", 1),
 }  # fmt: skip
 SMALL_LIMITS = {
     "reduce_bucket_size": 2_000_000, "stage3_prefetch_bucket_size": 1_000_000, "stage3_param_persistence_threshold": 1000,
@@ -84,6 +85,8 @@ CASES = [
         "sft", 2, stage(3, stage3_max_reuse_distance=10**9, stage3_max_live_parameters=10**9, stage3_prefetch_bucket_size=10**9),
         note="no limits",
     ),
+    Case("sft", 2, stage(3), {"sft.sequence_parallel": 2}),
+    Case("sft", 2, stage(3), {"sft.sequence_parallel": 2} | CHECKPOINTED),
     *(Case("probe", ranks, stage(number)) for number in (2, 3) for ranks in (1, 2)),
     Case("probe", 2, stage(3), {"probe.layers": "all"}),
     Case("probe", 2, stage(3), {"model.dtype": "bfloat16"}),
@@ -215,7 +218,8 @@ def _train(config: Any, folder: Path, counter: Any, moved: dict[str, float]) -> 
 
     rows = load_from_disk(str(folder / "run/prepared/pool")).select_columns(["input_ids", "labels"])
     train_model(
-        config, config.sft, rows, config.model.path, folder / "out", folder / "work", folder / "logs", 3, "sft", callbacks=[Window()]
+        config, config.sft, rows, config.model.path, folder / "out", folder / "work", folder / "logs", 3, "sft", callbacks=[Window()],
+        sequence=config.sft.sequence_parallel,
     )  # fmt: skip
     return seen
 

@@ -30,6 +30,7 @@ from study_tables import (  # noqa: E402
     gain,
     interval,
     rule,
+    spread,
     tables,
 )
 
@@ -85,6 +86,29 @@ def pooled_table() -> str:
     for method in (name for name in results("noise")["study"]["footings"]["epochs"]["methods"] if name != "random"):
         cells = [difference(measure, runs, f"{method}_25", "random_25") for measure in measures.values()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def replay_table() -> str:
+    """The same pools with one general row in five beside the training rows and without: gain and forgetting, and what replay changed."""
+    having = results("replay")["runs"]
+    plain = {(run["domain"], run["noise"], run["seed"], run["equal"]): run for run in results("budgets")["runs"]}
+    lines = [
+        f"| model ({len(having) // 2} pools) | domain gain | with replay | change | forgetting | with replay | change |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for equal in dict.fromkeys(run["equal"] for run in having):
+        pairs = [
+            (plain[run["domain"], run["noise"], run["seed"], equal], run) for run in having if run["equal"] == equal
+        ]
+        for model in ["full", *(variant(*which) for which in subsets(pairs[0][1]["models"]))]:
+            cells = []
+            for measure in (gain, forgetting):
+                before, after = ([measure(run, model) for run in side] for side in zip(*pairs, strict=True))
+                cells += [f"{sum(before) / len(before):+.3f}", f"{sum(after) / len(after):+.3f}"]
+                cells.append(spread([y - x for x, y in zip(before, after, strict=True)], bold=True))
+            name = model if model == "full" else f"{method_and_budget(model)[0]}, 25 %"
+            lines.append(f"| {name}, equal {equal} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -154,6 +178,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets at equal steps to the whole pool": lambda: across("budgets", gain, "full", "steps"),
     "forgetting at equal steps to the whole pool": lambda: across("budgets", forgetting, "full", "steps"),
     "few at the whole pool's steps": lambda: tables(results("steps")["runs"]).strip(),
+    "hundreds of rows": lambda: tables(results("many_rows")["runs"]).strip(),
+    "hundreds of rows to the whole pool": lambda: tables(results("many_rows")["runs"], "full").strip(),
+    "rivals": lambda: across("rivals"),
+    "rivals, forgetting": lambda: across("rivals", forgetting),
+    "replay": replay_table,
     "size": lambda: across("size"),
     "size, forgetting": lambda: across("size", forgetting),
 }

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from grads_ds.config import Config, TrainingConfig
+from grads_ds.check import unshared_heads
+from grads_ds.config import Config, SftConfig, TrainingConfig, UserError
 from grads_ds.plan.memory import Memory, limits_of, scoring_memory, training_memory
 from grads_ds.plan.replay import Limits, Replayed, replay
 from grads_ds.plan.shapes import DTYPE_BYTES, Batch, Shape, recorded_elements, shape_of, timeline_of
 from grads_ds.plan.timeline import Timeline
-from grads_ds.plan.traffic import Traffic, scoring_traffic, training_traffic
+from grads_ds.plan.traffic import Traffic, scoring_traffic, training_traffic, with_exchange
 
 # dense bf16 peak in FLOP/s and memory in GiB, from the vendors' data sheets
 GPUS = {
@@ -61,7 +62,10 @@ class Forecast:
 
 
 def forecasts(config: Config, model: Any, cluster: Cluster, tokens: float) -> list[Forecast]:
-    """The probe's two halves and SFT. `model` is a Hugging Face config, `tokens` how many the pool has."""
+    """The probe's two halves and SFT. `model` is a Hugging Face config, `tokens` how many the pool has.
+
+    Raises UserError where the ranks or the model's heads cannot be shared out as sft.sequence_parallel says.
+    """
     planner = _Planner(config, model, cluster)
     chosen = config.select.budget if isinstance(config.select.budget, float) and config.select.budget <= 1 else 1.0
     found = []
@@ -93,36 +97,63 @@ class _Planner:
     def training(self, stage: str, settings: TrainingConfig, tokens: float) -> Forecast:
         """A training on `tokens`."""
         cluster, zero, limits, room = self.cluster, self.zero, self.limits, self.room
-        share = max(1, settings.batch_size // cluster.ranks)
+        section = "probe" if stage == "preliminary" else stage
+        sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
+        if fault := self._unshared(sequence):
+            raise UserError(f"{section}.sequence_parallel: {fault}")
+        share = max(1, settings.batch_size // (cluster.ranks // sequence))
         micro = min(settings.micro_batch_size, share)
         count = max(1, share // micro)
 
-        def played(micro: int, checkpointed: bool) -> tuple[Timeline, Replayed]:
+        def played(micro: int, checkpointed: bool, sequence: int) -> tuple[Timeline, Replayed]:
             mode = "checkpointed" if checkpointed else "train"
-            return self._play(Batch(micro, self.length, mode, self.dtype, self.config.model.lora), limits)
+            length = -(-self.length // sequence)
+            return self._play(Batch(micro, length, mode, self.dtype, self.config.model.lora), limits)
 
-        def memory(micro: int, checkpointed: bool) -> Memory:
-            steps = max(1, share // micro)
-            return training_memory(*played(micro, checkpointed), limits, zero, cluster.ranks_per_host, steps)
+        def memory(micro: int, checkpointed: bool, sequence: int = sequence) -> Memory:
+            steps = max(1, settings.batch_size // (cluster.ranks // sequence) // micro)
+            return training_memory(*played(micro, checkpointed, sequence), limits, zero, cluster.ranks_per_host, steps)
 
-        needed = memory(micro, settings.gradient_checkpointing)
+        kept = settings.gradient_checkpointing
+        needed = memory(micro, kept)
         advice = []
-        section = "probe" if stage == "preliminary" else stage
         if needed.device > room:
-            advice = _make_it_fit(section, micro, settings, memory, room, zero)
-        elif settings.gradient_checkpointing and memory(micro, False).device <= room:
+            groups = self._groups(settings) if isinstance(settings, SftConfig) else []
+            advice = _make_it_fit(section, micro, settings, memory, room, zero, groups)
+        elif kept and memory(micro, False).device <= room:
             advice.append(f"{section}.gradient_checkpointing: false fits too and saves a quarter of the computing")
-        traffic = training_traffic(*played(micro, settings.gradient_checkpointing), limits, zero, cluster.hosts)
-        flop = (4 if self.config.model.lora else 6) + (2 if settings.gradient_checkpointing else 0)
-        seconds, computing = _micro_seconds(self.shape, flop, micro * self.length, self.length, cluster, traffic)
+        traffic = training_traffic(*played(micro, kept, sequence), limits, zero, cluster.hosts)
+        each = micro * -(-self.length // sequence)
+        if sequence > 1:
+            inside = cluster.ranks_per_host % sequence == 0
+            traffic = with_exchange(traffic, self.model, each, sequence, 3 if kept else 2, limits.dtype_bytes, inside)
+        flop = (4 if self.config.model.lora else 6) + (2 if kept else 0)
+        seconds, computing = _micro_seconds(self.shape, flop, each, self.length, cluster, traffic)
         if cluster.hosts > 1 and seconds > 1.2 * computing and limits.stage >= 3:
             advice.append(
                 f"{stage} waits for the network ({seconds / computing:.1f} times the computing): zero_hpz_partition_size: "
                 f"{cluster.ranks_per_host} in the DeepSpeed JSON, a larger micro-batch, or checkpointing off"
             )
-        each = micro * self.length
-        kept = settings.gradient_checkpointing
         return _told(stage, micro, count, kept, needed, traffic, seconds, each, cluster, tokens, room, advice)
+
+    def _unshared(self, sequence: int) -> str | None:
+        """Why groups of `sequence` ranks cannot share samples, or None."""
+        if self.cluster.ranks % sequence:
+            return f"wanted a divisor of the {self.cluster.ranks} ranks; found {sequence}; change it"
+        return unshared_heads(self.model.to_dict(), sequence)
+
+    def _groups(self, settings: SftConfig) -> list[int]:
+        """Larger groups of one host's ranks that could share each sample, the smallest first; none where SFT would refuse them."""
+        if self.limits.stage < 3 or settings.packing or self.config.model.attention == "eager":
+            return []
+        sizes = range(settings.sequence_parallel + 1, self.cluster.ranks_per_host + 1)
+        return [
+            size
+            for size in sizes
+            if self.cluster.ranks_per_host % size == 0
+            and settings.batch_size % (self.cluster.ranks // size) == 0
+            and not self._unshared(size)
+        ]
 
     def scoring(self, tokens: float) -> Forecast:
         """The recording of a pool of `tokens`."""
@@ -177,14 +208,25 @@ def _told(
 
 
 def _make_it_fit(
-    section: str, micro: int, settings: TrainingConfig, memory: Any, room: float, zero: dict[str, Any]
+    section: str,
+    micro: int,
+    settings: TrainingConfig,
+    memory: Any,
+    room: float,
+    zero: dict[str, Any],
+    groups: list[int],
 ) -> list[str]:
-    """The mildest change that fits."""
+    """The mildest change that fits. groups: sizes for sequence_parallel."""
     if not settings.gradient_checkpointing and memory(micro, True).device <= room:
         return [f"{section}.gradient_checkpointing: true fits"]
     smaller = next((m for m in range(micro - 1, 0, -1) if memory(m, True).device <= room), 0)
     if smaller:
         return [f"{section}.micro_batch_size: {smaller} with gradient_checkpointing: true fits"]
+    if group := next((n for n in groups if memory(1, True, n).device <= room), 0):
+        return [
+            f"{section}.sequence_parallel: {group} fits, {group} ranks to each sample, with micro_batch_size: 1 and "
+            "gradient_checkpointing: true"
+        ]
     if zero.get("offload_optimizer", {}).get("device", "none") == "none":
         least = memory(1, True)
         if least.device - least.optimizer - least.gradients <= room:

@@ -2,13 +2,14 @@
 
 Ring collectives over N ranks move (N-1)/N of the whole through every rank, an all-reduce twice that. Under ZeRO-3 a micro-batch gathers
 what the replay says (grads_ds/plan/replay.py) and scatters the gradients; ZeRO-1 and 2 all-reduce them (DeepSpeed 0.19.8 does
-not scatter there) and gather the updated weights once a step. With hpZ the backward gathers stay inside a host.
+not scatter there) and gather the updated weights once a step. With hpZ the backward gathers stay inside a host. Sequence parallelism
+exchanges tokens for heads around every attention, within groups of neighbouring ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from grads_ds.plan.memory import elements, persistent
@@ -19,17 +20,20 @@ from grads_ds.plan.timeline import Timeline
 @dataclass(frozen=True)
 class Traffic:
     """Bytes received by one rank. first, later: weights gathered for the first micro-batch of a step, and for any later one; reductions:
-    gradients of one micro-batch; once_a_step: what a step adds; between_hosts: of a later micro-batch, over a rank's links."""
+    gradients of one micro-batch; once_a_step: what a step adds; between_hosts: of a later micro-batch, over a rank's links; exchanged:
+    tokens for heads and back, of one micro-batch."""
 
     first: float
     later: float
     reductions: float
     once_a_step: float
     between_hosts: float
+    exchanged: float = 0.0
 
     def step(self, micro_batches: int) -> float:
         """Bytes of one optimizer step."""
-        return self.first + (micro_batches - 1) * self.later + micro_batches * self.reductions + self.once_a_step
+        every = self.reductions + self.exchanged
+        return self.first + (micro_batches - 1) * self.later + micro_batches * every + self.once_a_step
 
 
 def training_traffic(
@@ -47,6 +51,24 @@ def training_traffic(
     found = _gathered(replayed, scale, zero, hosts)
     reduced = trained * scale
     return Traffic(found.first, found.later, reduced, once, found.between_hosts + (reduced if hosts > 1 else 0.0))
+
+
+def with_exchange(
+    traffic: Traffic, model: Any, tokens: int, size: int, passes: int, dtype_bytes: int, inside_a_host: bool
+) -> Traffic:
+    """Ulysses' exchanges among `size` ranks beside the rest (DeepSpeed 0.19.8).
+
+    Each layer exchanges its queries, keys, values and their outcome, for `tokens` on this rank. passes: 2 (forward, backward), or 3
+    where the forward is repeated. Key-value heads are repeated to one per rank.
+    """
+    heads = model.num_attention_heads
+    width = getattr(model, "head_dim", None) or model.hidden_size // heads
+    pairs = max(getattr(model, "num_key_value_heads", None) or heads, size)
+    whole = model.num_hidden_layers * tokens * 2 * (heads + pairs) * width * dtype_bytes
+    exchanged = passes * whole * (size - 1) / size
+    return replace(
+        traffic, exchanged=exchanged, between_hosts=traffic.between_hosts + (0.0 if inside_a_host else exchanged)
+    )
 
 
 def scoring_traffic(replayed: Replayed, limits: Limits, zero: Mapping[str, Any], hosts: int) -> Traffic:

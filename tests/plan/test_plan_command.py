@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from grads_ds.cli import main
-from grads_ds.config import load_config
+from grads_ds.config import UserError, load_config
 from grads_ds.plan.forecast import Cluster, Forecast, forecasts
 from grads_ds.plan.shapes import NAMED, model_config
 from tests.conftest import REPO
@@ -55,6 +55,41 @@ def test_a_slow_network_is_the_bottleneck_and_is_told(config_file: Path) -> None
     assert (
         planned(config_file, cluster(1, network=1))["sft"].tokens_per_second > slow.tokens_per_second / 4
     )  # one host has no network
+
+
+def test_ranks_that_share_samples_hold_a_slice_of_the_activations_and_take_more_micro_batches(
+    config_file: Path,
+) -> None:
+    alone, shared = (planned(config_file, cluster(2), f"sft.sequence_parallel={n}")["sft"] for n in (1, 4))
+    assert shared.memory.activations == pytest.approx(alone.memory.activations / 4, rel=0.05)
+    assert shared.memory.optimizer == alone.memory.optimizer
+    assert (alone.micro_batches, shared.micro_batches) == (2, 8)  # of 64 rows, 2 at a time: 16 ranks, 4 groups
+    # queries, keys, values and outcome of 2 rows of 256 tokens, bfloat16, three quarters of them to other ranks, and their gradients
+    assert shared.traffic.exchanged == 32 * 512 * 4 * 4096 * 2 * 0.75 * 2 and not alone.traffic.exchanged
+    assert shared.traffic.between_hosts == alone.traffic.between_hosts  # groups lie within a host
+    over = planned(config_file, cluster(4, ranks=2), "sft.sequence_parallel=4")["sft"].traffic
+    assert over.between_hosts > over.exchanged
+
+
+def test_a_sample_too_long_for_one_gpu_is_shared_by_as_few_as_fit(config_file: Path) -> None:
+    long = ("data.max_length=200000", "sft.gradient_checkpointing=true")
+    found = planned(config_file, cluster(2), *long)["sft"]
+    (line,) = found.advice
+    group = int(line.split()[1])
+    assert not found.fits and line.startswith("sft.sequence_parallel: ") and group > 1
+    followed = (*long, "sft.micro_batch_size=1")
+    assert planned(config_file, cluster(2), *followed, f"sft.sequence_parallel={group}")["sft"].fits
+    assert not planned(config_file, cluster(2), *followed, f"sft.sequence_parallel={group // 2}")["sft"].fits
+    packed = planned(config_file, cluster(2), *long, "sft.packing=true")["sft"]  # which SFT refuses with it
+    assert not any("sequence_parallel" in line for line in packed.advice)
+
+
+@pytest.mark.parametrize(
+    ("n", "found"), [(3, "divisor of the 8 ranks; found 3"), (6, "divisor of its 32 attention heads")]
+)
+def test_groups_that_cannot_be_are_refused_by_the_plan_too(config_file: Path, n: int, found: str) -> None:
+    with pytest.raises(UserError, match=found):
+        planned(config_file, cluster(1, ranks=8 if n == 3 else 6), f"sft.sequence_parallel={n}")
 
 
 @pytest.mark.parametrize("memory, followed", [(40, "sft.gradient_checkpointing=true"), (24, None)])

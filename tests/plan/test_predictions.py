@@ -22,6 +22,7 @@ from tests.conftest import REPO
 RUN = [
     "sft, stage 3, 2 ranks, gradient_checkpointing True, reuse 40 % of the model, live all",
     "sft, stage 2, 2 ranks",
+    "sft, stage 3, 2 ranks, sequence_parallel 2, gradient_checkpointing True",
     "probe, stage 3, 2 ranks, extras ['anchor'], anchor general",
 ]
 
