@@ -1,62 +1,90 @@
-"""Runs a function of a test module on several gloo ranks, each a process of its own, and returns what every rank returned."""
+"""Runs a function of a test module on several gloo ranks, each a process of its own, and returns what every rank returned.
+
+The ranks are forked from a server that has imported what they need and run none of it: importing costs a rank more than most tests do.
+"""
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import pickle
 import socket
-import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
-_RUNNER = """
-import importlib, os, pickle, sys
-sys.path[:0] = [{repo!r}, {tests!r}, {folder!r}]
-module, name, arguments = pickle.load(open({call!r}, "rb"))
-from grads_ds import ranks
-ranks.start()
-result = getattr(importlib.import_module(module), name)(*arguments)
-pickle.dump(result, open({results!r} + "/" + os.environ["RANK"], "wb"))
-ranks.finish()
-sys.stdout.flush()
-os._exit(0)  # as the command does: gloo's threads outlive their groups, and the interpreter's end among them aborts now and then
-"""
+IMPORTED = ["grads_ds.probe", "grads_ds.sft", "grads_ds.evaluate", "transformers.models.llama.modeling_llama"]
+multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
 
 
-def run_on_ranks(world: int, function: Callable[..., Any], *arguments: Any, seconds: float = 240) -> list[Any]:
-    """Call `function(*arguments)` (top level of its module) on `world` ranks; fails with the output of a rank that failed."""
-    with tempfile.TemporaryDirectory() as results:
-        call = Path(results, "call")
-        folder = str(Path(sys.modules[function.__module__].__file__ or "").parent)
-        module = Path(sys.modules[function.__module__].__file__ or "").stem
-        call.write_bytes(pickle.dumps((module, function.__name__, arguments)))
-        code = _RUNNER.format(repo=str(REPO), tests=str(REPO / "tests"), folder=folder, call=str(call), results=results)
+def run_on_ranks(
+    world: int, function: Callable[..., Any], *arguments: Any, seconds: float = 240, start: str = "forkserver"
+) -> list[Any]:
+    """Call `function(*arguments)` (top level of its module) on `world` ranks; fails with the output of a rank that failed.
+
+    start: spawn for what is read from the environment when a library is imported.
+    """
+    context = multiprocessing.get_context(start)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(sys.modules[function.__module__].__file__ or "")
+        Path(folder, "call").write_bytes(pickle.dumps((source.stem, function.__name__, arguments)))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
-        processes = []
-        for rank in range(world):
-            environment = os.environ | {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-            }  # fmt: skip
-            output = open(Path(results, f"log{rank}"), "w")  # noqa: SIM115
-            processes.append(
-                subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=output, stderr=subprocess.STDOUT)
-            )
+        job = os.environ | {
+            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        }  # fmt: skip
+        environments = [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+        processes = [
+            context.Process(target=_rank, args=(folder, str(source.parent), os.getcwd(), environment))
+            for environment in environments
+        ]
+        deadline = time.monotonic() + seconds
         try:
-            statuses = [process.wait(timeout=seconds) for process in processes]
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+            statuses = [process.exitcode for process in processes]
         finally:
             for process in processes:
-                if process.poll() is None:
+                if process.is_alive():
                     process.kill()
-                    process.wait()
-        logs = [Path(results, f"log{rank}").read_text()[-4000:] for rank in range(world)]
-        assert not any(statuses), "\n".join(f"rank {r} ended with {s}:\n{logs[r]}" for r, s in enumerate(statuses) if s)
+                process.join()
+        logs = [file.read_text()[-4000:] if file.exists() else "" for file in _files(folder, "log", world)]
+        told = "\n".join(f"rank {r} ended with {s}:\n{logs[r]}" for r, s in enumerate(statuses) if s != 0)
+        assert not any(status != 0 for status in statuses), told
         if os.environ.get("SHOW_RANKS"):
             print("\n".join(logs))
-        return [pickle.loads(Path(results, str(rank)).read_bytes()) for rank in range(world)]
+        return [pickle.loads(file.read_bytes()) for file in _files(folder, "result", world)]
+
+
+def _files(folder: str, kind: str, world: int) -> list[Path]:
+    return [Path(folder, f"{kind}{rank}") for rank in range(world)]
+
+
+def _rank(folder: str, tests: str, place: str, environment: dict[str, str]) -> None:
+    """One rank, in its own process: the test's environment and place, its output in a file."""
+    rank = environment["RANK"]
+    log = os.open(Path(folder, f"log{rank}"), os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(place)
+    sys.path[:0] = [str(REPO), str(REPO / "tests"), tests]
+    module, name, arguments = pickle.loads(Path(folder, "call").read_bytes())
+    from grads_ds import ranks
+
+    ranks.start()
+    result = getattr(importlib.import_module(module), name)(*arguments)
+    Path(folder, f"result{rank}").write_bytes(pickle.dumps(result))
+    ranks.finish()
+    sys.stdout.flush()
+    os._exit(0)  # as the command does: gloo's threads outlive their groups, and the interpreter's end among them aborts now and then

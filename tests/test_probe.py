@@ -92,7 +92,7 @@ def test_a_hub_model_is_recorded_with_its_commit(tmp_path: Path, monkeypatch: py
     shutil.copytree(config.model.path, repo / "snapshots" / ("f" * 40))  # an older one that was fetched once
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     named = config.model_copy(update={"model": config.model.model_copy(update={"path": "acme/tiny"})})
-    run_on_ranks(1, prepare_and_probe, named)
+    run_on_ranks(1, prepare_and_probe, named, start="spawn")  # the cache is looked up on import
     manifest = json.loads((Path(config.run_dir) / "scores/manifest.json").read_text())
     assert (manifest["model"], manifest["model commit"]) == ("acme/tiny", commit)
 
