@@ -87,4 +87,5 @@ def _rank(folder: str, tests: str, place: str, environment: dict[str, str]) -> N
     Path(folder, f"result{rank}").write_bytes(pickle.dumps(result))
     ranks.finish()
     sys.stdout.flush()
-    os._exit(0)  # as the command does: gloo's threads outlive their groups, and the interpreter's end among them aborts now and then
+    # as the command leaves: gloo's threads outlive their groups, and the interpreter's end among them aborts now and then
+    os._exit(0)
