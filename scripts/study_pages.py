@@ -89,6 +89,20 @@ def pooled_table() -> str:
     return "\n".join(lines)
 
 
+def lengths_table() -> str:
+    """The default and what goes by general text, to random rows of the default's lengths and to the default."""
+    runs = results("rivals")["runs"]
+    lines = ["| difference | domain gain | content gain | forgetting |", "|---|---|---|---|"]
+    pairs = [("density", "length_matched"), ("forget_less", "density"), ("orthogonal", "density"), ("snr", "density")]
+    for one, other in pairs:
+        cells = [
+            difference(measure, runs, variant(one, 0.25), variant(other, 0.25))
+            for measure in (gain, content, forgetting)
+        ]
+        lines.append(f"| {one} to {other} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def replay_table() -> str:
     """The same pools with one general row in five beside the training rows and without: gain and forgetting, and what replay changed."""
     having = results("replay")["runs"]
@@ -180,8 +194,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "few at the whole pool's steps": lambda: tables(results("steps")["runs"]).strip(),
     "hundreds of rows": lambda: tables(results("many_rows")["runs"]).strip(),
     "hundreds of rows to the whole pool": lambda: tables(results("many_rows")["runs"], "full").strip(),
-    "rivals": lambda: across("rivals"),
-    "rivals, forgetting": lambda: across("rivals", forgetting),
+    "rivals": lambda: tables(results("rivals")["runs"]).strip(),
+    "the default without its lengths": lengths_table,
     "replay": replay_table,
     "size": lambda: across("size"),
     "size, forgetting": lambda: across("size", forgetting),
