@@ -115,7 +115,8 @@ def replay_table() -> str:
         pairs = [
             (plain[run["domain"], run["noise"], run["seed"], equal], run) for run in having if run["equal"] == equal
         ]
-        for model in ["full", *(variant(*which) for which in subsets(pairs[0][1]["models"]))]:
+        whole = [] if len(lines) > 2 else ["full"]  # the same model on every footing
+        for model in [*whole, *(variant(*which) for which in subsets(pairs[0][1]["models"]))]:
             cells = []
             for measure in (gain, forgetting):
                 before, after = ([measure(run, model) for run in side] for side in zip(*pairs, strict=True))
