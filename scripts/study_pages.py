@@ -50,8 +50,8 @@ def main_tables(equal: str, reference: str = "random") -> str:
 
 
 def rule_tables() -> str:
-    """The rule over every draw of the 8 M model after the pilot, on the domains it chooses by and on the other."""
-    runs = [run for name in ("main", "noise", "budgets", "steps") for run in results(name)["runs"]]
+    """The rule over the draws after the pilot that train the 8 M model as the main one does, for each role of the domains."""
+    runs = [run for name in ("main", "noise", "budgets", "steps", "many_rows") for run in results(name)["runs"]]
     candidates, text = results("main")["study"]["candidates"], []
     for role, words in (("choose", "Chosen on medicine and law"), ("confirm", "Confirmed on finance")):
         text += [f"{words}:", "", *rule([run for run in runs if run["role"] == role], candidates), ""]
@@ -193,8 +193,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "budgets at equal steps to the whole pool": lambda: across("budgets", gain, "full", "steps"),
     "forgetting at equal steps to the whole pool": lambda: across("budgets", forgetting, "full", "steps"),
     "few at the whole pool's steps": lambda: tables(results("steps")["runs"]).strip(),
-    "hundreds of rows": lambda: tables(results("many_rows")["runs"]).strip(),
     "hundreds of rows to the whole pool": lambda: tables(results("many_rows")["runs"], "full").strip(),
+    "gentle": lambda: across("gentle", gain, "full"),
+    "gentle, forgetting": lambda: across("gentle", forgetting, "full"),
     "rivals": lambda: tables(results("rivals")["runs"]).strip(),
     "the default without its lengths": lengths_table,
     "replay": replay_table,
