@@ -84,8 +84,8 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     faults = []
     size = settings.batch_size
     sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
-    if ranks % sequence:
-        return [f"{section}.sequence_parallel: wanted a divisor of the {ranks} ranks; found {sequence}; change it"]
+    if fault := undivided_ranks(ranks, sequence):
+        return [f"{section}.sequence_parallel: {fault}"]
     if sequence > 1:
         faults += _heads_faults(Path(config.model.path), section, sequence)
     ranks //= sequence  # groups of ranks, which read rows of their own
@@ -142,6 +142,11 @@ def _heads_faults(model: Path, section: str, sequence: int) -> list[str]:
         return []
     fault = unshared_heads(shape, sequence)
     return [f"{section}.sequence_parallel: {model}/config.json: {fault}"] if fault else []
+
+
+def undivided_ranks(ranks: int, sequence: int) -> str | None:
+    """Why `ranks` cannot be put into groups of `sequence`, or None."""
+    return f"wanted a divisor of the {ranks} ranks; found {sequence}; change it" if ranks % sequence else None
 
 
 def unshared_heads(shape: Mapping[str, Any], sequence: int) -> str | None:

@@ -160,7 +160,7 @@ def rank(folder: Path) -> None:
     def counted(original: Any, place: int, keyword: str, times: int) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             whole = kwargs[keyword] if keyword in kwargs else args[place]
-            count = dist.get_world_size()
+            count = dist.get_world_size(kwargs.get("group"))
             moved["bytes"] += whole.numel() * whole.element_size() * times * (count - 1) / count
             return original(*args, **kwargs)
 

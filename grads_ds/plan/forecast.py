@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from grads_ds.check import unshared_heads
+from grads_ds.check import undivided_ranks, unshared_heads
 from grads_ds.config import Config, SftConfig, TrainingConfig, UserError
 from grads_ds.plan.memory import Memory, limits_of, scoring_memory, training_memory
 from grads_ds.plan.replay import Limits, Replayed, replay
@@ -101,17 +101,22 @@ class _Planner:
         sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
         if fault := self._unshared(sequence):
             raise UserError(f"{section}.sequence_parallel: {fault}")
-        share = max(1, settings.batch_size // (cluster.ranks // sequence))
-        micro = min(settings.micro_batch_size, share)
-        count = max(1, share // micro)
+
+        def share(sequence: int) -> int:  # of a step's samples, for each group of ranks
+            return max(1, settings.batch_size // (cluster.ranks // sequence))
+
+        def slice_of(sequence: int) -> int:  # of a sample's tokens, for each rank
+            return -(-self.length // sequence)
+
+        micro = min(settings.micro_batch_size, share(sequence))
+        count = max(1, share(sequence) // micro)
 
         def played(micro: int, checkpointed: bool, sequence: int) -> tuple[Timeline, Replayed]:
             mode = "checkpointed" if checkpointed else "train"
-            length = -(-self.length // sequence)
-            return self._play(Batch(micro, length, mode, self.dtype, self.config.model.lora), limits)
+            return self._play(Batch(micro, slice_of(sequence), mode, self.dtype, self.config.model.lora), limits)
 
         def memory(micro: int, checkpointed: bool, sequence: int = sequence) -> Memory:
-            steps = max(1, settings.batch_size // (cluster.ranks // sequence) // micro)
+            steps = max(1, share(sequence) // micro)
             return training_memory(*played(micro, checkpointed, sequence), limits, zero, cluster.ranks_per_host, steps)
 
         kept = settings.gradient_checkpointing
@@ -123,7 +128,7 @@ class _Planner:
         elif kept and memory(micro, False).device <= room:
             advice.append(f"{section}.gradient_checkpointing: false fits too and saves a quarter of the computing")
         traffic = training_traffic(*played(micro, kept, sequence), limits, zero, cluster.hosts)
-        each = micro * -(-self.length // sequence)
+        each = micro * slice_of(sequence)
         if sequence > 1:
             inside = cluster.ranks_per_host % sequence == 0
             traffic = with_exchange(traffic, self.model, each, sequence, 3 if kept else 2, limits.dtype_bytes, inside)
@@ -138,9 +143,7 @@ class _Planner:
 
     def _unshared(self, sequence: int) -> str | None:
         """Why groups of `sequence` ranks cannot share samples, or None."""
-        if self.cluster.ranks % sequence:
-            return f"wanted a divisor of the {self.cluster.ranks} ranks; found {sequence}; change it"
-        return unshared_heads(self.model.to_dict(), sequence)
+        return undivided_ranks(self.cluster.ranks, sequence) or unshared_heads(self.model.to_dict(), sequence)
 
     def _groups(self, settings: SftConfig) -> list[int]:
         """Larger groups of one host's ranks that could share each sample, the smallest first; none where SFT would refuse them."""
