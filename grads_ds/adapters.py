@@ -12,7 +12,8 @@ def with_lora(model: Any, lora: LoraConfig) -> Any:
     import peft
 
     if hasattr(model, "enable_input_require_grads"):
-        model.enable_input_require_grads()  # else checkpointed blocks see no input that needs a gradient
+        # else checkpointed blocks see no input that needs a gradient
+        model.enable_input_require_grads()
     return peft.get_peft_model(
         model,
         peft.LoraConfig(

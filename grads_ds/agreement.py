@@ -1,6 +1,8 @@
-"""Do all hosts see the same data, model, code and packages? Asked before any work that a difference would spoil.
+"""Do all hosts see the same data, model, code and packages? Asked before any work that a difference
+would spoil.
 
-Reads the files named, this package's sources and the installed versions; writes nothing. No torch import.
+Reads the files named, this package's sources and the installed versions; writes nothing. No torch
+import.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ BLOCKS, BLOCK = 64, 2**16
 
 
 def content_digest(path: str | Path) -> str | None:
-    """A digest of what a file or folder holds, the same on every host; None for a hub id or nothing there.
+    """A digest of what a file or folder holds, the same on every host; None for a hub id or nothing
+    there.
 
-    Files from 64 MiB on are told apart by their size and 64 blocks of 64 KiB spread over them: other weights differ everywhere.
+    Files from 64 MiB on are told apart by their size and 64 blocks of 64 KiB spread over them:
+    other weights differ everywhere.
     """
     root = Path(path)
     if not root.exists():
@@ -47,7 +51,9 @@ def content_digest(path: str | Path) -> str | None:
 
 
 def hub_commit(name: str) -> str | None:
-    """The commit of the Hugging Face hub that the cached copy of model `name` is of; None for a folder, or where there is no copy."""
+    """The commit of the Hugging Face hub that the cached copy of model `name` is of; None for a
+    folder, or where there is no copy.
+    """
     from huggingface_hub import try_to_load_from_cache
 
     if Path(name).exists():
@@ -69,10 +75,11 @@ def code_digest() -> str:
 
 
 def check_hosts_agree(files: Mapping[str, str | Path]) -> dict[str, str]:
-    """Compare the hosts; returns rank 0's facts. `files` maps what a path is ("data", "model") to where it lies.
+    """Compare the hosts; returns rank 0's facts. `files` maps what a path is ("data", "model") to
+    where it lies.
 
-    Every rank calls this; the first rank of each host looks. Raises UserError on every rank, naming each host that differs from
-    rank 0's and in what.
+    Every rank calls this; the first rank of each host looks. Raises UserError on every rank, naming
+    each host that differs from rank 0's and in what.
     """
     mine = _facts(files) if os.environ.get("LOCAL_RANK", "0") == "0" else None
     every = ranks.gather((platform.node(), mine))
@@ -96,7 +103,9 @@ def _facts(files: Mapping[str, str | Path]) -> dict[str, str]:
     return facts | {f"package {name}": version for name, version in package_versions().items()}
 
 
-def _differences(reference: Mapping[str, str], found: Mapping[str, str], first: str) -> Iterable[str]:
+def _differences(
+    reference: Mapping[str, str], found: Mapping[str, str], first: str
+) -> Iterable[str]:
     for name in sorted(reference.keys() | found.keys()):
         wanted, here = reference.get(name, "not installed"), found.get(name, "not installed")
         if wanted != here:

@@ -1,11 +1,15 @@
-"""Records every sample's gradient norms while a transformers Trainer or TRL SFTTrainer trains, and writes the score table.
+"""Records every sample's gradient norms while a transformers Trainer or TRL SFTTrainer trains, and
+writes the score table.
 
-    rows = ...                                   # the training rows; a column sample_id, where there is one, names the samples
-    trainer = SFTTrainer(model, args=arguments, train_dataset=rows, callbacks=[GradNormCallback("scores", rows)])
+    rows = ...                                   # the training rows; a column sample_id, where
+                                                 there is one, names the samples
+    record = GradNormCallback("scores", rows)
+    trainer = SFTTrainer(model, args=arguments, train_dataset=rows, callbacks=[record])
     trainer.train()
 
-Writes `scores/part-*.parquet` as training goes, and `scores/table.parquet` and `scores/manifest.json` at the end of the first epoch: each
-sample once, with the optimizer step whose weights its gradient is of. Later epochs are not recorded and cost nothing.
+Writes `scores/part-*.parquet` as training goes, and `scores/table.parquet` and
+`scores/manifest.json` at the end of the first epoch: each sample once, with the optimizer step
+whose weights its gradient is of. Later epochs are not recorded and cost nothing.
 """
 
 from __future__ import annotations
@@ -32,11 +36,13 @@ NUMBERS = "grads_ds_row_numbers"  # rides in each batch from the data loader to 
 class GradNormCallback(TrainerCallback):
     """Writes the score table of `dataset`, the Trainer's `train_dataset`, to `folder`.
 
-    Sample ids are `dataset`'s column sample_id, read here because the Trainer drops columns that the model does not know; without such a
-    column, row numbers. sample_hash is taken from the column of that name, or left empty. layers, loss_reduction: as GradNormRecorder's.
-    flush_seconds: how often parts are written. recording: what the parts say they depend on, when the caller knows it better than this
-    does; merge=False leaves them to the caller.
-    Raises ValueError, when training begins, for settings under which a sample has no norm of its own or cannot be told from others.
+    Sample ids are `dataset`'s column sample_id, read here because the Trainer drops columns that
+    the model does not know; without such a column, row numbers. sample_hash is taken from the
+    column of that name, or left empty. layers, loss_reduction: as GradNormRecorder's.
+    flush_seconds: how often parts are written. recording: what the parts say they depend on, when
+    the caller knows it better than this does; merge=False leaves them to the caller. Raises
+    ValueError, when training begins, for settings under which a sample has no norm of its own or
+    cannot be told from others.
     """
 
     def __init__(
@@ -54,24 +60,39 @@ class GradNormCallback(TrainerCallback):
         self.flush_seconds, self.recording, self.merge = flush_seconds, recording, merge
         known = getattr(dataset, "column_names", None) or []
         rows = len(dataset)
-        self.ids = np.asarray(dataset["sample_id"], np.int64) if "sample_id" in known else np.arange(rows)
-        self.hashes: Sequence[str] | None = dataset["sample_hash"][:] if "sample_hash" in known else None
+        self.ids = (
+            np.asarray(dataset["sample_id"], np.int64) if "sample_id" in known else np.arange(rows)
+        )
+        self.hashes: Sequence[str] | None = (
+            dataset["sample_hash"][:] if "sample_hash" in known else None
+        )
         if len(np.unique(self.ids)) != rows:
-            raise ValueError(f"sample_id must be different in every row; {rows} rows hold {len(np.unique(self.ids))}")
+            raise ValueError(
+                f"sample_id must be different in every row; {rows} rows hold"
+                f" {len(np.unique(self.ids))}"
+            )
         self._columns = scores.columns(layers)
         self._recorder: GradNormRecorder | None = None
         self._open = contextlib.ExitStack()
         self._numbers: list[int] | None = None
 
     def on_train_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, train_dataloader: Any = None, **kwargs: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        train_dataloader: Any = None,
+        **kwargs: Any,
     ) -> None:
         """Starts to record, unless training goes on from a later epoch than the first."""
         self._open.close()  # of a training that was interrupted
         self._recorder = None
         faults = self._faults(args, train_dataloader)
         if faults:
-            raise ValueError("gradient norms cannot be recorded in this training:\n  " + "\n  ".join(faults))
+            raise ValueError(
+                "gradient norms cannot be recorded in this training:\n  " + "\n  ".join(faults)
+            )
         if state.global_step and state.epoch >= 1:
             return
         recording = self.recording or scores.Recording(
@@ -95,7 +116,9 @@ class GradNormCallback(TrainerCallback):
         self._recorder = GradNormRecorder(model, self.layers, loss_reduction=self.loss_reduction)
         self._open.enter_context(self._recorder)
         self._open.enter_context(_numbered(train_dataloader))
-        handle = self._recorder.model.register_forward_pre_hook(self._take_numbers, with_kwargs=True, prepend=True)
+        handle = self._recorder.model.register_forward_pre_hook(
+            self._take_numbers, with_kwargs=True, prepend=True
+        )
         self._open.callback(handle.remove)
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -106,7 +129,8 @@ class GradNormCallback(TrainerCallback):
         """A micro-batch and the optimizer step after it."""
         self._collect(state.global_step - 1)
         if control.should_save and self._recorder is not None:
-            self._writer.flush()  # a run that goes on from this checkpoint will not see these samples again
+            # a run that goes on from this checkpoint will not see these samples again
+            self._writer.flush()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The first epoch's end is the recording's."""
@@ -117,24 +141,37 @@ class GradNormCallback(TrainerCallback):
         self._finish(args)
 
     def _faults(self, args: Any, loader: Any) -> list[str]:
-        """What is wrong with these training arguments and this data loader, each with what to change."""
+        """What is wrong with these training arguments and this data loader, each with what to
+        change.
+        """
         found = []
         if args.label_smoothing_factor:
             found.append(f"label_smoothing_factor {args.label_smoothing_factor}: wanted 0")
         if args.torch_compile:
-            found.append("torch_compile: wanted False; recording reads the model by hooks, which compilation removes")
+            found.append(
+                "torch_compile: wanted False; recording reads the model by hooks, which compilation"
+                " removes"
+            )
         if args.n_gpu > 1:
-            found.append(f"one process for {args.n_gpu} GPUs: start one per GPU (torchrun, accelerate or deepspeed)")
+            found.append(
+                f"one process for {args.n_gpu} GPUs: start one per GPU (torchrun, accelerate or"
+                " deepspeed)"
+            )
         dataset = getattr(loader, "dataset", None)
         if dataset is None or isinstance(dataset, torch.utils.data.IterableDataset):
-            found.append("a data set that is read as a stream has no rows to name: wanted one with a length")
+            found.append(
+                "a data set that is read as a stream has no rows to name: wanted one with a length"
+            )
         elif len(dataset) != len(self.ids):
             found.append(
-                f"the trainer made {len(dataset)} rows of {len(self.ids)}: switch off packing and filtering, or give this "
-                "callback the rows as they are after them"
+                f"the trainer made {len(dataset)} rows of {len(self.ids)}: switch off packing and"
+                " filtering, or give this callback the rows as they are after them"
             )
         elif getattr(loader, "batch_sampler", None) is None:
-            found.append("a data loader without batches of its own: wanted per_device_train_batch_size to make them")
+            found.append(
+                "a data loader without batches of its own: wanted per_device_train_batch_size to"
+                " make them"
+            )
         return found
 
     def _prepare(self, recording: scores.Recording, afresh: bool) -> None:
@@ -157,11 +194,14 @@ class GradNormCallback(TrainerCallback):
         norms = self._recorder.collect()
         numbers, self._numbers = self._numbers, None
         if numbers is None:
-            raise RuntimeError("the batch reached the model without the numbers of its rows: a trainer that drops them")
+            raise RuntimeError(
+                "the batch reached the model without the numbers of its rows: a trainer that drops"
+                " them"
+            )
         if len(numbers) != len(norms.loss):
             raise ValueError(
-                f"{len(numbers)} rows became {len(norms.loss)} samples in the batch: rows that hold several samples each have "
-                "no ids for them; record rows that are not packed"
+                f"{len(numbers)} rows became {len(norms.loss)} samples in the batch: rows that hold"
+                " several samples each have no ids for them; record rows that are not packed"
             )
         zero = np.zeros(len(numbers))
         named = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
@@ -198,9 +238,14 @@ class GradNormCallback(TrainerCallback):
                 self.folder,
                 self._key,
                 self.ids,
-                {"layers": self.layers, "loss_reduction": self.loss_reduction, "recorded": "while training"},
+                {
+                    "layers": self.layers,
+                    "loss_reduction": self.loss_reduction,
+                    "recorded": "while training",
+                },
             )
-        except scores.IncompleteScores as error:  # no reason to lose the training, which stopped early or drops rows
+        # no reason to lose the training, which stopped early or drops rows
+        except scores.IncompleteScores as error:
             print(f"no score table, its parts are kept: {error}", flush=True)
 
 
@@ -212,13 +257,19 @@ class _Rows(list[Any]):
 
 @dataclass
 class _Fetch:
-    """In the place of a data set's `__getitems__`, which data loaders call with the row numbers of a batch."""
+    """In the place of a data set's `__getitems__`, which data loaders call with the row numbers of
+    a batch.
+    """
 
     dataset: Any
 
     def __call__(self, numbers: list[int]) -> _Rows:
         several = getattr(type(self.dataset), "__getitems__", None)
-        rows = _Rows(several(self.dataset, numbers) if several else [self.dataset[number] for number in numbers])
+        rows = _Rows(
+            several(self.dataset, numbers)
+            if several
+            else [self.dataset[number] for number in numbers]
+        )
         rows.numbers = [int(number) for number in numbers]
         return rows
 
@@ -237,8 +288,11 @@ class _Collate:
 
 @contextlib.contextmanager
 def _numbered(loader: Any) -> Any:
-    """While active, the loader's batches hold the numbers of their rows under NUMBERS, from its worker processes too."""
-    loader = getattr(loader, "base_dataloader", loader)  # Accelerate's loaders look everything up in the one they hold
+    """While active, the loader's batches hold the numbers of their rows under NUMBERS, from its
+    worker processes too.
+    """
+    # Accelerate's loaders look everything up in the one they hold
+    loader = getattr(loader, "base_dataloader", loader)
     dataset, collate = loader.dataset, loader.collate_fn
     dataset.__getitems__, loader.collate_fn = _Fetch(dataset), _Collate(collate)
     try:

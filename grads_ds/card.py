@@ -1,6 +1,7 @@
 """The model card: what a trained model was made of, so that a folder found later still says it.
 
-Reads the config, `prepared/prepared.json`, `selection/` and `scores/table.parquet`; returns the text of the model's README.md. No torch.
+Reads the config, `prepared/prepared.json`, `selection/` and `scores/table.parquet`; returns the
+text of the model's README.md. No torch.
 """
 
 from __future__ import annotations
@@ -18,18 +19,37 @@ from grads_ds.stages import selection_folder
 
 
 def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) -> str:
-    """The card of the model trained on subset `name`, `rows` rows for at most `steps` optimizer steps: data, method, budget, scores."""
+    """The card of the model trained on subset `name`, `rows` rows for at most `steps` optimizer
+    steps: data, method, budget, scores.
+    """
     sets = _json(run_dir / "prepared/prepared.json").get("sets", {})
     pool = sets.get("pool", {}).get("kept")
-    settings = config.sft.model_dump(mode="json", exclude={"variants", "checkpoint_steps", "checkpoints_kept"})
+    settings = config.sft.model_dump(
+        mode="json", exclude={"variants", "checkpoint_steps", "checkpoints_kept"}
+    )
     facts: list[tuple[str, Any]] = [
         ("base model", config.model.path),
-        ("trained", f"LoRA, {config.model.lora.model_dump()}, merged" if config.model.lora else "every parameter"),
+        (
+            "trained",
+            (
+                f"LoRA, {config.model.lora.model_dump()}, merged"
+                if config.model.lora
+                else "every parameter"
+            ),
+        ),
         (
             "pool",
-            f"{pool:,} samples of {', '.join(config.data.train)}" if pool is not None else ", ".join(config.data.train),
+            (
+                f"{pool:,} samples of {', '.join(config.data.train)}"
+                if pool is not None
+                else ", ".join(config.data.train)
+            ),
         ),
-        ("rows trained on", f"{rows:,}" + (f", {config.sft.replay:.0%} of them general" if config.sft.replay else "")),
+        (
+            "rows trained on",
+            f"{rows:,}"
+            + (f", {config.sft.replay:.0%} of them general" if config.sft.replay else ""),
+        ),
         ("optimizer steps", f"{steps:,} at most"),
     ]
     if name == "full":
@@ -42,12 +62,19 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             ("selection method", chosen.method),
             (
                 "selection budget",
-                f"{chosen.budget_tokens or chosen.budget}: {counts.get('selected')} of {counts.get('pool')} samples",
+                (
+                    f"{chosen.budget_tokens or chosen.budget}: {counts.get('selected')} of"
+                    f" {counts.get('pool')} samples"
+                ),
             ),
             ("scores' fingerprint", f"sha256 {file_digest(run_dir / 'scores/table.parquet')}"),
         ]
     facts.append(("source commit", source_commit() or "unknown"))
-    head = {"base_model": config.model.path, "library_name": "transformers", "pipeline_tag": "text-generation"}
+    head = {
+        "base_model": config.model.path,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
     head["tags"] = ["grads-ds", "sft", name]  # type: ignore[assignment]
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
     return "\n".join(
@@ -56,9 +83,15 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             yaml.safe_dump(head, sort_keys=False).strip(),
             "---",
             "",
-            f"# {Path(config.model.path).name}, fine-tuned on {'the whole pool' if name == 'full' else f'the subset {name}'}",
+            (
+                f"# {Path(config.model.path).name}, fine-tuned on"
+                f" {'the whole pool' if name == 'full' else f'the subset {name}'}"
+            ),
             "",
-            "Made by grads-ds: the pool was scored by its gradients, a subset was chosen, the base model was fine-tuned on it.",
+            (
+                "Made by grads-ds: the pool was scored by its gradients, a subset was chosen, the"
+                " base model was fine-tuned on it."
+            ),
             "",
             "| | |",
             "|---|---|",

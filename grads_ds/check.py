@@ -1,4 +1,5 @@
-"""Faults that can be found before any work starts: missing files, a model without weights, settings that cannot fit.
+"""Faults that can be found before any work starts: missing files, a model without weights, settings
+that cannot fit.
 
 Reads the config and looks at the files it names; writes nothing. No torch import.
 """
@@ -19,8 +20,8 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 def check_inputs(config: Config, stages: Collection[str], ranks: int) -> None:
     """Look at what the named stages are about to read. Raises UserError with every fault found.
 
-    `stages` are those that are due and their units that are ("probe", "probe/train"), `ranks` is how many the distributed ones
-    will have.
+    `stages` are those that are due and their units that are ("probe", "probe/train"), `ranks` is
+    how many the distributed ones will have.
     """
     faults: list[str] = []
     run_dir = Path(config.run_dir)
@@ -54,33 +55,51 @@ def check_budgets(config: Config, run_dir: Path) -> list[str]:
         budget = config.select.resolve(name).budget
         if isinstance(budget, float) and budget > max(1, pool):
             where = f"select.variants.{name}.budget" if name else "select.budget"
-            faults.append(f"{where}: wanted at most the pool's {pool} samples; found {budget:g}; lower it or add data")
+            faults.append(
+                f"{where}: wanted at most the pool's {pool} samples; found {budget:g}; lower it or"
+                " add data"
+            )
     return faults
 
 
 def check_model(path: str) -> list[str]:
-    """Faults of a model folder: absent, no or broken config.json, no weights. A hub id is left to the hub's client."""
+    """Faults of a model folder: absent, no or broken config.json, no weights.
+
+    A hub id is left to the hub's client.
+    """
     folder = Path(path)
     if not folder.exists():
         if path.count("/") == 1 and not path.startswith((".", "/", "~")):
             return []  # owner/name
-        return [f"model.path: wanted a Hugging Face folder or hub id; found nothing at {path}; give an existing folder"]
+        return [
+            f"model.path: wanted a Hugging Face folder or hub id; found nothing at {path}; give an"
+            " existing folder"
+        ]
     faults = []
     if not folder.is_dir():
         return [f"model.path: wanted a folder; {path} is a file; give the folder it lies in"]
     try:
         json.loads((folder / "config.json").read_text())
     except OSError:
-        faults.append(f"model.path: wanted {path}/config.json; found none; give a Hugging Face model folder")
+        faults.append(
+            f"model.path: wanted {path}/config.json; found none; give a Hugging Face model folder"
+        )
     except ValueError as error:
-        faults.append(f"model.path: {path}/config.json is not valid JSON ({error}); restore the file")
+        faults.append(
+            f"model.path: {path}/config.json is not valid JSON ({error}); restore the file"
+        )
     if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
-        faults.append(f"model.path: wanted weights (*.safetensors or *.bin) in {path}; found none; copy them there")
+        faults.append(
+            f"model.path: wanted weights (*.safetensors or *.bin) in {path}; found none; copy them"
+            " there"
+        )
     return faults
 
 
 def check_training(config: Config, section: str, settings: TrainingConfig, ranks: int) -> list[str]:
-    """Faults of a training section: a batch the ranks cannot share, or a DeepSpeed file that says something else."""
+    """Faults of a training section: a batch the ranks cannot share, or a DeepSpeed file that says
+    something else.
+    """
     faults = []
     size = settings.batch_size
     sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
@@ -93,8 +112,8 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
         low = max(ranks, size - size % ranks)
         who = "ranks" if sequence == 1 else f"groups of {sequence} ranks"
         faults.append(
-            f"{section}.batch_size: {size} samples per step cannot be shared equally by {ranks} {who}; "
-            f"try {low}{f' or {low + ranks}' if low < size else ''}"
+            f"{section}.batch_size: {size} samples per step cannot be shared equally by {ranks}"
+            f" {who}; try {low}{f' or {low + ranks}' if low < size else ''}"
         )
         return faults
     try:
@@ -105,12 +124,16 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     zero = user.get("zero_optimization", {})
     if sequence > 1 and (zero.get("stage") != 3 or not zero.get("reduce_scatter", True)):
         faults.append(
-            f"{config.deepspeed}: wanted zero_optimization with stage 3 and reduce_scatter for {section}.sequence_parallel, elsewhere "
-            "DeepSpeed scales gradients otherwise and they would be clipped at another norm; change it"
+            f"{config.deepspeed}: wanted zero_optimization with stage 3 and reduce_scatter for"
+            f" {section}.sequence_parallel, elsewhere DeepSpeed scales gradients otherwise and they"
+            " would be clipped at another norm; change it"
         )
     for key in ("sequence_parallel_size", "data_parallel_size"):
         if key in user:
-            faults.append(f"{config.deepspeed}: wanted no {key}; found {user[key]}; set sft.sequence_parallel instead")
+            faults.append(
+                f"{config.deepspeed}: wanted no {key}; found {user[key]}; set sft.sequence_parallel"
+                " instead"
+            )
     half = {"bf16": "bfloat16", "fp16": "float16"}
     wanted = {
         "train_batch_size": size,
@@ -121,12 +144,16 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     for key, value in wanted.items():
         found = user.get(key, "auto")
         if found not in ("auto", value):
-            faults.append(f'{config.deepspeed}: {key} is {found}, while {section} asks for {value}; set it to "auto"')
+            faults.append(
+                f"{config.deepspeed}: {key} is {found}, while {section} asks for {value}; set it to"
+                ' "auto"'
+            )
     for key, dtype in half.items():
         found = user.get(key, {}).get("enabled", "auto")
         if found not in ("auto", config.model.dtype == dtype):
             faults.append(
-                f'{config.deepspeed}: {key}.enabled is {found}, while model.dtype is {config.model.dtype}; set it to "auto"'
+                f"{config.deepspeed}: {key}.enabled is {found}, while model.dtype is"
+                f' {config.model.dtype}; set it to "auto"'
             )
     return faults
 
@@ -146,23 +173,34 @@ def _heads_faults(model: Path, section: str, sequence: int) -> list[str]:
 
 def undivided_ranks(ranks: int, sequence: int) -> str | None:
     """Why `ranks` cannot be put into groups of `sequence`, or None."""
-    return f"wanted a divisor of the {ranks} ranks; found {sequence}; change it" if ranks % sequence else None
+    return (
+        f"wanted a divisor of the {ranks} ranks; found {sequence}; change it"
+        if ranks % sequence
+        else None
+    )
 
 
 def unshared_heads(shape: Mapping[str, Any], sequence: int) -> str | None:
-    """Why a group of `sequence` ranks cannot share the attention heads of a model's config, or None: Ulysses deals them out whole, and
-    repeats key-value heads where there are fewer of them than ranks."""
+    """Why a group of `sequence` ranks cannot share the attention heads of a model's config, or
+    None: Ulysses deals them out whole, and repeats key-value heads where there are fewer of them
+    than ranks.
+    """
     heads = shape.get("num_attention_heads", sequence)
     pairs = shape.get("num_key_value_heads") or heads
     if heads % sequence:
         return f"wanted a divisor of its {heads} attention heads; found {sequence}; change it"
     if pairs % sequence and sequence % pairs:
-        return f"wanted a divisor or a multiple of its {pairs} key-value heads; found {sequence}; change it"
+        return (
+            f"wanted a divisor or a multiple of its {pairs} key-value heads; found {sequence};"
+            " change it"
+        )
     return None
 
 
 def micro_batch(settings: TrainingConfig, ranks: int) -> int:
-    """Samples per rank and forward pass: the largest divisor of a rank's share that micro_batch_size allows."""
+    """Samples per rank and forward pass: the largest divisor of a rank's share that
+    micro_batch_size allows.
+    """
     share = settings.batch_size // ranks
     fits: Callable[[int], bool] = lambda size: share % size == 0  # noqa: E731
     return max(filter(fits, range(1, min(settings.micro_batch_size, share) + 1)))

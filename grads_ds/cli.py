@@ -1,7 +1,8 @@
-"""The command line: parses it, hands it to the command's file in `commands/`, turns failures into exit statuses.
+"""The command line: parses it, hands it to the command's file in `commands/`, turns failures into
+exit statuses.
 
-Exit status: 0 done; 2 the user's input is wrong (every fault listed); 1 anything else, with the first failing rank's own
-error last. No torch import here, so that --help answers at once.
+Exit status: 0 done; 2 the user's input is wrong (every fault listed); 1 anything else, with the
+first failing rank's own error last. No torch import here, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ def parser() -> argparse.ArgumentParser:
     """The argument parser of `grads-ds`."""
     top = argparse.ArgumentParser(
         prog="grads-ds",
-        description="Gradient-aware data selection and fine-tuning on DeepSpeed: " + " -> ".join(STAGE_NAMES) + ".",
+        description="Gradient-aware data selection and fine-tuning on DeepSpeed: "
+        + " -> ".join(STAGE_NAMES)
+        + ".",
     )
     top.add_argument("--version", action="version", version=f"grads-ds {__version__}")
-    top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # deepspeed puts it before the sub-command
+    # deepspeed puts it before the sub-command
+    top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (run, doctor, plan, scores, status, export):  # in the order of --help
         command.add(commands)
@@ -36,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, translate failures into exit statuses."""
     heartbeat.start()
     args = parser().parse_args(argv)
-    # progress bars redraw on a terminal; a log gets a line now and then. Ranks inherit what their launcher found.
+    # progress bars redraw on a terminal; a log gets a line now and then. Ranks inherit what their
+    # launcher found.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "10")
     try:
         status = int(args.handler(args))
@@ -54,8 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         heartbeat.failed(text, 1)
         status = 1
     if ranks.launched():
-        # without Python's orderly exit: after a failure it would wait for ranks that sit in a collective, and after a success
-        # threads of torch's process groups abort it now and then ("terminate called", torch 2.13 with gloo); all is published
+        # without Python's orderly exit: after a failure it would wait for ranks that sit in a
+        # collective, and after a success threads of torch's process groups abort it now and then
+        # ("terminate called", torch 2.13 with gloo); all is published
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -1,6 +1,8 @@
-"""Models on DeepSpeed engines: the settings, loading a checkpoint sharded, gathering parameters, writing a model folder.
+"""Models on DeepSpeed engines: the settings, loading a checkpoint sharded, gathering parameters,
+writing a model folder.
 
-Reads a Hugging Face folder or hub id and the user's DeepSpeed JSON; writes Hugging Face safetensors folders.
+Reads a Hugging Face folder or hub id and the user's DeepSpeed JSON; writes Hugging Face safetensors
+folders.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.engine_memory import close
 from grads_ds.run_dir import atomic_path
 
-SHARD_BYTES = 4 * 2**30  # one safetensors file holds about this much; also the writer's peak host memory
+# one safetensors file holds about this much; also the writer's peak host memory
+SHARD_BYTES = 4 * 2**30
 
 
 def device() -> torch.device:
@@ -38,7 +41,9 @@ def device() -> torch.device:
 
 
 def training_settings(config: Config) -> dict[str, Any]:
-    """The user's DeepSpeed settings for training; what they leave open becomes "auto", which the trainer fills in."""
+    """The user's DeepSpeed settings for training; what they leave open becomes "auto", which the
+    trainer fills in.
+    """
     settings = copy.deepcopy(config.deepspeed_json())
     for key in (
         "train_batch_size",
@@ -53,12 +58,20 @@ def training_settings(config: Config) -> dict[str, Any]:
 
 
 def scoring_settings(config: Config) -> dict[str, Any]:
-    """The user's DeepSpeed settings for a pass without optimizer: parameters sharded (ZeRO-3), or whole below stage 3.
+    """The user's DeepSpeed settings for a pass without optimizer: parameters sharded (ZeRO-3), or
+    whole below stage 3.
 
-    ZeRO-1 and 2 shard only what a frozen pass does not have, so they become stage 0. Batch sizes mean nothing here.
+    ZeRO-1 and 2 shard only what a frozen pass does not have, so they become stage 0. Batch sizes
+    mean nothing here.
     """
     settings = copy.deepcopy(config.deepspeed_json())
-    for key in ("optimizer", "scheduler", "gradient_clipping", "train_batch_size", "gradient_accumulation_steps"):
+    for key in (
+        "optimizer",
+        "scheduler",
+        "gradient_clipping",
+        "train_batch_size",
+        "gradient_accumulation_steps",
+    ):
         settings.pop(key, None)
     settings["train_micro_batch_size_per_gpu"] = 1
     for key, dtype in (("bf16", "bfloat16"), ("fp16", "float16")):
@@ -68,7 +81,9 @@ def scoring_settings(config: Config) -> dict[str, Any]:
     if zero.get("stage", 0) != 3:
         settings["zero_optimization"] = {"stage": 0}
     else:
-        hidden = AutoConfig.from_pretrained(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        hidden = AutoConfig.from_pretrained(
+            config.model.path, trust_remote_code=config.model.trust_remote_code
+        )
         size = getattr(hidden.get_text_config(), "hidden_size", 1024)
         for key, value in (
             ("reduce_bucket_size", size * size),
@@ -91,7 +106,10 @@ def _without_auto(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_model(config: Config, path: str | Path) -> nn.Module:
-    """The causal language model at `path` in the configured dtype. Sharded as it loads while an HfDeepSpeedConfig is alive."""
+    """The causal language model at `path` in the configured dtype.
+
+    Sharded as it loads while an HfDeepSpeedConfig is alive.
+    """
     return AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, config.model.dtype),
@@ -104,8 +122,8 @@ def load_model(config: Config, path: str | Path) -> nn.Module:
 def frozen_model(config: Config, path: str | Path) -> Iterator[tuple[nn.Module, Any]]:
     """The model at `path` on an engine without optimizer or gradients. Yields (module, engine).
 
-    Under ZeRO-3 each rank holds its share of the parameters only. Call the module, not the engine, whose output hook
-    refuses a backward that the engine did not start.
+    Under ZeRO-3 each rank holds its share of the parameters only. Call the module, not the engine,
+    whose output hook refuses a backward that the engine did not start.
     """
     settings = scoring_settings(config)
     holder = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives, to load sharded
@@ -127,15 +145,19 @@ def gather(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
 
 
 def save_model(model: nn.Module, config: Config, folder: Path, card: str | None = None) -> None:
-    """Write a Hugging Face folder: safetensors shards, config, generation config, the tokenizer and template prepare used.
+    """Write a Hugging Face folder: safetensors shards, config, generation config, the tokenizer and
+    template prepare used.
 
-    Every rank takes part; rank 0 writes. Parameters are gathered one by one and written shard by shard, so that rank 0's
-    memory stays near one shard. Tied weights are written once. `card` becomes README.md. `folder` appears when it is complete.
+    Every rank takes part; rank 0 writes. Parameters are gathered one by one and written shard by
+    shard, so that rank 0's memory stays near one shard. Tied weights are written once. `card`
+    becomes README.md. `folder` appears when it is complete.
     """
     from safetensors.torch import save_file
 
     main = ranks.is_main()
-    publish: AbstractContextManager[Path] = atomic_path(folder) if main else contextlib.nullcontext(folder)
+    publish: AbstractContextManager[Path] = (
+        atomic_path(folder) if main else contextlib.nullcontext(folder)
+    )
     with publish as aside:
         shard: dict[str, torch.Tensor] = {}
         index: dict[str, str] = {}
@@ -168,36 +190,49 @@ def save_model(model: nn.Module, config: Config, folder: Path, card: str | None 
         if main:
             flush()
             _write_index(aside, files, index, written)
-            (model.get_base_model() if hasattr(model, "get_base_model") else model).config.save_pretrained(aside)
+            (
+                model.get_base_model() if hasattr(model, "get_base_model") else model
+            ).config.save_pretrained(aside)
             _save_companions(config, aside)
             if card is not None:
                 (aside / "README.md").write_text(card)
 
 
 def save_adapter(model: Any, config: Config, folder: Path) -> None:
-    """Write the LoRA adapter alone as PEFT reads it, for tools that put it on the base model themselves. Every rank takes part.
+    """Write the LoRA adapter alone as PEFT reads it, for tools that put it on the base model
+    themselves. Every rank takes part.
 
     Adapters are small: they are gathered together. `folder` appears when it is complete.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    names, tensors = zip(*((n, p) for n, p in model.named_parameters() if ".lora_" in n), strict=True)
+    names, tensors = zip(
+        *((n, p) for n, p in model.named_parameters() if ".lora_" in n), strict=True
+    )
     with gather(tensors):
         if not ranks.is_main():
             return
-        whole = {n: p.detach().cpu().contiguous().clone() for n, p in zip(names, tensors, strict=True)}
+        whole = {
+            n: p.detach().cpu().contiguous().clone() for n, p in zip(names, tensors, strict=True)
+        }
     with atomic_path(folder) as aside:
         aside.mkdir()
         save_file(
-            get_peft_model_state_dict(model, state_dict=whole), aside / "adapter_model.safetensors", {"format": "pt"}
+            get_peft_model_state_dict(model, state_dict=whole),
+            aside / "adapter_model.safetensors",
+            {"format": "pt"},
         )
         model.peft_config[model.active_adapter].save_pretrained(aside)
         load_tokenizer(config.model).save_pretrained(aside)
 
 
-def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, list[torch.Tensor], Callable[[], torch.Tensor]]]:
-    """(name, tensors it is made from, how) for everything a model folder holds; adapters are folded into their layers."""
+def _saved_tensors(
+    model: nn.Module,
+) -> Iterator[tuple[str, list[torch.Tensor], Callable[[], torch.Tensor]]]:
+    """(name, tensors it is made from, how) for everything a model folder holds; adapters are folded
+    into their layers.
+    """
     plain = model.get_base_model() if hasattr(model, "get_base_model") else model
     adapted = {name: module for name, module in plain.named_modules() if hasattr(module, "lora_A")}
     for name, parameter in plain.named_parameters(remove_duplicate=False):
@@ -207,8 +242,15 @@ def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, list[torch.Tensor], 
         elif ".base_layer." in name:
             layer = adapted[owner]
             if name.endswith(".weight"):
-                needed = [parameter, *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}")]
-                yield name.replace(".base_layer.", "."), needed, partial(_with_adapter, parameter, layer)
+                needed = [
+                    parameter,
+                    *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}"),
+                ]
+                yield (
+                    name.replace(".base_layer.", "."),
+                    needed,
+                    partial(_with_adapter, parameter, layer),
+                )
             else:
                 yield name.replace(".base_layer.", "."), [parameter], partial(_itself, parameter)
     unsaved = {
@@ -227,7 +269,9 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
 
 def _with_adapter(weight: torch.Tensor, layer: Any) -> torch.Tensor:
     # summed in float32 at least: adapters are small beside the weights they change
-    return (weight.float() + layer.get_delta_weight(layer.active_adapters[0]).float()).to(weight.dtype)
+    return (weight.float() + layer.get_delta_weight(layer.active_adapters[0]).float()).to(
+        weight.dtype
+    )
 
 
 def _write_index(folder: Path, files: list[Path], index: dict[str, str], written: int) -> None:
@@ -235,7 +279,10 @@ def _write_index(folder: Path, files: list[Path], index: dict[str, str], written
         files[0].rename(folder / "model.safetensors")
         return
     total = len(files)
-    names = {file.name: f"model-{number:05d}-of-{total:05d}.safetensors" for number, file in enumerate(files, 1)}
+    names = {
+        file.name: f"model-{number:05d}-of-{total:05d}.safetensors"
+        for number, file in enumerate(files, 1)
+    }
     for file in files:
         file.rename(folder / names[file.name])
     weight_map = {name: names[file] for name, file in index.items()}

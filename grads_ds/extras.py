@@ -1,4 +1,5 @@
-"""Extra columns of the score table, recorded on request beside the norms (`probe.extras`): what the rivals of selection look at.
+"""Extra columns of the score table, recorded on request beside the norms (`probe.extras`): what the
+rivals of selection look at.
 
     ifd                            loss / loss without the prompt
     el2n                           mean over the target tokens of ||softmax(z_t) - onehot(y_t)||
@@ -6,8 +7,9 @@
     anchor_cosine_<group>          their cosine
     <group>_grad_norm_early        the norm at the model before the preliminary training
 
-Works beside a frozen pass: reads prepared sets and the pass's micro-batches; writes probe/anchor.safetensors (scores/ is the probe's).
-Every rank does the same steps whatever its batch holds, as ZeRO-3 demands.
+Works beside a frozen pass: reads prepared sets and the pass's micro-batches; writes
+probe/anchor.safetensors (scores/ is the probe's). Every rank does the same steps whatever its batch
+holds, as ZeRO-3 demands.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def extra_columns(config: Config) -> list[str]:
     names: list[str] = [name for name in ("ifd", "el2n") if name in wanted]
     groups = anchor_groups(config)
     if "anchor" in wanted:
-        names += [f"anchor_{what}_{group}" for what in ("inner_product", "cosine") for group in groups]
+        names += [
+            f"anchor_{what}_{group}" for what in ("inner_product", "cosine") for group in groups
+        ]
     return names + ([f"{name}_early" for name in early_norms(config)] if "early" in wanted else [])
 
 
@@ -65,12 +69,15 @@ def early_norms(config: Config) -> list[str]:
 
 
 class Extras:
-    """The extra columns of one frozen pass. Every rank makes one when the model is there: the anchor's gradient is taken then.
+    """The extra columns of one frozen pass. Every rank makes one when the model is there: the
+    anchor's gradient is taken then.
 
     Raises UserError when a recorded group cannot be compared with the anchor.
     """
 
-    def __init__(self, config: Config, run_dir: Path, key: str, recorder: GradNormRecorder, engine: Any) -> None:
+    def __init__(
+        self, config: Config, run_dir: Path, key: str, recorder: GradNormRecorder, engine: Any
+    ) -> None:
         self.recorder, self.engine, self.wanted = recorder, engine, config.probe.extras
         self.groups = anchor_groups(config)
         # no layers: the loss alone, without a backward
@@ -81,8 +88,12 @@ class Extras:
         if "anchor" in self.wanted:
             recorder.set_reference(self._anchor(config, run_dir, key))
 
-    def score(self, samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, np.ndarray]]:
-        """A micro-batch's norms and its extra columns, float64 [B] each (of the dummy row where there are no samples)."""
+    def score(
+        self, samples: Sequence[Mapping[str, Any]]
+    ) -> tuple[GradNorms, dict[str, np.ndarray]]:
+        """A micro-batch's norms and its extra columns, float64 [B] each (of the dummy row where
+        there are no samples).
+        """
         batch = to_device(samples)
         columns: dict[str, np.ndarray] = {}
         with _seen(self.recorder) as seen:
@@ -90,12 +101,17 @@ class Extras:
         if "el2n" in self.wanted:
             columns["el2n"] = self._error_norms(read_layout(batch), seen).cpu().numpy()
         if "ifd" in self.wanted:
-            bare = score_batch(self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])).loss
+            bare = score_batch(
+                self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])
+            ).loss
             columns["ifd"] = torch.where(bare > 0, norms.loss / bare, torch.nan).cpu().numpy()
         if "anchor" in self.wanted:
             zero = torch.zeros_like(norms.loss)  # a group the model does not have
             for what, found in (("inner_product", norms.inner_products), ("cosine", norms.cosines)):
-                columns |= {f"anchor_{what}_{group}": found.get(group, zero).cpu().numpy() for group in self.groups}
+                columns |= {
+                    f"anchor_{what}_{group}": found.get(group, zero).cpu().numpy()
+                    for group in self.groups
+                }
         if self.early is not None:
             columns |= self.early.of(samples)
         return norms, columns
@@ -108,14 +124,17 @@ class Extras:
         else:
             hidden = seen["hidden"].reshape(-1, seen["hidden"].shape[-1])[layout.target_positions]
             with gathered(list(head.parameters(recurse=False)), self.recorder.gather):
-                norms = error_norms(hidden, head.weight, head.bias, layout.target_ids, self.recorder.head.transform)
+                norms = error_norms(
+                    hidden, head.weight, head.bias, layout.target_ids, self.recorder.head.transform
+                )
         total = torch.zeros(layout.num_samples, dtype=torch.float64, device=norms.device)
         return total.index_add_(0, layout.target_samples, norms) / layout.target_counts.clamp_min(1)
 
     def _anchor(self, config: Config, run_dir: Path, key: str) -> dict[str, Tensor]:
         """The anchor set's mean gradient over all ranks, fp32 by parameter name.
 
-        Kept for the recording `key`: a probe that goes on, with other ranks too, compares with the same bits.
+        Kept for the recording `key`: a probe that goes on, with other ranks too, compares with the
+        same bits.
         """
         file = run_dir / "probe/anchor.safetensors"
         if ranks.from_main(lambda: _kept_for(file) == key):
@@ -132,7 +151,8 @@ class Extras:
         def batches() -> Iterator[dict[str, Tensor]]:
             nonlocal counted
             for mine in with_progress(plan, lengths, f"gradient of the anchor {name}"):
-                counted += max(1, len(mine))  # the dummy row of a rank without work counts, with a gradient of zero
+                # the dummy row of a rank without work counts, with a gradient of zero
+                counted += max(1, len(mine))
                 yield to_device([rows[i] for i in mine])
                 release(self.engine)
 
@@ -142,8 +162,9 @@ class Extras:
         lost = sorted(part & set(self.groups))
         if lost:
             raise UserError(
-                f"probe.anchor: wanted groups whose parameters all have a formula; found {', '.join(lost)} with "
-                "some that have none in this model; leave them out of probe.layers"
+                "probe.anchor: wanted groups whose parameters all have a formula; found"
+                f" {', '.join(lost)} with some that have none in this model; leave them out of"
+                " probe.layers"
             )
         mean = {name: gradient for name, gradient in mean.items() if groups[name] not in part}
         for gradient in mean.values():
@@ -152,19 +173,26 @@ class Extras:
                 torch.distributed.all_reduce(gradient)
         if not all(bool(torch.isfinite(gradient).all()) for gradient in mean.values()):
             raise UserError(
-                "probe.anchor: wanted samples with finite gradients; found one without; look for broken rows"
+                "probe.anchor: wanted samples with finite gradients; found one without; look for"
+                " broken rows"
             )
         ranks.from_main(lambda: _keep(file, mean, key))
         return mean
 
 
 def without_prompt(sample: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The target tokens alone, each run of them behind the one token before it (the end of the template's assistant mark).
+    """The target tokens alone, each run of them behind the one token before it (the end of the
+    template's assistant mark).
 
-    As many target tokens as the whole sample has, so that the two losses are means over the same tokens.
+    As many target tokens as the whole sample has, so that the two losses are means over the same
+    tokens.
     """
     ids, labels = list(sample["input_ids"]), list(sample["labels"])
-    keep = [i for i in range(len(ids)) if labels[i] != IGNORE or (i + 1 < len(ids) and labels[i + 1] != IGNORE)]
+    keep = [
+        i
+        for i in range(len(ids))
+        if labels[i] != IGNORE or (i + 1 < len(ids) and labels[i + 1] != IGNORE)
+    ]
     keep = keep or [0]
     return {"input_ids": [ids[i] for i in keep], "labels": [labels[i] for i in keep]}
 
@@ -177,10 +205,12 @@ def error_norms(
     transform: LogitTransform,
     budget: int = LOGITS,
 ) -> Tensor:
-    """||softmax(f(W h + bias)) - onehot(y)|| of each row, float64 [N]; without a weight the rows are the logits.
+    """||softmax(f(W h + bias)) - onehot(y)|| of each row, float64 [N]; without a weight the rows
+    are the logits.
 
-    With o the logits other than the target's, its square is exp(lse(2 o) - 2 lse(z)) + exp(lse(o) - lse(z))^2: nothing cancels where
-    the model is all but certain. Chunks of the vocabulary: at most `budget` logits, and as many rows of the weight, are held at a time.
+    With o the logits other than the target's, its square is exp(lse(2 o) - 2 lse(z)) + exp(lse(o) -
+    lse(z))^2: nothing cancels where the model is all but certain. Chunks of the vocabulary: at most
+    `budget` logits, and as many rows of the weight, are held at a time.
     """
     rows_ND = accumulate(hidden_ND)
     others_N = rows_ND.new_full((len(target_ids_N),), -math.inf)
@@ -201,13 +231,17 @@ def error_norms(
         others_N = torch.logaddexp(others_N, z_Nc.logsumexp(-1))
         doubled_N = torch.logaddexp(doubled_N, (2 * z_Nc).logsumexp(-1))
     whole_N = torch.logaddexp(others_N, target_N)
-    squares_N = (doubled_N - 2 * whole_N).double().exp() + (others_N - whole_N).double().exp().square()
+    squares_N = (doubled_N - 2 * whole_N).double().exp() + (
+        others_N - whole_N
+    ).double().exp().square()
     return squares_N.sqrt()
 
 
 @contextlib.contextmanager
 def _seen(recorder: GradNormRecorder) -> Iterator[dict[str, Tensor]]:
-    """What enters the head (`hidden`) and leaves the model (`logits`, the model's own where the recorder runs the head plainly)."""
+    """What enters the head (`hidden`) and leaves the model (`logits`, the model's own where the
+    recorder runs the head plainly).
+    """
     seen: dict[str, Tensor] = {}
 
     def enters(module: Any, args: tuple[Tensor, ...]) -> None:
@@ -229,7 +263,9 @@ def _seen(recorder: GradNormRecorder) -> Iterator[dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class _Early:
-    """The early pass's own table: ids int64 [N], ascending, and norms float32 [N] by the name of their column here."""
+    """The early pass's own table: ids int64 [N], ascending, and norms float32 [N] by the name of
+    their column here.
+    """
 
     ids: np.ndarray
     norms: dict[str, np.ndarray]
@@ -237,15 +273,22 @@ class _Early:
     @classmethod
     def read(cls, run_dir: Path, names: Sequence[str]) -> _Early:
         table = pq.read_table(run_dir / "scores/early/table.parquet", columns=["sample_id", *names])
-        return cls(table["sample_id"].to_numpy(), {f"{name}_early": table[name].to_numpy() for name in names})
+        return cls(
+            table["sample_id"].to_numpy(),
+            {f"{name}_early": table[name].to_numpy() for name in names},
+        )
 
     def of(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-        places = np.searchsorted(self.ids, np.array([sample["sample_id"] for sample in samples], np.int64))
+        places = np.searchsorted(
+            self.ids, np.array([sample["sample_id"] for sample in samples], np.int64)
+        )
         return {name: values[places].astype(np.float64) for name, values in self.norms.items()}
 
 
 def _kept_for(file: Path) -> str | None:
-    """Which recording the anchor's gradient in `file` was taken for; None where there is none, or a damaged one."""
+    """Which recording the anchor's gradient in `file` was taken for; None where there is none, or a
+    damaged one.
+    """
     try:
         with safe_open(file, "pt") as kept:
             return (kept.metadata() or {}).get("key")
@@ -256,4 +299,8 @@ def _kept_for(file: Path) -> str | None:
 def _keep(file: Path, gradients: Mapping[str, Tensor], key: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(file) as aside:
-        save_file({name: gradient.cpu().contiguous() for name, gradient in gradients.items()}, aside, {"key": key})
+        save_file(
+            {name: gradient.cpu().contiguous() for name, gradient in gradients.items()},
+            aside,
+            {"key": key},
+        )

@@ -1,9 +1,11 @@
-"""What a rank tells its supervisor (launcher/rank.py): that it advances, how far it is, and why it failed.
+"""What a rank tells its supervisor (launcher/rank.py): that it advances, how far it is, and why it
+failed.
 
-With it goes what this rank's own work took of late, by which the launcher names slow ranks (grads_ds/pace.py measures it).
+With it goes what this rank's own work took of late, by which the launcher names slow ranks
+(grads_ds/pace.py measures it).
 
-Writes JSON lines into a pipe and, on SIGUSR1, every thread's stack into a file; both are inherited. Without a supervisor
-(`deepspeed --module grads_ds ...`) nothing is written. No torch import.
+Writes JSON lines into a pipe and, on SIGUSR1, every thread's stack into a file; both are inherited.
+Without a supervisor (`deepspeed --module grads_ds ...`) nothing is written. No torch import.
 """
 
 from __future__ import annotations
@@ -21,11 +23,14 @@ INTERVAL_SECONDS = 0.5  # at most so often; a step may be shorter
 ERROR_CHARACTERS = 16_000  # a pipe holds 64 KiB and a rank never waits for its supervisor
 _pipe: int | None = None
 _last = 0.0
-_work: dict[str, Any] | None = None  # what is being done, and where and when it began: the time left follows from these
+# what is being done, and where and when it began: the time left follows from these
+_work: dict[str, Any] | None = None
 
 
 class _Pace:
-    """Seconds of this rank's own work by kind, and the steps they belong to, in windows of some length; the last two are kept."""
+    """Seconds of this rank's own work by kind, and the steps they belong to, in windows of some
+    length; the last two are kept.
+    """
 
     def __init__(self, window_seconds: float):
         self.window_seconds = window_seconds
@@ -41,7 +46,10 @@ class _Pace:
     def close(self) -> None:
         seconds = time.monotonic() - self.began
         if self.steps and seconds >= self.window_seconds:
-            self.closed = [*self.closed[-1:], {"steps": self.steps, "seconds": seconds, "work": self.work}]
+            self.closed = [
+                *self.closed[-1:],
+                {"steps": self.steps, "seconds": seconds, "work": self.work},
+            ]
             self._open()
 
 
@@ -70,7 +78,10 @@ def supervised() -> bool:
 
 
 def beat(doing: str, done: int | None = None, total: int | None = None) -> None:
-    """This rank advances: it is `doing` something, `done` of `total` steps. Cheap enough for every step."""
+    """This rank advances: it is `doing` something, `done` of `total` steps.
+
+    Cheap enough for every step.
+    """
     global _last, _work
     now = time.monotonic()
     if _pipe is not None and (now - _last > INTERVAL_SECONDS or done is None or done == total):
@@ -83,7 +94,9 @@ def beat(doing: str, done: int | None = None, total: int | None = None) -> None:
 
 
 def worked(kind: str, seconds: float) -> None:
-    """This rank has spent `seconds` on work of its own ("computing", "reading"), for which it waited for no other rank."""
+    """This rank has spent `seconds` on work of its own ("computing", "reading"), for which it
+    waited for no other rank.
+    """
     _pace.work[kind] = _pace.work.get(kind, 0.0) + seconds
 
 

@@ -1,9 +1,11 @@
-"""What this rank's own work takes, apart from what it waits for other ranks: by it the launcher names the ranks that are slow.
+"""What this rank's own work takes, apart from what it waits for other ranks: by it the launcher
+names the ranks that are slow.
 
-Ranks of a sharded model go in lockstep, so that every rank's step takes as long as the slowest one's, and nobody's clock tells which that
-is. Here each rank times what needs no other rank: the forward passes of the innermost modules (once their parameters are gathered) and
-the reading of data. The sums go to its supervisor with the heartbeat; nothing is sent between ranks. On GPUs the times are CUDA events',
-read when they are over, so that nothing is waited for.
+Ranks of a sharded model go in lockstep, so that every rank's step takes as long as the slowest
+one's, and nobody's clock tells which that is. Here each rank times what needs no other rank: the
+forward passes of the innermost modules (once their parameters are gathered) and the reading of
+data. The sums go to its supervisor with the heartbeat; nothing is sent between ranks. On GPUs the
+times are CUDA events', read when they are over, so that nothing is waited for.
 """
 
 from __future__ import annotations
@@ -22,7 +24,10 @@ from grads_ds.engine import device
 
 
 def attach(model: nn.Module) -> list[Any]:
-    """Time the forward passes of `model` from now on; returns handles to `remove()`. Attach after the engine, whose hooks gather first."""
+    """Time the forward passes of `model` from now on; returns handles to `remove()`.
+
+    Attach after the engine, whose hooks gather first.
+    """
     if not heartbeat.supervised():
         return []
     clock = _Clock(device().type == "cuda")
@@ -72,7 +77,8 @@ class Read:
 class _Clock:
     def __init__(self, cuda: bool):
         self.cuda = cuda
-        self.began: dict[int, Any] = {}  # by module: a recomputed block may end before its last one has
+        # by module: a recomputed block may end before its last one has
+        self.began: dict[int, Any] = {}
         self.spans: deque[tuple[Any, Any]] = deque()
 
     def begin_step(self, module: nn.Module, arguments: Any) -> None:

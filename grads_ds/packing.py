@@ -1,8 +1,11 @@
-"""Packing: the samples of one micro-batch laid end to end in as few rows as hold them, none of them seeing another.
+"""Packing: the samples of one micro-batch laid end to end in as few rows as hold them, none of them
+seeing another.
 
-What an optimizer step learns from is unchanged (the same samples, the same loss): packing only leaves out the padding, so a larger
-micro_batch_size fits. Position ids start again at 0 with each sample and no attention mask is given; from that eager and sdpa make a
-block-diagonal mask and flash_attention_2, which wants everything in one row, variable-length calls. Reads and writes nothing.
+What an optimizer step learns from is unchanged (the same samples, the same loss): packing only
+leaves out the padding, so a larger micro_batch_size fits. Position ids start again at 0 with each
+sample and no attention mask is given; from that eager and sdpa make a block-diagonal mask and
+flash_attention_2, which wants everything in one row, variable-length calls. Reads and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from grads_ds.trainer import WEIGHTS, Collator
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices in bins of at most `capacity` in all (a longer one stands alone): longest first, each into the first bin that holds it."""
+    """Indices in bins of at most `capacity` in all (a longer one stands alone): longest first, each
+    into the first bin that holds it.
+    """
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -38,10 +43,12 @@ def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 class PackingCollator(Collator):
-    """Rows -> input_ids, labels, position_ids, and loss weights where the rows have weights; each [bins, longest bin].
+    """Rows -> input_ids, labels, position_ids, and loss weights where the rows have weights; each
+    [bins, longest bin].
 
-    The first token of each sample has no label: what stands before it in the row does not predict it. Padding at the end of a row
-    has position 0 in each place, a sample of its own to every model.
+    The first token of each sample has no label: what stands before it in the row does not predict
+    it. Padding at the end of a row has position 0 in each place, a sample of its own to every
+    model.
     """
 
     def __init__(self, config: Config, pad_id: int):
@@ -73,26 +80,40 @@ class PackingCollator(Collator):
 
 
 class PackingCheck(TrainerCallback):
-    """Before the first step: changes one of two packed samples and refuses the model if the other one's hidden states change."""
+    """Before the first step: changes one of two packed samples and refuses the model if the other
+    one's hidden states change.
+    """
 
     def __init__(self, collator: Collator, rows: Any):
         self.collator, self.rows = collator, rows
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Raises UserError, on every rank, for a model under which packed samples see each other."""
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Raises UserError on every rank for a model in which packed samples see each other."""
         columns = ("input_ids", "labels")
-        pair = [{name: self.rows[i][name][:16] for name in columns} for i in (0, min(1, len(self.rows) - 1))]
+        pair = [
+            {name: self.rows[i][name][:16] for name in columns}
+            for i in (0, min(1, len(self.rows) - 1))
+        ]
         device = next(model.parameters()).device
         batch = {name: value.to(device) for name, value in self.collator(pair).items()}
         if len(batch["input_ids"]) > 1:
             return  # samples so long that no two of them share a row
         starts = batch["position_ids"] == 0
         layout = read_layout(batch | {"segment_ids": starts.cumsum(-1)})
-        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+        inputs = {
+            "input_ids": batch["input_ids"],
+            "position_ids": batch["position_ids"],
+            "use_cache": False,
+        }
         head = model.get_output_embeddings()
         if head is None or not keeps_packed_apart(model, head, layout, inputs):
-            found = f"{type(getattr(model, 'base_model', model)).__name__} with attention {model.config._attn_implementation}"
+            found = (
+                f"{type(getattr(model, 'base_model', model)).__name__} with attention"
+                f" {model.config._attn_implementation}"
+            )
             raise UserError(
-                "sft.packing: wanted a model that keeps the samples of a packed row apart; found that under "
-                f"{found} they see each other; set sft.packing to false"
+                "sft.packing: wanted a model that keeps the samples of a packed row apart; found"
+                f" that under {found} they see each other; set sft.packing to false"
             )

@@ -1,7 +1,9 @@
-"""The probe: a preliminary training phase, then every pool sample's own gradient norms, recorded on frozen weights.
+"""The probe: a preliminary training phase, then every pool sample's own gradient norms, recorded on
+frozen weights.
 
-Reads `prepared/pool` and the model; writes `probe/model` (when there is a preliminary phase), `scores/` and TensorBoard curves
-and histograms. Run by `grads-ds probe CONFIG` or `deepspeed --hostfile H --module grads_ds probe CONFIG`.
+Reads `prepared/pool` and the model; writes `probe/model` (when there is a preliminary phase),
+`scores/` and TensorBoard curves and histograms. Run by `grads-ds probe CONFIG` or `deepspeed
+--hostfile H --module grads_ds probe CONFIG`.
 """
 
 from __future__ import annotations
@@ -30,16 +32,21 @@ from grads_ds.train import optimizer_steps, train_model
 
 # no score depends on them
 _NOT_INPUTS = ("flush_seconds", "tokens_per_microbatch", "checkpoint_steps", "checkpoints_kept")
-DENSE_ROWS = 4_000_000  # pools up to this size are also all-reduced in memory, as a second opinion on the merged table
+# pools up to this size are also all-reduced in memory, as a second opinion on the merged table
+DENSE_ROWS = 4_000_000
 
 
 def run_preliminary_training(config: Config, run_dir: Path) -> None:
     """Train on the whole pool for `probe.epochs` and write `probe/model`. Every rank calls this.
 
-    With `probe.record: during` each sample's norms are those at the step that first saw it; samples that training did not reach
-    are scored afterwards, and the table is complete when this returns.
+    With `probe.record: during` each sample's norms are those at the step that first saw it; samples
+    that training did not reach are scored afterwards, and the table is complete when this returns.
     """
-    pool_dir, model_dir, folder = run_dir / "prepared/pool", run_dir / "probe/model", run_dir / "scores"
+    pool_dir, model_dir, folder = (
+        run_dir / "prepared/pool",
+        run_dir / "probe/model",
+        run_dir / "scores",
+    )
     pool = load_from_disk(str(pool_dir))
     steps = optimizer_steps(len(pool), config.probe)
     callbacks, recording = [], None
@@ -59,10 +66,15 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
     else:
         check_hosts_agree({"data": pool_dir, "model": config.model.path})
         # a training that begins anew makes another model: what was scored with the last one is void
-        ranks.from_main(lambda: None if (run_dir / "probe/checkpoints").exists() else _discard(folder))
+        ranks.from_main(
+            lambda: None if (run_dir / "probe/checkpoints").exists() else _discard(folder)
+        )
     # what the model there was trained with, while its recording is not finished
     done_file = run_dir / "probe/trained.json"
-    if recording is None or ranks.from_main(lambda: _trained_with(done_file, model_dir)) != recording.key:
+    if (
+        recording is None
+        or ranks.from_main(lambda: _trained_with(done_file, model_dir)) != recording.key
+    ):
         train_model(
             config,
             config.probe,
@@ -83,25 +95,41 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
 
 
 def run_recording(config: Config, run_dir: Path) -> None:
-    """Score every pool sample that no finished part holds yet, then merge and check. Every rank calls this."""
+    """Score every pool sample that no finished part holds yet, then merge and check.
+
+    Every rank calls this.
+    """
     model_path = str(run_dir / "probe/model") if config.probe.epochs > 0 else config.model.path
     if "early" in config.probe.extras:
-        earlier = config.model_copy(update={"probe": config.probe.model_copy(update={"extras": []})})
+        earlier = config.model_copy(
+            update={"probe": config.probe.model_copy(update={"extras": []})}
+        )
         recording = recording_of(earlier, run_dir, config.model.path)
-        record_remaining(earlier, run_dir, recording, config.model.path, folder=run_dir / "scores/early")
+        record_remaining(
+            earlier, run_dir, recording, config.model.path, folder=run_dir / "scores/early"
+        )
     recording = recording_of(config, run_dir, model_path)
     record_remaining(config, run_dir, recording, model_path)
 
 
 def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recording:
-    """What the scores depend on and how this start makes them. Raises UserError where hosts differ. Every rank calls this."""
+    """What the scores depend on and how this start makes them. Raises UserError where hosts differ.
+
+    Every rank calls this.
+    """
     pool_dir = run_dir / "prepared/pool"
     extras = config.probe.extras
-    anchor: dict[str, str | Path] = {"anchor": run_dir / "prepared" / config.anchor_set()} if "anchor" in extras else {}
+    anchor: dict[str, str | Path] = (
+        {"anchor": run_dir / "prepared" / config.anchor_set()} if "anchor" in extras else {}
+    )
     facts = check_hosts_agree({"data": pool_dir, "model": model_path, **anchor})
     during = config.probe.record == "during" and config.probe.epochs > 0
-    model = config.model.model_dump(mode="json", include={"dtype", "attention", "trust_remote_code"})
-    probe = config.probe.model_dump(mode="json", include=None if during else {"layers", "loss_reduction"})
+    model = config.model.model_dump(
+        mode="json", include={"dtype", "attention", "trust_remote_code"}
+    )
+    probe = config.probe.model_dump(
+        mode="json", include=None if during else {"layers", "loss_reduction"}
+    )
     inputs = {
         "model": model_path,
         "model files": facts[f"model {model_path}"],
@@ -110,7 +138,10 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
         **{f"probe.{name}": value for name, value in probe.items() if name not in _NOT_INPUTS},
     }
     if extras:
-        inputs |= {"probe.extras": sorted(extras), "model before": config.model.path if "early" in extras else None}
+        inputs |= {
+            "probe.extras": sorted(extras),
+            "model before": config.model.path if "early" in extras else None,
+        }
         inputs |= {what: facts[f"{what} {path}"] for what, path in anchor.items()}
     if during:
         inputs |= {"seed": config.seed, "model.lora": config.model.model_dump(mode="json")["lora"]}
@@ -148,9 +179,11 @@ def record_remaining(
     step: int | None = None,
     folder: Path | None = None,
 ) -> None:
-    """Score with the model at `model_path` what no part of `recording` holds, merge, check, publish. Every rank calls this.
+    """Score with the model at `model_path` what no part of `recording` holds, merge, check,
+    publish. Every rank calls this.
 
-    `step` is what rows of a table recorded while training carry; `folder` receives the table (default: scores/).
+    `step` is what rows of a table recorded while training carry; `folder` receives the table
+    (default: scores/).
     """
     pool = load_from_disk(str(run_dir / "prepared/pool"))
     main = folder is None  # the run's own table, which TensorBoard shows
@@ -167,7 +200,8 @@ def record_remaining(
     table_schema = scores.schema(names, with_step=step is not None)
     done, earlier, first = ranks.from_main(lambda: _resume(folder, recording, table_schema))
     ids, lengths = np.asarray(pool["sample_id"], np.int64), lengths_of(pool)
-    # the first start's micro-batches, whatever the number of ranks is now: the same batches give the same bits
+    # the first start's micro-batches, whatever the number of ranks is now: the same batches give
+    # the same bits
     planned_for = first.get("planned_for", ranks.world())
     plan = _plan(config, lengths, np.isin(ids, done), planned_for)
     recording = scores.Recording(recording.inputs, recording.start | {"planned_for": planned_for})
@@ -175,25 +209,43 @@ def record_remaining(
     dense = np.zeros((len(ids), 2 + len(names)), np.float32) if len(ids) <= DENSE_ROWS else None
     try:
         for indices, norms, extras in score_plan(
-            config, model_path, pool, plan, lengths, probe.layers, probe.loss_reduction, what, log_dir, beside
+            config,
+            model_path,
+            pool,
+            plan,
+            lengths,
+            probe.layers,
+            probe.loss_reduction,
+            what,
+            log_dir,
+            beside,
         ):
-            named = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
+            named = {
+                f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()
+            }
             named = {name: named.get(name, np.zeros(len(indices))) for name in norm_names}
             targets = norms.num_target_tokens.cpu().numpy()
-            rows = scores.make_rows([pool[i] for i in indices], norms.loss.cpu().numpy(), targets, named, extras)
+            rows = scores.make_rows(
+                [pool[i] for i in indices], norms.loss.cpu().numpy(), targets, named, extras
+            )
             writer.add(rows if step is None else [row | {scores.STEP: step} for row in rows])
             if dense is not None:
-                dense[indices] += [[1.0, row["loss"], *(row[name] for name in names)] for row in rows]
+                dense[indices] += [
+                    [1.0, row["loss"], *(row[name] for name in names)] for row in rows
+                ]
     finally:
         writer.flush()  # what is scored is kept, also when the user or a fault ends the pass
     counts, sums = all_reduce_sum(writer.totals.counts), all_reduce_sum(writer.totals.sums)
     now = scores.Totals(writer.totals.columns, counts, sums)
     if counts[0] != plan.num_samples:
-        raise scores.IncompleteScores(f"the ranks scored {counts[0]} samples, wanted {plan.num_samples}")
+        raise scores.IncompleteScores(
+            f"the ranks scored {counts[0]} samples, wanted {plan.num_samples}"
+        )
     ranks.barrier()
     manifest = {
         **recording.inputs,
-        # of a hub id, as it was read: known for sure only now, which is why the scores' key does not hold it
+        # of a hub id, as it was read: known for sure only now, which is why the scores' key does
+        # not hold it
         "model commit": ranks.from_main(lambda: hub_commit(config.model.path)),
         "epochs": probe.epochs,
         "world_size": ranks.world(),
@@ -225,35 +277,53 @@ def _resume(
         print(f"scores: {replaced} parts of the earlier table removed", flush=True)
     done, earlier, first = scores.finished(folder, recording.key, table_schema)
     if len(done):
-        print(f"scores: {len(done):,} samples are scored already; going on with the rest", flush=True)
+        print(
+            f"scores: {len(done):,} samples are scored already; going on with the rest", flush=True
+        )
     return done, earlier, first
 
 
-def _merge(folder: Path, key: str, ids: np.ndarray, manifest: dict[str, Any], expected: scores.Totals) -> None:
+def _merge(
+    folder: Path, key: str, ids: np.ndarray, manifest: dict[str, Any], expected: scores.Totals
+) -> None:
     totals = scores.merge(folder, key, ids, manifest, expected)
-    flagged = ", ".join(f"{count:,} {status}" for status, count in totals.status().items() if count and status != "ok")
-    print(f"scores: {int(totals.counts[0]):,} samples, each once{f' ({flagged})' if flagged else ''}", flush=True)
+    flagged = ", ".join(
+        f"{count:,} {status}"
+        for status, count in totals.status().items()
+        if count and status != "ok"
+    )
+    print(
+        f"scores: {int(totals.counts[0]):,} samples, each once{f' ({flagged})' if flagged else ''}",
+        flush=True,
+    )
 
 
-def _check_dense(dense: np.ndarray, names: list[str], plan: BatchPlan, ids: np.ndarray, table_file: Path) -> None:
-    """All-reduce the ranks' in-memory scores and compare them with the merged table, value by value.
+def _check_dense(
+    dense: np.ndarray, names: list[str], plan: BatchPlan, ids: np.ndarray, table_file: Path
+) -> None:
+    """All-reduce the ranks' in-memory scores and compare them with the merged table, value by
+    value.
 
-    `dense` is float32 [N, 1 + len(names)]: how often a row was scored now, then its values. Rows of earlier starts are only
-    in the table.
+    `dense` is float32 [N, 1 + len(names)]: how often a row was scored now, then its values. Rows of
+    earlier starts are only in the table.
     """
     total = all_reduce_sum(dense)
 
     def compare() -> None:
-        scored = np.array(sorted(i for rank in plan.batches for batch in rank for i in batch), np.int64)
+        scored = np.array(
+            sorted(i for rank in plan.batches for batch in rank for i in batch), np.int64
+        )
         summed = total[scored]
         table = pq.read_table(table_file, columns=["sample_id", *names])
         place = np.searchsorted(table["sample_id"].to_numpy(), ids[scored])
         written = np.stack([table[name].to_numpy()[place] for name in names], axis=1)
-        if not (summed[:, 0] == 1).all() or not np.array_equal(summed[:, 1:], written, equal_nan=True):
+        if not (summed[:, 0] == 1).all() or not np.array_equal(
+            summed[:, 1:], written, equal_nan=True
+        ):
             table_file.unlink()
             raise scores.IncompleteScores(
-                f"{table_file} differed from the ranks' own scores in memory and was removed; look at the disk, then remove "
-                f"{table_file.parent} and score again"
+                f"{table_file} differed from the ranks' own scores in memory and was removed; look"
+                f" at the disk, then remove {table_file.parent} and score again"
             )
 
     ranks.from_main(compare)

@@ -1,4 +1,5 @@
-"""How a pass over planned micro-batches is getting on, over all ranks: rates, time left, padding, who lags behind.
+"""How a pass over planned micro-batches is getting on, over all ranks: rates, time left, padding,
+who lags behind.
 
 Prints one progress bar on rank 0 and writes TensorBoard scalars where a folder is given.
 """
@@ -27,15 +28,23 @@ def with_progress(
 ) -> Iterator[tuple[int, ...]]:
     """This rank's micro-batches, one by one. Every rank must exhaust it.
 
-    The bar counts tokens with their padding, which the work goes by: steps run from the costliest to the cheapest.
+    The bar counts tokens with their padding, which the work goes by: steps run from the costliest
+    to the cheapest.
     """
     batches = plan.batches[ranks.rank()]
     every = max(1, len(batches) // LOOKS)
     longest = np.array([lengths[list(batch)].max() if batch else 0 for batch in batches], np.int64)
-    all_padded = sum(len(batch) * int(lengths[list(batch)].max()) for rank in plan.batches for batch in rank if batch)
+    all_padded = sum(
+        len(batch) * int(lengths[list(batch)].max())
+        for rank in plan.batches
+        for batch in rank
+        if batch
+    )
     main = ranks.is_main()
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=all_padded, desc=what, unit="tok", unit_scale=True, disable=not main))
+        bar = stack.enter_context(
+            tqdm(total=all_padded, desc=what, unit="tok", unit_scale=True, disable=not main)
+        )
         writer = SummaryWriter(str(log_dir)) if main and log_dir is not None else None
         if writer is not None:
             stack.callback(writer.close)
@@ -56,8 +65,8 @@ def with_progress(
                 slowest, lag = int(notes[:, 3].argmax()), float(np.ptp(notes[:, 3]))
                 span, since = max(now - began, 1e-9), max(now - looked, 1e-9)
                 bar.set_postfix_str(
-                    f"{samples:,.0f} samples, {samples / span:,.1f}/s, padding {1 - tokens / max(padded, 1):.1%}, "
-                    f"rank {slowest} last by {lag:.2f} s",
+                    f"{samples:,.0f} samples, {samples / span:,.1f}/s, padding"
+                    f" {1 - tokens / max(padded, 1):.1%}, rank {slowest} last by {lag:.2f} s",
                     refresh=False,
                 )
                 bar.update(int(padded - before[2]))

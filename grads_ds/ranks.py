@@ -1,6 +1,7 @@
 """The ranks of one job: start and stop the process group, act on rank 0, share what it found.
 
-Reads the launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK, ...). torch and deepspeed are imported only by `start`.
+Reads the launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK, ...). torch and deepspeed are
+imported only by `start`.
 """
 
 from __future__ import annotations
@@ -30,24 +31,27 @@ def launched_rank() -> int:
 
 
 def foreign_variables() -> list[str]:
-    """The fault of a shell that still holds another job's RANK or WORLD_SIZE; none where they agree with Open MPI's.
+    """The fault of a shell that still holds another job's RANK or WORLD_SIZE; none where they agree
+    with Open MPI's.
 
-    mpirun hands the shell's variables to the ranks of its own host alone. DeepSpeed lets RANK and its kin win over MPI, so that
-    rank 0 would run as a world of one and the others wait for it in MPI without end. Ranks that torchrun starts below one MPI
-    process rightly disagree with it.
+    mpirun hands the shell's variables to the ranks of its own host alone. DeepSpeed lets RANK and
+    its kin win over MPI, so that rank 0 would run as a world of one and the others wait for it in
+    MPI without end. Ranks that torchrun starts below one MPI process rightly disagree with it.
     """
     if "OMPI_COMM_WORLD_RANK" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         return []
     pairs = (("RANK", "OMPI_COMM_WORLD_RANK"), ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"))
     return [
-        f"{name}: wanted {os.environ[theirs]}, as mpirun says; found {os.environ[name]} in the shell that called mpirun; unset {name}"
+        f"{name}: wanted {os.environ[theirs]}, as mpirun says; found {os.environ[name]} in the"
+        f" shell that called mpirun; unset {name}"
         for name, theirs in pairs
         if os.environ.get(name, os.environ[theirs]) != os.environ[theirs]
     ]
 
 
 def start() -> None:
-    """Join the process group (gloo on CPU, NCCL on GPUs). A process started alone becomes a world of one.
+    """Join the process group (gloo on CPU, NCCL on GPUs). A process started alone becomes a world
+    of one.
 
     Raises UserError where the environment holds another job's rank.
     """
@@ -72,10 +76,12 @@ def start() -> None:
 
 
 def skip_shared_memory_op(deepspeed: Any) -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives on CPU ranks; training does not use them.
+    """Keep DeepSpeed from compiling its shared-memory collectives on CPU ranks; training does not
+    use them.
 
-    The compiler fails where the environment's path holds a space, and one killed while it compiles leaves a lock that every
-    later start waits on without end (both seen with DeepSpeed 0.19.8, whose table of usable ops is not a public name).
+    The compiler fails where the environment's path holds a space, and one killed while it compiles
+    leaves a lock that every later start waits on without end (both seen with DeepSpeed 0.19.8,
+    whose table of usable ops is not a public name).
     """
     ops = getattr(deepspeed.ops, "__compatible_ops__", {})
     if SHARED_MEMORY_OP in ops:
@@ -85,7 +91,8 @@ def skip_shared_memory_op(deepspeed: Any) -> None:
 def let_ops_link_below_spaces() -> None:
     """Let DeepSpeed's ops be compiled where torch lies below a folder with a space in its name.
 
-    torch.utils.cpp_extension (seen with torch 2.13.0) gives its library folder to the shell unquoted.
+    torch.utils.cpp_extension (seen with torch 2.13.0) gives its library folder to the shell
+    unquoted.
     """
     import torch
 
@@ -133,7 +140,10 @@ def barrier() -> None:
 
 
 def from_main(find: Callable[[], T]) -> T:
-    """Call `find` on rank 0 alone and return its value on every rank. A UserError raised there is raised everywhere."""
+    """Call `find` on rank 0 alone and return its value on every rank.
+
+    A UserError raised there is raised everywhere.
+    """
     dist = _dist()
     if not dist:
         return find()

@@ -1,6 +1,8 @@
-"""Sums over all ranks of numpy arrays: through mpi4py in jobs that MPI started, through torch.distributed in all others.
+"""Sums over all ranks of numpy arrays: through mpi4py in jobs that MPI started, through
+torch.distributed in all others.
 
-Reads the launcher's environment. mpi4py is imported in MPI-started jobs alone, so that its absence stops no other job.
+Reads the launcher's environment. mpi4py is imported in MPI-started jobs alone, so that its absence
+stops no other job.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import numpy as np
 
 from grads_ds import ranks
 
-# set by mpirun of OpenMPI, MVAPICH2 and the MPICH family (Hydra); Slurm's own PMI variables do not mean that MPI is there
+# set by mpirun of OpenMPI, MVAPICH2 and the MPICH family (Hydra); Slurm's own PMI variables do not
+# mean that MPI is there
 _MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
 
 
@@ -22,7 +25,8 @@ def mpi_started() -> bool:
 
 
 def all_reduce_sum(values: np.ndarray) -> np.ndarray:
-    """The sum of every rank's `values` (int64, float32 or float64, the same shape everywhere), on every rank.
+    """The sum of every rank's `values` (int64, float32 or float64, the same shape everywhere), on
+    every rank.
 
     Integers wrap around, as checksums want it.
     """

@@ -1,8 +1,10 @@
-"""The run directory: what is finished, why something is due again, who is at work, and how files are published.
+"""The run directory: what is finished, why something is due again, who is at work, and how files
+are published.
 
-Every unit of work (a stage, or a part of one such as one variant's training) leaves `state/<unit>.json` when it is done:
-the inputs it was made from, a fresh id, and its output files with their sizes. A unit is done while that record matches;
-its id is an input of the units downstream, so that redoing one redoes those after it. No torch import.
+Every unit of work (a stage, or a part of one such as one variant's training) leaves
+`state/<unit>.json` when it is done: the inputs it was made from, a fresh id, and its output files
+with their sizes. A unit is done while that record matches; its id is an input of the units
+downstream, so that redoing one redoes those after it. No torch import.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ import yaml
 
 from grads_ds.config import Config, UserError
 
-LOCK_STALE_SECONDS = 120.0  # the holder touches its lock every few seconds; a lock this old has no holder
+# the holder touches its lock every few seconds; a lock this old has no holder
+LOCK_STALE_SECONDS = 120.0
 LOCK_BEAT_SECONDS = 5.0
 LOCK_VARIABLE = "GRADS_DS_LOCK"
 _PACKAGES = (
@@ -45,9 +48,11 @@ _PACKAGES = (
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling (file or folder) of `path`; on success flush it to disk and rename it into place.
+    """Yield a temporary sibling (file or folder) of `path`; on success flush it to disk and rename
+    it into place.
 
-    On failure nothing is published and what stood at `path` is untouched. A folder replaces the old one as a whole.
+    On failure nothing is published and what stood at `path` is untouched. A folder replaces the old
+    one as a whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
@@ -94,7 +99,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# ---- finished units -------------------------------------------------------------------------------------------------
+# ---- finished units ------------------------------------------------------------------------------
 
 
 def _marker(run_dir: Path, unit: str) -> Path:
@@ -110,7 +115,9 @@ def unit_id(run_dir: Path, unit: str) -> str | None:
 
 
 def why_due(run_dir: Path, unit: str, inputs: Mapping[str, Any]) -> str | None:
-    """None when the unit is done and its inputs are these; otherwise the reason it has to run, in words."""
+    """None when the unit is done and its inputs are these; otherwise the reason it has to run, in
+    words.
+    """
     try:
         record = json.loads(_marker(run_dir, unit).read_text())
         then, outputs = record["inputs"], record["outputs"]
@@ -121,9 +128,11 @@ def why_due(run_dir: Path, unit: str, inputs: Mapping[str, Any]) -> str | None:
         old, new = _flat(then), _flat(now)
         changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
         shown = [
-            f"{key} changed"
-            if len(str(new.get(key))) > 40 or len(str(old.get(key))) > 40
-            else f"{key} was {old.get(key)}, now {new.get(key)}"
+            (
+                f"{key} changed"
+                if len(str(new.get(key))) > 40 or len(str(old.get(key))) > 40
+                else f"{key} was {old.get(key)}, now {new.get(key)}"
+            )
             for key in changed[:3]
         ]
         return ", ".join(shown) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -136,8 +145,13 @@ def why_due(run_dir: Path, unit: str, inputs: Mapping[str, Any]) -> str | None:
     return None
 
 
-def mark_done(run_dir: Path, unit: str, inputs: Mapping[str, Any], outputs: Sequence[str], seconds: float) -> str:
-    """Record the unit as done after `seconds`. `outputs` are files or folders in the run directory; returns the new id."""
+def mark_done(
+    run_dir: Path, unit: str, inputs: Mapping[str, Any], outputs: Sequence[str], seconds: float
+) -> str:
+    """Record the unit as done after `seconds`.
+
+    `outputs` are files or folders in the run directory; returns the new id.
+    """
     files: dict[str, int] = {}
     for name in outputs:
         path = run_dir / name
@@ -168,11 +182,13 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# ---- the saved config -----------------------------------------------------------------------------------------------
+# ---- the saved config ----------------------------------------------------------------------------
 
 
 def save_config(config: Config, run_dir: Path) -> None:
-    """Write the resolved config with package versions and the source commit to `config.yaml`, when it differs."""
+    """Write the resolved config with package versions and the source commit to `config.yaml`, when
+    it differs.
+    """
     tree = config.model_dump(mode="json")
     tree["provenance"] = {
         "python": sys.version.split()[0],
@@ -186,7 +202,9 @@ def save_config(config: Config, run_dir: Path) -> None:
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages a result depends on; packages that are absent are left out."""
+    """Installed versions of the packages a result depends on; packages that are absent are left
+    out.
+    """
     versions = {}
     for name in _PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -195,26 +213,40 @@ def package_versions() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """The commit of the checkout this code runs from ('+' when it has uncommitted changes); None outside a checkout."""
+    """The commit of the checkout this code runs from ('+' when it has uncommitted changes); None
+    outside a checkout.
+    """
     here = Path(__file__).resolve().parent.parent
     try:
-        commit = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "-C", here, "status", "--porcelain", "--untracked-files=no"],
-                               capture_output=True, text=True, timeout=30)  # fmt: skip
+        commit = subprocess.run(
+            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+        dirty = subprocess.run(
+            ["git", "-C", here, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "") if commit.returncode == 0 else None
+    return (
+        commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+        if commit.returncode == 0
+        else None
+    )
 
 
-# ---- who is at work -------------------------------------------------------------------------------------------------
+# ---- who is at work ------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def lock(run_dir: Path, what: str) -> Iterator[None]:
-    """Hold the run directory. Raises UserError naming the holder when somebody else is at work in it.
+    """Hold the run directory. Raises UserError naming the holder when somebody else is at work in
+    it.
 
-    The lock is a file with host, pid and task, touched every few seconds; one whose holder is dead (same host) or silent
-    for two minutes (any host) is taken over. A process started by the holder inherits the right through the environment.
+    The lock is a file with host, pid and task, touched every few seconds; one whose holder is dead
+    (same host) or silent for two minutes (any host) is taken over. A process started by the holder
+    inherits the right through the environment.
     """
     path = run_dir / "lock.json"
     token = uuid.uuid4().hex
@@ -223,10 +255,21 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
         if _holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
             yield
             return
-        _take(path, {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "process": _process(os.getpid()), "what": what,
-                     "since": time.strftime("%Y-%m-%d %H:%M:%S")})  # fmt: skip
+        _take(
+            path,
+            {
+                "token": token,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "process": _process(os.getpid()),
+                "what": what,
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            },
+        )
     except OSError as error:
-        raise UserError(f"run_dir: wanted a folder to write in; found {run_dir}: {error.strerror or error}") from None
+        raise UserError(
+            f"run_dir: wanted a folder to write in; found {run_dir}: {error.strerror or error}"
+        ) from None
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, token, stop), daemon=True)
     beat.start()
@@ -245,7 +288,9 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
 
 
 def lock_holder(run_dir: Path) -> dict[str, Any] | None:
-    """Who is at work in the run directory (host, pid, what, since); None when nobody is, or the holder is gone."""
+    """Who is at work in the run directory (host, pid, what, since); None when nobody is, or the
+    holder is gone.
+    """
     holder = _holder(run_dir / "lock.json")
     return (
         {key: holder.get(key) for key in ("host", "pid", "what", "since")}
@@ -257,28 +302,40 @@ def lock_holder(run_dir: Path) -> dict[str, Any] | None:
 def _take(path: Path, record: dict[str, Any]) -> None:
     aside = path.with_name(f".{path.name}.{record['token']}.tmp")
     try:
-        aside.write_text(
-            json.dumps(record)
-        )  # whole before it is a lock: a full disk or a kill leaves none without a holder
+        # whole before it is a lock: a full disk or a kill leaves none without a holder
+        aside.write_text(json.dumps(record))
         for _ in range(3):
             try:
                 os.link(aside, path)
                 return
             except FileExistsError:
                 holder = _holder(path)
-                who = f"{holder.get('what')} (pid {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')})"
+                who = (
+                    f"{holder.get('what')} (pid {holder.get('pid')} on {holder.get('host')}, since"
+                    f" {holder.get('since')})"
+                )
                 if _alive(path, holder):
-                    raise UserError(f"run_dir: {path.parent} is in use by {who}; wait for it or stop it") from None
+                    raise UserError(
+                        f"run_dir: {path.parent} is in use by {who}; wait for it or stop it"
+                    ) from None
                 with contextlib.suppress(OSError):  # another start may have been quicker
                     silent = time.time() - path.stat().st_mtime
-                    gone = f"silent for {silent:.0f} s" if silent > LOCK_STALE_SECONDS else "which has ended"
+                    gone = (
+                        f"silent for {silent:.0f} s"
+                        if silent > LOCK_STALE_SECONDS
+                        else "which has ended"
+                    )
                     print(
-                        f"run_dir: {path.parent} was in use by {who}, {gone}: its lock is taken over", file=sys.stderr
+                        f"run_dir: {path.parent} was in use by {who}, {gone}: its lock is taken"
+                        " over",
+                        file=sys.stderr,
                     )
                 path.unlink(missing_ok=True)
     finally:
         aside.unlink(missing_ok=True)
-    raise UserError(f"run_dir: {path} keeps changing hands; is another start of this run under way?")
+    raise UserError(
+        f"run_dir: {path} keeps changing hands; is another start of this run under way?"
+    )
 
 
 def _holder(path: Path) -> dict[str, Any]:
@@ -304,10 +361,13 @@ def _alive(path: Path, holder: dict[str, Any]) -> bool:
 
 
 def _process(pid: int) -> str | None:
-    """What tells a process from another one of the same number, before or after it; None when there is none."""
+    """What tells a process from another one of the same number, before or after it; None when there
+    is none.
+    """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{after_name[19]}"  # when it started
+        # when it started
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}:{after_name[19]}"
     except (OSError, IndexError):
         return None
 

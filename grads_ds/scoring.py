@@ -1,7 +1,9 @@
-"""A frozen pass over prepared samples: every sample's loss and gradient norms, on all ranks, in any order of batches.
+"""A frozen pass over prepared samples: every sample's loss and gradient norms, on all ranks, in any
+order of batches.
 
-Reads a prepared data set and a model folder; yields per-sample results to whoever writes them. No optimizer, no weight
-gradients, no gradient reduction: under ZeRO-3 the traffic is the parameters' all-gathers alone.
+Reads a prepared data set and a model folder; yields per-sample results to whoever writes them. No
+optimizer, no weight gradients, no gradient reduction: under ZeRO-3 the traffic is the parameters'
+all-gathers alone.
 """
 
 from __future__ import annotations
@@ -27,14 +29,20 @@ from grads_ds.progress import with_progress
 class Beside(Protocol):
     """Scores a micro-batch and records more than its norms: extra columns, float64 [B] each."""
 
-    def score(self, samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, np.ndarray]]: ...
+    def score(
+        self, samples: Sequence[Mapping[str, Any]]
+    ) -> tuple[GradNorms, dict[str, np.ndarray]]: ...
 
 
 def lengths_of(rows: Any) -> np.ndarray:
-    """Number of tokens of every sample of a prepared data set, int64 [N], without reading the tokens into Python."""
+    """Number of tokens of every sample of a prepared data set, int64 [N], without reading the
+    tokens into Python.
+    """
     import pyarrow.compute as pc
 
-    return pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_numpy().astype(np.int64)
+    return (
+        pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_numpy().astype(np.int64)
+    )
 
 
 def score_samples(
@@ -47,16 +55,26 @@ def score_samples(
     tokens_per_microbatch: int,
     what: str,
 ) -> Iterator[tuple[list[int], GradNorms]]:
-    """Score `rows[indices]` with the model at `model_path`; yields (indices into rows, results) of this rank's micro-batches.
+    """Score `rows[indices]` with the model at `model_path`; yields (indices into rows, results) of
+    this rank's micro-batches.
 
     Every rank must call this with the same arguments and exhaust it.
     """
     indices = list(indices)
     lengths = lengths_of(rows)
     plan = plan_batches(lengths[indices], ranks.world(), tokens_per_microbatch, config.seed)
-    batches = tuple(tuple(tuple(indices[i] for i in batch) for batch in rank) for rank in plan.batches)
+    batches = tuple(
+        tuple(tuple(indices[i] for i in batch) for batch in rank) for rank in plan.batches
+    )
     for mine, norms, _ in score_plan(
-        config, model_path, rows, replace(plan, batches=batches), lengths, layers, loss_reduction, what
+        config,
+        model_path,
+        rows,
+        replace(plan, batches=batches),
+        lengths,
+        layers,
+        loss_reduction,
+        what,
     ):
         yield mine, norms
 
@@ -73,12 +91,15 @@ def score_plan(
     log_dir: Path | None = None,
     beside: Callable[[GradNormRecorder, Any], Beside] | None = None,
 ) -> Iterator[tuple[list[int], GradNorms, dict[str, np.ndarray]]]:
-    """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows, results, extra columns) of this rank's.
+    """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows,
+    results, extra columns) of this rank's.
 
-    `beside` makes what records the extra columns, from the recorder and the engine; without it there are none.
+    `beside` makes what records the extra columns, from the recorder and the engine; without it
+    there are none.
 
-    All ranks take the same number of steps (ZeRO-3 runs in lockstep): a rank without work scores an empty batch and yields
-    nothing for it. Every rank must call this with the same arguments and exhaust it.
+    All ranks take the same number of steps (ZeRO-3 runs in lockstep): a rank without work scores an
+    empty batch and yields nothing for it. Every rank must call this with the same arguments and
+    exhaust it.
     """
     if not plan.steps:
         return
@@ -101,18 +122,25 @@ def score_plan(
 
 def to_device(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
     """Prepared rows as one padded batch of tensors [B, T] where this rank computes."""
-    return {key: torch.from_numpy(value).to(device()) for key, value in pad_batch(samples, 0).items()}
+    return {
+        key: torch.from_numpy(value).to(device()) for key, value in pad_batch(samples, 0).items()
+    }
 
 
-def score_batch(recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor]) -> GradNorms:
-    """One step of the pass: this rank's micro-batch on the frozen engine. Every rank calls this as often as the others."""
+def score_batch(
+    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor]
+) -> GradNorms:
+    """One step of the pass: this rank's micro-batch on the frozen engine.
+
+    Every rank calls this as often as the others.
+    """
     norms = recorder.score(batch)
     release(engine)
     return norms
 
 
 def release(engine: Any) -> None:
-    """Let go of what ZeRO-3 keeps gathered after a backward that it did not start (the embedding)."""
+    """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding)."""
     leftovers = getattr(engine.optimizer, "release_backward_leftovers", None)
     if leftovers is not None:
         leftovers()

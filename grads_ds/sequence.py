@@ -1,8 +1,10 @@
-"""Sequence parallelism: the tokens of each sample spread over a group of neighbouring ranks, by DeepSpeed's Ulysses attention.
+"""Sequence parallelism: the tokens of each sample spread over a group of neighbouring ranks, by
+DeepSpeed's Ulysses attention.
 
-The ranks of a group read the same rows and keep a slice of their tokens each; in every attention layer they exchange tokens for
-heads. transformers and accelerate bring the engine and the attention (`ParallelismConfig`); their own reader of batches is passed
-over, as a training that reads by it cannot be resumed and needs rows of one length on gloo. Reads and writes nothing.
+The ranks of a group read the same rows and keep a slice of their tokens each; in every attention
+layer they exchange tokens for heads. transformers and accelerate bring the engine and the attention
+(`ParallelismConfig`); their own reader of batches is passed over, as a training that reads by it
+cannot be resumed and needs rows of one length on gloo. Reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ TARGETS = "shift_labels"  # int64 [B, T]: what each position is to predict, IGNO
 
 @contextlib.contextmanager
 def sequence_parallel(size: int, attention: str) -> Iterator[ParallelismConfig]:
-    """What TrainingArguments want for groups of `size` ranks, for the length of a training under `attention`.
+    """What TrainingArguments want for groups of `size` ranks, for the length of a training under
+    `attention`.
 
-    DeepSpeed puts its exchange in place of the process's attention function and keeps the groups in module variables; both
-    are put back here, for trainings and evaluations that follow in the same process (seen with DeepSpeed 0.19.8).
+    DeepSpeed puts its exchange in place of the process's attention function and keeps the groups in
+    module variables; both are put back here, for trainings and evaluations that follow in the same
+    process (seen with DeepSpeed 0.19.8).
     """
     from deepspeed.runtime.sequence_parallel import parallel_state_sp
     from deepspeed.utils import groups
@@ -51,9 +55,11 @@ def sequence_parallel(size: int, attention: str) -> Iterator[ParallelismConfig]:
 
 
 class SliceCollator(Collator):
-    """Rows -> this rank's slice of their batch: input_ids, position_ids, TARGETS and, where rows have weights, WEIGHTS, each [B, T / size].
+    """Rows -> this rank's slice of their batch: input_ids, position_ids, TARGETS and, where rows
+    have weights, WEIGHTS, each [B, T / size].
 
-    Rows are padded at the right to a multiple of `size`; attention is causal, so that nothing sees the padding.
+    Rows are padded at the right to a multiple of `size`; attention is causal, so that nothing sees
+    the padding.
     """
 
     def __init__(self, pad_id: int, size: int):
@@ -65,26 +71,35 @@ class SliceCollator(Collator):
         length = whole["input_ids"].shape[1]
         padded = length + -length % self.size
         batch = {
-            "input_ids": nn.functional.pad(whole["input_ids"], (0, padded - length), value=self.pad_id),
+            "input_ids": nn.functional.pad(
+                whole["input_ids"], (0, padded - length), value=self.pad_id
+            ),
             "position_ids": torch.arange(padded).expand(len(rows), padded),
-            TARGETS: nn.functional.pad(whole["labels"][:, 1:], (0, padded - length + 1), value=IGNORE),
+            TARGETS: nn.functional.pad(
+                whole["labels"][:, 1:], (0, padded - length + 1), value=IGNORE
+            ),
         }
         if WEIGHTS in whole:
             batch[WEIGHTS] = nn.functional.pad(whole[WEIGHTS][:, 1:], (0, padded - length + 1))
         share = padded // self.size
         return {
-            name: value[:, self.place * share : (self.place + 1) * share].contiguous() for name, value in batch.items()
+            name: value[:, self.place * share : (self.place + 1) * share].contiguous()
+            for name, value in batch.items()
         }
 
 
 def slice_weights(batch: dict[str, Tensor]) -> Tensor:
-    """How much the target of each position of a slice counts, float32 [B, T / size]: 0 where there is none."""
+    """How much the target of each position of a slice counts, float32 [B, T / size]: 0 where there
+    is none.
+    """
     targets = batch[TARGETS] != IGNORE
     return targets * batch[WEIGHTS] if WEIGHTS in batch else targets.float()
 
 
 class SequenceTrainer(SftTrainer):
-    """The trainer over groups of ranks: the same rows in every optimizer step as without, the same loss."""
+    """The trainer over groups of ranks: the same rows in every optimizer step as without, the same
+    loss.
+    """
 
     weights = staticmethod(slice_weights)
 
@@ -117,16 +132,27 @@ class SequenceTrainer(SftTrainer):
         )
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Any:
-        """This slice's share of the step's loss, times the ranks, by which DeepSpeed divides the gradients under ZeRO-3.
+        """This slice's share of the step's loss, times the ranks, by which DeepSpeed divides the
+        gradients under ZeRO-3.
 
-        Seen with DeepSpeed 0.19.8: below ZeRO-3, and with reduce_scatter off, it divides by the number of groups instead.
-        `check_training` refuses both, as clipping would begin at another norm.
+        Seen with DeepSpeed 0.19.8: below ZeRO-3, and with reduce_scatter off, it divides by the
+        number of groups instead. `check_training` refuses both, as clipping would begin at another
+        norm.
         """
-        outputs = model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False)
+        outputs = model(
+            input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
+        )
         ce = nn.functional.cross_entropy(
-            outputs.logits.flatten(0, 1).float(), inputs[TARGETS].flatten(), ignore_index=IGNORE, reduction="none"
+            outputs.logits.flatten(0, 1).float(),
+            inputs[TARGETS].flatten(),
+            ignore_index=IGNORE,
+            reduction="none",
         )
         loss = (ce * slice_weights(inputs).flatten()).sum() * ranks.world() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss

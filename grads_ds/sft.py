@@ -1,7 +1,8 @@
 """Supervised fine-tuning on what was selected, and on the variants it is compared with.
 
-Reads `prepared/pool`, `selection/` and the base model; writes `sft/model` (the main selection) or `sft/variants/<name>/model`,
-and TensorBoard curves. Run by `grads-ds sft CONFIG` or `deepspeed --hostfile H --module grads_ds sft CONFIG`.
+Reads `prepared/pool`, `selection/` and the base model; writes `sft/model` (the main selection) or
+`sft/variants/<name>/model`, and TensorBoard curves. Run by `grads-ds sft CONFIG` or `deepspeed
+--hostfile H --module grads_ds sft CONFIG`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ from grads_ds.train import optimizer_steps, train_model
 
 
 def run_sft(config: Config, run_dir: Path, name: str) -> None:
-    """Fine-tune the base model on one subset ("selected", "full", or a variant). Every rank calls this."""
+    """Fine-tune the base model on one subset ("selected", "full", or a variant).
+
+    Every rank calls this.
+    """
     sft = config.sft
     rows, pool = training_rows(config, run_dir, name)
-    watched = load_from_disk(str(run_dir / "prepared" / sft.early_stopping.set)) if sft.early_stopping else None
+    watched = (
+        load_from_disk(str(run_dir / "prepared" / sft.early_stopping.set))
+        if sft.early_stopping
+        else None
+    )
     work = run_dir / model_folder(name)
-    # equal steps: every variant gets the optimizer steps of the whole pool, repeating its rows as needed
+    # equal steps: every variant gets the optimizer steps of the whole pool, repeating its rows as
+    # needed
     steps = optimizer_steps(pool if sft.equal == "steps" else len(rows), sft)
     train_model(
         config,
@@ -48,9 +57,11 @@ def run_sft(config: Config, run_dir: Path, name: str) -> None:
 
 
 def training_rows(config: Config, run_dir: Path, name: str) -> tuple[Any, int]:
-    """(one subset's rows: input_ids, labels, with `sft.weights` also weight; how many the whole pool would give).
+    """(one subset's rows: input_ids, labels, with `sft.weights` also weight; how many the whole
+    pool would give).
 
-    With `sft.replay` general rows are added so that they make up that share, drawn anew in whole rounds when there are too few.
+    With `sft.replay` general rows are added so that they make up that share, drawn anew in whole
+    rounds when there are too few.
     """
     sft, seed = config.sft, config.seed
     pool = load_from_disk(str(run_dir / "prepared/pool"))
@@ -60,7 +71,9 @@ def training_rows(config: Config, run_dir: Path, name: str) -> tuple[Any, int]:
         rows = rows.select(chosen)
     share = sft.replay / (1 - sft.replay)
     if share:
-        general = load_from_disk(str(run_dir / "prepared/replay")).select_columns(["input_ids", "labels"])
+        general = load_from_disk(str(run_dir / "prepared/replay")).select_columns(
+            ["input_ids", "labels"]
+        )
         drawn = draw_replay(len(general), max(1, round(share * len(rows))), seed)
         rows = concatenate_datasets([rows, general.select(drawn)])
         weights = np.concatenate([weights, np.ones(len(drawn))])
@@ -79,7 +92,9 @@ def draw_replay(available: int, wanted: int, seed: int) -> list[int]:
 def chosen_rows(run_dir: Path, name: str, pool_ids: np.ndarray) -> tuple[list[int], np.ndarray]:
     """(positions in the pool of a subset's rows, in the pool's order; their weights float64)."""
     file = run_dir / selection_folder(name) / "selection.parquet"
-    table = pq.read_table(file, columns=["sample_id", "selected", "weight"], filters=[("selected", "=", True)])
+    table = pq.read_table(
+        file, columns=["sample_id", "selected", "weight"], filters=[("selected", "=", True)]
+    )
     ids, weights = table["sample_id"].to_numpy(), table["weight"].to_numpy()
     positions = np.flatnonzero(np.isin(pool_ids, ids))
     order = np.argsort(ids)

@@ -1,8 +1,10 @@
-"""The flow: prepare -> probe -> select -> sft -> evaluate -> report, what each depends on, and what is due.
+"""The flow: prepare -> probe -> select -> sft -> evaluate -> report, what each depends on, and what
+is due.
 
-Reads the config and the run directory's records; runs the units that are due and records them as done. A stage is one or
-more units (the preliminary training and the recording; one subset; one model), so that an interrupted or partly changed
-run repeats only what it must. No torch import until a stage that computes is run.
+Reads the config and the run directory's records; runs the units that are due and records them as
+done. A stage is one or more units (the preliminary training and the recording; one subset; one
+model), so that an interrupted or partly changed run repeats only what it must. No torch import
+until a stage that computes is run.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ _KEEPING = ("checkpoint_steps", "checkpoints_kept")  # no model depends on them
 
 @dataclass(frozen=True)
 class Unit:
-    """The smallest piece of work that is redone as a whole. `inputs` decide whether it is due; `outputs` are its files."""
+    """The smallest piece of work that is redone as a whole.
+
+    `inputs` decide whether it is due; `outputs` are its files.
+    """
 
     name: str
     inputs: dict[str, Any]
@@ -72,7 +77,9 @@ def _probe_units(config: Config, run_dir: Path) -> list[Unit]:
         run_recording(config, run_dir)
 
     probe = config.probe.model_dump(mode="json", exclude={"flush_seconds", *_KEEPING})
-    recording = {key: probe.pop(key) for key in ("layers", "tokens_per_microbatch", "loss_reduction")}
+    recording = {
+        key: probe.pop(key) for key in ("layers", "tokens_per_microbatch", "loss_reduction")
+    }
     extras = {key: probe.pop(key) for key in ("extras", "anchor")}
     recording |= extras if extras["extras"] else {}
     model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
@@ -81,10 +88,19 @@ def _probe_units(config: Config, run_dir: Path) -> list[Unit]:
         return [Unit("probe/record", model | {"probe": recording}, scores, record)]
     training = model | {"probe": probe, "deepspeed": config.deepspeed_json()}
     if config.probe.record == "during":
-        return [Unit("probe/train", training | {"recording": recording}, (*scores, "probe/model"), train)]
+        return [
+            Unit(
+                "probe/train", training | {"recording": recording}, (*scores, "probe/model"), train
+            )
+        ]
     return [
         Unit("probe/train", training, ("probe/model",), train),
-        Unit("probe/record", {"probe": recording, "training": unit_id(run_dir, "probe/train")}, scores, record),
+        Unit(
+            "probe/record",
+            {"probe": recording, "training": unit_id(run_dir, "probe/train")},
+            scores,
+            record,
+        ),
     ]
 
 
@@ -102,7 +118,9 @@ def _select_units(config: Config, run_dir: Path) -> list[Unit]:
             "prepare": unit_id(run_dir, "prepare"),
             "probe": unit_id(run_dir, scores_unit(config)),
         }
-        files = tuple(f"{folder}/{file}" for file in ("selected.jsonl", "selection.parquet", "selection.json"))
+        files = tuple(
+            f"{folder}/{file}" for file in ("selected.jsonl", "selection.parquet", "selection.json")
+        )
         return Unit(f"select/{name or MAIN}", inputs, files, work)
 
     return [unit(None), *(unit(name) for name in config.select.variants)]
@@ -115,7 +133,8 @@ def _sft_units(config: Config, run_dir: Path) -> list[Unit]:
 
             run_sft(config, run_dir, name)
 
-        footing = {"equal"} if name == "full" else set()  # the whole pool takes the same steps on every footing
+        # the whole pool takes the same steps on every footing
+        footing = {"equal"} if name == "full" else set()
         inputs = _model_inputs(config) | {
             "sft": config.sft.model_dump(mode="json", exclude={"variants", *_KEEPING, *footing}),
             "seed": config.seed,
@@ -139,10 +158,17 @@ def _evaluate_units(config: Config, run_dir: Path) -> list[Unit]:
     tasks = config.evaluate
     inputs = _model_inputs(config) | {
         "evaluate": config.evaluate.model_dump(mode="json"),
-        "task files": {
-            file: fingerprint(file) for file in (*tasks.multiple_choice.values(), *tasks.exact_match.values())
-        }
-        | ({tasks.lm_eval.include_path: fingerprint(tasks.lm_eval.include_path)} if tasks.lm_eval else {}),
+        "task files": (
+            {
+                file: fingerprint(file)
+                for file in (*tasks.multiple_choice.values(), *tasks.exact_match.values())
+            }
+            | (
+                {tasks.lm_eval.include_path: fingerprint(tasks.lm_eval.include_path)}
+                if tasks.lm_eval
+                else {}
+            )
+        ),
         "seed": config.seed,
         "prepare": unit_id(run_dir, "prepare"),
         "sft": {name: unit_id(run_dir, f"sft/{name}") for name in trained_names(config)},
@@ -158,7 +184,9 @@ def _report_units(config: Config, run_dir: Path) -> list[Unit]:
 
     inputs = {
         "probe": unit_id(run_dir, scores_unit(config)),
-        "select": {name: unit_id(run_dir, f"select/{name}") for name in [MAIN, *config.select.variants]},
+        "select": {
+            name: unit_id(run_dir, f"select/{name}") for name in [MAIN, *config.select.variants]
+        },
         "evaluate": unit_id(run_dir, "evaluate"),
     }
     return [Unit("report", inputs, ("report.html",), work)]
@@ -192,7 +220,11 @@ def model_folder(name: str) -> str:
 
 def scores_unit(config: Config) -> str:
     """The unit that leaves the score table."""
-    return "probe/train" if config.probe.epochs > 0 and config.probe.record == "during" else "probe/record"
+    return (
+        "probe/train"
+        if config.probe.epochs > 0 and config.probe.record == "during"
+        else "probe/record"
+    )
 
 
 def due_units(stage: Stage, config: Config, run_dir: Path) -> list[tuple[Unit, str]]:
@@ -201,7 +233,8 @@ def due_units(stage: Stage, config: Config, run_dir: Path) -> list[tuple[Unit, s
     for unit in stage.units(config, run_dir):
         reason = why_due(run_dir, unit.name, unit.inputs)
         if reason is None and due and stage.name == "probe":
-            reason = f"{due[0][0].name} runs again"  # the recording follows the training inside one stage
+            # the recording follows the training inside one stage
+            reason = f"{due[0][0].name} runs again"
         if reason:
             due.append((unit, reason))
     return due
@@ -214,15 +247,17 @@ def check_upstream(stage: Stage, config: Config, run_dir: Path) -> None:
         if due:
             unit, reason = due[0]
             raise UserError(
-                f"{stage.name}: wanted {earlier.name} to be finished and up to date; found {unit.name}: {reason}; "
-                f"run: grads-ds run CONFIG --to {stage.name}"
+                f"{stage.name}: wanted {earlier.name} to be finished and up to date; found"
+                f" {unit.name}: {reason}; run: grads-ds run CONFIG --to {stage.name}"
             )
 
 
 def execute(stage: Stage, config: Config) -> int:
     """Run the stage's due units in this process (on every rank of a distributed stage); returns 0.
 
-    Finished units are left alone. Under a launcher, a stage that needs one process runs on rank 0 and the others leave."""
+    Finished units are left alone. Under a launcher, a stage that needs one process runs on rank 0
+    and the others leave.
+    """
     from grads_ds import ranks
 
     run_dir = Path(config.run_dir)
@@ -274,12 +309,13 @@ def _named(stage: Stage, config: Config, run_dir: Path, name: str) -> Unit:
 
 def _finish(unit: Unit, config: Config, run_dir: Path, began: float) -> None:
     seconds = time.monotonic() - began
-    save_config(config, run_dir)  # now, not before: a refused input leaves the saved config as it was
+    # now, not before: a refused input leaves the saved config as it was
+    save_config(config, run_dir)
     mark_done(run_dir, unit.name, unit.inputs, unit.outputs, seconds)
     print(f"{unit.name}: done in {seconds:.1f} s", flush=True)
 
 
-# ---- inputs ---------------------------------------------------------------------------------------------------------
+# ---- inputs --------------------------------------------------------------------------------------
 
 
 def _model_inputs(config: Config) -> dict[str, Any]:
@@ -288,7 +324,10 @@ def _model_inputs(config: Config) -> dict[str, Any]:
 
 
 def fingerprint(path: str | None, weights: bool = True) -> str | None:
-    """A digest of a file's or folder's content; None for a hub id or nothing. `weights=False` leaves weight files out."""
+    """A digest of a file's or folder's content; None for a hub id or nothing.
+
+    `weights=False` leaves weight files out.
+    """
     if path is None or not Path(path).exists():
         return None
     root = Path(path)
@@ -298,7 +337,9 @@ def fingerprint(path: str | None, weights: bool = True) -> str | None:
         if not weights and file.suffix in (".safetensors", ".bin", ".pt", ".pth"):
             continue
         stat = file.stat()
-        digest.update(f"{file.relative_to(root) if root.is_dir() else file.name}:{stat.st_size}:".encode())
+        digest.update(
+            f"{file.relative_to(root) if root.is_dir() else file.name}:{stat.st_size}:".encode()
+        )
         if stat.st_size < HASH_WHOLE_BELOW:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         else:

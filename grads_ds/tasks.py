@@ -1,7 +1,9 @@
-"""Tasks of the evaluate stage beside held-out loss: multiple choice, exact match, and lm-evaluation-harness's own.
+"""Tasks of the evaluate stage beside held-out loss: multiple choice, exact match, and
+lm-evaluation-harness's own.
 
-Reads JSONL files of {"question", "choices", "answer": index} or {"prompt", "answer": text}, and the harness's task files;
-writes nothing. Every rank calls `run_tasks` with a model on an engine. The harness needs the extra: pip install 'grads-ds[eval]'.
+Reads JSONL files of {"question", "choices", "answer": index} or {"prompt", "answer": text}, and the
+harness's task files; writes nothing. Every rank calls `run_tasks` with a model on an engine. The
+harness needs the extra: pip install 'grads-ds[eval]'.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def run_tasks(config: Config, model_path: str, model_name: str) -> dict[str, dic
                 model, tokenizer, read_choices(Path(file)), config, f"{model_name} on {name}"
             )
         for name, file in settings.exact_match.items():
-            results[name] = exact_match(model, tokenizer, read_prompts(Path(file)), config, f"{model_name} on {name}")
+            results[name] = exact_match(
+                model, tokenizer, read_prompts(Path(file)), config, f"{model_name} on {name}"
+            )
         if settings.lm_eval:
             from grads_ds.harness import run_harness
 
@@ -44,14 +48,22 @@ def run_tasks(config: Config, model_path: str, model_name: str) -> dict[str, dic
 def multiple_choice(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, what: str
 ) -> dict[str, Any]:
-    """Accuracy when the choice of the highest log-likelihood after the question is taken; also with it divided by the
-    choice's characters. Question and choice are joined by a space, or follow the chat template's assistant turn."""
+    """Accuracy when the choice of the highest log-likelihood after the question is taken; also with
+    it divided by the choice's characters. Question and choice are joined by a space, or follow the
+    chat template's assistant turn.
+    """
     pairs, owners = [], []
     for number, row in enumerate(rows):
         for choice in row["choices"]:
-            pairs.append(encode_pair(tokenizer, *_asked(tokenizer, row["question"], choice, config.evaluate.chat)))
+            pairs.append(
+                encode_pair(
+                    tokenizer, *_asked(tokenizer, row["question"], choice, config.evaluate.chat)
+                )
+            )
             owners.append(number)
-    values, _ = log_likelihoods(model, pairs, config.evaluate.tokens_per_microbatch, _context(model), what)
+    values, _ = log_likelihoods(
+        model, pairs, config.evaluate.tokens_per_microbatch, _context(model), what
+    )
     sizes = np.array([max(1, len(choice)) for row in rows for choice in row["choices"]])
     owner = np.array(owners)
     right, right_by_size = np.zeros(len(rows)), np.zeros(len(rows))
@@ -60,16 +72,29 @@ def multiple_choice(
         right[number] = np.argmax(values[mine]) == row["answer"]
         right_by_size[number] = np.argmax(values[mine] / sizes[mine]) == row["answer"]
     return (
-        {"kind": "multiple_choice"} | _accuracy(right, config) | {"accuracy_by_characters": float(right_by_size.mean())}
+        {"kind": "multiple_choice"}
+        | _accuracy(right, config)
+        | {"accuracy_by_characters": float(right_by_size.mean())}
     )
 
 
-def exact_match(model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, what: str) -> dict[str, Any]:
-    """Share of prompts whose greedy continuation, up to its first line break and without outer spaces, is the answer."""
-    prompts = [_chat(tokenizer, row["prompt"]) if config.evaluate.chat else row["prompt"] for row in rows]
+def exact_match(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, what: str
+) -> dict[str, Any]:
+    """Share of prompts whose greedy continuation, up to its first line break and without outer
+    spaces, is the answer.
+    """
+    prompts = [
+        _chat(tokenizer, row["prompt"]) if config.evaluate.chat else row["prompt"] for row in rows
+    ]
     settings = config.evaluate
-    texts = generate(model, tokenizer, prompts, settings.max_new_tokens, settings.generation_batch, ["\n"], what)
-    right = np.array([text.strip() == row["answer"].strip() for text, row in zip(texts, rows, strict=True)], float)
+    texts = generate(
+        model, tokenizer, prompts, settings.max_new_tokens, settings.generation_batch, ["\n"], what
+    )
+    right = np.array(
+        [text.strip() == row["answer"].strip() for text, row in zip(texts, rows, strict=True)],
+        float,
+    )
     return {"kind": "exact_match"} | _accuracy(right, config)
 
 
@@ -88,7 +113,15 @@ def _context(model: Any) -> int:
 
 
 def _accuracy(right: np.ndarray, config: Config) -> dict[str, Any]:
-    """Accuracy and its 95 % bootstrap interval (percentile method; the same redrawn samples for every model)."""
-    draws = np.random.default_rng(config.seed).integers(len(right), size=(config.evaluate.bootstrap, len(right)))
+    """Accuracy and its 95 % bootstrap interval (percentile method; the same redrawn samples for
+    every model).
+    """
+    draws = np.random.default_rng(config.seed).integers(
+        len(right), size=(config.evaluate.bootstrap, len(right))
+    )
     low, high = np.quantile(right[draws].mean(axis=1), [0.025, 0.975])
-    return {"accuracy": float(right.mean()), "accuracy_ci95": [float(low), float(high)], "num_samples": len(right)}
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": [float(low), float(high)],
+        "num_samples": len(right),
+    }

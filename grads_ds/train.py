@@ -1,7 +1,9 @@
-"""Training: rows of tokens and settings -> a model folder, through transformers' Trainer on the user's DeepSpeed config.
+"""Training: rows of tokens and settings -> a model folder, through transformers' Trainer on the
+user's DeepSpeed config.
 
-Serves the preliminary phase and SFT alike. Reads a prepared data set; writes resumable checkpoints under a work folder
-while it trains (removed at the end), TensorBoard curves, and the trained model as Hugging Face safetensors.
+Serves the preliminary phase and SFT alike. Reads a prepared data set; writes resumable checkpoints
+under a work folder while it trains (removed at the end), TensorBoard curves, and the trained model
+as Hugging Face safetensors.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ from typing import Any
 import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.integrations import TensorBoardCallback
 
 from grads_ds import heartbeat, pace, ranks
@@ -57,11 +65,13 @@ def train_model(
 ) -> None:
     """Train the model at `model_path` on `rows` for `steps` and write it to `model_dir`.
 
-    `rows` has columns input_ids, labels and, where samples count differently, weight. With `early_stopping`, training ends once the loss
-    on the rows `held_out` no longer falls, and the model is that of its lowest loss. With `packing` the samples of a micro-batch share
-    rows; with `sequence` above 1 so many ranks share each sample's tokens. `card` is the text of the model's README.md; `adapter_dir`
-    receives the LoRA adapter by itself, beside the merged model. Raises UserError when packed samples would see each other. Resumes
-    from the last finished checkpoint in `work_dir`, if there is one. Every rank calls this.
+    `rows` has columns input_ids, labels and, where samples count differently, weight. With
+    `early_stopping`, training ends once the loss on the rows `held_out` no longer falls, and the
+    model is that of its lowest loss. With `packing` the samples of a micro-batch share rows; with
+    `sequence` above 1 so many ranks share each sample's tokens. `card` is the text of the model's
+    README.md; `adapter_dir` receives the LoRA adapter by itself, beside the merged model. Raises
+    UserError when packed samples would see each other. Resumes from the last finished checkpoint in
+    `work_dir`, if there is one. Every rank calls this.
     """
     readers = ranks.world() // sequence  # ranks, or groups of them, that read rows of their own
     micro = micro_batch(settings, readers)
@@ -91,9 +101,11 @@ def train_model(
         seed=config.seed,
         data_seed=config.seed,
         deepspeed=settings_json,
-        parallelism_config=sharing.enter_context(sequence_parallel(sequence, config.model.attention))
-        if sequence > 1
-        else None,
+        parallelism_config=(
+            sharing.enter_context(sequence_parallel(sequence, config.model.attention))
+            if sequence > 1
+            else None
+        ),
         save_strategy="steps",
         save_steps=early_stopping.every if early_stopping else settings.checkpoint_steps,
         eval_strategy="steps" if early_stopping else "no",
@@ -108,7 +120,8 @@ def train_model(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    set_seed(config.seed)  # new adapters are drawn at random: every training of a seed begins with the same ones
+    # new adapters are drawn at random: every training of a seed begins with the same ones
+    set_seed(config.seed)
     model = load_model(config, model_path)
     if config.model.lora is not None:
         model = with_lora(model, config.model.lora)
@@ -117,7 +130,11 @@ def train_model(
     collator: Collator = PackingCollator(config, pad or 0) if packing else Collator(pad or 0)
     if sequence > 1:
         collator = SliceCollator(pad or 0, sequence)
-    stopping = [EarlyStoppingCallback(early_stopping.patience, early_stopping.min_delta)] if early_stopping else []
+    stopping = (
+        [EarlyStoppingCallback(early_stopping.patience, early_stopping.min_delta)]
+        if early_stopping
+        else []
+    )
     trainer = (SequenceTrainer if sequence > 1 else SftTrainer)(
         model=model,
         args=arguments,
@@ -157,17 +174,25 @@ class _Progress(TrainerCallback):
     def __init__(self, what: str):
         self.what = what
 
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.what, unit="step")
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.what, unit="step"
+        )
 
-    def on_log(self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
         if logs and "loss" in logs:
             self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
 
     def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update()
 
-    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
         self.bar.close()
 
 
@@ -177,15 +202,23 @@ class _Beats(TrainerCallback):
     def __init__(self, what: str):
         self.what = what
 
-    def on_train_begin(self, args: TrainingArguments, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: Any, control: Any, model: Any, **kwargs: Any
+    ) -> None:
         self.timed = pace.attach(model)  # the engine stands by now
 
-    def on_step_begin(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
         heartbeat.beat(self.what, state.global_step, state.max_steps)
 
-    def on_substep_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_substep_end(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
         heartbeat.beat(self.what, state.global_step, state.max_steps)
 
-    def on_train_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
+    ) -> None:
         for handle in self.timed:
             handle.remove()

@@ -1,8 +1,10 @@
-"""Is the cluster fit for a run? Every host is looked at the way a job would use it, and compared with the others.
+"""Is the cluster fit for a run? Every host is looked at the way a job would use it, and compared
+with the others.
 
-`examine` (for `grads-ds doctor`) tries ssh, runs launcher/examine.py on every slot through the very backend a job would use, and
-turns what comes back into findings. `glance` (for `grads-ds run`) asks every host once for what it is like and starts no job. What
-the facts mean stands in launcher/findings.py. No torch import.
+`examine` (for `grads-ds doctor`) tries ssh, runs launcher/examine.py on every slot through the very
+backend a job would use, and turns what comes back into findings. `glance` (for `grads-ds run`) asks
+every host once for what it is like and starts no job. What the facts mean stands in
+launcher/findings.py. No torch import.
 """
 
 from __future__ import annotations
@@ -29,11 +31,21 @@ from launcher.watch import Limits
 _WORDS = [sys.executable, str(Path(__file__).with_name("examine.py"))]
 LIMITS = Limits(start=60.0, lost=15.0, hang=60.0, grace=3.0, settle=3.0)
 # what of this environment decides what a host finds; the rest comes with the job
-_CARRIED = ("PATH", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", *INTERFACE_VARIABLES)
+_CARRIED = (
+    "PATH",
+    "DS_ACCELERATOR",
+    "TORCH_EXTENSIONS_DIR",
+    "CUDA_VISIBLE_DEVICES",
+    *INTERFACE_VARIABLES,
+)
 
 
 def examine(place: Place, run_dir: Path, files: Sequence[str], ops: Sequence[str]) -> list[Finding]:
-    """Look at every host. `files` are the model and data paths that a run reads, `ops` what DeepSpeed loads for the config."""
+    """Look at every host.
+
+    `files` are the model and data paths that a run reads, `ops` what DeepSpeed loads for the
+    config.
+    """
     findings: list[Finding] = []
     question = {"run_dir": str(run_dir.resolve()), "files": list(files)}
     if place.backend in BY_SSH:
@@ -54,7 +66,9 @@ def examine(place: Place, run_dir: Path, files: Sequence[str], ops: Sequence[str
     limited = Place(place.hosts, place.backend, place.ports, LIMITS)
     try:
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        outcome = run_job("doctor", [*_WORDS, json.dumps(question)], limited, run_dir / "logs", shown=False)
+        outcome = run_job(
+            "doctor", [*_WORDS, json.dumps(question)], limited, run_dir / "logs", shown=False
+        )
     except UserError as error:
         return findings + [Finding("start", "*", "fault", fault) for fault in error.faults]
     except OSError as error:
@@ -70,7 +84,9 @@ def examine(place: Place, run_dir: Path, files: Sequence[str], ops: Sequence[str
 
 
 def _core(error: str) -> str:
-    """The one line of an error that says most: a supervisor's own word, else the last that is not mere decoration."""
+    """The one line of an error that says most: a supervisor's own word, else the last that is not
+    mere decoration.
+    """
     lines = [line.strip() for line in error.splitlines() if re.search(r"\w", line)]
     return next((line for line in lines if "grads-ds: " in line), lines[-1] if lines else "")
 
@@ -96,18 +112,19 @@ def _judge(known: Sequence[tuple[Host, Facts]], hosts: int, ops: Sequence[str]) 
         finding
         for host, fact in known
         for finding in of_one_host(host.address, fact, host.slots, hosts > 1, ops)
-    ]  # fmt: skip
+    ]
     return findings + of_all_hosts({host.address: fact for host, fact in known})
 
 
 def glance(
     place: Place, run_dir: Path, files: Sequence[str], ops: Sequence[str]
 ) -> tuple[dict[str, str], list[Finding]]:
-    """What a run can know of its hosts within a second or two: (why a host cannot be asked, by name; findings of the others).
+    """What a run can know of its hosts within a second or two: (why a host cannot be asked, by
+    name; findings of the others).
 
-    Versions, code, accelerators, interfaces, disk, permission, limits, fingerprints of model and data; no job, no collective.
-    Asks by ssh, inside a Slurm allocation by srun, here directly. A host that takes longer than launcher/reach.py allows is one
-    that cannot be asked.
+    Versions, code, accelerators, interfaces, disk, permission, limits, fingerprints of model and
+    data; no job, no collective. Asks by ssh, inside a Slurm allocation by srun, here directly. A
+    host that takes longer than launcher/reach.py allows is one that cannot be asked.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     carried = {name: os.environ[name] for name in _CARRIED if name in os.environ}
@@ -121,5 +138,7 @@ def glance(
     else:
         told = ask_by_slurm(place.hosts, words, json.dumps(question))
     lost = {name: answer for name, answer in told.items() if isinstance(answer, str)}
-    known = [(host, answer) for host in place.hosts if not isinstance(answer := told[host.name], str)]
+    known = [
+        (host, answer) for host in place.hosts if not isinstance(answer := told[host.name], str)
+    ]
     return lost, _judge(known, len(place.hosts), ops)

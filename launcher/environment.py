@@ -1,7 +1,8 @@
-"""What a rank's environment is made of: the launcher's own, whole, carried in a file only its user can read.
+"""What a rank's environment is made of: the launcher's own, whole, carried in a file only its user
+can read.
 
-Nothing of it stands in a command line or a log. Reads `os.environ` and DeepSpeed's `.deepspeed_env`; values may hold quotes,
-spaces and line breaks.
+Nothing of it stands in a command line or a log. Reads `os.environ` and DeepSpeed's
+`.deepspeed_env`; values may hold quotes, spaces and line breaks.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from grads_ds.config import UserError
 from launcher.hosts import visible_gpus
 
-# glibc hands every large tensor back to the system and the page faults eat the time: an 8M-parameter training step took
-# 4.2 s without these and 1.25 s with them (2 CPU cores, 2026-11)
+# glibc hands every large tensor back to the system and the page faults eat the time: an
+# 8M-parameter training step took 4.2 s without these and 1.25 s with them (2 CPU cores, 2026-11)
 CPU_ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -24,19 +25,26 @@ CPU_ALLOCATOR = {
 }
 # true on one host, or for one session or one rank, only
 _LOCAL = re.compile(
-    r"(?:HOSTNAME|PWD|OLDPWD|SHLVL|_|TERM|TERMCAP|DISPLAY|XAUTHORITY|LS_COLORS|TMPDIR|WINDOWID|TMUX\w*|STY|MAIL"
-    r"|SSH_\w+|XDG_\w+|DBUS_\w+|SYSTEMD_\w+|INVOCATION_ID|JOURNAL_STREAM|PMI\w*|PMIX\w*|OMPI_\w+|PRTE_\w+|HYDRA_\w+|MPI_LOCAL\w+|SLURM\w*"
-    r"|SBATCH_\w+|SRUN_\w+|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|LOCAL_SIZE|CROSS_RANK|CROSS_SIZE|MASTER_ADDR|MASTER_PORT)"
+    r"(?:HOSTNAME|PWD|OLDPWD|SHLVL|_|TERM|TERMCAP|DISPLAY|XAUTHORITY|LS_COLORS|TMPDIR|WINDOWID|TMUX\w*"
+    r"|STY|MAIL"
+    r"|SSH_\w+|XDG_\w+|DBUS_\w+|SYSTEMD_\w+|INVOCATION_ID|JOURNAL_STREAM|PMI\w*|PMIX\w*|OMPI_\w+|PRTE_\w+|HYDRA_\w+"
+    r"|MPI_LOCAL\w+|SLURM\w*"
+    r"|SBATCH_\w+|SRUN_\w+|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|LOCAL_SIZE"
+    r"|CROSS_RANK|CROSS_SIZE|MASTER_ADDR|MASTER_PORT)"
 )
-# what a runner itself needs; with more than this, DeepSpeed's would write every PYTHON*, NCCL*, UCX* into remote command lines
+# what a runner itself needs; with more than this, DeepSpeed's would write every PYTHON*, NCCL*,
+# UCX* into remote command lines
 _RUNNER = re.compile(
-    r"(?:PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|TMPDIR|TERM|SSH_\w+|PDSH_\w+|KRB5\w+|LD_LIBRARY_PATH|DS_ACCELERATOR"
+    r"(?:PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|TMPDIR|TERM|SSH_\w+|PDSH_\w+|KRB5\w+"
+    r"|LD_LIBRARY_PATH|DS_ACCELERATOR"
     r"|OMPI_MCA_\w+|PRTE_MCA_\w+|OPAL_\w+|HYDRA_\w+|MPIEXEC_\w+|SLURM\w*|PMIX_MCA_\w+|VIRTUAL_ENV)"
 )
 
 
 def forwarded(environment: Mapping[str, str], extra: Mapping[str, str]) -> dict[str, str]:
-    """What every rank gets: `.deepspeed_env` < the launcher's environment < `extra`, without what is true here only."""
+    """What every rank gets: `.deepspeed_env` < the launcher's environment < `extra`, without what
+    is true here only.
+    """
     kept = {name: value for name, value in environment.items() if not _LOCAL.fullmatch(name)}
     return deepspeed_env() | kept | dict(extra)
 
@@ -44,7 +52,8 @@ def forwarded(environment: Mapping[str, str], extra: Mapping[str, str]) -> dict[
 def for_runner(environment: Mapping[str, str]) -> dict[str, str]:
     """What the process that starts the ranks gets."""
     kept = {name: value for name, value in environment.items() if _RUNNER.fullmatch(name)}
-    return kept | {"DS_ENV_FILE": ".grads_ds.none"}  # its values would stand in command lines and in the log
+    # its values would stand in command lines and in the log
+    return kept | {"DS_ENV_FILE": ".grads_ds.none"}
 
 
 def write_private(path: Path, environment: Mapping[str, str]) -> None:
@@ -55,10 +64,11 @@ def write_private(path: Path, environment: Mapping[str, str]) -> None:
 
 
 def deepspeed_env() -> dict[str, str]:
-    """The variables of `.deepspeed_env` (home, then here; or $DS_ENV_FILE), which DeepSpeed's users keep for their ranks.
+    """The variables of `.deepspeed_env` (home, then here; or $DS_ENV_FILE), which DeepSpeed's users
+    keep for their ranks.
 
-    One NAME=value a line; comments and blank lines are skipped, a value in one pair of quotes loses them. Raises UserError
-    naming the line that is neither.
+    One NAME=value a line; comments and blank lines are skipped, a value in one pair of quotes loses
+    them. Raises UserError naming the line that is neither.
     """
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     variables: dict[str, str] = {}
@@ -85,7 +95,11 @@ def deepspeed_env() -> dict[str, str]:
 
 def of_this_kind_of_machine(ranks_here: int) -> dict[str, str]:
     """Variables every rank needs on this kind of machine, unless the user has set them."""
-    wanted = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    wanted = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     # one line per rank and call from torch and transformers otherwise
     wanted["PYTHONWARNINGS"] = "ignore::FutureWarning"
     if not visible_gpus():

@@ -1,10 +1,11 @@
 """What one rank of `grads-ds doctor` finds out about its host and the way to the others.
 
-Run under the supervisor as `python launcher/examine.py JSON`, which names the paths to look at. Writes into the job folder
-`host<rank>.json` (the first rank of each host: what the host is like), `reach<rank>.json` (which other hosts it can enter) and
-`collective.json` (rank 0: bandwidths). With `--quick` it reads the JSON from standard input, prints what the host is like as
-one line of JSON and ends (launcher/reach.py). Standard library only until the collectives, so that a host without torch can
-say so.
+Run under the supervisor as `python launcher/examine.py JSON`, which names the paths to look at.
+Writes into the job folder `host<rank>.json` (the first rank of each host: what the host is like),
+`reach<rank>.json` (which other hosts it can enter) and `collective.json` (rank 0: bandwidths). With
+`--quick` it reads the JSON from standard input, prints what the host is like as one line of JSON
+and ends (launcher/reach.py). Standard library only until the collectives, so that a host without
+torch can say so.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # by path, this folder stood there, full of short names
+# by path, this folder stood there, full of short names
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launcher.facts import host_facts, wrong_interfaces  # noqa: E402
 from launcher.network import address_towards, free_port, interface_towards  # noqa: E402
@@ -29,9 +31,16 @@ CONNECT_SECONDS = 5.0
 COLLECTIVE_BYTES = 4 * 2**20
 
 
-def reach_others(folder: Path, rank: int, first_ranks: list[int], names: list[str], ports: tuple[int, int]) -> None:
-    """Open a port, let the others in, enter theirs. Writes the interface and, by host, None or why it cannot be entered."""
-    other = next((name for first, name in zip(first_ranks, names, strict=True) if first != rank), None)
+def reach_others(
+    folder: Path, rank: int, first_ranks: list[int], names: list[str], ports: tuple[int, int]
+) -> None:
+    """Open a port, let the others in, enter theirs.
+
+    Writes the interface and, by host, None or why it cannot be entered.
+    """
+    other = next(
+        (name for first, name in zip(first_ranks, names, strict=True) if first != rank), None
+    )
     if other is None:
         return
     address, interface = address_towards(other), interface_towards(other)
@@ -45,17 +54,26 @@ def reach_others(folder: Path, rank: int, first_ranks: list[int], names: list[st
         for first, name in zip(first_ranks, names, strict=True):
             if first == rank:
                 continue
-            while not (theirs := read(folder / f"door{first}.json")) and time.monotonic() < deadline:
+            while (
+                not (theirs := read(folder / f"door{first}.json")) and time.monotonic() < deadline
+            ):
                 time.sleep(0.05)
             if not theirs:
                 cannot[name] = "it opened no port in time"
                 continue
             try:
-                with socket.create_connection((theirs["address"], theirs["port"]), timeout=CONNECT_SECONDS):
+                with socket.create_connection(
+                    (theirs["address"], theirs["port"]), timeout=CONNECT_SECONDS
+                ):
                     cannot[name] = None
             except OSError as error:
                 cannot[name] = f"{theirs['address']}:{theirs['port']}: {error.strerror or error}"
-        found = {"interface": interface, "address": address, "cannot": cannot, "megabits": link_speed(interface)}
+        found = {
+            "interface": interface,
+            "address": address,
+            "cannot": cannot,
+            "megabits": link_speed(interface),
+        }
         publish(folder / f"reach{rank}.json", found)
         _reached(folder, first_ranks, deadline)  # the door stays open until everybody has tried it
 
@@ -70,7 +88,7 @@ def _reached(folder: Path, first_ranks: list[int], deadline: float) -> list[dict
 
 
 def link_speed(interface: str | None) -> int | None:
-    """Megabits a second the interface is linked with, as the kernel says; None where it does not."""
+    """The interface's link speed in Mbit/s as the kernel reports it, or None."""
     with contextlib.suppress(OSError, ValueError):
         speed = int(Path(f"/sys/class/net/{interface}/speed").read_text())
         return speed if speed > 0 else None
@@ -78,17 +96,25 @@ def link_speed(interface: str | None) -> int | None:
 
 
 def may_meet(folder: Path, first_ranks: list[int]) -> bool:
-    """Whether every host reaches every other through an interface it has: else a collective would only hang."""
+    """Whether every host reaches every other through an interface it has: else a collective would
+    only hang.
+    """
     if len(first_ranks) == 1:
         return True
     reached = _reached(folder, first_ranks, time.monotonic() + MEET_SECONDS)
     facts = [read(folder / f"host{first}.json") for first in first_ranks]
     chosen = [wrong_interfaces(fact) for fact in facts]
-    return all(reached) and not any(chosen) and not any(fault for r in reached for fault in r["cannot"].values())
+    return (
+        all(reached)
+        and not any(chosen)
+        and not any(fault for r in reached for fault in r["cannot"].values())
+    )
 
 
 def collectives(rank: int, world: int, size: int = COLLECTIVE_BYTES) -> dict[str, Any]:
-    """All-reduce and all-gather of `size` bytes over all ranks: seconds, and bytes per second that cross one rank's link (in a ring)."""
+    """All-reduce and all-gather of `size` bytes over all ranks: seconds, and bytes per second that
+    cross one rank's link (in a ring).
+    """
     import torch
     import torch.distributed as dist
 
@@ -102,7 +128,10 @@ def collectives(rank: int, world: int, size: int = COLLECTIVE_BYTES) -> dict[str
     ours = torch.full((count,), float(rank + 1), device=device)
     gathered = torch.empty(world * (count // world), device=device)
     found: dict[str, Any] = {"backend": dist.get_backend()}
-    for name, moved in (("all_reduce", 2 * (world - 1) / world), ("all_gather", (world - 1) / world)):
+    for name, moved in (
+        ("all_reduce", 2 * (world - 1) / world),
+        ("all_gather", (world - 1) / world),
+    ):
         best = float("inf")
         for _ in range(4):
             tensor = ours.clone()
@@ -115,7 +144,11 @@ def collectives(rank: int, world: int, size: int = COLLECTIVE_BYTES) -> dict[str
             if cuda:
                 torch.cuda.synchronize()
             best = min(best, time.perf_counter() - began)
-        correct = bool(tensor[0] == world * (world + 1) / 2) if name == "all_reduce" else bool(gathered[-1] == world)
+        correct = (
+            bool(tensor[0] == world * (world + 1) / 2)
+            if name == "all_reduce"
+            else bool(gathered[-1] == world)
+        )
         found[name] = {"seconds": best, "bytes_per_second": moved * size / best, "correct": correct}
     dist.barrier()
     clocks: list[Any] = [None] * world

@@ -1,6 +1,8 @@
-"""What a host is like, as a run needs to know it: versions, code, accelerators, disk, limits, tools, fingerprints of files.
+"""What a host is like, as a run needs to know it: versions, code, accelerators, disk, limits,
+tools, fingerprints of files.
 
-Reads this host and the paths it is asked about; leaves nothing. Standard library only, so that a host without torch can say so.
+Reads this host and the paths it is asked about; leaves nothing. Standard library only, so that a
+host without torch can say so.
 """
 
 from __future__ import annotations
@@ -34,13 +36,17 @@ PACKAGES = (
     "safetensors",
     "pydantic",
 )
-WHOLE_BYTES, PIECE_BYTES = 8 * 2**20, 65536  # files up to the first are read whole, of larger ones three pieces
+# files up to the first are read whole, of larger ones three pieces
+WHOLE_BYTES, PIECE_BYTES = 8 * 2**20, 65536
 INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-OPS = ("cpu_adam", "fused_adam", "async_io")  # what DeepSpeed compiles for offload, fused Adam and NVMe
+# what DeepSpeed compiles for offload, fused Adam and NVMe
+OPS = ("cpu_adam", "fused_adam", "async_io")
 
 
 def host_facts(asked: dict[str, Any]) -> dict[str, Any]:
-    """Facts about this host, none of which needs torch; `asked` names paths and, where none was forwarded, the environment."""
+    """Facts about this host, none of which needs torch; `asked` names paths and, where none was
+    forwarded, the environment.
+    """
     environment = dict(os.environ) | asked.get("environment", {})
     name = socket.gethostname()
     try:
@@ -58,17 +64,24 @@ def host_facts(asked: dict[str, Any]) -> dict[str, Any]:
         "shared_memory": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "locked_memory": resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
-        "tools": {tool: shutil.which(tool, path=environment.get("PATH")) for tool in ("g++", "ninja", "nvcc")},
+        "tools": {
+            tool: shutil.which(tool, path=environment.get("PATH"))
+            for tool in ("g++", "ninja", "nvcc")
+        },
         "ops": {op: _built(op, environment) for op in OPS},
         "op_locks": {op: lock for op in OPS if (lock := _lock(op, environment))},
         "files": {path: _content_digest(Path(path)) for path in asked["files"]},
         "interfaces": {name: address_of(name) for _, name in socket.if_nameindex()},
-        "chosen_interfaces": {name: environment[name] for name in INTERFACE_VARIABLES if environment.get(name)},
+        "chosen_interfaces": {
+            name: environment[name] for name in INTERFACE_VARIABLES if environment.get(name)
+        },
     }
 
 
 def _built(op: str, environment: dict[str, str]) -> str | None:
-    """How an op of DeepSpeed is there: "pre-built" with the package, "compiled" by an earlier start here; None: neither."""
+    """How an op of DeepSpeed is there: "pre-built" with the package, "compiled" by an earlier start
+    here; None: neither.
+    """
     for folder in map(Path, sys.path):
         if any((folder / "deepspeed/ops").rglob(f"{op}_op*.so")):  # where DS_BUILD_OPS=1 puts them
             return "pre-built"
@@ -79,9 +92,11 @@ def _built(op: str, environment: dict[str, str]) -> str | None:
 
 
 def _lock(op: str, environment: dict[str, str]) -> dict[str, Any] | None:
-    """The file by which one rank keeps others from an op while it compiles or looks at it, and its age in seconds; None: no such file.
+    """The file by which one rank keeps others from an op while it compiles or looks at it, and its
+    age in seconds; None: no such file.
 
-    A killed rank leaves it behind, and every later one waits for it without end (torch 2.13.0, utils/file_baton.py).
+    A killed rank leaves it behind, and every later one waits for it without end (torch 2.13.0,
+    utils/file_baton.py).
     """
     with contextlib.suppress(OSError):
         for lock in _compiled_below(environment).rglob(f"{op}/lock"):
@@ -110,9 +125,11 @@ def _code_digest() -> str:
 
 
 def _content_digest(path: Path) -> dict[str, str]:
-    """A digest of names, sizes and contents of the files at `path` as {"digest"}, or {"error"} when one cannot be read.
+    """A digest of names, sizes and contents of the files at `path` as {"digest"}, or {"error"} when
+    one cannot be read.
 
-    Of files above 8 MiB the beginning, the middle and the end are read: seconds for weights of any size.
+    Of files above 8 MiB the beginning, the middle and the end are read: seconds for weights of any
+    size.
     """
     digest = hashlib.sha256()
     try:
@@ -133,7 +150,11 @@ def _content_digest(path: Path) -> dict[str, str]:
 
 def _gpus(environment: dict[str, str]) -> list[dict[str, str]]:
     """Name, driver and memory (MiB) of every NVIDIA GPU; empty without any."""
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
+    query = [
+        "nvidia-smi",
+        "--query-gpu=name,driver_version,memory.total",
+        "--format=csv,noheader,nounits",
+    ]
     try:
         told = subprocess.run(query, capture_output=True, text=True, timeout=30, env=environment)
     except (OSError, subprocess.TimeoutExpired):
@@ -143,7 +164,9 @@ def _gpus(environment: dict[str, str]) -> list[dict[str, str]]:
 
 
 def _run_dir(folder: Path) -> dict[str, Any]:
-    """Free bytes where the run directory is, and why this host cannot write there (None when it can)."""
+    """Free bytes where the run directory is, and why this host cannot write there (None when it
+    can).
+    """
     trial = folder / f".doctor.{socket.gethostname()}.{os.getpid()}"
     reason = None
     try:
@@ -159,19 +182,28 @@ def _run_dir(folder: Path) -> dict[str, Any]:
 
 
 def wrong_interfaces(fact: Mapping[str, Any]) -> list[str]:
-    """Faults of the interfaces that the user chose by variables, on the host that `fact` describes."""
+    """Faults of the interfaces chosen by variables, on the host that `fact` describes."""
     faults = []
-    there = ", ".join(f"{name} ({address})" for name, address in fact["interfaces"].items() if address)
+    there = ", ".join(
+        f"{name} ({address})" for name, address in fact["interfaces"].items() if address
+    )
     for variable, value in fact["chosen_interfaces"].items():
         if value.startswith(("^", "=")) or "," in value:
             continue  # NCCL's patterns and lists
         named = [name for name in fact["interfaces"] if name.startswith(value)]
-        named = [name for name in named if name == value] or (named if variable.startswith("NCCL") else [])
+        named = [name for name in named if name == value] or (
+            named if variable.startswith("NCCL") else []
+        )
         addresses = [fact["interfaces"][name] for name in named]
         if not named:
             faults.append(f"{variable}={value}: this host has no such interface; it has {there}")
         elif not any(addresses):
-            faults.append(f"{variable}={value}: that interface has no address here; there are {there}")
+            faults.append(
+                f"{variable}={value}: that interface has no address here; there are {there}"
+            )
         elif all(address.startswith("127.") for address in addresses if address):
-            faults.append(f"{variable}={value}: that is loopback, which leads to no other host; there are {there}")
+            faults.append(
+                f"{variable}={value}: that is loopback, which leads to no other host; there are"
+                f" {there}"
+            )
     return faults

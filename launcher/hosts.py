@@ -1,6 +1,8 @@
-"""Hosts and their slots: from a DeepSpeed hostfile, Slurm's allocation, or this machine; chosen by --include and --exclude.
+"""Hosts and their slots: from a DeepSpeed hostfile, Slurm's allocation, or this machine; chosen by
+--include and --exclude.
 
-Names are data: what is not a host name is refused, and none ever stands in a shell's text. No torch import.
+Names are data: what is not a host name is refused, and none ever stands in a shell's text. No torch
+import.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Host:
 
     name: str
     slots: int
-    devices: tuple[int, ...] | None = None  # chosen accelerators of this host; None: the first `slots` of them
+    # chosen accelerators of this host; None: the first `slots` of them
+    devices: tuple[int, ...] | None = None
 
     @property
     def address(self) -> str:
@@ -33,12 +36,17 @@ class Host:
 
 
 def read_hostfile(path: str | Path) -> list[Host]:
-    """The hosts of a DeepSpeed hostfile (`name slots=N`, `#` comments). Raises UserError listing every faulty line."""
+    """The hosts of a DeepSpeed hostfile (`name slots=N`, `#` comments).
+
+    Raises UserError listing every faulty line.
+    """
     path = Path(path)
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
-        raise UserError(f"hosts: wanted a hostfile; {path}: {error.strerror or error}; give an existing file") from None
+        raise UserError(
+            f"hosts: wanted a hostfile; {path}: {error.strerror or error}; give an existing file"
+        ) from None
     hosts: dict[str, Host] = {}
     faults = []
     for number, raw in enumerate(lines, 1):
@@ -82,16 +90,27 @@ def visible_gpus() -> int:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return 0
-    return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
+    return (
+        sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+        if listing.returncode == 0
+        else 0
+    )
 
 
-def find_hosts(hostfile: str | None, ranks: int | None, include: str = "", exclude: str = "") -> list[Host]:
-    """The hosts of this run: the hostfile's, else the Slurm allocation's this process is in, else this machine alone.
+def find_hosts(
+    hostfile: str | None, ranks: int | None, include: str = "", exclude: str = ""
+) -> list[Host]:
+    """The hosts of this run: the hostfile's, else the Slurm allocation's this process is in, else
+    this machine alone.
 
-    Raises UserError for every fault in the file, and for names or slots that --include and --exclude get wrong.
+    Raises UserError for every fault in the file, and for names or slots that --include and
+    --exclude get wrong.
     """
     if hostfile and ranks is not None:
-        raise UserError("--ranks: wanted one of --hosts and --ranks; found both; the hostfile's slots say how many")
+        raise UserError(
+            "--ranks: wanted one of --hosts and --ranks; found both; the hostfile's slots say how"
+            " many"
+        )
     if hostfile:
         hosts = read_hostfile(hostfile)
     elif ranks is None and "SLURM_JOB_ID" in os.environ and "SLURM_JOB_NODELIST" in os.environ:
@@ -102,28 +121,37 @@ def find_hosts(hostfile: str | None, ranks: int | None, include: str = "", exclu
 
 
 def slurm_hosts(environment: Mapping[str, str]) -> list[Host]:
-    """The hosts of a Slurm allocation: its node list, with as many slots as it gives tasks (else GPUs) to each node."""
+    """The hosts of a Slurm allocation: its node list, with as many slots as it gives tasks (else
+    GPUs) to each node.
+    """
     listed = environment["SLURM_JOB_NODELIST"]
     try:
-        told = subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60)
+        told = subprocess.run(
+            ["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=60
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"hosts: wanted scontrol to name the hosts of {listed}; {error}; give --hosts") from None
+        raise UserError(
+            f"hosts: wanted scontrol to name the hosts of {listed}; {error}; give --hosts"
+        ) from None
     names = told.stdout.split()
     counts = slurm_counts(environment.get("SLURM_TASKS_PER_NODE", ""))
     gpus = environment.get("SLURM_GPUS_ON_NODE", "")
-    if gpus.isdigit() and (not counts or set(counts) == {1}):  # one task a node is salloc's default, not a wish
+    # one task a node is salloc's default, not a wish
+    if gpus.isdigit() and (not counts or set(counts) == {1}):
         counts = [int(gpus)] * len(names)
     if told.returncode or not names or len(counts) != len(names):
-        found = (
-            told.stderr.strip()
-            or f"{len(names)} hosts and SLURM_TASKS_PER_NODE={environment.get('SLURM_TASKS_PER_NODE')}"
-        )
+        tasks = environment.get("SLURM_TASKS_PER_NODE")
+        found = told.stderr.strip() or f"{len(names)} hosts and SLURM_TASKS_PER_NODE={tasks}"
         raise UserError(
-            f"hosts: wanted the hosts and tasks of Slurm's allocation {listed}; found {found}; give --hosts"
+            f"hosts: wanted the hosts and tasks of Slurm's allocation {listed}; found {found}; give"
+            " --hosts"
         )
     strange = [name for name in names if not _NAME.fullmatch(name)]
     if strange:
-        raise UserError(f"hosts: wanted host names from scontrol; found {', '.join(map(repr, strange))}; give --hosts")
+        raise UserError(
+            f"hosts: wanted host names from scontrol; found {', '.join(map(repr, strange))}; give"
+            " --hosts"
+        )
     return [Host(name, slots) for name, slots in zip(names, counts, strict=True)]
 
 
@@ -139,9 +167,11 @@ def slurm_counts(text: str) -> list[int]:
 
 
 def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host]:
-    """Those of `hosts` that are included (all, when `include` is empty) and not excluded, in their order.
+    """Those of `hosts` that are included (all, when `include` is empty) and not excluded, in their
+    order.
 
-    Both are written as DeepSpeed writes them: `a@b:0,2` is host a whole and slots 0 and 2 of b. Raises UserError.
+    Both are written as DeepSpeed writes them: `a@b:0,2` is host a whole and slots 0 and 2 of b.
+    Raises UserError.
     """
     if include and exclude:
         raise UserError("--exclude: wanted one of --include and --exclude; found both; remove one")
@@ -155,13 +185,16 @@ def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host
         name, colon, slots = part.partition(":")
         host = known.get(name)
         if host is None:
-            faults.append(f"{option}: {name!r} is not one of the hosts; there are: {', '.join(known)}")
+            faults.append(
+                f"{option}: {name!r} is not one of the hosts; there are: {', '.join(known)}"
+            )
             continue
         numbers = slots.split(",") if colon else [str(number) for number in range(host.slots)]
         wrong = [number for number in numbers if not number.isdigit() or int(number) >= host.slots]
         if wrong:
             faults.append(
-                f"{option}: {name}: wanted slots from 0 to {host.slots - 1}; found {', '.join(map(repr, wrong))}"
+                f"{option}: {name}: wanted slots from 0 to {host.slots - 1}; found"
+                f" {', '.join(map(repr, wrong))}"
             )
         named.setdefault(name, []).extend(int(number) for number in numbers if number not in wrong)
     chosen = []
@@ -180,9 +213,11 @@ def choose_hosts(hosts: Sequence[Host], include: str, exclude: str) -> list[Host
 
 
 def shared_by(hosts: Sequence[Host], batches: Sequence[int]) -> list[Host]:
-    """The first of `hosts`, as many as can share every one of `batches` (samples per step) equally among their slots.
+    """The first of `hosts`, as many as can share every one of `batches` (samples per step) equally
+    among their slots.
 
-    All hosts where there is nothing to share; slots of the last host that do not fit are left out, too.
+    All hosts where there is nothing to share; slots of the last host that do not fit are left out,
+    too.
     """
     ranks = sum(host.slots for host in hosts)
     wanted = max(n for n in range(1, ranks + 1) if all(size % n == 0 for size in batches))
@@ -198,8 +233,12 @@ def shared_by(hosts: Sequence[Host], batches: Sequence[int]) -> list[Host]:
 
 
 def this_machine(ranks: int | None = None) -> Host:
-    """This machine with `ranks` slots; by default one for each GPU, or two on a CPU (one where it has a single core)."""
+    """This machine with `ranks` slots; by default one for each GPU, or two on a CPU (one where it
+    has a single core).
+    """
     gpus = visible_gpus()
     if ranks is not None and (ranks < 1 or (gpus and ranks > gpus)):
-        raise UserError(f"--ranks {ranks}: wanted a whole number from 1 to {gpus or 'the number of cores'}")
+        raise UserError(
+            f"--ranks {ranks}: wanted a whole number from 1 to {gpus or 'the number of cores'}"
+        )
     return Host("localhost", ranks or gpus or min(2, os.cpu_count() or 1))

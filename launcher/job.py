@@ -1,8 +1,9 @@
-"""One distributed stage as a job: a folder, a supervisor for every rank, one readable stream, and the truth about the end.
+"""One distributed stage as a job: a folder, a supervisor for every rank, one readable stream, and
+the truth about the end.
 
-Writes `logs/<stage>/<time>/` (the job folder: what was started, every rank's log, record and stacks) and `logs/<stage>.log`
-(what was shown); launcher/reporting.py adds lines for machines. The environment travels in a file of mode 0600 that is
-removed when the job is over. No torch import.
+Writes `logs/<stage>/<time>/` (the job folder: what was started, every rank's log, record and
+stacks) and `logs/<stage>.log` (what was shown); launcher/reporting.py adds lines for machines. The
+environment travels in a file of mode 0600 that is removed when the job is over. No torch import.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Place:
     limits: Limits = field(default_factory=Limits)
 
 
-def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path, shown: bool = True) -> Outcome:
+def run_job(
+    name: str, command: Sequence[str], place: Place, log_dir: Path, shown: bool = True
+) -> Outcome:
     """Run `command` on every slot, rank 0's words on the terminal if `shown`.
 
     SIGINT, SIGTERM and SIGHUP end every rank before this returns.
@@ -56,13 +59,20 @@ def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path, show
     folder = _new_folder(log_dir / name)
     job = describe(command, place)
     publish(folder / "job.json", job)
-    publish(folder / "outcome.json", {})  # there from the start: a full disk must not keep the end from being written
+    # there from the start: a full disk must not keep the end from being written
+    publish(folder / "outcome.json", {})
     environment = forwarded(os.environ, of_this_kind_of_machine(place.hosts[0].slots))
     write_private(folder / "environment.json", environment)
     commands = backend.commands(backends.Job(folder, place.hosts, for_runner(os.environ)))
     processes: list[subprocess.Popen[bytes]] = []
-    with open(log_dir / f"{name}.log", "a") as stream, open(folder / "runner.log", "ab") as runner_log:
-        stream.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {place.backend}: {shlex.join(job['command'])}\n")
+    with (
+        open(log_dir / f"{name}.log", "a") as stream,
+        open(folder / "runner.log", "ab") as runner_log,
+    ):
+        stream.write(
+            f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {place.backend}:"
+            f" {shlex.join(job['command'])}\n"
+        )
 
         def show(text: str) -> None:
             if shown:
@@ -80,14 +90,27 @@ def run_job(name: str, command: Sequence[str], place: Place, log_dir: Path, show
                 for start in commands:
                     for path, text in start.files.items():
                         path.write_text(text)
-                    # sessions of their own: an interrupt reaches the ranks once, through their supervisors
+                    # sessions of their own: an interrupt reaches the ranks once, through their
+                    # supervisors
                     processes.append(
-                        subprocess.Popen(start.arguments, env=start.environment, stdin=subprocess.DEVNULL,
-                                         stdout=runner_log, stderr=runner_log, start_new_session=True)
-                    )  # fmt: skip
+                        subprocess.Popen(
+                            start.arguments,
+                            env=start.environment,
+                            stdin=subprocess.DEVNULL,
+                            stdout=runner_log,
+                            stderr=runner_log,
+                            start_new_session=True,
+                        )
+                    )
                 outcome = watch.follow(processes)
             publish(folder / "outcome.json", asdict(outcome))
-            reporter.note("end", status=outcome.status, sentence=outcome.sentence, rank=outcome.rank, host=outcome.host)
+            reporter.note(
+                "end",
+                status=outcome.status,
+                sentence=outcome.sentence,
+                rank=outcome.rank,
+                host=outcome.host,
+            )
             return outcome
         finally:
             _end_runners(processes)
@@ -104,16 +127,24 @@ def describe(command: Sequence[str], place: Place) -> dict[str, Any]:
         "ports": list(place.ports),
         "grace_seconds": place.limits.grace,
         "pace_seconds": place.limits.pace,
-        "silent_seconds": 2
-        * place.limits.lost,  # a launcher that says nothing for so long is gone, and its job with it
+        "silent_seconds": (
+            2
+            # a launcher that says nothing for so long is gone, and its job with it
+            * place.limits.lost
+        ),
     }
 
 
 def dry_run(name: str, command: Sequence[str], place: Place, log_dir: Path) -> str:
-    """What `run_job` would start, exactly; variables by name, without their values, which may be secrets."""
+    """What `run_job` would start, exactly; variables by name, without their values, which may be
+    secrets.
+    """
     folder = (log_dir / name / "TIME").resolve()
     commands = backends.load(place.backend).commands(backends.Job(folder, place.hosts, {}))
-    lines = [f"{name}: {len(commands)} process{'es' if len(commands) > 1 else ''} here, by {place.backend}"]
+    lines = [
+        f"{name}: {len(commands)} process{'es' if len(commands) > 1 else ''} here, by"
+        f" {place.backend}"
+    ]
     lines += [f"  {shlex.join(start.arguments)}" for start in commands]
     for path, text in (item for start in commands for item in start.files.items()):
         lines += [f"  {path}:", *(f"    {line}" for line in text.splitlines())]
@@ -145,7 +176,9 @@ def _caught_signals(watch: Watch) -> Iterator[None]:
 
 
 def _end_runners(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Runners leave by themselves when their processes have ended; those that do not are killed, which starts no `pkill`."""
+    """Runners leave by themselves when their processes have ended; those that do not are killed,
+    which starts no `pkill`.
+    """
     deadline = time.monotonic() + RUNNER_SECONDS
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,6 +1,7 @@
 """How a job ended: the exit statuses, and which rank's trouble came first.
 
-Reads the ranks' records; decides. The table here is the one of docs/launcher.md (a test compares them).
+Reads the ranks' records; decides. The table here is the one of docs/launcher.md (a test compares
+them).
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ MEANINGS = {
 RETRYABLE = (FAILED, LOST, HANG, NOT_STARTED, OUT_OF_MEMORY, STOPPED)
 
 _MEMORY = re.compile(
-    r"OutOfMemoryError|CUDA out of memory|can't allocate memory|MemoryError|CUBLAS_STATUS_ALLOC_FAILED"
+    r"OutOfMemoryError|CUDA out of memory|can't allocate"
+    r" memory|MemoryError|CUBLAS_STATUS_ALLOC_FAILED"
 )
 _DISK = re.compile(r"No space left on device|Disk quota exceeded")
 # what a healthy rank says when another one has gone
 _CONSEQUENCE = re.compile(
-    r"Connection (?:closed|reset|refused|timed out)|Broken pipe|remote process exited|ncclRemoteError|DistNetworkError"
-    r"|DistStoreError|Socket Timeout|recvValue failed|failed to recv|Application timeout caused pair closure"
+    r"Connection (?:closed|reset|refused|timed out)|Broken pipe|remote process"
+    r" exited|ncclRemoteError|DistNetworkError"
+    r"|DistStoreError|Socket Timeout|recvValue failed|failed to recv|Application timeout caused"
+    r" pair closure"
     r"|Timed out (?:waiting|after)"
 )
 
@@ -50,43 +54,71 @@ class Outcome:
 
     @property
     def may_pass(self) -> bool:
-        """Whether another start may succeed: not after wrong input or a full disk, nor when the launcher itself was stopped."""
+        """Whether another start may succeed: not after wrong input or a full disk, nor when the
+        launcher itself was stopped.
+        """
         return self.status in RETRYABLE and not (self.status == STOPPED and self.rank is None)
 
 
 def judge(records: Sequence[Mapping[str, Any]], lost: Collection[int]) -> Outcome:
-    """The outcome of ranks that have ended or are in `lost`. `records` in the order in which the launcher saw them end.
+    """The outcome of ranks that have ended or are in `lost`. `records` in the order in which the
+    launcher saw them end.
 
-    A rank's own failure goes before a lost one, that before failures that follow from another rank's end, those before
-    ranks that were told to stop.
+    A rank's own failure goes before a lost one, that before failures that follow from another
+    rank's end, those before ranks that were told to stop.
     """
-    failed = [record for record in records if record.get("state") == "failed" and record["rank"] not in lost]
+    failed = [
+        record
+        for record in records
+        if record.get("state") == "failed" and record["rank"] not in lost
+    ]
     failed.sort(key=_when)
     own = [record for record in failed if not _CONSEQUENCE.search(_last_line(record))]
     if own:
         return _of_failed(own[0])
     gone = [record for record in records if record["rank"] in lost]
-    gone += [record for record in records if "runner" in record.get("reason", "") and record.get("status") != 0]
+    gone += [
+        record
+        for record in records
+        if "runner" in record.get("reason", "") and record.get("status") != 0
+    ]
     if gone:
         return _of_lost(gone)
     if failed:
         return _of_failed(failed[0])
     for record in records:
         if record.get("state") == "stopped":
-            return Outcome(STOPPED, f"rank {record['rank']} was stopped: {record.get('reason')}", "", record["rank"])
+            return Outcome(
+                STOPPED,
+                f"rank {record['rank']} was stopped: {record.get('reason')}",
+                "",
+                record["rank"],
+            )
     return Outcome(DONE)
 
 
 def _of_failed(record: Mapping[str, Any]) -> Outcome:
-    rank, host, status, error = record["rank"], record.get("host"), record.get("status", 1), record.get("error", "")
+    rank, host, status, error = (
+        record["rank"],
+        record.get("host"),
+        record.get("status", 1),
+        record.get("error", ""),
+    )
     where = f"rank {rank} ({host})"
     if record.get("oom"):
         sentence = (
-            f"{where} was killed by its kernel for want of memory; fewer tokens per micro-batch, offload or more hosts"
+            f"{where} was killed by its kernel for want of memory; fewer tokens per micro-batch,"
+            " offload or more hosts"
         )
         return Outcome(OUT_OF_MEMORY, sentence, error, rank, host)
     if status < 0 and not error:
-        return Outcome(LOST, f"{where} was killed by signal {-status}{_signal_name(-status)}", error, rank, host)
+        return Outcome(
+            LOST,
+            f"{where} was killed by signal {-status}{_signal_name(-status)}",
+            error,
+            rank,
+            host,
+        )
     if record.get("error_status") == WRONG_INPUT:
         return Outcome(WRONG_INPUT, f"{where} refused its input", error, rank, host)
     if _MEMORY.search(error):
@@ -98,9 +130,14 @@ def _of_failed(record: Mapping[str, Any]) -> Outcome:
 
 def _of_lost(records: Sequence[Mapping[str, Any]]) -> Outcome:
     hosts = sorted({str(record.get("host") or record.get("wanted_host")) for record in records})
-    ranks = ", ".join(str(record["rank"]) for record in records[:8]) + (", ..." if len(records) > 8 else "")
+    ranks = ", ".join(str(record["rank"]) for record in records[:8]) + (
+        ", ..." if len(records) > 8 else ""
+    )
     many = len(records) > 1
-    sentence = f"rank{'s' if many else ''} {ranks} on {', '.join(hosts)} fell silent without a word: killed, or the host is down"
+    sentence = (
+        f"rank{'s' if many else ''} {ranks} on {', '.join(hosts)} fell silent without a word:"
+        " killed, or the host is down"
+    )
     return Outcome(LOST, sentence, "", records[0]["rank"], hosts[0])
 
 

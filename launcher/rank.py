@@ -1,11 +1,14 @@
-"""The supervisor of one rank: starts it, keeps its log, tells the launcher how it fares, and ends it when told to.
+"""The supervisor of one rank: starts it, keeps its log, tells the launcher how it fares, and ends
+it when told to.
 
-    python launcher/rank.py JOB_FOLDER          (started on every slot by deepspeed, mpirun, srun, ... or the launcher itself)
+    python launcher/rank.py JOB_FOLDER          (started on every slot by deepspeed, mpirun, srun,
+                                                ... or the launcher itself)
 
-Reads `job.json`, `environment.json` and, again and again, `control.json` in the job folder, which all hosts share. Writes
-`rank<N>.json` (host, pids, state, last progress, how it ended), `rank<N>.log` (the rank's output) and `rank<N>.stack` (its
-Python stacks, when asked). Always exits 0 once the record is written: what happened stands in the record, and a runner that
-saw a failure would kill the other ranks its own way. Standard library only and run by path, so that it starts in
+Reads `job.json`, `environment.json` and, again and again, `control.json` in the job folder, which
+all hosts share. Writes `rank<N>.json` (host, pids, state, last progress, how it ended),
+`rank<N>.log` (the rank's output) and `rank<N>.stack` (its Python stacks, when asked). Always exits
+0 once the record is written: what happened stands in the record, and a runner that saw a failure
+would kill the other ranks its own way. Standard library only and run by path, so that it starts in
 milliseconds wherever a Python is, and can say what is missing there.
 """
 
@@ -24,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # by path, this folder stood there, full of short names
+    # by path, this folder stood there, full of short names
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from launcher.network import free_port, interface_towards
 from launcher.records import UNSEEN, publish, read
@@ -32,8 +36,15 @@ from launcher.runners import rank_of
 
 BEAT_SECONDS = 1.0
 RENDEZVOUS_SECONDS = 120.0
-# what a host or a runner says about itself; everything else is as it was where the launcher was started
-OF_THE_HOST = ("HOSTNAME", "TMPDIR", "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+# what a host or a runner says about itself; everything else is as it was where the launcher was
+# started
+OF_THE_HOST = (
+    "HOSTNAME",
+    "TMPDIR",
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+)
 
 
 class Supervisor:
@@ -51,9 +62,14 @@ class Supervisor:
         self.pending = b""
         self.ooms = oom_kills()
         self.record: dict[str, Any] = {
-            "rank": self.rank, "local_rank": self.local_rank, "host": socket.gethostname(), "supervisor": os.getpid(),
-            "state": "starting", "started": time.time(), "beats": 0,
-        }  # fmt: skip
+            "rank": self.rank,
+            "local_rank": self.local_rank,
+            "host": socket.gethostname(),
+            "supervisor": os.getpid(),
+            "state": "starting",
+            "started": time.time(),
+            "beats": 0,
+        }
 
     def run(self) -> None:
         """Start the rank and stay until it has ended."""
@@ -69,7 +85,9 @@ class Supervisor:
         except Exception as error:
             self._end()
             self.record |= {"state": "failed", "status": 1, "ended": time.time()}
-            self.record.setdefault("error", f"the rank's supervisor failed: {type(error).__name__}: {error}")
+            self.record.setdefault(
+                "error", f"the rank's supervisor failed: {type(error).__name__}: {error}"
+            )
         self.tell()
 
     def tell(self) -> None:
@@ -78,13 +96,17 @@ class Supervisor:
         self.record["time"] = time.time()
         publish(self.stem.with_suffix(".json"), self.record)
 
-    # ---- start ------------------------------------------------------------------------------------------------------
+    # ---- start -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
         forwarded = json.loads((self.folder / "environment.json").read_text())
         here = {name: os.environ[name] for name in OF_THE_HOST if name in os.environ}
         environment = forwarded | here | self._rendezvous()
-        environment |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.local_rank), "WORLD_SIZE": str(self.world)}
+        environment |= {
+            "RANK": str(self.rank),
+            "LOCAL_RANK": str(self.local_rank),
+            "WORLD_SIZE": str(self.world),
+        }
         environment["GRADS_DS_JOB_FOLDER"] = str(self.folder)
         environment |= self._of_this_host()
         wanted = sum(slots for _, slots in self.job["hosts"])
@@ -93,12 +115,24 @@ class Supervisor:
         beats, their_beats = os.pipe()
         os.set_blocking(beats, False)
         os.set_blocking(their_beats, False)  # a rank never waits for its supervisor
-        with open(self.stem.with_suffix(".stack"), "ab") as stack, open(self.stem.with_suffix(".log"), "ab") as log:
-            environment["GRADS_DS_SUPERVISOR"] = f"{their_beats},{stack.fileno()},{self.job['pace_seconds']}"
+        with (
+            open(self.stem.with_suffix(".stack"), "ab") as stack,
+            open(self.stem.with_suffix(".log"), "ab") as log,
+        ):
+            environment["GRADS_DS_SUPERVISOR"] = (
+                f"{their_beats},{stack.fileno()},{self.job['pace_seconds']}"
+            )
             self.process = subprocess.Popen(
-                self.job["command"], cwd=self.job["cwd"], env=environment, stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True, pass_fds=(their_beats, stack.fileno()), preexec_fn=_die_with_parent,  # noqa: PLW1509  (one thread)
-            )  # fmt: skip
+                self.job["command"],
+                cwd=self.job["cwd"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                pass_fds=(their_beats, stack.fileno()),
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  (one thread)
+            )
         os.close(their_beats)
         self.beats = beats
         self.record |= {"state": "running", "pid": self.process.pid}
@@ -115,11 +149,12 @@ class Supervisor:
         return {}
 
     def _rendezvous(self) -> dict[str, str]:
-        """MASTER_ADDR and MASTER_PORT, agreed on through a file, and the interface that leads there.
+        """MASTER_ADDR and MASTER_PORT, agreed on through a file, and the interface that leads
+        there.
 
-        Rank 0 picks a port that is free on its host; a fixed one is taken sooner or later. Between hosts, gloo and NCCL are
-        told the interface that leads to the other hosts: left alone they take the one the host's own name resolves to, which
-        is loopback on many machines.
+        Rank 0 picks a port that is free on its host; a fixed one is taken sooner or later. Between
+        hosts, gloo and NCCL are told the interface that leads to the other hosts: left alone they
+        take the one the host's own name resolves to, which is loopback on many machines.
         """
         names = [name.rpartition("@")[2] for name, _ in self.job["hosts"]]
         path = self.folder / "rendezvous.json"
@@ -128,7 +163,9 @@ class Supervisor:
         deadline = time.monotonic() + RENDEZVOUS_SECONDS
         while not (found := read(path)):
             if time.monotonic() > deadline or self._told_to_stop():
-                raise TimeoutError(f"rank 0 on {names[0]} did not name a port within {RENDEZVOUS_SECONDS:.0f} s")
+                raise TimeoutError(
+                    f"rank 0 on {names[0]} did not name a port within {RENDEZVOUS_SECONDS:.0f} s"
+                )
             time.sleep(0.1)
         if len(names) == 1:
             return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found["port"])}
@@ -137,10 +174,12 @@ class Supervisor:
         if interface:
             # the user's own choice comes with the forwarded environment and stands
             given = json.loads((self.folder / "environment.json").read_text())
-            variables |= {k: interface for k in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if k not in given}
+            variables |= {
+                k: interface for k in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if k not in given
+            }
         return variables
 
-    # ---- watch ------------------------------------------------------------------------------------------------------
+    # ---- watch -----------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         assert self.process is not None
@@ -163,7 +202,9 @@ class Supervisor:
             if os.getppid() != parent:
                 self._ask_to_stop("the runner that started this rank is gone")
             if now - heard > self.job["silent_seconds"]:
-                self._ask_to_stop(f"the launcher has been silent for {self.job['silent_seconds']:.0f} s")
+                self._ask_to_stop(
+                    f"the launcher has been silent for {self.job['silent_seconds']:.0f} s"
+                )
             if self.stopping and now > self.stop_at:
                 self._signal(signal.SIGKILL)
             time.sleep(0.05)
@@ -216,7 +257,9 @@ def _die_with_parent() -> None:
 
 
 def oom_kills() -> int:
-    """How often this host's kernel has killed a process for want of memory; 0 where it does not say."""
+    """How often this host's kernel has killed a process for want of memory; 0 where it does not
+    say.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -225,11 +268,11 @@ def oom_kills() -> int:
 
 
 def main(folder: Path) -> int:
-    """Supervise one rank; 0 once its record is written, 1 when this host cannot see the job folder."""
+    """Supervise one rank; 0 once its record is written, 1 when the job folder is not visible."""
     if not (folder / "job.json").is_file():
         print(
-            f"grads-ds: {socket.gethostname()} {UNSEEN} {folder}; wanted the run directory on a file system that all "
-            "hosts share; put run_dir on one",
+            f"grads-ds: {socket.gethostname()} {UNSEEN} {folder}; wanted the run directory on a"
+            " file system that all hosts share; put run_dir on one",
             file=sys.stderr,
         )
         return 1
@@ -237,8 +280,8 @@ def main(folder: Path) -> int:
         Supervisor(folder).run()
     except OSError as error:  # its record is the only word it has besides this one
         print(
-            f"grads-ds: {socket.gethostname()} cannot write in {folder}: {error.strerror or error}; wanted the run directory "
-            "writable on every host; let this user write there",
+            f"grads-ds: {socket.gethostname()} cannot write in {folder}: {error.strerror or error};"
+            " wanted the run directory writable on every host; let this user write there",
             file=sys.stderr,
         )
         return 1

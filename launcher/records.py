@@ -1,4 +1,5 @@
-"""The small JSON files by which a launcher and its ranks' supervisors talk: each is replaced as a whole, and read at any time.
+"""The small JSON files by which a launcher and its ranks' supervisors talk: each is replaced as a
+whole, and read at any time.
 
 Standard library only: every rank's supervisor imports it.
 """
@@ -16,7 +17,9 @@ UNSEEN = "does not see the job folder"  # said through the runner, the only way 
 
 
 def publish(path: Path, value: dict[str, Any]) -> None:
-    """Replace a small JSON file as a whole; on a full disk write into the space that the file has already, if it is there."""
+    """Replace a small JSON file as a whole; on a full disk write into the space that the file has
+    already, if it is there.
+    """
     text = json.dumps(value)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

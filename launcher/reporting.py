@@ -1,7 +1,8 @@
-"""What a job leaves for machines while it goes on: JSON lines for log shippers, metrics for Prometheus.
+"""What a job leaves for machines while it goes on: JSON lines for log shippers, metrics for
+Prometheus.
 
-Appends to `logs/events.jsonl` (start, progress, end; one object a line) and replaces `metrics.prom` (link it into node
-exporter's textfile folder) in the run directory.
+Appends to `logs/events.jsonl` (start, progress, end; one object a line) and replaces `metrics.prom`
+(link it into node exporter's textfile folder) in the run directory.
 """
 
 from __future__ import annotations
@@ -25,9 +26,18 @@ class Reporter:
         self._last = time.monotonic()
 
     def note(self, event: str, **fields: Any) -> None:
-        """Append one event and renew the metrics. A full disk does not end a job: the ranks' own writes will tell."""
+        """Append one event and renew the metrics.
+
+        A full disk does not end a job: the ranks' own writes will tell.
+        """
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        record = {"time": now, "event": event, "stage": self.stage, "attempt": self.attempt, **fields}
+        record = {
+            "time": now,
+            "event": event,
+            "stage": self.stage,
+            "attempt": self.attempt,
+            **fields,
+        }
         with contextlib.suppress(OSError):
             with open(self.run_dir / "logs/events.jsonl", "a") as file:
                 file.write(json.dumps(record) + "\n")
@@ -45,6 +55,15 @@ class Reporter:
             "progress",
             **{
                 key: job.get(key)
-                for key in ("doing", "done", "total", "eta_seconds", "states", "slowest", "slow", "silent")
+                for key in (
+                    "doing",
+                    "done",
+                    "total",
+                    "eta_seconds",
+                    "states",
+                    "slowest",
+                    "slow",
+                    "silent",
+                )
             },
         )

@@ -1,7 +1,9 @@
-"""How a run is getting on, from its files alone: `snapshot` reads, the other functions put it into words or metrics.
+"""How a run is getting on, from its files alone: `snapshot` reads, the other functions put it into
+words or metrics.
 
-Reads `state/`, `lock.json`, `logs/<stage>/<time>/` and checkpoints of a run directory, from any machine that sees it;
-writes nothing. Times of other hosts are compared with this one's clock, to the second at best.
+Reads `state/`, `lock.json`, `logs/<stage>/<time>/` and checkpoints of a run directory, from any
+machine that sees it; writes nothing. Times of other hosts are compared with this one's clock, to
+the second at best.
 """
 
 from __future__ import annotations
@@ -22,19 +24,28 @@ SILENT_SECONDS = 30.0
 
 
 def snapshot(run_dir: Path) -> dict[str, Any]:
-    """Everything known of the run, ready for JSON. Raises UserError when there is no run at `run_dir`."""
+    """Everything known of the run, ready for JSON.
+
+    Raises UserError when there is no run at `run_dir`.
+    """
     if not any((run_dir / name).exists() for name in ("state", "logs", "lock.json", "config.yaml")):
         raise UserError(
-            f"{run_dir}: wanted a run directory; found {'no run in it' if run_dir.is_dir() else 'nothing'}; give run_dir of a config"
+            f"{run_dir}: wanted a run directory; found"
+            f" {'no run in it' if run_dir.is_dir() else 'nothing'}; give run_dir of a config"
         )
     now = time.time()
     finished = [record for file in (run_dir / "state").glob("*.json") if (record := read(file))]
     finished.sort(key=lambda record: str(record.get("finished")))
-    folders = sorted((file.parent for file in (run_dir / "logs").glob("*/*/job.json")), key=lambda folder: folder.name)
+    folders = sorted(
+        (file.parent for file in (run_dir / "logs").glob("*/*/job.json")),
+        key=lambda folder: folder.name,
+    )
     return {
         "run_dir": str(run_dir),
         "time": now,
-        "finished": [{key: record.get(key) for key in ("unit", "finished", "seconds")} for record in finished],
+        "finished": [
+            {key: record.get(key) for key in ("unit", "finished", "seconds")} for record in finished
+        ],
         "holder": lock_holder(run_dir),
         "job": _job(folders[-1], now) if folders else None,
         "checkpoint": _checkpoint(run_dir, now),
@@ -46,9 +57,17 @@ def _job(folder: Path, now: float) -> dict[str, Any]:
     wanted = sum(slots for _, slots in read(folder / "job.json").get("hosts", []))
     outcome = read(folder / "outcome.json")
     alive = [record for record in records if record.get("state") in ("starting", "running")]
-    silent = [] if outcome else [record for record in alive if now - record.get("time", now) > SILENT_SECONDS]
-    lead: dict[str, Any] = next((record["progress"] for record in records if "progress" in record), {})
-    behind = min(alive, key=lambda record: record.get("progress", {}).get("time", now), default=None)
+    silent = (
+        []
+        if outcome
+        else [record for record in alive if now - record.get("time", now) > SILENT_SECONDS]
+    )
+    lead: dict[str, Any] = next(
+        (record["progress"] for record in records if "progress" in record), {}
+    )
+    behind = min(
+        alive, key=lambda record: record.get("progress", {}).get("time", now), default=None
+    )
     return {
         "stage": folder.parent.name,
         "folder": str(folder),
@@ -58,9 +77,19 @@ def _job(folder: Path, now: float) -> dict[str, Any]:
         "done": lead.get("done"),
         "total": lead.get("total"),
         "eta_seconds": _eta(lead),
-        "silent": [{"rank": r["rank"], "host": r["host"], "seconds": round(now - r["time"])} for r in silent],
-        "slowest": {"rank": behind["rank"], "host": behind["host"], "lag_seconds": _lag(alive)} if behind else None,
-        "slow": [asdict(one) | {"sentence": one.sentence} for one in pace.slow([] if outcome else alive) or []],
+        "silent": [
+            {"rank": r["rank"], "host": r["host"], "seconds": round(now - r["time"])}
+            for r in silent
+        ],
+        "slowest": (
+            {"rank": behind["rank"], "host": behind["host"], "lag_seconds": _lag(alive)}
+            if behind
+            else None
+        ),
+        "slow": [
+            asdict(one) | {"sentence": one.sentence}
+            for one in pace.slow([] if outcome else alive) or []
+        ],
         "outcome": outcome or None,
     }
 
@@ -88,7 +117,11 @@ def _checkpoint(run_dir: Path, now: float) -> dict[str, Any] | None:
         return None
     last = max(marks, key=lambda mark: mark.stat().st_mtime)
     step = int(last.parent.name.rpartition("-")[2])
-    return {"path": str(last.parent), "step": step, "age_seconds": round(now - last.stat().st_mtime)}
+    return {
+        "path": str(last.parent),
+        "step": step,
+        "age_seconds": round(now - last.stat().st_mtime),
+    }
 
 
 def in_words(seen: dict[str, Any], stages: tuple[str, ...]) -> str:
@@ -97,33 +130,47 @@ def in_words(seen: dict[str, Any], stages: tuple[str, ...]) -> str:
     job, holder = seen["job"], seen["holder"]
     lines = [
         f"{seen['run_dir']}: "
-        + (f"{holder['what']} on {holder['host']} since {holder['since']}" if holder else "nobody at work")
+        + (
+            f"{holder['what']} on {holder['host']} since {holder['since']}"
+            if holder
+            else "nobody at work"
+        )
     ]
     for stage in stages:
         units = [
-            f"{r['unit']} in {_span(r['seconds'])}" for r in seen["finished"] if str(r["unit"]).split("/")[0] == stage
+            f"{r['unit']} in {_span(r['seconds'])}"
+            for r in seen["finished"]
+            if str(r["unit"]).split("/")[0] == stage
         ]
         if job and job["stage"] == stage and job["outcome"] is None and holder:
             units.append(_working(job))
         elif job and job["stage"] == stage and job["outcome"] and job["outcome"]["status"]:
-            units.append(f"ended with status {job['outcome']['status']}: {job['outcome']['sentence']}")
+            units.append(
+                f"ended with status {job['outcome']['status']}: {job['outcome']['sentence']}"
+            )
         lines.append(f"  {stage:<9} {'; '.join(units) or ('done' if stage in done else '-')}")
     if seen["checkpoint"]:
         mark = seen["checkpoint"]
-        lines.append(f"  last checkpoint: step {mark['step']}, {_span(mark['age_seconds'])} ago, {mark['path']}")
+        lines.append(
+            f"  last checkpoint: step {mark['step']}, {_span(mark['age_seconds'])} ago,"
+            f" {mark['path']}"
+        )
     return "\n".join(lines)
 
 
 def _working(job: dict[str, Any]) -> str:
     parts = [str(job["doing"] or "starting")]
     if job["total"]:
-        parts.append(f"step {job['done']} of {job['total']} ({100 * job['done'] / job['total']:.0f} %)")
+        parts.append(
+            f"step {job['done']} of {job['total']} ({100 * job['done'] / job['total']:.0f} %)"
+        )
     if job["eta_seconds"] is not None:
         parts.append(f"{_span(job['eta_seconds'])} left")
     parts.append(f"{job['states'].get('running', 0)} of {job['ranks']} ranks run")
     if job["slowest"] and job["slowest"]["lag_seconds"] >= 1:
         parts.append(
-            f"rank {job['slowest']['rank']} on {job['slowest']['host']} lags by {job['slowest']['lag_seconds']:.0f} s"
+            f"rank {job['slowest']['rank']} on {job['slowest']['host']} lags by"
+            f" {job['slowest']['lag_seconds']:.0f} s"
         )
     parts += [one["sentence"] for one in job["slow"]]
     parts += [f"rank {r['rank']} on {r['host']} silent for {r['seconds']} s" for r in job["silent"]]
@@ -134,7 +181,11 @@ def _span(seconds: float) -> str:
     seconds = int(seconds)
     if seconds < 120:
         return f"{seconds} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02} min" if seconds >= 3600 else f"{seconds // 60} min"
+    return (
+        f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+        if seconds >= 3600
+        else f"{seconds // 60} min"
+    )
 
 
 def prometheus(seen: dict[str, Any]) -> str:
@@ -151,7 +202,9 @@ def prometheus(seen: dict[str, Any]) -> str:
         lines.append(f"grads_ds_{name}{{run={run}{tags}}} {value:g}")
 
     for record in seen["finished"]:
-        gauge("unit_seconds", "How long a finished unit took.", record["seconds"], unit=record["unit"])
+        gauge(
+            "unit_seconds", "How long a finished unit took.", record["seconds"], unit=record["unit"]
+        )
     gauge("busy", "Whether somebody holds the run.", float(bool(seen["holder"])))
     if job:
         stage = {"stage": job["stage"]}
@@ -160,7 +213,13 @@ def prometheus(seen: dict[str, Any]) -> str:
         gauge("eta_seconds", "Time left of the work at hand.", job["eta_seconds"], **stage)
         gauge("ranks", "Ranks wanted.", job["ranks"], **stage)
         for state in ("starting", "running", "done", "failed", "stopped"):
-            gauge("ranks_in_state", "Ranks by state.", job["states"].get(state, 0), **stage, state=state)
+            gauge(
+                "ranks_in_state",
+                "Ranks by state.",
+                job["states"].get(state, 0),
+                **stage,
+                state=state,
+            )
         gauge("silent_ranks", "Ranks without a sign of life.", len(job["silent"]), **stage)
         gauge(
             "lag_seconds",
@@ -177,8 +236,17 @@ def prometheus(seen: dict[str, Any]) -> str:
                 rank=one["rank"],
                 host=one["host"],
             )
-        gauge("exit_status", "How the last job ended.", job["outcome"] and job["outcome"]["status"], **stage)
+        gauge(
+            "exit_status",
+            "How the last job ended.",
+            job["outcome"] and job["outcome"]["status"],
+            **stage,
+        )
     if seen["checkpoint"]:
-        gauge("checkpoint_age_seconds", "Since the last checkpoint.", seen["checkpoint"]["age_seconds"])
+        gauge(
+            "checkpoint_age_seconds",
+            "Since the last checkpoint.",
+            seen["checkpoint"]["age_seconds"],
+        )
         gauge("checkpoint_step", "Step of the last checkpoint.", seen["checkpoint"]["step"])
     return "\n".join(lines) + "\n"

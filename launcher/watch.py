@@ -1,8 +1,9 @@
-"""Watching a job through its folder: who has started, who advances, who has ended, and what to do about it.
+"""Watching a job through its folder: who has started, who advances, who has ended, and what to do
+about it.
 
-Reads the ranks' `rank<N>.json` and rank 0's log; writes `control.json`, by which every supervisor on every host is told to
-stop or to take stacks. Clocks of different hosts are never compared: a rank is silent when its record has not changed for
-a while by this host's clock.
+Reads the ranks' `rank<N>.json` and rank 0's log; writes `control.json`, by which every supervisor
+on every host is told to stop or to take stacks. Clocks of different hosts are never compared: a
+rank is silent when its record has not changed for a while by this host's clock.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Limits:
     hang: float = 1800.0  # a rank without progress (torch's own limit for a collective, too)
     grace: float = 20.0  # from SIGTERM to SIGKILL
     pace: float = 30.0  # over which a rank's own work is summed; two such windows make a slow rank
-    settle: float = 4.0  # after the first trouble, for the others to report theirs: one of them may be the cause
+    # after the first trouble, for the others to report theirs: one of them may be the cause
+    settle: float = 4.0
 
 
 @dataclass
@@ -77,7 +79,8 @@ class Watch:
         self.slow: dict[int, pace.Slow] = {}
         self._log_position = 0
         self._told = 0.0
-        for seen in self.ranks:  # there from the start: a network file system remembers absent names for a while
+        # there from the start: a network file system remembers absent names for a while
+        for seen in self.ranks:
             self._record_path(seen.rank).write_text("{}")
         self.tell()
 
@@ -137,7 +140,9 @@ class Watch:
                 self.show(text.decode(errors="replace"))
 
     def follow(self, processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
-        """Stay until the job is over, one way or another; afterwards no rank is left that this host could reach."""
+        """Stay until the job is over, one way or another; afterwards no rank is left that this host
+        could reach.
+        """
         began = time.monotonic()
         outcome = None
         while outcome is None:
@@ -154,11 +159,15 @@ class Watch:
         return outcome or judge(self._in_order(), self._silent(0.0))
 
     def _trouble(self, began: float, runner_gone: bool) -> Outcome | None:
-        """What is wrong now, if anything: a rank that did not start, failed, fell silent or does not advance."""
+        """What is wrong now, if anything: a rank that did not start, failed, fell silent or does
+        not advance.
+        """
         now = time.monotonic()
         running = [seen for seen in self.ranks if not seen.ended]
         absent = [seen for seen in running if not seen.record]
-        if absent and (now - began > self.limits.start or runner_gone or UNSEEN in self._runner_said()):
+        if absent and (
+            now - began > self.limits.start or runner_gone or UNSEEN in self._runner_said()
+        ):
             return self._settled(lambda: self._not_started(absent))
         if any(seen.record["state"] != "done" for seen in self.ranks if seen.ended):
             return self._settled(lambda: self._judged(absent))
@@ -171,7 +180,11 @@ class Watch:
     def _settled(self, decide: Callable[[], Outcome]) -> Outcome:
         """Wait for the others' news, then decide."""
         deadline = time.monotonic() + self.limits.settle
-        while time.monotonic() < deadline and not all(seen.ended for seen in self.ranks) and not self.interrupted:
+        while (
+            time.monotonic() < deadline
+            and not all(seen.ended for seen in self.ranks)
+            and not self.interrupted
+        ):
             time.sleep(POLL_SECONDS)
             self.look()
         return decide()
@@ -187,10 +200,19 @@ class Watch:
         if not absent:
             return judge(self._in_order(), self._silent(self.limits.settle * 0.7))
         hosts = list(dict.fromkeys(seen.host for seen in absent))
-        ranks = ", ".join(str(seen.rank) for seen in absent[:8]) + (", ..." if len(absent) > 8 else "")
-        sentence = f"the runner did not start rank{'s' if len(absent) > 1 else ''} {ranks} on {', '.join(hosts)}"
+        ranks = ", ".join(str(seen.rank) for seen in absent[:8]) + (
+            ", ..." if len(absent) > 8 else ""
+        )
+        sentence = (
+            f"the runner did not start rank{'s' if len(absent) > 1 else ''} {ranks} on"
+            f" {', '.join(hosts)}"
+        )
         return Outcome(
-            NOT_STARTED, sentence, "\n".join(self._runner_said().splitlines()[-15:]), absent[0].rank, hosts[0]
+            NOT_STARTED,
+            sentence,
+            "\n".join(self._runner_said().splitlines()[-15:]),
+            absent[0].rank,
+            hosts[0],
         )
 
     def _runner_said(self) -> str:
@@ -201,7 +223,11 @@ class Watch:
     def _silent(self, seconds: float) -> set[int]:
         """Ranks whose supervisors have said nothing for so long."""
         now = time.monotonic()
-        return {seen.rank for seen in self.ranks if seen.record and not seen.ended and now - seen.heard > seconds}
+        return {
+            seen.rank
+            for seen in self.ranks
+            if seen.record and not seen.ended and now - seen.heard > seconds
+        }
 
     def _hang(self) -> Outcome:
         """Take every rank's stack and say it in one sentence."""
@@ -214,13 +240,21 @@ class Watch:
         for seen in self.ranks:
             if not seen.ended:
                 with contextlib.suppress(OSError):
-                    texts[seen.rank] = (self.folder / f"rank{seen.rank:05d}.stack").read_text(errors="replace")
+                    texts[seen.rank] = (self.folder / f"rank{seen.rank:05d}.stack").read_text(
+                        errors="replace"
+                    )
                 hosts[seen.rank] = str(seen.record.get("host", seen.host))
         where = stacks.sentence(texts, hosts)
-        return Outcome(HANG, f"no progress for {self.limits.hang:.0f} s: {where} (stacks: {self.folder}/rank*.stack)")
+        return Outcome(
+            HANG,
+            f"no progress for {self.limits.hang:.0f} s: {where} (stacks:"
+            f" {self.folder}/rank*.stack)",
+        )
 
     def _stop_all(self, why: str) -> None:
-        """Have every supervisor end its rank, and wait until they have; the silent ones are past being told."""
+        """Have every supervisor end its rank, and wait until they have; the silent ones are past
+        being told.
+        """
         if all(seen.ended for seen in self.ranks):
             return
         self.tell(stop=why)

@@ -1,10 +1,12 @@
-"""What share of a link's declared speed gloo's collectives reach, by size: the basis of the doctor's bandwidth check.
+"""What share of a link's declared speed gloo's collectives reach, by size: the basis of the
+doctor's bandwidth check.
 
-    python scripts/bench_collectives.py [--output docs/bench_collectives.json]      two hosts; root; about two minutes
+    python scripts/bench_collectives.py [--output FILE]   two hosts; root; two minutes
 
-Brings up two hosts (scripts/local_cluster.sh) whose links are limited to each of several speeds, or are as fast as this machine
-copies, and times the doctor's own all-reduce and all-gather (launcher/examine.py) with one rank on each. The declared speed is the
-limit, or what the kernel says of the interface. Prints and writes the share of it that each size reaches.
+Brings up two hosts (scripts/local_cluster.sh) whose links are limited to each of several speeds, or
+are as fast as this machine copies, and times the doctor's own all-reduce and all-gather
+(launcher/examine.py) with one rank on each. The declared speed is the limit, or what the kernel
+says of the interface. Prints and writes the share of it that each size reaches.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
 CLUSTER = [str(REPO / "scripts/local_cluster.sh"), "--name", f"c{os.getpid() % 10**6}"]
-RATES = {"100mbit": 100, "1gbit": 1000, "2gbit": 2000, "": None}  # megabits a second; None: as the kernel says
+# megabits a second; None: as the kernel says
+RATES = {"100mbit": 100, "1gbit": 1000, "2gbit": 2000, "": None}
 SIZES = [2**16, 2**20, 2**22, 2**24, 2**26]
 ROUNDS = 3
 
@@ -34,7 +37,9 @@ def rank(number: int) -> None:
     for size in SIZES:
         rounds = [collectives(number, 2, size) for _ in range(ROUNDS)]
         names = ("all_reduce", "all_gather")
-        found["sizes"][size] = {name: max(r[name]["bytes_per_second"] for r in rounds) for name in names}
+        found["sizes"][size] = {
+            name: max(r[name]["bytes_per_second"] for r in rounds) for name in names
+        }
     if number == 0:
         print(json.dumps(found), flush=True)
     os._exit(0)
@@ -45,9 +50,14 @@ def measured(address: str) -> dict[str, Any]:
     ranks = []
     for number in (0, 1):
         environment = os.environ | {
-            "RANK": str(number), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": "29555",
-            "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1",
-        }  # fmt: skip
+            "RANK": str(number),
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": address,
+            "MASTER_PORT": "29555",
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "OMP_NUM_THREADS": "1",
+        }
         command = [
             *CLUSTER,
             "exec",
@@ -64,7 +74,9 @@ def measured(address: str) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -77,7 +89,9 @@ def main() -> None:
         address = hostfile.split()[0]
         for rate, megabits in RATES.items():
             subprocess.run(
-                [*CLUSTER, *(["--rate", rate] if rate else []), "shape"], check=True, stdout=subprocess.DEVNULL
+                [*CLUSTER, *(["--rate", rate] if rate else []), "shape"],
+                check=True,
+                stdout=subprocess.DEVNULL,
             )
             found = measured(address)
             link = (megabits or found["megabits"]) * 1e6 / 8
@@ -94,7 +108,12 @@ def main() -> None:
     finally:
         subprocess.run([*CLUSTER, "down"], check=True)
     if options.output:
-        about = {"date": time.strftime("%Y-%m-%d"), "cpu_cores": os.cpu_count(), "ranks": 2, "backend": "gloo"}
+        about = {
+            "date": time.strftime("%Y-%m-%d"),
+            "cpu_cores": os.cpu_count(),
+            "ranks": 2,
+            "backend": "gloo",
+        }
         options.output.write_text(json.dumps(about | {"shares": rows}, indent=1) + "\n")
     return None
 

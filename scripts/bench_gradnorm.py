@@ -1,12 +1,14 @@
-"""Times per-sample gradient norms against a plain training step and against other ways to get them, in one interleaved run.
+"""Times per-sample gradient norms against a plain training step and against other ways to get them,
+in one interleaved run.
 
-Reads nothing. Writes docs/gradnorm-bench.json and docs/gradnorm-bench.md (or --out DIR). Run: python scripts/bench_gradnorm.py
-Every round runs every mode once, in turn, so that a busy machine slows all alike; measured are the seconds
-of processor time of the one thread (not those it waits for others), reported the medians over the rounds and their ratio to
-plain forward + backward of the same run. Memory is each mode's peak above the loaded model, in a process of its own.
-Opacus and torch.func take part where they can: `pip install grads-ds[bench]`. With --device cuda: Llama-like models of 1B parameters and
-more in bfloat16, seconds of the clock, memory as torch counts it, into gradnorm-bench-cuda.*; larger and larger models are scored until
-one does not fit.
+Reads nothing. Writes docs/gradnorm-bench.json and docs/gradnorm-bench.md (or --out DIR). Run:
+python scripts/bench_gradnorm.py Every round runs every mode once, in turn, so that a busy machine
+slows all alike; measured are the seconds of processor time of the one thread (not those it waits
+for others), reported the medians over the rounds and their ratio to plain forward + backward of the
+same run. Memory is each mode's peak above the loaded model, in a process of its own. Opacus and
+torch.func take part where they can: `pip install grads-ds[bench]`. With --device cuda: Llama-like
+models of 1B parameters and more in bfloat16, seconds of the clock, memory as torch counts it, into
+gradnorm-bench-cuda.*; larger and larger models are scored until one does not fit.
 """
 
 from __future__ import annotations
@@ -14,14 +16,17 @@ from __future__ import annotations
 import os
 import sys
 
-# Before torch: glibc gives large tensors back to the system at once, and page faults would be what is measured.
+# Before torch: glibc gives large tensors back to the system at once, and page faults would be what
+# is measured.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": "8589934592",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
     "OMP_NUM_THREADS": "1",
 }
-if "--memory" not in sys.argv and any(os.environ.get(name) != value for name, value in _MALLOC.items()):
+if "--memory" not in sys.argv and any(
+    os.environ.get(name) != value for name, value in _MALLOC.items()
+):
     os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | _MALLOC)
 
 import argparse
@@ -46,8 +51,9 @@ from grads_ds.gradnorm import GradNormRecorder
 
 @dataclass(frozen=True)
 class Shape:
-    """One model and batch. targets: share of each row's tokens that are targets. ragged: rows of different lengths, padded. train: whether
-    the modes that train take part."""
+    """One model and batch. targets: share of each row's tokens that are targets. ragged: rows of
+    different lengths, padded. train: whether the modes that train take part.
+    """
 
     name: str
     width: int
@@ -69,15 +75,19 @@ SHAPES = [
     Shape("d1024-T256-all", 1024, 2816, 2, 16000, 2, 256, 1.0),
     Shape("d1024-padded", 1024, 2816, 2, 16000, 4, 256, 0.5, ragged=True),
     Shape("d1024-bucketed", 1024, 2816, 2, 16000, 4, 160, 0.5),
-    Shape("tiny", 64, 96, 1, 64, 2, 16, 0.5, peers=True),  # shows that the script runs; tells nothing else
+    # shows that the script runs; tells nothing else
+    Shape("tiny", 64, 96, 1, 64, 2, 16, 0.5, peers=True),
     Shape("1B", 2048, 5632, 22, 32000, 4, 2048, 0.5, device="cuda"),
     *(
         Shape(name, width, inner, layers, 32000, 4, 2048, 0.5, device="cuda", train=False)
         for name, width, inner, layers in (
-            ("3B", 3200, 8640, 26), ("7B", 4096, 11008, 32), ("13B", 5120, 13824, 40), ("34B", 6656, 22016, 54),
+            ("3B", 3200, 8640, 26),
+            ("7B", 4096, 11008, 32),
+            ("13B", 5120, 13824, 40),
+            ("34B", 6656, 22016, 54),
         )
     ),
-]  # fmt: skip
+]
 
 
 def make(shape: Shape, attention: str = "sdpa") -> tuple[nn.Module, dict[str, Tensor]]:
@@ -109,7 +119,9 @@ def make(shape: Shape, attention: str = "sdpa") -> tuple[nn.Module, dict[str, Te
 
 
 def clock(device: str) -> float:
-    """Seconds of processor time of this process, or of the wall where a GPU does the work, once it has done it."""
+    """Seconds of processor time of this process, or of the wall where a GPU does the work, once it
+    has done it.
+    """
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -117,12 +129,13 @@ def clock(device: str) -> float:
 
 
 def peak(device: str, restart: bool = False) -> float:
-    """MiB: with `restart` what is held now, from where the next call's peak is counted; of this process (Linux), or of the GPU."""
+    """MiB: with `restart` what is held now, from where the next call's peak is counted; of this
+    process (Linux), or of the GPU.
+    """
     if device == "cpu":
         if restart:
-            Path("/proc/self/clear_refs").write_text(
-                "5"
-            )  # forgets the peak of loading; getrusage would keep even the parent's
+            # forgets the peak of loading; getrusage would keep even the parent's
+            Path("/proc/self/clear_refs").write_text("5")
         status = Path("/proc/self/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)" if restart else r"VmHWM:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
     if restart:
@@ -131,7 +144,9 @@ def peak(device: str, restart: bool = False) -> float:
 
 
 def plain_step(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
-    """The yardstick: forward and backward of every weight, gradients kept from step to step as an optimizer would have them."""
+    """The yardstick: forward and backward of every weight, gradients kept from step to step as an
+    optimizer would have them.
+    """
 
     def step() -> None:
         for parameter in model.parameters():
@@ -175,8 +190,12 @@ def one_by_one(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
         for row in range(len(batch["input_ids"])):
             length = int(batch["attention_mask"][row].sum())
             model.zero_grad(set_to_none=False)
-            model(**{name: tensor[row : row + 1, :length] for name, tensor in batch.items()}).loss.backward()
-            torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            model(
+                **{name: tensor[row : row + 1, :length] for name, tensor in batch.items()}
+            ).loss.backward()
+            torch.nn.utils.get_total_norm(
+                [p.grad for p in model.parameters() if p.grad is not None]
+            )
 
     return step
 
@@ -193,23 +212,34 @@ def vmapped(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
             model,
             weights,
             (),
-            {"input_ids": ids[None], "attention_mask": mask, "position_ids": positions, "use_cache": False},
+            {
+                "input_ids": ids[None],
+                "attention_mask": mask,
+                "position_ids": positions,
+                "use_cache": False,
+            },
         )
-        losses = nn.functional.cross_entropy(out.logits[0, :-1], labels[1:], reduction="none", ignore_index=-100)
+        losses = nn.functional.cross_entropy(
+            out.logits[0, :-1], labels[1:], reduction="none", ignore_index=-100
+        )
         return losses.sum() / (labels[1:] != -100).sum()
 
     length = batch["input_ids"].shape[1]
     causal = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
 
     def step() -> None:
-        grads = vmap(grad(loss), in_dims=(None, 0, 0, None))(parameters, batch["input_ids"], batch["labels"], causal)
+        grads = vmap(grad(loss), in_dims=(None, 0, 0, None))(
+            parameters, batch["input_ids"], batch["labels"], causal
+        )
         sum(g.flatten(1).square().sum(1) for g in grads.values()).sqrt()  # type: ignore[union-attr]
 
     return step
 
 
 def opacus_ghost(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any]:
-    """Opacus's fast gradient clipping: its norms and first backward (its second, clipped backward is not counted)."""
+    """Opacus's fast gradient clipping: its norms and first backward (its second, clipped backward
+    is not counted).
+    """
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
     wrapped = GradSampleModuleFastGradientClipping(
@@ -218,7 +248,9 @@ def opacus_ghost(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], Any
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
-        logits = wrapped(**{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False).logits
+        logits = wrapped(
+            **{name: tensor for name, tensor in batch.items() if name != "labels"}, use_cache=False
+        ).logits
         labels = batch["labels"][:, 1:]
         losses = nn.functional.cross_entropy(
             logits[:, :-1].transpose(1, 2), labels, reduction="none", ignore_index=-100
@@ -245,13 +277,16 @@ PEERS = ("torch.func vmap", "Opacus ghost clipping")
 
 
 def peak_memory(shape: Shape, mode: str) -> float | None:
-    """MiB above the loaded model at the peak of the mode's second step, in a process of its own; None if it failed."""
+    """MiB above the loaded model at the peak of the mode's second step, in a process of its own;
+    None if it failed.
+    """
     command = [sys.executable, __file__, "--memory", shape.name, mode]
+    # no spare memory kept
     exact = {
         "MALLOC_MMAP_THRESHOLD_": "65536",
         "MALLOC_TRIM_THRESHOLD_": "65536",
         "MALLOC_TOP_PAD_": "0",
-    }  # no spare memory kept
+    }
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | exact)
     return float(done.stdout.split()[-1]) if done.returncode == 0 else None
 
@@ -277,11 +312,14 @@ def bench(shape: Shape, rounds: int) -> dict[str, Any]:
         if not (shape.peers if mode in PEERS else shape.train or mode in SCORING):
             continue
         try:
-            steps[mode] = prepare(*(make(shape, attention) if mode in PEERS else shared))  # peers change their model
+            # peers change their model
+            steps[mode] = prepare(*(make(shape, attention) if mode in PEERS else shared))
             steps[mode]()
         except Exception as error:
             steps.pop(mode, None)
-            failed[mode] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            failed[mode] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
     seconds: dict[str, list[float]] = {mode: [] for mode in steps}
     for turn in range(rounds):
         for mode, step in steps.items():
@@ -309,9 +347,13 @@ def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
     lines = [
         "# Per-sample gradient norms: time and memory",
         "",
-        f"Made by `scripts/bench_gradnorm.py` on {about['date']}: {about['machine']}, torch {about['torch']}, "
-        f"transformers {about['transformers']}. {about['clock']} seconds, medians of {about['rounds']} interleaved rounds; "
-        "the ratio is to the plain forward + backward step of the same run. Memory: peak above the loaded model, in a process of its own.",
+        (
+            f"Made by `scripts/bench_gradnorm.py` on {about['date']}: {about['machine']}, torch"
+            f" {about['torch']}, transformers {about['transformers']}. {about['clock']} seconds,"
+            f" medians of {about['rounds']} interleaved rounds; the ratio is to the plain forward +"
+            " backward step of the same run. Memory: peak above the loaded model, in a process of"
+            " its own."
+        ),
         "",
     ]
     for result in results:
@@ -320,8 +362,11 @@ def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
         lines += [
             f"## {shape['name']}",
             "",
-            f"Llama: d = {shape['width']}, {shape['layers']} layers, V = {shape['vocabulary']}; {shape['rows']} x {shape['length']} "
-            f"tokens, {kind}, {shape['targets']:.0%} targets.",
+            (
+                f"Llama: d = {shape['width']}, {shape['layers']} layers, V = {shape['vocabulary']};"
+                f" {shape['rows']} x {shape['length']} tokens, {kind}, {shape['targets']:.0%}"
+                " targets."
+            ),
             "",
             "| mode | seconds | ratio | tokens/s | peak MiB |",
             "| --- | --- | --- | --- | --- |",
@@ -329,17 +374,24 @@ def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
         for mode, row in result["modes"].items():
             memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
             ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-            lines.append(f"| {mode} | {row['seconds']:.3f} | {ratio} | {row['tokens_per_second']:,.0f} | {memory} |")
+            lines.append(
+                f"| {mode} | {row['seconds']:.3f} | {ratio} | {row['tokens_per_second']:,.0f} |"
+                f" {memory} |"
+            )
         lines += [f"\n{mode} did not run: {why}" for mode, why in result["failed"].items()] + [""]
     return "\n".join(lines)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shapes", nargs="*", help="some of " + ", ".join(shape.name for shape in SHAPES))
+    parser.add_argument(
+        "--shapes", nargs="*", help="some of " + ", ".join(shape.name for shape in SHAPES)
+    )
     parser.add_argument("--out", type=Path, default=REPO / "docs")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--memory", nargs=2, metavar=("SHAPE", "MODE"), help=argparse.SUPPRESS)
@@ -353,9 +405,12 @@ def main() -> None:
 
     about = {
         "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, one thread, float32"
-        if options.device == "cpu"
-        else f"{torch.cuda.get_device_name()}, bfloat16",
+        "machine": (
+            f"{platform.machine()} CPU, {torch.backends.cpu.get_cpu_capability()}, one thread,"
+            " float32"
+            if options.device == "cpu"
+            else f"{torch.cuda.get_device_name()}, bfloat16"
+        ),
         "clock": "Processor" if options.device == "cpu" else "Wall-clock",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -366,10 +421,14 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     def publish() -> None:
-        (options.out / f"{stem}.json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
+        (options.out / f"{stem}.json").write_text(
+            json.dumps({"about": about, "results": results}, indent=1) + "\n"
+        )
         (options.out / f"{stem}.md").write_text(table(results, about))
 
-    for name in options.shapes or [s.name for s in SHAPES if s.device == options.device and s.name != "tiny"]:
+    for name in options.shapes or [
+        s.name for s in SHAPES if s.device == options.device and s.name != "tiny"
+    ]:
         results.append(bench(shapes[name], options.rounds))
         publish()
         if options.device == "cuda":

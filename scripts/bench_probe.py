@@ -1,13 +1,16 @@
-"""What the frozen pass costs against plain ZeRO-3 training: time and bytes on the wire between hosts, and memory per rank.
+"""What the frozen pass costs against plain ZeRO-3 training: time and bytes on the wire between
+hosts, and memory per rank.
 
-    python scripts/bench_probe.py traffic [--rate 1gbit] [--output docs/bench_probe_1gbit.json]     two hosts; root
+    python scripts/bench_probe.py traffic [--rate 1gbit] [--output FILE]     two hosts; root
     python scripts/bench_probe.py memory [--ranks 1 2 4] [--output docs/bench_probe_memory.json]
 
-`traffic` brings up two hosts (scripts/local_cluster.sh, links limited to --rate) with one rank each and runs one training step (forward,
-backward, gradient reduction, optimizer) and one scoring step (embedding + head norms) of the same batch in turn, on the same ranks.
-Bytes are the network interfaces' own counters. `memory` loads a model and scores one batch on N ranks, for each N, and compares the
-anonymous memory of the heaviest rank with parameters/N + what one rank alone has beside its parameters (activations) + one layer whole.
-Random Llama, d = 1024, half of the tokens are targets, float32, one thread per rank.
+`traffic` brings up two hosts (scripts/local_cluster.sh, links limited to --rate) with one rank each
+and runs one training step (forward, backward, gradient reduction, optimizer) and one scoring step
+(embedding + head norms) of the same batch in turn, on the same ranks. Bytes are the network
+interfaces' own counters. `memory` loads a model and scores one batch on N ranks, for each N, and
+compares the anonymous memory of the heaviest rank with parameters/N + what one rank alone has
+beside its parameters (activations) + one layer whole. Random Llama, d = 1024, half of the tokens
+are targets, float32, one thread per rank.
 """
 
 from __future__ import annotations
@@ -30,12 +33,16 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 CLUSTER = [str(REPO / "scripts/local_cluster.sh"), "--name", f"b{os.getpid() % 10**6}"]
 ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "8589934592", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456",
-}  # fmt: skip
+    "MALLOC_MMAP_THRESHOLD_": "8589934592",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 
 
 def make(folder: Path, layers: int, vocabulary: int, width: int, shards: int) -> int:
-    """A random model in `folder`/model, in about `shards` files, and its configuration; the number of parameters."""
+    """A random model in `folder`/model, in about `shards` files, and its configuration; the number
+    of parameters.
+    """
     import torch
     import yaml
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,10 +51,15 @@ def make(folder: Path, layers: int, vocabulary: int, width: int, shards: int) ->
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocabulary, hidden_size=width, intermediate_size=8 * width // 3 // 64 * 64, num_hidden_layers=layers,
-            num_attention_heads=width // 64 or 1, num_key_value_heads=width // 64 or 1, max_position_embeddings=512,
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=8 * width // 3 // 64 * 64,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 64 or 1,
+            num_key_value_heads=width // 64 or 1,
+            max_position_embeddings=512,
         )
-    )  # fmt: skip
+    )
     count = model.num_parameters()
     model.save_pretrained(folder / "model", max_shard_size=4 * count // shards)
     zero = {
@@ -58,9 +70,11 @@ def make(folder: Path, layers: int, vocabulary: int, width: int, shards: int) ->
     }
     (folder / "zero3.json").write_text(json.dumps({"zero_optimization": zero}))
     config = {
-        "run_dir": str(folder / "run"), "deepspeed": str(folder / "zero3.json"), "data": {"train": ["none"]},
+        "run_dir": str(folder / "run"),
+        "deepspeed": str(folder / "zero3.json"),
+        "data": {"train": ["none"]},
         "model": {"path": str(folder / "model"), "dtype": "float32"},
-    }  # fmt: skip
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return count
 
@@ -78,7 +92,7 @@ def batch_of(samples: int, length: int, vocabulary: int) -> dict[str, Any]:
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
 
 
-# ---- traffic and time -----------------------------------------------------------------------------------------------
+# ---- traffic and time ----------------------------------------------------------------------------
 
 
 def traffic_rank(folder: Path, pairs: int, samples: int, length: int) -> None:
@@ -101,7 +115,9 @@ def traffic_rank(folder: Path, pairs: int, samples: int, length: int) -> None:
     }
     holder = HfDeepSpeedConfig(settings)
     trained = load_model(config, config.model.path).train()
-    trainer, *_ = deepspeed.initialize(model=trained, config=settings, model_parameters=list(trained.parameters()))
+    trainer, *_ = deepspeed.initialize(
+        model=trained, config=settings, model_parameters=list(trained.parameters())
+    )
     del holder
     batch = batch_of(samples, length, trained.config.vocab_size)
     found: dict[str, list[list[float]]] = {"training": [], "scoring": []}
@@ -113,22 +129,33 @@ def traffic_rank(folder: Path, pairs: int, samples: int, length: int) -> None:
             trainer.step()
 
         for pair in range(pairs + 1):
-            for name, step in (("training", train), ("scoring", lambda: score_batch(recorder, engine, batch))):
+            for name, step in (
+                ("training", train),
+                ("scoring", lambda: score_batch(recorder, engine, batch)),
+            ):
                 ranks.barrier()
                 sent, began, used = _sent(), time.monotonic(), time.process_time()
                 step()
                 ranks.barrier()
                 seconds = time.monotonic() - began, time.process_time() - used
-                if pair:  # the first of each warms up: hooks are set, the order of layers is learned
+                # the first of each warms up: hooks are set, the order of layers is learned
+                if pair:
                     found[name].append([*seconds, _sent() - sent])
     every = ranks.gather(found)
     if ranks.is_main():
         steps = {
-            name: [[*own[:2], sum(e[name][i][2] for e in every)] for i, own in enumerate(found[name])] for name in found
+            name: [
+                [*own[:2], sum(e[name][i][2] for e in every)] for i, own in enumerate(found[name])
+            ]
+            for name in found
         }
         result: dict[str, Any] = {
             name: dict(
-                zip(("seconds", "cpu_seconds", "bytes"), map(statistics.median, zip(*rows, strict=True)), strict=True)
+                zip(
+                    ("seconds", "cpu_seconds", "bytes"),
+                    map(statistics.median, zip(*rows, strict=True)),
+                    strict=True,
+                )
             )
             for name, rows in steps.items()
         }
@@ -163,24 +190,35 @@ def traffic(options: argparse.Namespace) -> dict[str, Any]:
         ]
         command += ["traffic-rank", "--folder", str(folder), "--pairs", str(options.pairs)]
         command += ["--samples", str(options.samples), "--length", str(options.length)]
-        done = subprocess.run([*CLUSTER, "exec", "1", *command], cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(
+            [*CLUSTER, "exec", "1", *command], cwd=folder, capture_output=True, text=True
+        )
         if done.returncode or not (folder / "traffic.json").exists():
             raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
-        shape = f"d {options.width}, {options.layers} layers, V {options.vocabulary}, {options.samples} x {options.length} tokens per rank"
+        shape = (
+            f"d {options.width}, {options.layers} layers, V {options.vocabulary}, {options.samples}"
+            f" x {options.length} tokens per rank"
+        )
         return {
-            "hosts": 2, "rate": options.rate or "unlimited", "model": shape, "parameters": parameters, "pairs": options.pairs,
+            "hosts": 2,
+            "rate": options.rate or "unlimited",
+            "model": shape,
+            "parameters": parameters,
+            "pairs": options.pairs,
             **json.loads((folder / "traffic.json").read_text()),
-        }  # fmt: skip
+        }
     finally:
         subprocess.run([*CLUSTER, "down"], check=True)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 class Peak(threading.Thread):
-    """The most anonymous memory this process has had since `since()`, looked at every few milliseconds."""
+    """The most anonymous memory this process has had since `since()`, looked at every few
+    milliseconds.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -198,9 +236,13 @@ class Peak(threading.Thread):
 
 
 def anonymous() -> int:
-    """Bytes of memory of this process that no file backs: a checkpoint that is mapped does not count until it is copied."""
+    """Bytes of memory of this process that no file backs: a checkpoint that is mapped does not
+    count until it is copied.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssShmem")))
+    return sum(
+        int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon", "RssShmem"))
+    )
 
 
 def memory_rank(folder: Path, samples: int, length: int) -> None:
@@ -214,10 +256,8 @@ def memory_rank(folder: Path, samples: int, length: int) -> None:
     ranks.start()
     peak = Peak()
     peak.start()
-    for name in (
-        "small",
-        "large",
-    ):  # the first use of anything brings in what is not the model's: a small one takes that
+    # the first use of anything brings in what is not the model's: a small one takes that
+    for name in ("small", "large"):
         config = load_config(folder / name / "config.yaml")
         gc.collect()
         ranks.barrier()
@@ -238,17 +278,35 @@ def memory_rank(folder: Path, samples: int, length: int) -> None:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Peaks for every number of ranks, against parameters/N + what one rank has beside its parameters."""
+    """Peaks for every number of ranks, against parameters/N + what one rank has beside its
+    parameters.
+    """
     folder = Path(tempfile.mkdtemp(prefix="bench_probe."))
     try:
         make(folder / "small", 1, 64, 64, 1)
-        parameters = make(folder / "large", options.layers, options.vocabulary, options.width, options.shards)
+        parameters = make(
+            folder / "large", options.layers, options.vocabulary, options.width, options.shards
+        )
         size = 4 * parameters
-        largest = max(file.stat().st_size for file in (folder / "large/model").glob("*.safetensors"))
+        largest = max(
+            file.stat().st_size for file in (folder / "large/model").glob("*.safetensors")
+        )
         measured = []
         for count in options.ranks:
-            world = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-            command = [*world, str(Path(__file__).resolve()), "memory-rank", "--folder", str(folder)]
+            world = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                f"--nproc-per-node={count}",
+            ]
+            command = [
+                *world,
+                str(Path(__file__).resolve()),
+                "memory-rank",
+                "--folder",
+                str(folder),
+            ]
             command += ["--samples", str(options.samples), "--length", str(options.length)]
             # what is freed goes back to the system at once, so that what is counted is what is used
             environment = os.environ | {
@@ -259,28 +317,47 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
-            each = [json.loads((folder / f"memory{rank}.json").read_text()) for rank in range(count)]
+            each = [
+                json.loads((folder / f"memory{rank}.json").read_text()) for rank in range(count)
+            ]
             loading, resident, scoring = (max(values) / 2**20 for values in zip(*each, strict=True))
-            measured.append({"ranks": count, "loading_mb": loading, "resident_mb": resident, "scoring_mb": scoring})
+            measured.append(
+                {
+                    "ranks": count,
+                    "loading_mb": loading,
+                    "resident_mb": resident,
+                    "scoring_mb": scoring,
+                }
+            )
         megabytes = size / 2**20
         beside = measured[0]["scoring_mb"] - megabytes / measured[0]["ranks"]
         layer = (megabytes - 2 * options.vocabulary * options.width * 4 / 2**20) / options.layers
         for entry in measured:
             # a layer whose parameters lie on other ranks is whole while it is computed
-            entry |= {"predicted_mb": megabytes / entry["ranks"] + beside + (layer if entry["ranks"] > 1 else 0)}
+            entry |= {
+                "predicted_mb": (
+                    megabytes / entry["ranks"] + beside + (layer if entry["ranks"] > 1 else 0)
+                )
+            }
             entry |= {"measured_to_predicted": entry["scoring_mb"] / entry["predicted_mb"]}
         return {
-            "parameters": parameters, "parameters_mb": round(megabytes, 1), "largest_shard_mb": round(largest / 2**20, 1),
-            "beside_parameters_mb": round(beside, 1), "one_layer_mb": round(layer, 1), "tokens": options.samples * options.length,
+            "parameters": parameters,
+            "parameters_mb": round(megabytes, 1),
+            "largest_shard_mb": round(largest / 2**20, 1),
+            "beside_parameters_mb": round(beside, 1),
+            "one_layer_mb": round(layer, 1),
+            "tokens": options.samples * options.length,
             "measured": [{k: round(v, 3) for k, v in entry.items()} for entry in measured],
-        }  # fmt: skip
+        }
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("traffic", "memory", "traffic-rank", "memory-rank"))
     parser.add_argument("--rate", help="of every link, e.g. 1gbit; default: as fast as it goes")
     parser.add_argument("--pairs", type=int, default=5)

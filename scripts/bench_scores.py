@@ -1,10 +1,13 @@
-"""How long merging, checking and reloading a score table takes and how much memory, over numbers of rows.
+"""How long merging, checking and reloading a score table takes and how much memory, over numbers of
+rows.
 
-    python scripts/bench_scores.py [--rows 250000 500000 1000000 2000000] [--output docs/bench_scores.json]
+    python scripts/bench_scores.py [--rows 250000 500000 1000000 2000000] [--output
+    docs/bench_scores.json]
 
-Writes synthetic parts (8 ranks, random order of ids, ten columns) for each size in a folder of its own, merges them in a process of its
-own, reads the table back the way `select` does, and fits lines through the sizes. Processor time is printed beside the time that passed,
-which another load on the machine stretches.
+Writes synthetic parts (8 ranks, random order of ids, ten columns) for each size in a folder of its
+own, merges them in a process of its own, reads the table back the way `select` does, and fits lines
+through the sizes. Processor time is printed beside the time that passed, which another load on the
+machine stretches.
 """
 
 from __future__ import annotations
@@ -50,7 +53,8 @@ def write_parts(folder: Path, rows: int) -> None:
             "status": ["ok"] * size,
         }
         pq.write_table(
-            pa.table(columns, schema=table_schema), folder / f"part-{number % RANKS:05d}-{number:012x}.parquet"
+            pa.table(columns, schema=table_schema),
+            folder / f"part-{number % RANKS:05d}-{number:012x}.parquet",
         )
 
 
@@ -101,8 +105,12 @@ def alone(work: Callable[[Path, int], None], folder: Path, rows: int) -> dict[st
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[250_000, 500_000, 1_000_000, 2_000_000])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[250_000, 500_000, 1_000_000, 2_000_000]
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     measured = []
@@ -133,7 +141,9 @@ def main() -> None:
                 }
         print(json.dumps({"slopes": slopes}), flush=True)
     if options.output:
-        options.output.write_text(json.dumps({"measured": measured, "slopes": slopes}, indent=1) + "\n")
+        options.output.write_text(
+            json.dumps({"measured": measured, "slopes": slopes}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Times density and selection on made-up score tables: seconds, processor seconds and peak memory by size.
+"""Times density and selection on made-up score tables: seconds, processor seconds and peak memory
+by size.
 
-Writes a score table of each size to a temporary folder, then, in a process of its own on two cores, reads it, chooses 5 %
-by the main method and writes selection.parquet. Prints a line per size; --out keeps them as JSON, with the machine and the
-growth from size to size (1: time is proportional to rows). Needs about 1 GB of disk at 10^7 rows.
+Writes a score table of each size to a temporary folder, then, in a process of its own on two cores,
+reads it, chooses 5 % by the main method and writes selection.parquet. Prints a line per size; --out
+keeps them as JSON, with the machine and the growth from size to size (1: time is proportional to
+rows). Needs about 1 GB of disk at 10^7 rows.
 
-    python scripts/bench_selection.py [--rows 100000 1000000 10000000] [--set region=density ...] [--out docs/bench_selection.json]
+    python scripts/bench_selection.py [--rows 100000 1000000 10000000] [--set region=density ...]
+    [--out docs/bench_selection.json]
 """
 
 from __future__ import annotations
@@ -30,8 +33,9 @@ CORES = 2
 
 
 def make_table(n: int, path: Path) -> None:
-    """A score table of n rows: log-normal norms that fall with length, one row in a thousand without
-    target."""
+    """A score table of n rows: log-normal norms that fall with length, one row in a thousand
+    without target.
+    """
     rng = np.random.default_rng(0)
     tokens = rng.integers(8, 2000, n, dtype=np.int32)
     table = {
@@ -42,9 +46,11 @@ def make_table(n: int, path: Path) -> None:
         "loss": rng.gamma(4.0, 0.5, n).astype(np.float32),
         "embedding_grad_norm": (rng.lognormal(0, 0.6, n) * tokens**-0.3).astype(np.float32),
         "lm_head_grad_norm": rng.lognormal(1.5, 0.4, n).astype(np.float32),
-        "status": pa.DictionaryArray.from_arrays(
-            pa.array((np.arange(n) % 1000 == 7).astype(np.int8)), pa.array(["ok", "no_target"])
-        ).cast(pa.string()),
+        "status": (
+            pa.DictionaryArray.from_arrays(
+                pa.array((np.arange(n) % 1000 == 7).astype(np.int8)), pa.array(["ok", "no_target"])
+            ).cast(pa.string())
+        ),
     }
     pq.write_table(pa.table(table), path)
 
@@ -79,13 +85,17 @@ def measure(path: Path, settings: dict[str, object]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, nargs="+", default=[10**5, 10**6, 10**7])
     parser.add_argument("--set", nargs="*", default=[], help="settings of select, key=value")
     parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    settings = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in args.set)}
+    settings = {
+        key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in args.set)
+    }
     if args.measure:
         print(json.dumps(measure(args.measure, settings)))
         return
@@ -99,9 +109,13 @@ def main() -> None:
             root = str(Path(__file__).resolve().parent.parent)
             cores = sorted(os.sched_getaffinity(0))[:CORES]
             told = subprocess.run(
-                again, check=True, env=os.environ | {"PYTHONPATH": root}, stdout=subprocess.PIPE, text=True,
+                again,
+                check=True,
+                env=os.environ | {"PYTHONPATH": root},
+                stdout=subprocess.PIPE,
+                text=True,
                 preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
-            ).stdout  # fmt: skip
+            ).stdout
             print(told, end="", flush=True)
             lines.append(json.loads(told))
     if args.out:
@@ -109,7 +123,8 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
             "cores": CORES,
             "machine": platform.machine(),
-            "load_at_end": round(os.getloadavg()[0], 1),  # above the cores: seconds are other work's too, cpu_s are not
+            # above the cores: seconds are other work's too, cpu_s are not
+            "load_at_end": round(os.getloadavg()[0], 1),
             "settings": settings,
             "sizes": lines,
             "growth": [growth(small, large) for small, large in pairwise(lines)],
@@ -120,7 +135,11 @@ def main() -> None:
 def growth(small: dict[str, float], large: dict[str, float]) -> dict[str, float]:
     """How many times the processor seconds per row grew from one size to the next."""
     per_row = [line["cpu_s"] / line["rows"] for line in (small, large)]
-    return {"from": small["rows"], "to": large["rows"], "cpu_per_row": round(per_row[1] / per_row[0], 3)}
+    return {
+        "from": small["rows"],
+        "to": large["rows"],
+        "cpu_per_row": round(per_row[1] / per_row[0], 3),
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""One start of the probe that can be struck: which processes it has, where it is, and every kind of fault.
+"""One start of the probe that can be struck: which processes it has, where it is, and every kind of
+fault.
 
-Used by scripts/fault_suite.py. Ends only processes that the job itself started; hosts are those of scripts/local_cluster.sh.
+Used by scripts/fault_suite.py. Ends only processes that the job itself started; hosts are those of
+scripts/local_cluster.sh.
 """
 
 from __future__ import annotations
@@ -35,10 +37,19 @@ class Job:
             command = [sys.executable, *arguments, "--ranks", str(world)]
         self.log = folder / "log"
         self.started = time.monotonic()
-        environment = os.environ | {"TQDM_MININTERVAL": "0", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+        environment = os.environ | {
+            "TQDM_MININTERVAL": "0",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(folder),
+        }
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(
-                command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command,
+                cwd=folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
             )
         self.on_hosts = on_hosts
 
@@ -54,7 +65,9 @@ class Job:
 
     def _all(self) -> list[int]:
         if self.on_hosts:
-            words = subprocess.run([*CLUSTER, "pids"], capture_output=True, text=True).stdout.split()
+            words = subprocess.run(
+                [*CLUSTER, "pids"], capture_output=True, text=True
+            ).stdout.split()
             return [int(word) for word in words]
         children: dict[int, list[int]] = {}
         for entry in os.listdir("/proc"):
@@ -98,15 +111,19 @@ def stage_of(job: Job) -> str:
     """Where the job is, by what it has printed."""
     said = job.output()
     for words, stage in (
-        ("each once", "merge"), ("recording gradient norms", "recording"), ("preliminary training", "training"),
-    ):  # fmt: skip
+        ("each once", "merge"),
+        ("recording gradient norms", "recording"),
+        ("preliminary training", "training"),
+    ):
         if words in said:
             return stage
     return "start-up"
 
 
 def strike(fault: str, job: Job, draw: random.Random, run_dir: Path) -> None:
-    """Inject the fault and wait until nothing of the job is left; the machine is whole again afterwards."""
+    """Inject the fault and wait until nothing of the job is left; the machine is whole again
+    afterwards.
+    """
     if fault == "rank":
         found = job.ranks()
         kill(draw.choice(found) if found else job.process.pid)
@@ -126,8 +143,12 @@ def strike(fault: str, job: Job, draw: random.Random, run_dir: Path) -> None:
         return
     else:
         host = str(draw.randint(1, 2))
-        subprocess.run([*CLUSTER, *(["kill", host] if fault == "host gone" else ["link", host, "down"])], check=True)
-        wait(job, HANG_SECONDS)  # then the operator gives up waiting: every process on every host is ended
+        subprocess.run(
+            [*CLUSTER, *(["kill", host] if fault == "host gone" else ["link", host, "down"])],
+            check=True,
+        )
+        # then the operator gives up waiting: every process on every host is ended
+        wait(job, HANG_SECONDS)
         for number in ("1", "2"):
             subprocess.run([*CLUSTER, "kill", number], check=True)
         job.end()

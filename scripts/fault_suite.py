@@ -1,13 +1,16 @@
-"""Breaks the probe on purpose, at random points of every stage, and looks at what the resumed runs leave.
+"""Breaks the probe on purpose, at random points of every stage, and looks at what the resumed runs
+leave.
 
     python scripts/fault_suite.py --faults 50 --seed 0 --output docs/fault_suite.txt
 
-A fault is one of: SIGKILL of one rank, of all ranks and their launcher, Ctrl-C, a full disk, a host gone with everything on it, a cut
-network link. Each strikes a real job (DeepSpeed's launcher, ZeRO-3, gloo, float32) in the start-up, the preliminary training, the recording
-or the merge; the job is then started again, with the same or another number of ranks, until it is struck again or done. Every finished
-table is compared with an undisturbed run's. Works in a folder of its own under the temporary folder; as root it mounts a small file
-system (full disks) and makes two hosts (scripts/local_cluster.sh), without root those faults are left out and that is said.
-Prints what was injected where; ends with status 1 when a row was lost, doubled or is not the undisturbed one.
+A fault is one of: SIGKILL of one rank, of all ranks and their launcher, Ctrl-C, a full disk, a host
+gone with everything on it, a cut network link. Each strikes a real job (DeepSpeed's launcher,
+ZeRO-3, gloo, float32) in the start-up, the preliminary training, the recording or the merge; the
+job is then started again, with the same or another number of ranks, until it is struck again or
+done. Every finished table is compared with an undisturbed run's. Works in a folder of its own under
+the temporary folder; as root it mounts a small file system (full disks) and makes two hosts
+(scripts/local_cluster.sh), without root those faults are left out and that is said. Prints what was
+injected where; ends with status 1 when a row was lost, doubled or is not the undisturbed one.
 """
 
 from __future__ import annotations
@@ -68,25 +71,34 @@ class Tally:
         self.lines.append(text)
 
 
-# ---- where a fault strikes ------------------------------------------------------------------------------------------
+# ---- where a fault strikes -----------------------------------------------------------------------
 
 
 def draw_point(draw: random.Random, mode: str) -> tuple[str, float]:
-    """(what is waited for, how much of it), e.g. the third new part of the table, or a second of start-up."""
+    """(what is waited for, how much of it), e.g.
+
+    the third new part of the table, or a second of start-up.
+    """
     kinds = ["start-up", "recording", "recording", "recording", "merge"]
     if mode != "record":
         kinds += ["training"] * 4
     kind = draw.choice(kinds)
-    return kind, {
-        "start-up": draw.uniform(0.5, 8.0),
-        "training": float(draw.randint(0, ROWS // 8)),
-        "recording": float(draw.randint(1, 12)),
-        "merge": 0.0,
-    }[kind]
+    return (
+        kind,
+        {
+            "start-up": draw.uniform(0.5, 8.0),
+            "training": float(draw.randint(0, ROWS // 8)),
+            "recording": float(draw.randint(1, 12)),
+            "merge": 0.0,
+        }[kind],
+    )
 
 
 def reached(job: Job, scores: Path, before: int, point: tuple[str, float]) -> bool:
-    """Whether the job has come to this point. A later stage counts as well: the point was passed."""
+    """Whether the job has come to this point.
+
+    A later stage counts as well: the point was passed.
+    """
     kind, amount = point
     if kind == "start-up":
         return time.monotonic() - job.started > amount
@@ -99,10 +111,12 @@ def reached(job: Job, scores: Path, before: int, point: tuple[str, float]) -> bo
     return (bool(steps) and int(steps[-1]) >= amount) or "recording gradient norms" in job.output()
 
 
-# ---- one run after another ------------------------------------------------------------------------------------------
+# ---- one run after another -----------------------------------------------------------------------
 
 
-def suffer(folder: Path, mode: str, faults: list[str], draw: random.Random, tally: Tally, truth: Path) -> None:
+def suffer(
+    folder: Path, mode: str, faults: list[str], draw: random.Random, tally: Tally, truth: Path
+) -> None:
     """Run the probe in `mode` through all the faults and compare every table that comes out."""
     run_dir = folder / "run" / mode
     waiting = list(faults)
@@ -112,13 +126,16 @@ def suffer(folder: Path, mode: str, faults: list[str], draw: random.Random, tall
         before = sum(1 for _ in scores.glob("part-*")) if scores.is_dir() else 0
         fault = waiting[0] if waiting else ""
         on_hosts = fault in DISTANT
-        # training goes on with its number of ranks; what is planned for them is scored by any number
+        # training goes on with its number of ranks; what is planned for them is scored by any
+        # number
         free = before > 0 and (
-            mode == "record" or (mode == "train, record" and (run_dir / "state/probe.train.json").exists())
+            mode == "record"
+            or (mode == "train, record" and (run_dir / "state/probe.train.json").exists())
         )
         world = draw.randint(1, 3) if free and not on_hosts else WORLD
         if struck and on_hosts != elsewhere:
-            # only its own host can tell that a lock's holder is dead; from another one, the operator says so (or waits two minutes)
+            # only its own host can tell that a lock's holder is dead; from another one, the
+            # operator says so (or waits two minutes)
             (run_dir / "lock.json").unlink(missing_ok=True)
         elsewhere = on_hosts
         job = Job(folder, mode, world, on_hosts)
@@ -134,19 +151,23 @@ def suffer(folder: Path, mode: str, faults: list[str], draw: random.Random, tall
         if fault and not job.over():
             stage = stage_of(job)
             strike(fault, job, draw, run_dir)
-            if job.process.returncode != 0:  # else it had written all it had to before the disk was full: no fault
+            # else it had written all it had to before the disk was full: no fault
+            if job.process.returncode != 0:
                 waiting.pop(0)
                 struck = True
                 tally.faults[fault] += 1
                 tally.points[stage] += 1
                 where = "2 hosts" if on_hosts else f"{world} ranks"
-                tally.say(f"{sum(tally.faults.values()):3d}  {mode:24s}{fault:12s}{where:9s}in {stage}")
+                tally.say(
+                    f"{sum(tally.faults.values()):3d}  {mode:24s}{fault:12s}{where:9s}in {stage}"
+                )
                 continue
         job.end()
         done = (scores / "table.parquet").exists() and job.process.returncode == 0
         if not done:
             raise SystemExit(
-                f"a start that was left alone failed (status {job.process.returncode}):\n{job.output()[-4000:]}"
+                "a start that was left alone failed (status"
+                f" {job.process.returncode}):\n{job.output()[-4000:]}"
             )
         compare(scores / "table.parquet", truth, tally, mode)
         if not waiting:
@@ -161,7 +182,8 @@ def compare(table_file: Path, truth_file: Path, tally: Tally, mode: str) -> None
     ids = table["sample_id"].to_numpy()
     wanted = truth["sample_id"].to_numpy()
     lost, doubled = len(np.setdiff1d(wanted, ids)), len(ids) - len(np.unique(ids))
-    if "step" not in table.schema.names:  # else a sample that training saw twice stands in two parts, on purpose
+    # else a sample that training saw twice stands in two parts, on purpose
+    if "step" not in table.schema.names:
         in_parts = sum(pq.read_metadata(file).num_rows for file in table_file.parent.glob("part-*"))
         doubled += max(0, in_parts - len(wanted))
     tally.tables += 1
@@ -170,7 +192,8 @@ def compare(table_file: Path, truth_file: Path, tally: Tally, mode: str) -> None
     equal = table.equals(truth)
     tally.equal += equal
     tally.say(
-        f"     {mode:24s}table finished: {'equal to the bit' if equal else 'DIFFERENT'}, lost {lost}, doubled {doubled}"
+        f"     {mode:24s}table finished: {'equal to the bit' if equal else 'DIFFERENT'}, lost"
+        f" {lost}, doubled {doubled}"
     )
     if not equal and not lost and not doubled:
         for name in table.schema.names:
@@ -196,32 +219,49 @@ def make(folder: Path) -> None:
     write_rows(folder / "pool.jsonl", ROWS)
     (folder / "grads_ds").symlink_to(REPO / "grads_ds")
     (folder / "launcher").symlink_to(REPO / "launcher")
-    # equal bits want equal threads; DeepSpeed's launcher carries only what this file names to other hosts
+    # equal bits want equal threads; DeepSpeed's launcher carries only what this file names to other
+    # hosts
     (folder / ".deepspeed_env").write_text("OMP_NUM_THREADS=1\n")
-    (folder / "zero3.json").write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
+    (folder / "zero3.json").write_text(
+        '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+    )
     for mode, probe in MODES.items():
-        training = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 0.01, "checkpoint_steps": 2}
+        training = {
+            "batch_size": 8,
+            "micro_batch_size": 2,
+            "learning_rate": 0.01,
+            "checkpoint_steps": 2,
+        }
         config = {
-            "run_dir": f"run/{mode}", "deepspeed": "zero3.json", "model": {"path": "model", "dtype": "float32"},
+            "run_dir": f"run/{mode}",
+            "deepspeed": "zero3.json",
+            "model": {"path": "model", "dtype": "float32"},
             "data": {"train": ["pool.jsonl"], "max_length": 64},
             "probe": {"tokens_per_microbatch": 128, "flush_seconds": 0} | training | probe,
-        }  # fmt: skip
+        }
         (folder / f"{mode}.yaml").write_text(yaml.safe_dump(config))
         subprocess.run(
-            [sys.executable, "-m", "grads_ds", "prepare", f"{mode}.yaml"], cwd=folder, check=True, stdout=subprocess.DEVNULL,
+            [sys.executable, "-m", "grads_ds", "prepare", f"{mode}.yaml"],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
 
 
 @contextlib.contextmanager
 def place(faults: list[str]) -> Iterator[Path]:
-    """A folder to work in, its `run` on a small file system when disks are to be filled; two hosts when hosts are to fail."""
+    """A folder to work in, its `run` on a small file system when disks are to be filled; two hosts
+    when hosts are to fail.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fault_suite."))
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         (folder / "run").mkdir()
         if "disk full" in faults:
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder / "run")], check=True)
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder / "run")], check=True
+            )
             stack.callback(subprocess.run, ["umount", "-l", str(folder / "run")], check=True)
         if set(DISTANT) & set(faults):
             subprocess.run([*CLUSTER, "up", "2"], check=True, stdout=subprocess.DEVNULL)
@@ -232,7 +272,9 @@ def place(faults: list[str]) -> Iterator[Path]:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
@@ -241,16 +283,20 @@ def main() -> int:
     draw, tally = random.Random(options.seed), Tally()
     kinds = (*LOCAL, *DISTANT)
     tally.say(
-        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, torch {version('torch')}, deepspeed {version('deepspeed')}"
+        f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, torch {version('torch')},"
+        f" deepspeed {version('deepspeed')}"
     )
     if os.geteuid() != 0:
         kinds = tuple(kind for kind in LOCAL if kind != "disk full")
-        tally.say(f"not root: no {', '.join(kind for kind in (*LOCAL, *DISTANT) if kind not in kinds)}")
+        tally.say(
+            f"not root: no {', '.join(kind for kind in (*LOCAL, *DISTANT) if kind not in kinds)}"
+        )
     # every kind and every mode in turn, in drawn order
     faults = [kinds[i % len(kinds)] for i in range(options.faults)]
     draw.shuffle(faults)
     per_mode = {mode: faults[i :: len(options.modes)] for i, mode in enumerate(options.modes)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that mounts and hosts go away with it
+    # so that mounts and hosts go away with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     with place(faults) as folder:
         for mode in [mode for mode in options.modes if per_mode[mode]]:
@@ -269,11 +315,14 @@ def main() -> int:
                 suffer(folder, mode, some, draw, tally, truth)
                 forget(run_dir)
     tally.say("")
-    tally.say(f"seed {options.seed}; faults by kind {json.dumps(dict(sorted(tally.faults.items())))}")
+    tally.say(
+        f"seed {options.seed}; faults by kind {json.dumps(dict(sorted(tally.faults.items())))}"
+    )
     tally.say(f"by stage {json.dumps(dict(sorted(tally.points.items())))}")
     tally.say(
-        f"faults injected {sum(tally.faults.values())}, runs resumed {tally.resumed}, tables finished {tally.tables}, equal to the bit "
-        f"{tally.equal}, rows lost {tally.lost}, rows doubled {tally.doubled}; {time.monotonic() - began:.0f} s"
+        f"faults injected {sum(tally.faults.values())}, runs resumed {tally.resumed}, tables"
+        f" finished {tally.tables}, equal to the bit {tally.equal}, rows lost {tally.lost}, rows"
+        f" doubled {tally.doubled}; {time.monotonic() - began:.0f} s"
     )
     if options.output:
         options.output.write_text("\n".join(tally.lines) + "\n")

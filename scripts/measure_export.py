@@ -1,11 +1,14 @@
-"""How much host memory the export of a ZeRO-3 model takes: shard by shard, beside a gather of all of it at once.
+"""How much host memory the export of a ZeRO-3 model takes: shard by shard, beside a gather of all
+of it at once.
 
-    python scripts/measure_export.py [--layers 12] [--width 512] [--shard-mb 8] [--output docs/measure_export.json]
+    python scripts/measure_export.py [--layers 12] [--width 512] [--shard-mb 8] [--output
+    docs/measure_export.json]
 
-Two ranks hold a random Llama on a ZeRO-3 engine. Growth is the peak of resident memory (VmHWM, reset before each export) over what was
-resident when the export began. The ranks' allocator is told to give freed tensors back at once (MALLOC_MMAP_THRESHOLD_): glibc otherwise
-keeps them for later, here up to half a model's bytes, and resident memory would not be what is in use. Linux only.
-Writes into a temporary folder, prints JSON and, with --output, writes it there.
+Two ranks hold a random Llama on a ZeRO-3 engine. Growth is the peak of resident memory (VmHWM,
+reset before each export) over what was resident when the export began. The ranks' allocator is told
+to give freed tensors back at once (MALLOC_MMAP_THRESHOLD_): glibc otherwise keeps them for later,
+here up to half a model's bytes, and resident memory would not be what is in use. Linux only. Writes
+into a temporary folder, prints JSON and, with --output, writes it there.
 """
 
 from __future__ import annotations
@@ -27,25 +30,36 @@ RANKS, MB = 2, 2**20
 
 
 def make(folder: Path, width: int, layers: int) -> int:
-    """A random Llama with a tokenizer, a DeepSpeed file and a config; the bytes of its largest tensor."""
+    """A random Llama with a tokenizer, a DeepSpeed file and a config; the bytes of its largest
+    tensor.
+    """
     import yaml
     from tokenizers import Tokenizer, models
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=1000, hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=layers,
-            num_attention_heads=8, num_key_value_heads=4, tie_word_embeddings=True,
+            vocab_size=1000,
+            hidden_size=width,
+            intermediate_size=11 * width // 4,
+            num_hidden_layers=layers,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
         )
-    )  # fmt: skip
+    )
     model.save_pretrained(folder / "model")
     words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(folder / "model")
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(
+        folder / "model"
+    )
     (folder / "zero3.json").write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     config = {
-        "run_dir": str(folder / "run"), "deepspeed": str(folder / "zero3.json"), "data": {"train": ["none"]},
+        "run_dir": str(folder / "run"),
+        "deepspeed": str(folder / "zero3.json"),
+        "data": {"train": ["none"]},
         "model": {"path": str(folder / "model"), "dtype": "float32"},
-    }  # fmt: skip
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return max(parameter.nbytes for parameter in model.parameters())
 
@@ -96,12 +110,24 @@ def rank(folder: Path, shard: int) -> None:
 
 
 def measure(width: int, layers: int, shard_mb: int) -> dict[str, Any]:
-    """Megabytes of the model, of its largest tensor, of a shard, and by which each rank grew each way."""
+    """Megabytes of the model, of its largest tensor, of a shard, and by which each rank grew each
+    way.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         largest = make(folder, width, layers)
-        variables = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": "131072"}
-        call = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}"]
+        variables = {
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+            "MALLOC_MMAP_THRESHOLD_": "131072",
+        }
+        call = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={RANKS}",
+        ]
         call += [str(Path(__file__).resolve()), "--rank", str(folder), "--shard-mb", str(shard_mb)]
         status = subprocess.run(call, env=os.environ | variables, stdout=sys.stderr).returncode
         if status:
@@ -113,13 +139,17 @@ def measure(width: int, layers: int, shard_mb: int) -> dict[str, Any]:
             "largest_tensor_mb": round(largest / MB, 1),
             "shard_mb": shard_mb,
             "shards": len(files),
-            "growth_mb": {way: [round(each[way] / MB, 1) for each in found] for way in ("export", "at once")},
+            "growth_mb": {
+                way: [round(each[way] / MB, 1) for each in found] for way in ("export", "at once")
+            },
         }
 
 
 def main() -> None:
     """Read the command line and measure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--shard-mb", type=int, default=8)

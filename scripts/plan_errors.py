@@ -1,13 +1,17 @@
-"""What `grads-ds plan` predicts against what this project's own stages take: memory at the peak of a step, bytes on the wire.
+"""What `grads-ds plan` predicts against what this project's own stages take: memory at the peak of
+a step, bytes on the wire.
 
     python scripts/plan_errors.py [--only WORDS] [--output docs/plan_errors.json]
-    python scripts/plan_errors.py --times           adds the times of a few cases to the output, as far as they can be told here
+    python scripts/plan_errors.py --times           adds the times of a few cases to the output, as
+                                                    far as they can be told here
 
-Every case trains (grads_ds/train.py) or records (grads_ds/scoring.py) a random Llama for a few steps on 1 or 2 ranks (gloo, CPU) and
-counts the bytes of all tensors alive, at most, within one step of the rank that needs most, and what goes into its collectives.
-Prints predicted, measured and the error of each; ends with status 1 if one is off by 10 % or more. About ten minutes on two cores.
-`--times` runs on one rank without counting, in processor time: a step (or micro-batch) against what the rate that
-grads_ds/plan/calibrate.py finds in the same process predicts. No limit stands on these.
+Every case trains (grads_ds/train.py) or records (grads_ds/scoring.py) a random Llama for a few
+steps on 1 or 2 ranks (gloo, CPU) and counts the bytes of all tensors alive, at most, within one
+step of the rank that needs most, and what goes into its collectives. Prints predicted, measured and
+the error of each; ends with status 1 if one is off by 10 % or more. About ten minutes on two cores.
+`--times` runs on one rank without counting, in processor time: a step (or micro-batch) against what
+the rate that grads_ds/plan/calibrate.py finds in the same process predicts. No limit stands on
+these.
 """
 
 from __future__ import annotations
@@ -28,20 +32,29 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 LIMIT = 0.10
-# arguments of each collective: (where its whole tensor stands, how often (N-1)/N of it passes a rank)
+# arguments of each collective: (where its whole tensor stands, how often (N-1)/N of it passes a
+# rank)
 COLLECTIVES = {
-    "all_gather_into_tensor": (0, "output_tensor", 1), "reduce_scatter_tensor": (1, "input", 1), "all_reduce": (0, "tensor", 2),
+    "all_gather_into_tensor": (0, "output_tensor", 1),
+    "reduce_scatter_tensor": (1, "input", 1),
+    "all_reduce": (0, "tensor", 2),
     "all_to_all_single": (1, "input", 1),
-}  # fmt: skip
+}
 SMALL_LIMITS = {
-    "reduce_bucket_size": 2_000_000, "stage3_prefetch_bucket_size": 1_000_000, "stage3_param_persistence_threshold": 1000,
-    "stage3_max_live_parameters": 4_000_000, "stage3_max_reuse_distance": 0,
-}  # fmt: skip
+    "reduce_bucket_size": 2_000_000,
+    "stage3_prefetch_bucket_size": 1_000_000,
+    "stage3_param_persistence_threshold": 1000,
+    "stage3_max_live_parameters": 4_000_000,
+    "stage3_max_reuse_distance": 0,
+}
 
 
 @dataclass(frozen=True)
 class Case:
-    """`what`: sft or probe. `zero`: settings of zero_optimization. `config`: dotted settings of the configuration."""
+    """`what`: sft or probe. `zero`: settings of zero_optimization.
+
+    `config`: dotted settings of the configuration.
+    """
 
     what: str
     ranks: int
@@ -59,7 +72,9 @@ class Case:
 
 
 def stage(number: int, **limits: Any) -> dict[str, Any]:
-    """Settings of ZeRO; stage 3's limits in proportion to so small a model, unless others are given."""
+    """Settings of ZeRO; stage 3's limits in proportion to so small a model, unless others are
+    given.
+    """
     defaults = SMALL_LIMITS if number == 3 else {"reduce_bucket_size": 2_000_000}
     return {"stage": number, "overlap_comm": False, **defaults, **limits}
 
@@ -67,22 +82,44 @@ def stage(number: int, **limits: Any) -> dict[str, Any]:
 CHECKPOINTED = {"sft.gradient_checkpointing": True}
 LORA = {"model.lora": {"r": 8}}
 CASES = [
-    *(Case("sft", ranks, stage(number), kept) for number in (2, 3) for ranks in (1, 2) for kept in ({}, CHECKPOINTED)),
+    *(
+        Case("sft", ranks, stage(number), kept)
+        for number in (2, 3)
+        for ranks in (1, 2)
+        for kept in ({}, CHECKPOINTED)
+    ),
     *(Case("sft", ranks, stage(number), LORA) for number in (2, 3) for ranks in (1, 2)),
     Case("sft", 2, stage(3), LORA | CHECKPOINTED),
     Case("sft", 2, stage(3), {"model.dtype": "bfloat16"}),
     Case("sft", 2, stage(2), {"model.dtype": "bfloat16"}),
-    Case("sft", 2, stage(3, stage3_max_reuse_distance=10_000_000), note="reuse 40 % of the model, live 15 %"),
     Case(
-        "sft", 2, stage(3, stage3_max_reuse_distance=10_000_000, stage3_max_live_parameters=10**9),
+        "sft",
+        2,
+        stage(3, stage3_max_reuse_distance=10_000_000),
+        note="reuse 40 % of the model, live 15 %",
+    ),
+    Case(
+        "sft",
+        2,
+        stage(3, stage3_max_reuse_distance=10_000_000, stage3_max_live_parameters=10**9),
         note="reuse 40 % of the model, live all",
     ),
     Case(
-        "sft", 2, stage(3, stage3_max_reuse_distance=10_000_000, stage3_max_live_parameters=10**9), CHECKPOINTED,
+        "sft",
+        2,
+        stage(3, stage3_max_reuse_distance=10_000_000, stage3_max_live_parameters=10**9),
+        CHECKPOINTED,
         note="reuse 40 % of the model, live all",
     ),
     Case(
-        "sft", 2, stage(3, stage3_max_reuse_distance=10**9, stage3_max_live_parameters=10**9, stage3_prefetch_bucket_size=10**9),
+        "sft",
+        2,
+        stage(
+            3,
+            stage3_max_reuse_distance=10**9,
+            stage3_max_live_parameters=10**9,
+            stage3_prefetch_bucket_size=10**9,
+        ),
         note="no limits",
     ),
     Case("sft", 2, stage(3), {"sft.sequence_parallel": 2}),
@@ -90,10 +127,20 @@ CASES = [
     *(Case("probe", ranks, stage(number)) for number in (2, 3) for ranks in (1, 2)),
     Case("probe", 2, stage(3), {"probe.layers": "all"}),
     Case("probe", 2, stage(3), {"model.dtype": "bfloat16"}),
-    Case("probe", 2, stage(3, stage3_max_reuse_distance=10_000_000, stage3_max_live_parameters=10**9), note="reuse 40 %, live all"),
+    Case(
+        "probe",
+        2,
+        stage(3, stage3_max_reuse_distance=10_000_000, stage3_max_live_parameters=10**9),
+        note="reuse 40 %, live all",
+    ),
     Case("probe", 2, stage(3), {"probe.extras": ["anchor"], "probe.anchor": "general"}),
-    Case("probe", 1, stage(2), {"probe.extras": ["anchor"], "probe.anchor": "general", "probe.layers": "all"}),
-]  # fmt: skip
+    Case(
+        "probe",
+        1,
+        stage(2),
+        {"probe.extras": ["anchor"], "probe.anchor": "general", "probe.layers": "all"},
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -121,30 +168,48 @@ def make(folder: Path, case: Case, size: Size) -> Path:
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=size.vocabulary, hidden_size=size.width, intermediate_size=8 * size.width // 3 // 64 * 64,
-            num_hidden_layers=size.layers, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024,
+            vocab_size=size.vocabulary,
+            hidden_size=size.width,
+            intermediate_size=8 * size.width // 3 // 64 * 64,
+            num_hidden_layers=size.layers,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=1024,
         )
-    )  # fmt: skip
+    )
     tree: dict[str, Any] = {
-        "run_dir": str(folder / "run"), "model": {"path": str(folder / "model"), "dtype": "float32"},
+        "run_dir": str(folder / "run"),
+        "model": {"path": str(folder / "model"), "dtype": "float32"},
         "data": {"train": ["rows"], "validation": {"general": "rows"}, "max_length": size.length},
-        "sft": {"batch_size": 2 * size.micro * case.ranks, "micro_batch_size": size.micro, "epochs": 1},
-        "probe": {"epochs": 0, "tokens_per_microbatch": size.micro * size.length}, "select": {"budget": 1.0},
+        "sft": {
+            "batch_size": 2 * size.micro * case.ranks,
+            "micro_batch_size": size.micro,
+            "epochs": 1,
+        },
+        "probe": {"epochs": 0, "tokens_per_microbatch": size.micro * size.length},
+        "select": {"budget": 1.0},
         "deepspeed": str(folder / "zero.json"),
-    }  # fmt: skip
+    }
     for key, value in case.config.items():
         section, name = key.split(".")
         tree[section][name] = value
     model.to(getattr(torch, tree["model"]["dtype"])).save_pretrained(folder / "model")
     vocabulary = {f"w{i}": i for i in range(size.vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1").save_pretrained(
-        folder / "model"
-    )
-    settings = {"zero_optimization": case.zero, "gradient_clipping": "auto", "train_micro_batch_size_per_gpu": "auto"}
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="w0", eos_token="w1"
+    ).save_pretrained(folder / "model")
+    settings = {
+        "zero_optimization": case.zero,
+        "gradient_clipping": "auto",
+        "train_micro_batch_size_per_gpu": "auto",
+    }
     (folder / "zero.json").write_text(json.dumps(settings))
     ids = torch.randint(2, size.vocabulary, (8 * size.micro * case.ranks, size.length)).tolist()
-    rows = [{"sample_id": i, "input_ids": row, "labels": row, "sample_hash": str(i)} for i, row in enumerate(ids)]
+    rows = [
+        {"sample_id": i, "input_ids": row, "labels": row, "sample_hash": str(i)}
+        for i, row in enumerate(ids)
+    ]
     for name in ("pool", "general"):
         Dataset.from_list(rows).save_to_disk(str(folder / "run/prepared" / name))
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
@@ -186,7 +251,11 @@ def rank(folder: Path) -> None:
 
         rows = config.sft.micro_batch_size
         rate = calibrate(
-            model_config(config.model.path), torch.float32, rows, config.data.max_length, time.process_time
+            model_config(config.model.path),
+            torch.float32,
+            rows,
+            config.data.max_length,
+            time.process_time,
         )
     with contextlib.nullcontext() if timed else counter:
         found = (_train if (folder / "sft").exists() else _record)(config, folder, counter, moved)
@@ -206,7 +275,9 @@ def _train(config: Any, folder: Path, counter: Any, moved: dict[str, float]) -> 
     seen: dict[str, float] = {}
 
     class Window(TrainerCallback):
-        """The third step: the second still allocates, and DeepSpeed learns the modules' order in the first two."""
+        """The third step: the second still allocates, and DeepSpeed learns the modules' order in
+        the first two.
+        """
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             counter.peak, moved["bytes"] = counter.now, 0.0
@@ -214,13 +285,26 @@ def _train(config: Any, folder: Path, counter: Any, moved: dict[str, float]) -> 
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             spent = time.process_time() - self.began
-            seen.update(peak=counter.peak, bytes=moved["bytes"], seconds=min(spent, seen.get("seconds", spent)))
+            seen.update(
+                peak=counter.peak,
+                bytes=moved["bytes"],
+                seconds=min(spent, seen.get("seconds", spent)),
+            )
 
     rows = load_from_disk(str(folder / "run/prepared/pool")).select_columns(["input_ids", "labels"])
     train_model(
-        config, config.sft, rows, config.model.path, folder / "out", folder / "work", folder / "logs", 3, "sft", callbacks=[Window()],
+        config,
+        config.sft,
+        rows,
+        config.model.path,
+        folder / "out",
+        folder / "work",
+        folder / "logs",
+        3,
+        "sft",
+        callbacks=[Window()],
         sequence=config.sft.sequence_parallel,
-    )  # fmt: skip
+    )
     return seen
 
 
@@ -241,7 +325,16 @@ def _record(config: Any, folder: Path, counter: Any, moved: dict[str, float]) ->
     found: list[dict[str, float]] = []
     began = time.process_time()
     for _ in score_plan(
-        config, config.model.path, pool, plan, lengths, config.probe.layers, "mean", "probe", None, beside
+        config,
+        config.model.path,
+        pool,
+        plan,
+        lengths,
+        config.probe.layers,
+        "mean",
+        "probe",
+        None,
+        beside,
     ):
         now = time.process_time()
         found.append({"peak": counter.peak, "bytes": moved["bytes"], "seconds": now - began})
@@ -256,9 +349,19 @@ def measured(case: Case, folder: Path) -> dict[str, float]:
     """Run `case`, made in `folder`; what its heaviest rank took."""
     if case.what == "sft":
         (folder / "sft").touch()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={case.ranks}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={case.ranks}",
+    ]
     command += [str(Path(__file__).resolve()), "--rank", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "HF_HUB_OFFLINE": "1",
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     files = sorted(folder.glob("rank*.json"))
     if len(files) != case.ranks:
@@ -275,7 +378,10 @@ def predicted(case: Case, config_file: Path, rate: float = 1e12) -> dict[str, fl
 
     config = load_config(config_file)
     cluster = Cluster(1, case.ranks, 2.0**40, rate, 1e9)
-    found = {item.stage: item for item in forecasts(config, model_config(config.model.path), cluster, 1e6)}
+    found = {
+        item.stage: item
+        for item in forecasts(config, model_config(config.model.path), cluster, 1e6)
+    }
     item = found["sft" if case.what == "sft" else "recording"]
     step = {"peak": item.memory.device, "bytes": item.traffic.step(item.micro_batches)}
     return step | {"seconds": item.seconds_per_step}
@@ -292,10 +398,15 @@ def compare(case: Case, size: Size) -> list[dict[str, Any]]:
             continue
         error = 100 * (said[what] / found[what] - 1) if found[what] else float("inf")
         line = {
-            "case": case.name, "what": label, "predicted": round(said[what]), "measured": round(found[what]), "error %": round(error, 1),
-        }  # fmt: skip
+            "case": case.name,
+            "what": label,
+            "predicted": round(said[what]),
+            "measured": round(found[what]),
+            "error %": round(error, 1),
+        }
         print(
-            f"{case.name}: {label}: predicted {said[what]:,.0f}, measured {found[what]:,.0f}, {error:+.1f} %",
+            f"{case.name}: {label}: predicted {said[what]:,.0f}, measured {found[what]:,.0f},"
+            f" {error:+.1f} %",
             flush=True,
         )
         lines.append(line)
@@ -303,7 +414,9 @@ def compare(case: Case, size: Size) -> list[dict[str, Any]]:
 
 
 def times(size: Size) -> list[dict[str, Any]]:
-    """Processor seconds of a step on one rank, predicted from the rate that its own process reached."""
+    """Processor seconds of a step on one rank, predicted from the rate that its own process
+    reached.
+    """
     lines = []
     for case in CASES:
         if case.ranks > 1 or case.zero["stage"] < 3 or case.config not in ({}, CHECKPOINTED):
@@ -329,26 +442,41 @@ def times(size: Size) -> list[dict[str, Any]]:
 def table(lines: Sequence[dict[str, Any]]) -> str:
     """As Markdown, in megabytes: the table of docs/planning.md."""
     rows = [
-        "| case | memory: predicted | measured | error | received: predicted | measured | error |", "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "| case | memory: predicted | measured | error | received: predicted | measured | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for case in dict.fromkeys(line["case"] for line in lines):
         cells = [case]
         for what in ("bytes of memory", "bytes received"):
-            found = next((line for line in lines if (line["case"], line["what"]) == (case, what)), None)
-            cells += ["", "", ""] if found is None else [
-                f"{found['predicted'] / 1e6:.1f}", f"{found['measured'] / 1e6:.1f}", f"{found['error %']:+.1f} %",
-            ]  # fmt: skip
+            found = next(
+                (line for line in lines if (line["case"], line["what"]) == (case, what)), None
+            )
+            cells += (
+                ["", "", ""]
+                if found is None
+                else [
+                    f"{found['predicted'] / 1e6:.1f}",
+                    f"{found['measured'] / 1e6:.1f}",
+                    f"{found['error %']:+.1f} %",
+                ]
+            )
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="cases whose name holds these words")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--predict", action="store_true", help="say what is predicted and measure nothing")
-    parser.add_argument("--times", action="store_true", help="measure times alone, and put them into the output")
+    parser.add_argument(
+        "--predict", action="store_true", help="say what is predicted and measure nothing"
+    )
+    parser.add_argument(
+        "--times", action="store_true", help="measure times alone, and put them into the output"
+    )
     parser.add_argument("--rank", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.rank:
@@ -365,7 +493,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = times(size)
         if options.output:
             options.output.write_text(
-                json.dumps(json.loads(options.output.read_text()) | {"times": found}, indent=1) + "\n"
+                json.dumps(json.loads(options.output.read_text()) | {"times": found}, indent=1)
+                + "\n"
             )
         return 0
     lines = [line for case in CASES if options.only in case.name for line in compare(case, size)]
@@ -375,8 +504,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import deepspeed
         import torch
 
-        about = {"date": time.strftime("%Y-%m-%d"), "torch": torch.__version__, "deepspeed": deepspeed.__version__}
-        options.output.write_text(json.dumps(about | {"model": vars(size), "comparisons": lines}, indent=1) + "\n")
+        about = {
+            "date": time.strftime("%Y-%m-%d"),
+            "torch": torch.__version__,
+            "deepspeed": deepspeed.__version__,
+        }
+        options.output.write_text(
+            json.dumps(about | {"model": vars(size), "comparisons": lines}, indent=1) + "\n"
+        )
     return 1 if worst >= 100 * LIMIT else 0
 
 

@@ -1,11 +1,15 @@
-"""What does each method of selection keep of faults planted on purpose? The table in docs/selection.md.
+"""What does each method of selection keep of faults planted on purpose? The table in
+docs/selection.md.
 
-    python scripts/planted_faults.py --material FOLDER [--seeds 0 1] [--out runs/planted_faults] [--collect]
+    python scripts/planted_faults.py --material FOLDER [--seeds 0 1] [--out runs/planted_faults]
+    [--collect]
 
-Reads a domain's chat rows and a small model below FOLDER. Per seed it makes a pool of clean rows, near-duplicates, swapped answers,
-rows of another domain and trivial answers (scripts/study_pools.py), records norms and all extra columns (`grads-ds run --to select`),
-and takes selection/comparison.json. Writes docs/planted_faults.json and the table between the marks in docs/selection.md: means
-over the seeds. Resumable: finished runs are not repeated. --collect only gathers.
+Reads a domain's chat rows and a small model below FOLDER. Per seed it makes a pool of clean rows,
+near-duplicates, swapped answers, rows of another domain and trivial answers
+(scripts/study_pools.py), records norms and all extra columns (`grads-ds run --to select`), and
+takes selection/comparison.json. Writes docs/planted_faults.json and the table between the marks in
+docs/selection.md: means over the seeds. Resumable: finished runs are not repeated. --collect only
+gathers.
 """
 
 from __future__ import annotations
@@ -30,12 +34,8 @@ from grads_ds.selection.compare import as_markdown  # noqa: E402
 MODEL = "models/base-8M"
 DOMAIN, OFF_DOMAIN = "data/medicine_medquad6k.jsonl", "data/general_alpaca9k.jsonl"
 ANCHOR = "models/base-8M/general_held_out.jsonl"
-SIZE, SHARE, TRIVIAL, ANCHOR_ROWS = (
-    800,
-    0.375,
-    100,
-    64,
-)  # SHARE of SIZE is three kinds of faults; TRIVIAL samples come on top
+# SHARE of SIZE is three kinds of faults; TRIVIAL samples come on top
+SIZE, SHARE, TRIVIAL, ANCHOR_ROWS = (800, 0.375, 100, 64)
 SHORT = ("Yes.", "No.", "I do not know.", "Ask a doctor.", "It depends.")
 MARKS = ("<!-- planted faults: scripts/planted_faults.py -->", "<!-- end of planted faults -->")
 PROBE = {
@@ -47,12 +47,17 @@ PROBE = {
 }
 
 
-def make_pool(domain: list[study_pools.Row], off_domain: list[study_pools.Row], seed: int) -> list[study_pools.Row]:
+def make_pool(
+    domain: list[study_pools.Row], off_domain: list[study_pools.Row], seed: int
+) -> list[study_pools.Row]:
     """SIZE planted rows and TRIVIAL ones, shuffled, each with its `kind`."""
     rows = study_pools.distinct(domain, SIZE + TRIVIAL, seed)
     draw = random.Random(seed)
     pool = study_pools.plant(rows[:SIZE], off_domain, SIZE, SHARE, seed)
-    pool += [{**study_pools.with_answer(row, draw.choice(SHORT)), "kind": "trivial"} for row in rows[SIZE:]]
+    pool += [
+        {**study_pools.with_answer(row, draw.choice(SHORT)), "kind": "trivial"}
+        for row in rows[SIZE:]
+    ]
     draw.shuffle(pool)
     return pool
 
@@ -60,7 +65,8 @@ def make_pool(domain: list[study_pools.Row], off_domain: list[study_pools.Row], 
 def run_seed(material: Path, folder: Path, seed: int) -> None:
     """Make the pool and the anchor, and run the pipeline up to the choice."""
     folder.mkdir(parents=True, exist_ok=True)
-    domain = study_pools.read_rows([material / DOMAIN], skip_every=20)  # every 20th was in the model's pre-training
+    # every 20th was in the model's pre-training
+    domain = study_pools.read_rows([material / DOMAIN], skip_every=20)
     pool = make_pool(domain, study_pools.read_rows([material / OFF_DOMAIN]), seed)
     anchor = random.Random(seed).sample(study_pools.read_rows([material / ANCHOR]), ANCHOR_ROWS)
     for name, rows in (("pool", pool), ("anchor", anchor)):
@@ -69,16 +75,34 @@ def run_seed(material: Path, folder: Path, seed: int) -> None:
         if not file.is_file() or file.read_text() != text:
             file.write_text(text)
     config = {
-        "run_dir": str(folder / "run"), "seed": seed, "deepspeed": str(REPO / "configs/deepspeed/zero3.json"),
+        "run_dir": str(folder / "run"),
+        "seed": seed,
+        "deepspeed": str(REPO / "configs/deepspeed/zero3.json"),
         "model": {"path": str(material / MODEL), "dtype": "float32"},
         "data": {"train": [str(folder / "pool.jsonl")], "metadata": ["kind"], "max_length": 192},
-        "probe": PROBE | {"extras": ["ifd", "el2n", "anchor", "early"], "anchor": [str(folder / "anchor.jsonl")]},
-    }  # fmt: skip
+        "probe": (
+            PROBE
+            | {
+                "extras": ["ifd", "el2n", "anchor", "early"],
+                "anchor": [str(folder / "anchor.jsonl")],
+            }
+        ),
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command = [sys.executable, "-m", "grads_ds", "run", str(folder / "config.yaml"), "--to", "select"]
+    command = [
+        sys.executable,
+        "-m",
+        "grads_ds",
+        "run",
+        str(folder / "config.yaml"),
+        "--to",
+        "select",
+    ]
     with open(folder / "log", "a") as log:
         if subprocess.run(command, cwd=REPO, stdout=log, stderr=subprocess.STDOUT).returncode:
-            raise SystemExit(f"planted faults: seed {seed} failed; its last words are in {folder / 'log'}")
+            raise SystemExit(
+                f"planted faults: seed {seed} failed; its last words are in {folder / 'log'}"
+            )
 
 
 def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
@@ -89,9 +113,12 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
         if (file := out / f"seed{seed}/run/selection/comparison.json").is_file()
     }
     if not found:
-        raise SystemExit(f"planted faults: wanted a finished seed; found none in {out}; run without --collect")
+        raise SystemExit(
+            f"planted faults: wanted a finished seed; found none in {out}; run without --collect"
+        )
     told = {
-        seed: json.loads((out / f"seed{seed}/run/selection/selection.json").read_text())["length"] for seed in found
+        seed: json.loads((out / f"seed{seed}/run/selection/selection.json").read_text())["length"]
+        for seed in found
     }
     first = next(iter(found.values()))
     budgets, kinds = first["budgets"], sorted(first["methods"]["random"]["0.05"]["kept"]["kind"])
@@ -99,42 +126,61 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
         method: {
             budget: {
                 "kept": {
-                    "kind": {k: round(mean(f["methods"][method][budget]["kept"]["kind"][k] for f in found.values()), 4)
-                             for k in kinds}
+                    "kind": {
+                        k: round(
+                            mean(
+                                f["methods"][method][budget]["kept"]["kind"][k]
+                                for f in found.values()
+                            ),
+                            4,
+                        )
+                        for k in kinds
+                    }
                 }
             }
             for budget in budgets
         }
         for method in first["methods"]
-    }  # fmt: skip
+    }
     return {
         "made_by": "scripts/planted_faults.py",
         "model": MODEL,
         "pool": {"size": SIZE + TRIVIAL, "faults of three kinds": SHARE, "trivial": TRIVIAL},
         "probe": PROBE,
         "seeds": list(found),
-        "rank correlation of signal and target tokens": [t["spearman_signal_length"] for t in told.values()],
+        "rank correlation of signal and target tokens": [
+            t["spearman_signal_length"] for t in told.values()
+        ],
         "mean": {"budgets": budgets, "methods": middle, "skipped": first["skipped"]},
         "by_seed": {str(seed): comparison["methods"] for seed, comparison in found.items()},
     }
 
 
 def with_table(text: str, table: str) -> str:
-    """The document with `table` between its marks. Raises ValueError where the marks are missing."""
+    """The document with `table` between its marks.
+
+    Raises ValueError where the marks are missing.
+    """
     before, begin, rest = text.partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
-        raise ValueError(f"wanted the marks {MARKS[0]} and {MARKS[1]}; found them missing; put them back")
+        raise ValueError(
+            f"wanted the marks {MARKS[0]} and {MARKS[1]}; found them missing; put them back"
+        )
     return f"{before}{begin}\n{table}\n{end}{after}"
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--material", type=Path, help="folder that holds the model and the data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--out", type=Path, default=Path("runs/planted_faults"))
-    parser.add_argument("--collect", action="store_true", help="run nothing; gather what is finished")
+    parser.add_argument(
+        "--collect", action="store_true", help="run nothing; gather what is finished"
+    )
     options = parser.parse_args()
     if not options.collect:
         if options.material is None:

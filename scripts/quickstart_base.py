@@ -1,14 +1,16 @@
-"""General corpus -> a tokenizer and a small language model that knows it: the quickstart's base model.
+"""General corpus -> a tokenizer and a small language model that knows it: the quickstart's base
+model.
 
-    python scripts/quickstart_base.py [--material runs/quickstart/material] [--out runs/quickstart/base]
+    python scripts/quickstart_base.py [--material runs/quickstart/material] [--out
+    runs/quickstart/base]
 
-Reads general.jsonl and general_heldout.jsonl (scripts/quickstart_corpus.py). Writes a Hugging Face folder: a
-SentencePiece tokenizer with chat marks and a pad token of its own, a Llama of 1.4 million parameters
-pre-trained for a fixed number of steps, and base.json (settings, losses, seconds). A second run with the same
-inputs does nothing and says so.
+Reads general.jsonl and general_heldout.jsonl (scripts/quickstart_corpus.py). Writes a Hugging Face
+folder: a SentencePiece tokenizer with chat marks and a pad token of its own, a Llama of 1.4 million
+parameters pre-trained for a fixed number of steps, and base.json (settings, losses, seconds). A
+second run with the same inputs does nothing and says so.
 
-Plain torch on the CPU, about a minute on two cores. It exists so that fine-tuning has something to build on
-and to forget.
+Plain torch on the CPU, about a minute on two cores. It exists so that fine-tuning has something to
+build on and to forget.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def train_tokenizer(texts: Sequence[str], folder: Path) -> Any:
-    """A byte-pair SentencePiece model of `texts`, saved in `folder` as a Hugging Face tokenizer for chats."""
+    """A byte-pair SentencePiece model of `texts`, saved in `folder` as a Hugging Face tokenizer for
+    chats.
+    """
     import sentencepiece
     from transformers import LlamaTokenizer
 
@@ -80,7 +84,11 @@ def train_tokenizer(texts: Sequence[str], folder: Path) -> Any:
     )
     (folder / "tokenizer.vocab").unlink()  # a listing for people
     tokenizer = LlamaTokenizer.from_pretrained(
-        folder, pad_token="<pad>", model_max_length=CONTEXT, add_bos_token=False, padding_side="right"
+        folder,
+        pad_token="<pad>",
+        model_max_length=CONTEXT,
+        add_bos_token=False,
+        padding_side="right",
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
@@ -88,7 +96,9 @@ def train_tokenizer(texts: Sequence[str], folder: Path) -> Any:
 
 
 def check_tokenizer(tokenizer: Any, folder: Path, texts: Iterable[str]) -> None:
-    """Raise ValueError unless the conversion keeps SentencePiece's ids and every text comes back whole."""
+    """Raise ValueError unless the conversion keeps SentencePiece's ids and every text comes back
+    whole.
+    """
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -96,7 +106,17 @@ def check_tokenizer(tokenizer: Any, folder: Path, texts: Iterable[str]) -> None:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids != pieces.encode(text) or tokenizer.decode(ids).strip() != text.strip():
             raise ValueError(f"the tokenizer in {folder} does not give back: {text!r}")
-    if len({tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}) != 4:
+    if (
+        len(
+            {
+                tokenizer.pad_token_id,
+                tokenizer.eos_token_id,
+                tokenizer.bos_token_id,
+                tokenizer.unk_token_id,
+            }
+        )
+        != 4
+    ):
         raise ValueError(f"the special tokens of the tokenizer in {folder} are not distinct")
 
 
@@ -111,7 +131,9 @@ def windows(rows: Sequence[dict[str, Any]], tokenizer: Any) -> torch.Tensor:
     """All rows, one after the other, cut into [N, CONTEXT + 1] windows; a remainder is left out."""
     import torch
 
-    ids = tokenizer([as_text(row, tokenizer) for row in rows], add_special_tokens=False)["input_ids"]
+    ids = tokenizer([as_text(row, tokenizer) for row in rows], add_special_tokens=False)[
+        "input_ids"
+    ]
     flat = torch.tensor([token for row in ids for token in row])
     count = (len(flat) - 1) // CONTEXT
     return torch.stack([flat[i * CONTEXT : i * CONTEXT + CONTEXT + 1] for i in range(count)])
@@ -129,11 +151,14 @@ def pretrain(model: Any, data: torch.Tensor, steps: int, seed: int) -> None:
     import torch
 
     order = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.05
+    )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: (
-            min(1, (step + 1) / WARMUP) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / max(1, steps)))))
+            min(1, (step + 1) / WARMUP)
+            * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, step / max(1, steps)))))
         ),
     )
     queue = torch.empty(0, dtype=torch.long)
@@ -153,7 +178,8 @@ def pretrain(model: Any, data: torch.Tensor, steps: int, seed: int) -> None:
         if step % 30 == 0 or step == steps:
             width = (step - 1) % 30 + 1
             print(
-                f"base: step {step}/{steps}, loss {recent / width:.3f}, {time.monotonic() - began:.0f} s",
+                f"base: step {step}/{steps}, loss {recent / width:.3f},"
+                f" {time.monotonic() - began:.0f} s",
                 flush=True,
             )
             recent = 0.0
@@ -178,8 +204,13 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(THREADS)
     set_seed(seed)
     began = time.monotonic()
-    rows, held_out = read_rows(material / "general.jsonl"), read_rows(material / "general_heldout.jsonl")
-    contents = [r["text"] if "text" in r else "\n".join(m["content"] for m in r["messages"]) for r in rows]
+    rows, held_out = (
+        read_rows(material / "general.jsonl"),
+        read_rows(material / "general_heldout.jsonl"),
+    )
+    contents = [
+        r["text"] if "text" in r else "\n".join(m["content"] for m in r["messages"]) for r in rows
+    ]
     tokenizer = train_tokenizer(contents, out)
     check_tokenizer(tokenizer, out, [*contents[:200], "naïve\n\tcafé — 東京", "two  spaces"])
     data, judged = windows(rows, tokenizer), windows(held_out, tokenizer)
@@ -204,7 +235,9 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
     pretrain(model, data, steps, seed)
     model.eval()
     with torch.no_grad():
-        loss = sum(next_token_loss(model, part).item() * len(part) for part in judged.split(BATCH)) / len(judged)
+        loss = sum(
+            next_token_loss(model, part).item() * len(part) for part in judged.split(BATCH)
+        ) / len(judged)
     model.save_pretrained(out)
     return {
         "general_heldout_loss": loss,
@@ -216,13 +249,21 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
 
 def main() -> None:
     """Build the base model, or say that it is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--material", type=Path, default=Path("runs/quickstart/material"))
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/base"))
-    parser.add_argument("--steps", type=int, default=330, help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=330, help="optimizer steps (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    files = [Path(__file__), args.material / "general.jsonl", args.material / "general_heldout.jsonl"]
+    files = [
+        Path(__file__),
+        args.material / "general.jsonl",
+        args.material / "general_heldout.jsonl",
+    ]
     inputs = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     inputs |= {"steps": str(args.steps), "seed": str(args.seed)}
     record = args.out / "base.json"
@@ -240,8 +281,8 @@ def main() -> None:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     print(
-        f"base: held-out general loss {results['general_heldout_loss']:.3f} nats per token "
-        f"(token frequencies alone: {results['unigram_entropy']:.3f}); done in {results['seconds']:.0f} s"
+        f"base: held-out general loss {results['general_heldout_loss']:.3f} nats per token (token"
+        f" frequencies alone: {results['unigram_entropy']:.3f}); done in {results['seconds']:.0f} s"
     )
 
 

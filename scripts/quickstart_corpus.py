@@ -1,12 +1,15 @@
-"""Real text that is on every machine -> the quickstart's general corpus, domain pool and held-out sets.
+"""Real text that is on every machine -> the quickstart's general corpus, domain pool and held-out
+sets.
 
     python scripts/quickstart_corpus.py [--out runs/quickstart/material] [--seed 0]
 
-Reads the documentation that ships with Python and with the installed packages; sources are parsed, never
-imported. Writes, as JSON lines, the same bytes for the same seed and the same versions:
+Reads the documentation that ships with Python and with the installed packages; sources are parsed,
+never imported. Writes, as JSON lines, the same bytes for the same seed and the same versions:
 
-    general.jsonl          what the base model learns first: {"text"} rows, and chats on the standard library
-    domain_pool.jsonl      chats on the APIs of numpy, scipy and torch, a third bad on purpose: field `kind`
+    general.jsonl          what the base model learns first: {"text"} rows, and chats on the
+                           standard library
+    domain_pool.jsonl      chats on the APIs of numpy, scipy and torch, a third bad on purpose:
+                           field `kind`
     domain_heldout.jsonl   the same questions on other functions: in no other file
     general_anchor.jsonl   general chats, from general.jsonl: what must not be forgotten
     general_heldout.jsonl  the general chats' questions on other functions: in no other file
@@ -38,7 +41,16 @@ from packaging.utils import canonicalize_name
 
 DOMAIN = ("numpy", "scipy", "torch/nn", "torch/optim", "torch/distributions", "torch/linalg")
 NOT_GENERAL = ("numpy", "scipy", "torch")  # their own descriptions stay out of the general text
-PACKAGES = ("datasets", "deepspeed", "matplotlib", "pydantic", "rich", "scipy", "torch", "transformers")
+PACKAGES = (
+    "datasets",
+    "deepspeed",
+    "matplotlib",
+    "pydantic",
+    "rich",
+    "scipy",
+    "torch",
+    "transformers",
+)
 SKIPPED = {
     "test",
     "tests",
@@ -52,7 +64,8 @@ SKIPPED = {
     "distutils",
 }
 GOOD = 1400
-BAD = {"wrong_answer": 280, "near_duplicate": 210, "off_domain": 140, "trivial": 70}  # a third of the pool
+# a third of the pool
+BAD = {"wrong_answer": 280, "near_duplicate": 210, "off_domain": 140, "trivial": 70}
 HELD_OUT = 250
 ANCHOR = 64
 ANSWER = (40, 240)  # characters
@@ -76,7 +89,7 @@ TRIVIAL = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One documented object: its public dotted name and its documentation, cleaned, as paragraphs."""
+    """One documented object: its public dotted name and its documentation as paragraphs."""
 
     name: str
     paragraphs: tuple[str, ...]
@@ -98,7 +111,8 @@ def entries_of(root: Path, package: str) -> list[Entry]:
         except (SyntaxError, ValueError):  # templates and sources for other Python versions
             continue
         found += [
-            Entry(name.removeprefix("."), tuple(paragraphs(doc))) for name, doc in _documented(tree, ".".join(module))
+            Entry(name.removeprefix("."), tuple(paragraphs(doc)))
+            for name, doc in _documented(tree, ".".join(module))
         ]
     return [entry for entry in found if entry.paragraphs]
 
@@ -110,14 +124,19 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
             yield name, doc
     if isinstance(node, ast.Module | ast.ClassDef):
         for child in node.body:
-            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and child.name[0] != "_":
+            if (
+                isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+                and child.name[0] != "_"
+            ):
                 yield from _documented(child, f"{name}.{child.name}")
             elif isinstance(child, ast.Expr) and isinstance(child.value, ast.Call):
                 yield from _added_doc(child.value, name)
 
 
 def _added_doc(call: ast.Call, name: str) -> Iterator[tuple[str, str]]:
-    """numpy and scipy attach the documentation of compiled functions by calls: add_newdoc("name", "text")."""
+    """numpy and scipy attach the documentation of compiled functions by calls: add_newdoc("name",
+    "text").
+    """
     if getattr(call.func, "id", "") != "add_newdoc":
         return
     texts = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
@@ -128,7 +147,7 @@ def _added_doc(call: ast.Call, name: str) -> Iterator[tuple[str, str]]:
 
 
 def paragraphs(doc: str) -> list[str]:
-    """The prose of a docstring, by paragraph: no markup, signatures, tables, sections or examples."""
+    """A docstring's prose, by paragraph: no markup, signatures, tables, sections, examples."""
     doc = re.sub(r":[a-zA-Z:+]+:`~?([^`<]+?)(?: <[^`]*>)?`", r"\1", doc)  # roles
     doc = re.sub(r"`+([^`]*)`+_*", r"\1", doc).replace("\\", "")
     doc = re.sub(r"\s*\[\d+\]_|:(?=:)", "", doc)  # citations; code marks
@@ -137,7 +156,9 @@ def paragraphs(doc: str) -> list[str]:
         lines = [line.rstrip() for line in block.strip("\n").splitlines()]
         if len(lines) > 1 and re.fullmatch(r"\s*[-=~*^]{3,}", lines[1]):
             break  # Parameters, Returns, Notes, ...: what follows is lists
-        if not lines or re.match(r"\s*(\.\. |>>>|[:@|+*]|\w+\(.*\)(\s*->.*)?$|\w[\w ]*:$|---|===)", lines[0]):
+        if not lines or re.match(
+            r"\s*(\.\. |>>>|[:@|+*]|\w+\(.*\)(\s*->.*)?$|\w[\w ]*:$|---|===)", lines[0]
+        ):
             continue
         if len(kept) and lines[0].startswith("    "):
             continue  # code and definition lists
@@ -149,7 +170,7 @@ def paragraphs(doc: str) -> list[str]:
 
 
 def packages_read() -> dict[str, importlib.metadata.Distribution]:
-    """PACKAGES and all they require, by name: the same set whatever else is installed beside them."""
+    """PACKAGES and all they require, by name, whatever else is installed beside them."""
     found: dict[str, importlib.metadata.Distribution] = {}
     queue = list(PACKAGES)
     while queue:
@@ -160,7 +181,11 @@ def packages_read() -> dict[str, importlib.metadata.Distribution]:
             except importlib.metadata.PackageNotFoundError:
                 continue
             needs = map(Requirement, found[name].requires or [])
-            queue += [need.name for need in needs if not need.marker or need.marker.evaluate({"extra": ""})]
+            queue += [
+                need.name
+                for need in needs
+                if not need.marker or need.marker.evaluate({"extra": ""})
+            ]
     return dict(sorted(found.items()))
 
 
@@ -181,8 +206,14 @@ def language_topics(stdlib: Path) -> list[str]:
     source = stdlib / "pydoc_data" / "topics.py"
     if not source.exists():
         return []
-    strings = [n.value for n in ast.walk(ast.parse(source.read_bytes())) if isinstance(n, ast.Constant)]
-    texts = ["\n\n".join(paragraphs(text)) for text in strings if isinstance(text, str) and len(text) > 500]
+    strings = [
+        n.value for n in ast.walk(ast.parse(source.read_bytes())) if isinstance(n, ast.Constant)
+    ]
+    texts = [
+        "\n\n".join(paragraphs(text))
+        for text in strings
+        if isinstance(text, str) and len(text) > 500
+    ]
     return [text for text in texts if text]
 
 
@@ -190,7 +221,7 @@ def language_topics(stdlib: Path) -> list[str]:
 
 
 def answer_of(entry: Entry) -> str | None:
-    """The beginning of the documentation, whole sentences, within ANSWER; None where there is none."""
+    """The documentation's first whole sentences, within ANSWER; None where there is none."""
     answer = ""
     for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(entry.paragraphs)):
         if len(answer) + len(sentence) + 1 > ANSWER[1]:
@@ -202,13 +233,18 @@ def answer_of(entry: Entry) -> str | None:
 def chat(question: str, answer: str, kind: str | None = None) -> dict[str, object]:
     """One row in the messages format."""
     row: dict[str, object] = {
-        "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        "messages": [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
     }
     return row | {"kind": kind} if kind else row
 
 
 def distinct(pairs: Iterable[tuple[str, str]], others: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """Drop each (name, answer) sharing its name or six words in a row with an earlier one or `others`."""
+    """Drop each (name, answer) sharing its name or six words in a row with an earlier one or
+    `others`.
+    """
     names: set[str] = set()
     seen = {run for text in others for run in shingles(text)}
     kept = []
@@ -222,16 +258,25 @@ def distinct(pairs: Iterable[tuple[str, str]], others: Iterable[str] = ()) -> li
 
 
 def shingles(text: str, size: int = 6) -> list[str]:
-    """All runs of `size` words, lower case, letters and digits alone (the whole text where it is shorter)."""
+    """All runs of `size` words, lower case, letters and digits alone (the whole text where it is
+    shorter).
+    """
     words = re.findall(r"[a-z0-9]+", text.lower())
     return [" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1))]
 
 
-def questions(entries: Sequence[Entry], rng: random.Random, others: Iterable[str] = ()) -> list[tuple[str, str]]:
-    """(question, answer) pairs without near-duplicates of each other or of `others`, in random order."""
+def questions(
+    entries: Sequence[Entry], rng: random.Random, others: Iterable[str] = ()
+) -> list[tuple[str, str]]:
+    """(question, answer) pairs without near-duplicates of each other or of `others`, in random
+    order.
+    """
     pairs = [(entry.name, answer) for entry in entries if (answer := answer_of(entry))]
     rng.shuffle(pairs)
-    return [(rng.choice(QUESTIONS).format(name=name), answer) for name, answer in distinct(pairs, others)]
+    return [
+        (rng.choice(QUESTIONS).format(name=name), answer)
+        for name, answer in distinct(pairs, others)
+    ]
 
 
 def domain_pool(
@@ -244,21 +289,32 @@ def domain_pool(
     bad = others[: wanted["wrong_answer"] + 1]
     rows = [chat(q, a, "good") for q, a in good]
     rows += [chat(bad[i][0], bad[i + 1][1], "wrong_answer") for i in range(len(bad) - 1)]
-    rows += [chat(_rephrased(q, rng), a, "near_duplicate") for q, a in others[-wanted["near_duplicate"] :]]
+    rows += [
+        chat(_rephrased(q, rng), a, "near_duplicate")
+        for q, a in others[-wanted["near_duplicate"] :]
+    ]
     rows += [chat(q, a, "off_domain") for q, a in general[: wanted["off_domain"]]]
-    rows += [chat(q, rng.choice(TRIVIAL), "trivial") for q, _ in rng.sample(others, wanted["trivial"])]
+    rows += [
+        chat(q, rng.choice(TRIVIAL), "trivial") for q, _ in rng.sample(others, wanted["trivial"])
+    ]
     rng.shuffle(rows)
     return rows
 
 
 def _rephrased(question: str, rng: random.Random) -> str:
-    name = next(m[1] for t in QUESTIONS if (m := re.fullmatch(re.escape(t).replace(r"\{name\}", "(.+)"), question)))
+    name = next(
+        m[1]
+        for t in QUESTIONS
+        if (m := re.fullmatch(re.escape(t).replace(r"\{name\}", "(.+)"), question))
+    )
     return rng.choice([t.format(name=name) for t in QUESTIONS if t.format(name=name) != question])
 
 
 def main() -> None:
     """Build everything, or say that it is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart/material"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -284,11 +340,20 @@ def main() -> None:
     on_python = questions(standard, rng, others=[answer for _, answer in on_domain])
     good = on_domain[HELD_OUT : HELD_OUT + GOOD]
     off_domain, general_chats = on_python[HELD_OUT : HELD_OUT + 300], on_python[HELD_OUT + 300 :]
-    hidden = {run for _, answer in [*on_python[:HELD_OUT], *on_domain[:HELD_OUT]] for run in shingles(answer)}
+    hidden = {
+        run
+        for _, answer in [*on_python[:HELD_OUT], *on_domain[:HELD_OUT]]
+        for run in shingles(answer)
+    }
     documented = ["\n\n".join(entry.paragraphs) for entry in standard]
     prose = [*language_topics(stdlib), *package_texts(packages), *documented]
-    texts = ["\n\n".join(p for p in text.split("\n\n") if not hidden.intersection(shingles(p))) for text in prose]
-    general = [{"text": text} for text in dict.fromkeys(texts) if text] + [chat(q, a) for q, a in general_chats]
+    texts = [
+        "\n\n".join(p for p in text.split("\n\n") if not hidden.intersection(shingles(p)))
+        for text in prose
+    ]
+    general = [{"text": text} for text in dict.fromkeys(texts) if text] + [
+        chat(q, a) for q, a in general_chats
+    ]
     rng.shuffle(general)
     files = {
         "general": general,
@@ -303,7 +368,9 @@ def main() -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (args.out / f"{name}.jsonl").write_text(lines)
         print(f"corpus: {name}.jsonl: {len(rows)} rows, {len(lines) / 1e6:.2f} MB")
-    summary.write_text(json.dumps({"inputs": inputs, "rows": {n: len(r) for n, r in files.items()}}, indent=1))
+    summary.write_text(
+        json.dumps({"inputs": inputs, "rows": {n: len(r) for n, r in files.items()}}, indent=1)
+    )
     print(f"corpus: done in {time.monotonic() - began:.0f} s")
 
 

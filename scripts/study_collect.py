@@ -1,4 +1,7 @@
-"""The numbers of a study's finished runs, gathered from their artefacts. Reads run directories; writes nothing."""
+"""The numbers of a study's finished runs, gathered from their artefacts.
+
+Reads run directories; writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ MEASURED = ("loss", "loss_ci95", "num_samples", "num_target_tokens")
 
 
 def collect(study: Study, material: Path) -> dict[str, Any]:
-    """Every finished run's numbers: losses and accuracies by model, what was kept of each kind, tokens, seconds and FLOPs."""
+    """Every finished run's numbers: losses and accuracies by model, what was kept of each kind,
+    tokens, seconds and FLOPs.
+    """
     parameters = parameters_of(material / study.model)
     records = []
     for cell in cells(study):
@@ -38,41 +43,55 @@ def _numbers(run: Path, evaluation: dict[str, Any], main: str, parameters: int) 
     named = lambda name: main if name == "selected" else name  # noqa: E731
     return {
         "models": {
-            named(model): {which: {key: found[key] for key in MEASURED} for which, found in sets.items()}
+            named(model): {
+                which: {key: found[key] for key in MEASURED} for which, found in sets.items()
+            }
             for model, sets in evaluation["models"].items()
         },
         "accuracy": {
             named(model): {task: found["accuracy_by_characters"] for task, found in tasks.items()}
             for model, tasks in evaluation["tasks"].items()
         },
-        "kept": {named(name): kept for name, kept in _kept(run).items() if name in evaluation["models"]},
+        "kept": {
+            named(name): kept for name, kept in _kept(run).items() if name in evaluation["models"]
+        },
         "cost": {named(name): cost for name, cost in flops(run, parameters).items()},
-        "seconds": {unit.replace("/selected", f"/{main}"): spent for unit, spent in seconds_of(run).items()},
+        "seconds": {
+            unit.replace("/selected", f"/{main}"): spent for unit, spent in seconds_of(run).items()
+        },
     }
 
 
 def _selections(run: Path) -> dict[str, Path]:
     """The folder of each subset by name; `selected` is the main one."""
-    named = {file.parent.name: file.parent for file in (run / "selection/variants").glob("*/selection.json")}
+    named = {
+        file.parent.name: file.parent
+        for file in (run / "selection/variants").glob("*/selection.json")
+    }
     return {"selected": run / "selection"} | dict(sorted(named.items()))
 
 
 def _kept(run: Path) -> dict[str, Any]:
     kept = {}
     for name, folder in _selections(run).items():
-        composition = json.loads((folder / "selection.json").read_text())["composition"].get("kind", {})
+        composition = json.loads((folder / "selection.json").read_text())["composition"].get(
+            "kind", {}
+        )
         kept[name] = {kind: found["selected"] for kind, found in composition.items()}
     return kept
 
 
 def flops(run: Path, parameters: int) -> dict[str, float]:
-    """FLOPs of the probe and of each model's training by the usual count: 6 per parameter and trained token (Kaplan et al. 2020,
-    arXiv 2001.08361, section 2.1). Attention's own are left out."""
+    """FLOPs of the probe and of each model's training by the usual count: 6 per parameter and
+    trained token (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Attention's own are left out.
+    """
     tokens, settings = tokens_of(run), settings_of(run)
     train, epochs = 6.0 * parameters, settings["sft"]["epochs"]
     found = {"probe": probe_flops(run, parameters), "full": train * sum(tokens.values()) * epochs}
     trained = ["selected", *settings["sft"]["variants"]]
-    for name, folder in ((name, folder) for name, folder in _selections(run).items() if name in trained):
+    for name, folder in (
+        (name, folder) for name, folder in _selections(run).items() if name in trained
+    ):
         chosen = np.array([tokens[i] for i, (_, taken) in choice(folder).items() if taken], float)
         shown = len(chosen) if settings["sft"]["equal"] == "epochs" else len(tokens)
         found[name] = train * float(chosen.mean()) * shown * epochs
@@ -80,8 +99,9 @@ def flops(run: Path, parameters: int) -> dict[str, float]:
 
 
 def probe_flops(run: Path, parameters: int) -> float:
-    """FLOPs of a run's probe: 6 per parameter and trained token (4 with LoRA, whose base has no weight gradients), and 4 per token
-    of a frozen pass, which has none at all."""
+    """FLOPs of a run's probe: 6 per parameter and trained token (4 with LoRA, whose base has no
+    weight gradients), and 4 per token of a frozen pass, which has none at all.
+    """
     settings = settings_of(run)
     probe, tokens = settings["probe"], sum(tokens_of(run).values())
     trained = (4.0 if settings["model"]["lora"] else 6.0) * probe["epochs"]

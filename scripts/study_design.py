@@ -1,4 +1,7 @@
-"""A study's file: what it compares, its cells, and the config of every run. Used by scripts/study*.py."""
+"""A study's file: what it compares, its cells, and the config of every run.
+
+Used by scripts/study*.py.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ Equal = Literal["epochs", "steps"]
 
 
 class Domain(BaseModel):
-    """One domain: its files below the material folder, and whether defaults are chosen or confirmed on it."""
+    """One domain: its files below the material folder, and whether defaults are chosen or confirmed
+    on it.
+    """
 
     model_config = ConfigDict(extra="forbid")
     files: list[str] = Field(min_length=1)
@@ -29,7 +34,9 @@ class Domain(BaseModel):
 
 
 class Footing(BaseModel):
-    """What is trained on one footing: budgets, and the methods and shares of faults if not all of the study's."""
+    """What is trained on one footing: budgets, and the methods and shares of faults if not all of
+    the study's.
+    """
 
     model_config = ConfigDict(extra="forbid")
     budgets: list[float] = Field(min_length=1)
@@ -38,7 +45,9 @@ class Footing(BaseModel):
 
 
 class Probe(BaseModel):
-    """Another way to record the pool's scores, compared with the study's own: keys of model, data and probe that differ."""
+    """Another way to record the pool's scores, compared with the study's own: keys of model, data
+    and probe that differ.
+    """
 
     model_config = ConfigDict(extra="forbid")
     model: dict[str, Any] = {}
@@ -47,8 +56,9 @@ class Probe(BaseModel):
 
 
 class Study(BaseModel):
-    """A study. `methods` are settings of select, `run` any other keys of a run's config (its sft.replay draws from general
-    rows that are not held out)."""
+    """A study. `methods` are settings of select, `run` any other keys of a run's config (its
+    sft.replay draws from general rows that are not held out).
+    """
 
     model_config = ConfigDict(extra="forbid")
     out: str
@@ -71,7 +81,10 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _names_are_methods(self) -> Study:
-        named = [*self.candidates, *(name for footing in self.footings.values() for name in footing.methods or [])]
+        named = [
+            *self.candidates,
+            *(name for footing in self.footings.values() for name in footing.methods or []),
+        ]
         unknown = sorted(set(named) - set(self.methods))
         if unknown:
             raise ValueError(f"wanted names of methods; found {unknown}; name them under methods")
@@ -79,14 +92,18 @@ class Study(BaseModel):
 
 
 def read(file: Path) -> Study:
-    """A study's YAML. `like: OTHER.yaml` (beside it) gives what it does not say itself; of `run`, section by section.
+    """A study's YAML. `like: OTHER.yaml` (beside it) gives what it does not say itself; of `run`,
+    section by section.
 
     Raises pydantic.ValidationError for what no study has.
     """
     given = dict(yaml.safe_load(file.read_text()))
     if other := given.pop("like", None):
         base = read(file.parent / other).model_dump(exclude_unset=True)
-        sections = {name: {**base["run"].get(name, {}), **given.get("run", {}).get(name, {})} for name in base["run"]}
+        sections = {
+            name: {**base["run"].get(name, {}), **given.get("run", {}).get(name, {})}
+            for name in base["run"]
+        }
         given = {**base, **given, "run": {**given.get("run", {}), **sections}}
     return Study.model_validate(given)
 
@@ -106,7 +123,9 @@ class Cell:
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """All cells that any footing wants, shares of faults outermost, then seeds: an interrupted study is a whole one with fewer of them."""
+    """All cells that any footing wants, shares of faults outermost, then seeds: an interrupted
+    study is a whole one with fewer of them.
+    """
     for noise in study.noise:
         for seed in study.seeds:
             for domain in study.domains:
@@ -128,28 +147,45 @@ def method_and_budget(name: str) -> tuple[str, float]:
 
 def subsets(models: Iterable[str]) -> list[tuple[str, float]]:
     """Method and budget of every subset among the names of models, once, in their order."""
-    return [method_and_budget(name) for name in dict.fromkeys(models) if name not in ("base", "full")]
+    return [
+        method_and_budget(name) for name in dict.fromkeys(models) if name not in ("base", "full")
+    ]
 
 
 def footings(study: Study, cell: Cell) -> list[Equal]:
     """The footings this cell is run on."""
-    return [equal for equal, footing in study.footings.items() if cell.noise in (footing.noise or study.noise)]
+    return [
+        equal
+        for equal, footing in study.footings.items()
+        if cell.noise in (footing.noise or study.noise)
+    ]
 
 
 def pairs(study: Study, equal: Equal) -> list[tuple[str, float]]:
     """Every method and budget of a footing."""
     footing = study.footings[equal]
-    return [(method, budget) for budget in footing.budgets for method in footing.methods or study.methods]
+    return [
+        (method, budget)
+        for budget in footing.budgets
+        for method in footing.methods or study.methods
+    ]
 
 
-def run_config(study: Study, material: Path, cell: Cell, folder: Path, equal: Equal) -> dict[str, Any]:
-    """The config of one run: the first method at the first budget is the main selection, every other pair a variant."""
+def run_config(
+    study: Study, material: Path, cell: Cell, folder: Path, equal: Equal
+) -> dict[str, Any]:
+    """The config of one run: the first method at the first budget is the main selection, every
+    other pair a variant.
+    """
     settings = {variant(m, b): {**study.methods[m], "budget": b} for m, b in pairs(study, equal)}
     main, *others = settings
     config: dict[str, Any] = json.loads(json.dumps(study.run))
     if study.anchor:
         probe = config.setdefault("probe", {})
-        probe |= {"anchor": str(folder / "anchor.jsonl"), "extras": [*probe.get("extras", []), "anchor"]}
+        probe |= {
+            "anchor": str(folder / "anchor.jsonl"),
+            "extras": [*probe.get("extras", []), "anchor"],
+        }
     if config.get("sft", {}).get("replay"):
         config["data"] = config.get("data", {}) | {"replay": [str(folder / "replay.jsonl")]}
     tasks = {name: str(folder / f"{name}_choice.jsonl") for name in ("domain", "general")}
@@ -163,7 +199,10 @@ def run_config(study: Study, material: Path, cell: Cell, folder: Path, equal: Eq
             "metadata": ["kind"],
             **config.get("data", {}),
         },
-        "select": {**settings[main], "variants": {name: _against(settings[main], settings[name]) for name in others}},
+        "select": {
+            **settings[main],
+            "variants": {name: _against(settings[main], settings[name]) for name in others},
+        },
         "sft": {**config.get("sft", {}), "variants": ["full", *others], "equal": equal},
         "evaluate": {"multiple_choice": tasks, "chat": True, **config.get("evaluate", {})},
         "deepspeed": str(REPO / config.get("deepspeed", "configs/deepspeed/zero3.json")),
@@ -172,13 +211,17 @@ def run_config(study: Study, material: Path, cell: Cell, folder: Path, equal: Eq
 
 
 def placed(material: Path, model: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a model with its paths made absolute: weights lie below the material, templates in the repository."""
+    """Settings of a model with its paths made absolute: weights lie below the material, templates
+    in the repository.
+    """
     below = {"path": material, "chat_template": REPO}
     return {key: str(below[key] / value) if key in below else value for key, value in model.items()}
 
 
 def _against(main: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A variant's settings, with the main selection's own settings put back to their defaults where it does not name them."""
+    """A variant's settings, with the main selection's own settings put back to their defaults where
+    it does not name them.
+    """
     from grads_ds.config import SelectConfig
 
     defaults = SelectConfig().model_dump(mode="json")

@@ -1,14 +1,18 @@
-"""Pools for the study: de-duplicated splits of a domain, faults planted on purpose, and held-out sets with controls.
+"""Pools for the study: de-duplicated splits of a domain, faults planted on purpose, and held-out
+sets with controls.
 
 Reads chat rows ({"messages": [...]} JSON lines). `write_cell` writes one folder:
 
-    pool.jsonl       the pool, each row with its `kind`: clean, wrong_answer, near_duplicate, off_domain
+    pool.jsonl       the pool, each row with its `kind`: clean, wrong_answer, near_duplicate,
+                     off_domain
     domain.jsonl     held-out rows: the loss of the true answers (content and style)
     swapped.jsonl    the same questions with another held-out row's answer (style alone)
     general.jsonl    held-out rows of general text, as given
-    anchor.jsonl     a few more clean rows of the domain (or of general text), in neither: what a direction can be taken from
+    anchor.jsonl     a few more clean rows of the domain (or of general text), in neither: what a
+                     direction can be taken from
     replay.jsonl     the general rows that are not held out
-    domain_choice.jsonl, general_choice.jsonl    held-out questions with the true answer and two of other rows', to choose from
+    domain_choice.jsonl, general_choice.jsonl    held-out questions with the true answer and two of
+                                                 other rows', to choose from
 
 The same rows, sizes and seed give the same bytes. Used by scripts/study.py.
 """
@@ -32,11 +36,15 @@ _WORD = re.compile(r"\w+")
 
 
 def read_rows(files: Iterable[Path], skip_every: int | None = None) -> list[Row]:
-    """The rows of JSON lines files; of each file without every `skip_every`-th, which a base model may have seen."""
+    """The rows of JSON lines files; of each file without every `skip_every`-th, which a base model
+    may have seen.
+    """
     rows = []
     for file in files:
         lines = file.read_text().splitlines()
-        rows += [json.loads(line) for i, line in enumerate(lines) if skip_every is None or i % skip_every]
+        rows += [
+            json.loads(line) for i, line in enumerate(lines) if skip_every is None or i % skip_every
+        ]
     return rows
 
 
@@ -47,7 +55,8 @@ def grams(text: str) -> set[str]:
 
 
 def distinct(rows: Sequence[Row], wanted: int, seed: int) -> list[Row]:
-    """`wanted` rows in drawn order, none of which shares more than a fifth of its answer's 8-grams with those before it.
+    """`wanted` rows in drawn order, none of which shares more than a fifth of its answer's 8-grams
+    with those before it.
 
     Raises ValueError when the rows do not hold as many.
     """
@@ -62,7 +71,10 @@ def distinct(rows: Sequence[Row], wanted: int, seed: int) -> list[Row]:
             seen |= pieces
             if len(taken) == wanted:
                 return taken
-    raise ValueError(f"wanted {wanted} distinct rows; found {len(taken)} among {len(rows)}; lower pool or held_out")
+    raise ValueError(
+        f"wanted {wanted} distinct rows; found {len(taken)} among {len(rows)}; lower pool or"
+        " held_out"
+    )
 
 
 def answer(row: Row) -> str:
@@ -77,7 +89,10 @@ def with_answer(row: Row, text: str) -> Row:
 
 
 def swapped(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Every row with the answer of another one, each answer used once. Fewer than two rows stay as they are."""
+    """Every row with the answer of another one, each answer used once.
+
+    Fewer than two rows stay as they are.
+    """
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     partner = dict(zip(order, order[1:] + order[:1], strict=True))
@@ -85,16 +100,25 @@ def swapped(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def multiple_choice(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
-    """Up to 60 of the rows as questions: the last answer's beginning among those of two other rows. Wants at least three rows."""
+    """Up to 60 of the rows as questions: the last answer's beginning among those of two other rows.
+
+    Wants at least three rows.
+    """
     draw = random.Random(seed)
     tasks = []
     for i, row in enumerate(rows[:ASKED]):
-        others = draw.sample([j for j in range(len(rows)) if answer(rows[j]) != answer(row)], CHOICES - 1)
+        others = draw.sample(
+            [j for j in range(len(rows)) if answer(rows[j]) != answer(row)], CHOICES - 1
+        )
         right = draw.randrange(CHOICES)
         order = [*others[:right], i, *others[right:]]
         question = row["messages"][-2]["content"]
         tasks.append(
-            {"question": question, "choices": [answer(rows[j])[:CHOICE_LENGTH] for j in order], "answer": right}
+            {
+                "question": question,
+                "choices": [answer(rows[j])[:CHOICE_LENGTH] for j in order],
+                "answer": right,
+            }
         )
     return tasks
 
@@ -106,9 +130,13 @@ def near_duplicate(row: Row, draw: random.Random) -> Row:
     return with_answer(row, " ".join([*words[: place + 1], *words[place:]]))
 
 
-def plant(clean: Sequence[Row], off_domain: Sequence[Row], size: int, share: float, seed: int) -> list[Row]:
-    """A pool of `size` rows with `kind`, of which `share` are faults: a third each wrong answers, near-duplicates of clean
-    rows in the pool, and rows of another domain. `clean` must hold the rest and the wrong answers' questions."""
+def plant(
+    clean: Sequence[Row], off_domain: Sequence[Row], size: int, share: float, seed: int
+) -> list[Row]:
+    """A pool of `size` rows with `kind`, of which `share` are faults: a third each wrong answers,
+    near-duplicates of clean rows in the pool, and rows of another domain. `clean` must hold the
+    rest and the wrong answers' questions.
+    """
     draw = random.Random(seed)
     bad = round(size * share)
     counts = {kind: bad // 3 + (number < bad % 3) for number, kind in enumerate(KINDS)}
@@ -120,7 +148,9 @@ def plant(clean: Sequence[Row], off_domain: Sequence[Row], size: int, share: flo
         {**near_duplicate(row, draw), "kind": "near_duplicate"}
         for row in draw.sample(list(good), counts["near_duplicate"])
     ]
-    pool += [{**row, "kind": "off_domain"} for row in draw.sample(list(off_domain), counts["off_domain"])]
+    pool += [
+        {**row, "kind": "off_domain"} for row in draw.sample(list(off_domain), counts["off_domain"])
+    ]
     draw.shuffle(pool)
     return pool
 
@@ -138,7 +168,10 @@ def write_cell(
     noise: float,
     seed: int,
 ) -> None:
-    """One cell's files (see the top of this file). Held-out rows share next to nothing with the pool's, by `distinct`."""
+    """One cell's files (see the top of this file).
+
+    Held-out rows share next to nothing with the pool's, by `distinct`.
+    """
     rows = distinct(domain, pool + held_out + anchor, seed)
     held, clean, rest = rows[:held_out], rows[held_out : held_out + pool], rows[held_out + pool :]
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,4 +191,6 @@ def write_cell(
         "replay": others,
     }
     for name, content in files.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in content))
+        (folder / f"{name}.jsonl").write_text(
+            "".join(json.dumps(row, sort_keys=True) + "\n" for row in content)
+        )

@@ -1,11 +1,14 @@
-"""The study's results as Markdown tables: every method against random at the same budget, paired by domain and seed.
+"""The study's results as Markdown tables: every method against random at the same budget, paired by
+domain and seed.
 
     python scripts/study_tables.py RESULTS.json [--role choose|confirm] [--to full] [--rule]
 
-Reads what scripts/study.py collected; prints. A difference is the mean over runs with its 95 % t-interval; a run is one domain,
-share of faults and seed, and only runs that hold both models count. `content` is how much less the true answers cost than
-another row's answers to the same questions, against the base model: what was learned beyond style. `accuracy` is the share of
-held-out questions whose true answer was the likeliest of three. --rule applies the rule for defaults (docs/STUDY.md).
+Reads what scripts/study.py collected; prints. A difference is the mean over runs with its 95 %
+t-interval; a run is one domain, share of faults and seed, and only runs that hold both models
+count. `content` is how much less the true answers cost than another row's answers to the same
+questions, against the base model: what was learned beyond style. `accuracy` is the share of
+held-out questions whose true answer was the likeliest of three. --rule applies the rule for
+defaults (docs/STUDY.md).
 """
 
 from __future__ import annotations
@@ -88,11 +91,19 @@ def spread(values: Sequence[float], bold: bool = False) -> str:
 
 
 def table(runs: Sequence[Run], budget: float, reference: str = "random") -> list[str]:
-    """One table: a line per method at this budget, its measures, and each one's difference to the reference's."""
+    """One table: a line per method at this budget, its measures, and each one's difference to the
+    reference's.
+    """
     measures = measured(runs)
     against = reference if reference in ("base", "full") else variant(reference, budget)
-    methods = [method for method, found in subsets(name for run in runs for name in run["models"]) if found == budget]
-    lines = ["| model | runs | " + " | ".join(f"{name} | to {reference}" for name in measures) + " |"]
+    methods = [
+        method
+        for method, found in subsets(name for run in runs for name in run["models"])
+        if found == budget
+    ]
+    lines = [
+        "| model | runs | " + " | ".join(f"{name} | to {reference}" for name in measures) + " |"
+    ]
     lines.append("|" + "---|" * (2 + 2 * len(measures)))
     for method in ("full", *methods):
         model = "full" if method == "full" else variant(method, budget)
@@ -109,7 +120,9 @@ def table(runs: Sequence[Run], budget: float, reference: str = "random") -> list
 
 
 def difference(measure: Measure, runs: Sequence[Run], model: str, against: str) -> str:
-    """The mean difference of two models over runs and its interval; bold when the interval leaves zero out."""
+    """The mean difference of two models over runs and its interval; bold when the interval leaves
+    zero out.
+    """
     return spread([measure(run, model) - measure(run, against) for run in runs], bold=True)
 
 
@@ -129,22 +142,32 @@ def tables(runs: Sequence[Run], reference: str = "random") -> str:
     """Every footing, share of faults and budget as a table under a heading of its own."""
     text = []
     for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
-        text += [f"### {budget * 100:g} % of the pool, {noise * 100:g} % planted faults, equal {equal}", ""]
+        text += [
+            f"### {budget * 100:g} % of the pool, {noise * 100:g} % planted faults, equal {equal}",
+            "",
+        ]
         text += [*table(chosen, budget, reference), ""]
     return "\n".join(text)
 
 
 def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
-    """The rule for defaults on these runs: a line per candidate with its worst combination, whether any puts it out (domain gain
-    significantly below random's), and the mean over combinations of domain gain less forgetting, to random: over all that it ran
-    on, and over those that all candidates ran on."""
+    """The rule for defaults on these runs: a line per candidate with its worst combination, whether
+    any puts it out (domain gain significantly below random's), and the mean over combinations of
+    domain gain less forgetting, to random: over all that it ran on, and over those that all
+    candidates ran on.
+    """
     shared = [
         where
         for where, chosen in combinations(runs).items()
-        if all(any(variant(name, where[2]) in run["models"] for run in chosen) for name in candidates)
+        if all(
+            any(variant(name, where[2]) in run["models"] for run in chosen) for name in candidates
+        )
     ]
     lines = [
-        "| candidate | worst combination | domain gain to random there | out | gain less forgetting, to random | where all ran |",
+        (
+            "| candidate | worst combination | domain gain to random there | out | gain less"
+            " forgetting, to random | where all ran |"
+        ),
         "|---|---|---|---|---|---|",
     ]
     for name in candidates:
@@ -160,22 +183,34 @@ def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
             if worst is None or np.mean(gains) < np.mean(worst[0]):
                 worst = gains, f"{budget * 100:g} %, {noise * 100:g} % faults, equal {equal}"
             score = lambda run, which: gain(run, which) - forgetting(run, which)  # noqa: E731
-            balance.append(float(np.mean([score(run, model) - score(run, against) for run in having])))
+            balance.append(
+                float(np.mean([score(run, model) - score(run, against) for run in having]))
+            )
             if (equal, noise, budget) in shared:
                 alike.append(balance[-1])
         if worst is not None:
             gains, where = worst
-            means = f"{np.mean(balance):+.3f} | {np.mean(alike):+.3f}" if alike else f"{np.mean(balance):+.3f} | -"
-            lines.append(f"| {name} | {where} | {spread(gains)} | {'yes' if out else 'no'} | {means} |")
+            means = (
+                f"{np.mean(balance):+.3f} | {np.mean(alike):+.3f}"
+                if alike
+                else f"{np.mean(balance):+.3f} | -"
+            )
+            lines.append(
+                f"| {name} | {where} | {spread(gains)} | {'yes' if out else 'no'} | {means} |"
+            )
     return lines
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", type=Path)
     parser.add_argument("--role", choices=["choose", "confirm"])
-    parser.add_argument("--to", default="random", help="what differences are taken to: a method, full or base")
+    parser.add_argument(
+        "--to", default="random", help="what differences are taken to: a method, full or base"
+    )
     parser.add_argument("--rule", action="store_true", help="the rule for defaults, for each role")
     options = parser.parse_args()
     results = json.loads(options.results.read_text())

@@ -1,4 +1,6 @@
-"""Several hosts on this machine for a test (scripts/local_cluster.sh): brought up, driven, taken down, skipped where they cannot be."""
+"""Several hosts on this machine for a test (scripts/local_cluster.sh): brought up, driven, taken
+down, skipped where they cannot be.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 
 @dataclass(frozen=True)
 class Cluster:
-    """Hosts 1..N. `environment` lets a process of this machine reach them by ssh, pdsh and `deepspeed --hostfile`."""
+    """Hosts 1..N.
+
+    `environment` lets a process of this machine reach them by ssh, pdsh and `deepspeed --hostfile`.
+    """
 
     name: str
     hostfile: Path
@@ -32,7 +37,9 @@ class Cluster:
         return [f"{self.name}-{number}" for number in range(1, len(self.addresses) + 1)]
 
     def control(self, *words: str, seconds: float = 60) -> str:
-        """Run a command of the script (kill, boot, link, shape, bytes, ...) on this cluster; returns what it printed."""
+        """Run a command of the script (kill, boot, link, shape, bytes, ...) on this cluster;
+        returns what it printed.
+        """
         return _script("--name", self.name, *words, seconds=seconds)
 
     def on(self, host: int, *command: str) -> list[str]:
@@ -46,21 +53,32 @@ class Cluster:
 
 @contextlib.contextmanager
 def cluster(hosts: int, slots: int = 1, *options: str) -> Iterator[Cluster]:
-    """`hosts` hosts for the length of a `with`; the test is skipped, with the reason, where they cannot be made."""
+    """`hosts` hosts for the length of a `with`; the test is skipped, with the reason, where they
+    cannot be made.
+    """
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    missing = [tool for tool in ("ip", "tc", "sshd", "unshare", "nsenter") if not shutil.which(tool, path=PATH)]
+    missing = [
+        tool
+        for tool in ("ip", "tc", "sshd", "unshare", "nsenter")
+        if not shutil.which(tool, path=PATH)
+    ]
     if missing:
         pytest.skip(f"needs {', '.join(missing)} (scripts/install.sh --dev)")
     name = f"t{uuid.uuid4().hex[:6]}"
-    if subprocess.run(["ip", "netns", "add", name], env=os.environ | {"PATH": PATH}, capture_output=True).returncode:
+    if subprocess.run(
+        ["ip", "netns", "add", name], env=os.environ | {"PATH": PATH}, capture_output=True
+    ).returncode:
         pytest.skip("this machine does not let root make network namespaces")
     subprocess.run(["ip", "netns", "del", name], env=os.environ | {"PATH": PATH}, check=True)
     try:
         _script("--name", name, "--slots", str(slots), *options, "up", str(hosts), seconds=120)
         folder = Path("/tmp", f"local_cluster.{name}")
         addresses = [line.split()[0] for line in (folder / "hostfile").read_text().splitlines()]
-        environment = os.environ | {"PATH": f"{folder}/bin:{PATH}", "HOSTFILE": str(folder / "hostfile")}
+        environment = os.environ | {
+            "PATH": f"{folder}/bin:{PATH}",
+            "HOSTFILE": str(folder / "hostfile"),
+        }
         yield Cluster(name, folder / "hostfile", addresses, environment)
     finally:
         _script("--name", name, "down")
@@ -68,8 +86,11 @@ def cluster(hosts: int, slots: int = 1, *options: str) -> Iterator[Cluster]:
 
 def _script(*words: str, seconds: float = 60) -> str:
     done = subprocess.run(
-        [str(SCRIPT), *words], env=os.environ | {"PATH": PATH}, capture_output=True, text=True,
+        [str(SCRIPT), *words],
+        env=os.environ | {"PATH": PATH},
+        capture_output=True,
+        text=True,
         timeout=seconds,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, f"local_cluster.sh {' '.join(words)}: {done.stderr}"
     return done.stdout

@@ -1,4 +1,6 @@
-"""Fixtures shared by the tests: small models and tokenizers made on the spot, and real material where it lies beside."""
+"""Fixtures shared by the tests: small models and tokenizers made on the spot, and real material
+where it lies beside.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ GIVEN = {name: os.environ.get(name) for name in RANK_VARIABLES}
 
 @pytest.fixture(autouse=True)
 def no_rank_left_behind() -> None:
-    """Libraries that train in this process leave its rank in the environment, where a later test's job takes it for its own."""
+    """Libraries that train in this process leave its rank in the environment, where a later test's
+    job takes it for its own.
+    """
     for name, value in GIVEN.items():
         if value is None:
             os.environ.pop(name, None)
@@ -34,7 +38,9 @@ def no_rank_left_behind() -> None:
 
 @pytest.fixture(scope="session")
 def material() -> Path:
-    """Real models, tokenizers and data, where they lie beside the checkout; the test is skipped elsewhere."""
+    """Real models, tokenizers and data, where they lie beside the checkout; the test is skipped
+    elsewhere.
+    """
     folder = REPO.parent / "shared" / "material"
     if not folder.is_dir():
         pytest.skip(f"needs the development material at {folder}")
@@ -43,7 +49,9 @@ def material() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Hugging Face folder: random two-layer Llama, tied, float32, with a word-level tokenizer and a chat template."""
+    """A Hugging Face folder: random two-layer Llama, tied, float32, with a word-level tokenizer and
+    a chat template.
+    """
     return make_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
@@ -74,13 +82,17 @@ TEMPLATE = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests over hosts need a checkout whose path a remote shell leaves alone (the pdsh backend refuses others)."""
+    """Tests over hosts need a checkout whose path a remote shell leaves alone (the pdsh backend
+    refuses others).
+    """
     if re.fullmatch(r"[A-Za-z0-9@%+=:,./_-]+", str(REPO)):
         return
     for item in items:
         if item.get_closest_marker("cluster"):
             item.add_marker(
-                pytest.mark.skip(reason=f"hosts are entered through shells, and {str(REPO)!r} is no word to them")
+                pytest.mark.skip(
+                    reason=f"hosts are entered through shells, and {str(REPO)!r} is no word to them"
+                )
             )
 
 
@@ -105,16 +117,30 @@ def make_tiny_model(folder: Path, tied: bool = True, layers: int = 2) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-        additional_special_tokens=special[4:], model_max_length=256,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=special[4:],
+        model_max_length=256,
+    )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(vocab), hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=len(vocab),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -124,7 +150,12 @@ def write_rows(path: Path, rows: int, seed: int = 0) -> Path:
     draw = random.Random(seed)
     with open(path, "w") as file:
         for _ in range(rows):
-            question, answer = (" ".join(draw.choices(WORDS, k=draw.randint(1, 20))) for _ in range(2))
-            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            question, answer = (
+                " ".join(draw.choices(WORDS, k=draw.randint(1, 20))) for _ in range(2)
+            )
+            turns = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
             file.write(json.dumps({"messages": turns}) + "\n")
     return path

@@ -1,6 +1,8 @@
-"""Runs a function of a test module on several gloo ranks, each a process of its own, and returns what every rank returned.
+"""Runs a function of a test module on several gloo ranks, each a process of its own, and returns
+what every rank returned.
 
-The ranks are forked from a server that has imported what they need and run none of it: importing costs a rank more than most tests do.
+The ranks are forked from a server that has imported what they need and run none of it: importing
+costs a rank more than most tests do.
 """
 
 from __future__ import annotations
@@ -18,14 +20,24 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
-IMPORTED = ["grads_ds.probe", "grads_ds.sft", "grads_ds.evaluate", "transformers.models.llama.modeling_llama"]
+IMPORTED = [
+    "grads_ds.probe",
+    "grads_ds.sft",
+    "grads_ds.evaluate",
+    "transformers.models.llama.modeling_llama",
+]
 multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
 
 
 def run_on_ranks(
-    world: int, function: Callable[..., Any], *arguments: Any, seconds: float = 240, start: str = "forkserver"
+    world: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    seconds: float = 240,
+    start: str = "forkserver",
 ) -> list[Any]:
-    """Call `function(*arguments)` (top level of its module) on `world` ranks; fails with the output of a rank that failed.
+    """Call `function(*arguments)` (top level of its module) on `world` ranks; fails with the output
+    of a rank that failed.
 
     start: spawn for what is read from the environment when a library is imported.
     """
@@ -37,12 +49,18 @@ def run_on_ranks(
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
         job = os.environ | {
-            "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-        }  # fmt: skip
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+        }
         environments = [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
         processes = [
-            context.Process(target=_rank, args=(folder, str(source.parent), os.getcwd(), environment))
+            context.Process(
+                target=_rank, args=(folder, str(source.parent), os.getcwd(), environment)
+            )
             for environment in environments
         ]
         deadline = time.monotonic() + seconds
@@ -57,8 +75,13 @@ def run_on_ranks(
                 if process.is_alive():
                     process.kill()
                 process.join()
-        logs = [file.read_text()[-4000:] if file.exists() else "" for file in _files(folder, "log", world)]
-        told = "\n".join(f"rank {r} ended with {s}:\n{logs[r]}" for r, s in enumerate(statuses) if s != 0)
+        logs = [
+            file.read_text()[-4000:] if file.exists() else ""
+            for file in _files(folder, "log", world)
+        ]
+        told = "\n".join(
+            f"rank {r} ended with {s}:\n{logs[r]}" for r, s in enumerate(statuses) if s != 0
+        )
         assert not any(status != 0 for status in statuses), told
         if os.environ.get("SHOW_RANKS"):
             print("\n".join(logs))
@@ -87,5 +110,6 @@ def _rank(folder: str, tests: str, place: str, environment: dict[str, str]) -> N
     Path(folder, f"result{rank}").write_bytes(pickle.dumps(result))
     ranks.finish()
     sys.stdout.flush()
-    # as the command leaves: gloo's threads outlive their groups, and the interpreter's end among them aborts now and then
+    # as the command leaves: gloo's threads outlive their groups, and the interpreter's end among
+    # them aborts now and then
     os._exit(0)

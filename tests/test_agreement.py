@@ -14,7 +14,9 @@ from grads_ds.agreement import check_hosts_agree, content_digest
 from grads_ds.config import UserError
 
 
-def test_a_digest_is_of_the_content_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_is_of_the_content_wherever_it_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one = tmp_path / "one"
     (one / "sub").mkdir(parents=True)
     (one / "sub/a").write_bytes(b"a" * 1000)
@@ -23,7 +25,9 @@ def test_a_digest_is_of_the_content_wherever_it_lies(tmp_path: Path, monkeypatch
     shutil.copytree(one, two)
     os.utime(two / "b", (1, 1))
     (two / ".cache").write_text("a half-written file")
-    assert content_digest(one) == content_digest(two) and content_digest(tmp_path / "absent") is None
+    assert (
+        content_digest(one) == content_digest(two) and content_digest(tmp_path / "absent") is None
+    )
     (two / "b").rename(two / "c")
     assert content_digest(one) != content_digest(two)
     (two / "c").rename(two / "b")
@@ -38,16 +42,26 @@ def test_a_digest_is_of_the_content_wherever_it_lies(tmp_path: Path, monkeypatch
     assert before != content_digest(one)
 
 
-def test_every_host_that_differs_is_named_with_the_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_host_that_differs_is_named_with_the_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model").write_bytes(b"weights")
 
     def others(value: Any) -> list[Any]:
         host, facts = value
         same = dict(facts)
         changed = facts | {"package torch": "1.0", "code of grads_ds": "other"}
-        missing = {name: fact for name, fact in facts.items() if name != "package pyarrow"} | {"package mpi4py": "4.2"}
+        missing = {name: fact for name, fact in facts.items() if name != "package pyarrow"} | {
+            "package mpi4py": "4.2"
+        }
         # rank 0's host has two ranks, of which only the first looks
-        return [(host, facts), (host, None), ("same", same), ("changed", changed), ("missing", missing)]
+        return [
+            (host, facts),
+            (host, None),
+            ("same", same),
+            ("changed", changed),
+            ("missing", missing),
+        ]
 
     monkeypatch.setattr(agreement.ranks, "gather", others)
     monkeypatch.setattr(agreement, "package_versions", lambda: {"torch": "2.0", "pyarrow": "20"})
@@ -55,8 +69,14 @@ def test_every_host_that_differs_is_named_with_the_difference(tmp_path: Path, mo
         check_hosts_agree({"model": tmp_path / "model"})
     faults = refusal.value.faults
     assert [fault.split(":")[0] for fault in faults] == ["changed", "changed", "missing", "missing"]
-    assert "package torch: wanted 2.0 as on" in faults[1] and "found 1.0; make the hosts the same" in faults[1]
-    assert "package mpi4py: wanted not installed" in faults[2] and "package pyarrow: wanted 20" in faults[3]
+    assert (
+        "package torch: wanted 2.0 as on" in faults[1]
+        and "found 1.0; make the hosts the same" in faults[1]
+    )
+    assert (
+        "package mpi4py: wanted not installed" in faults[2]
+        and "package pyarrow: wanted 20" in faults[3]
+    )
 
 
 def test_one_host_agrees_with_itself(tmp_path: Path) -> None:

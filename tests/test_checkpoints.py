@@ -1,4 +1,6 @@
-"""A training that is killed and resumed, on the same or another number of ranks, is the training that was never killed."""
+"""A training that is killed and resumed, on the same or another number of ranks, is the training
+that was never killed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ class Stopped(Exception):
 
 
 class Ends(TrainerCallback):
-    """Ends the training when a step begins: by SIGKILL, or by an exception that leaves the process alive. Notes the first step."""
+    """Ends the training when a step begins: by SIGKILL, or by an exception that leaves the process
+    alive. Notes the first step.
+    """
 
     begins: int | None = None
 
@@ -50,7 +54,8 @@ class Job(NamedTuple):
     name: str
     ends_at: int | None = None
     kill: bool = False
-    in_save: bool = False  # killed on the last rank, its part of the checkpoint written and the mark not
+    # killed on the last rank, its part of the checkpoint written and the mark not
+    in_save: bool = False
 
 
 class Trained(NamedTuple):
@@ -78,17 +83,31 @@ def train(job: Job) -> Trained | None:
         ranks.barrier()
         kept.clear()
         kept.update(
-            {f.name: sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in Path(args.output_dir).iterdir()}
+            {
+                f.name: sorted(str(p.relative_to(f)) for p in f.rglob("*"))
+                for f in Path(args.output_dir).iterdir()
+            }
         )
 
     Checkpoints.on_save = on_save  # type: ignore[method-assign]
-    watched = {"early_stopping": config.sft.early_stopping, "held_out": uneven_rows().select(range(5))}
+    watched = {
+        "early_stopping": config.sft.early_stopping,
+        "held_out": uneven_rows().select(range(5)),
+    }
     try:
         train_model(
-            config, config.sft, uneven_rows(), config.model.path, folder / name, folder / f"{name}-work", folder / f"{name}-tb",
-            60 if config.sft.early_stopping else STEPS, what=name, callbacks=[logs, ends],
+            config,
+            config.sft,
+            uneven_rows(),
+            config.model.path,
+            folder / name,
+            folder / f"{name}-work",
+            folder / f"{name}-tb",
+            60 if config.sft.early_stopping else STEPS,
+            what=name,
+            callbacks=[logs, ends],
             **watched if config.sft.early_stopping else {},
-        )  # fmt: skip
+        )
     except Stopped:
         return None
     finally:
@@ -125,7 +144,9 @@ def check_universal(checkpoint: Path) -> None:
     source = next(checkpoint.glob("global_step*"))
     target = checkpoint / "universal_copy"
     assert universal.main(source, target) == 0 and (target / universal.VERIFIED).exists()
-    names = sorted(file.parent.relative_to(target / "zero") for file in (target / "zero").rglob("exp_avg.pt"))
+    names = sorted(
+        file.parent.relative_to(target / "zero") for file in (target / "zero").rglob("exp_avg.pt")
+    )
     assert len(names) > len(universal.KINDS)
     for number, kind in enumerate(universal.KINDS):
         file = target / "zero" / names[number] / f"{kind}.pt"
@@ -135,7 +156,9 @@ def check_universal(checkpoint: Path) -> None:
         torch.save(whole, file)
     (target / "zero" / names[3] / "exp_avg.pt").unlink()
     told = universal.differences(source, target)
-    wanted = [f"{name}: another {kind}" for name, kind in zip(names[:3], universal.KINDS, strict=True)]
+    wanted = [
+        f"{name}: another {kind}" for name, kind in zip(names[:3], universal.KINDS, strict=True)
+    ]
     assert sorted(told) == sorted([*wanted, f"{names[3]}: no exp_avg"])
     shutil.rmtree(target)
     (checkpoint / "latest_universal").unlink()
@@ -143,19 +166,32 @@ def check_universal(checkpoint: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(tmp_path: Path) -> None:
-    """Two ranks, one and two again: every parameter, adapters, and a training that ends itself and takes its best model back."""
+    """Two ranks, one and two again: every parameter, adapters, and a training that ends itself and
+    takes its best model back.
+    """
     make_tiny_model(tmp_path / "base", tied=True)
     full = settings(tmp_path)
     lora = settings(tmp_path, model={"lora": {"r": 4, "alpha": 16}}, sft={"learning_rate": 0.02})
     stopping = {"set": "domain", "every": 2, "patience": 2}
     early = settings(
-        tmp_path, data={"train": ["rows"], "validation": {"domain": "rows"}},
-        sft={"learning_rate": 0.3, "lr_scheduler": "constant", "warmup_ratio": 0, "early_stopping": stopping},
-    )  # fmt: skip
+        tmp_path,
+        data={"train": ["rows"], "validation": {"domain": "rows"}},
+        sft={
+            "learning_rate": 0.3,
+            "lr_scheduler": "constant",
+            "warmup_ratio": 0,
+            "early_stopping": stopping,
+        },
+    )
     whole, whole_lora, whole_early, *ended = train_on(
-        2, Job(full, "whole"), Job(lora, "whole-lora"), Job(early, "whole-early"), Job(lora, "lora", 5), Job(early, "early", 5),
+        2,
+        Job(full, "whole"),
+        Job(lora, "whole-lora"),
+        Job(early, "whole-early"),
+        Job(lora, "lora", 5),
+        Job(early, "early", 5),
         Job(settings(tmp_path, stage=2), "stage2", 3),
-    )  # fmt: skip
+    )
     assert ended == [None, None, None]
     for checkpoint in ("lora-work/checkpoint-4", "stage2-work/checkpoint-2"):
         check_universal(tmp_path / checkpoint)
@@ -163,7 +199,9 @@ def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(tmp_path:
         assert len(trained.losses) == STEPS and trained.losses[-1] < trained.losses[0] - 0.1
         assert list(trained.kept) == ["checkpoint-6"]  # the model itself follows the last step
         # the engine's parts are all there is of the model: no second copy, gathered on one rank
-        assert not [file for file in trained.kept["checkpoint-6"] if file.endswith((".safetensors", ".bin"))]
+        assert not [
+            file for file in trained.kept["checkpoint-6"] if file.endswith((".safetensors", ".bin"))
+        ]
     looks = len(whole_early.held_out)
     assert (
         looks >= 4
@@ -173,13 +211,26 @@ def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(tmp_path:
 
     dies(2, Job(full, "killed", 5, kill=True))
     work = tmp_path / "killed-work"
-    shutil.copytree(work / "checkpoint-4", work / "checkpoint-5", ignore=shutil.ignore_patterns(COMPLETE, "*.pt"))
+    shutil.copytree(
+        work / "checkpoint-4",
+        work / "checkpoint-5",
+        ignore=shutil.ignore_patterns(COMPLETE, "*.pt"),
+    )
     shutil.copytree(work, tmp_path / "resized-work")
     check_universal(work / "checkpoint-4")
 
-    _, _, resized_early = train_on(1, Job(full, "resized", 7), Job(lora, "lora", 7), Job(early, "early"))
-    killed, resized, resized_lora = train_on(2, Job(full, "killed"), Job(full, "resized"), Job(lora, "lora"))
-    assert (killed.begins, resized.begins, resized_lora.begins, resized_early.begins) == (4, 6, 6, 4)
+    _, _, resized_early = train_on(
+        1, Job(full, "resized", 7), Job(lora, "lora", 7), Job(early, "early")
+    )
+    killed, resized, resized_lora = train_on(
+        2, Job(full, "killed"), Job(full, "resized"), Job(lora, "lora")
+    )
+    assert (killed.begins, resized.begins, resized_lora.begins, resized_early.begins) == (
+        4,
+        6,
+        6,
+        4,
+    )
     assert killed.losses == pytest.approx(whole.losses, abs=1e-6)
     same(tmp_path, "killed", "whole", atol=1e-5)
     assert resized.losses == pytest.approx(whole.losses, abs=1e-4)
@@ -201,4 +252,8 @@ def test_a_checkpoint_whose_ranks_did_not_all_finish_is_not_taken(tmp_path: Path
     assert (work / "checkpoint-2" / COMPLETE).exists()  # kept: nothing newer is whole
     shutil.rmtree(work / "checkpoint-4/global_step4")
     (trained,) = train_on(2, job._replace(ends_at=None, in_save=False))
-    assert trained.begins == 2 and len(trained.losses) == STEPS and trained.losses[-1] < trained.losses[0] - 0.1
+    assert (
+        trained.begins == 2
+        and len(trained.losses) == STEPS
+        and trained.losses[-1] < trained.losses[0] - 0.1
+    )

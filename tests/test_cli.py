@@ -1,4 +1,4 @@
-"""Wrong input gives one clear message and status 2, no traceback, and leaves what is there whole."""
+"""Wrong input gives one clear message and status 2, no traceback, and changes no file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import yaml
 from grads_ds.cli import main
 
 REPO = Path(__file__).resolve().parent.parent
-TURNS = [{"role": "user", "content": "what is the sky"}, {"role": "assistant", "content": "the sky is blue"}]
+TURNS = [
+    {"role": "user", "content": "what is the sky"},
+    {"role": "assistant", "content": "the sky is blue"},
+]
 
 
 @pytest.fixture
@@ -22,7 +25,9 @@ def job(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     monkeypatch.chdir(tmp_path)
     for variable in ("RANK", "GRADS_DS_LOCK"):
         monkeypatch.delenv(variable, raising=False)
-    rows = [{"messages": [TURNS[0], TURNS[1] | {"content": f"the sky is blue {i}"}]} for i in range(20)]
+    rows = [
+        {"messages": [TURNS[0], TURNS[1] | {"content": f"the sky is blue {i}"}]} for i in range(20)
+    ]
     for name in ("pool", "held"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
@@ -61,11 +66,25 @@ def bare_model() -> str:
 BAD = {
     "a missing file": (lambda: "data.train=[absent.jsonl]", "absent.jsonl"),
     "an empty file": (lambda: f"data.train=[{write('empty.jsonl', '')}]", "empty.jsonl"),
-    "a broken line": (lambda: f"data.train=[{write('b.jsonl', row(*TURNS) + chr(10) + '{oops')}]", "b.jsonl:2"),
+    "a broken line": (
+        lambda: f"data.train=[{write('b.jsonl', row(*TURNS) + chr(10) + '{oops')}]",
+        "b.jsonl:2",
+    ),
     "no assistant turn": (lambda: f"data.train=[{write('n.jsonl', row(TURNS[0]))}]", "n.jsonl:1"),
-    "an unknown role": (lambda: f"data.train=[{write('r.jsonl', row({'role': 'x', 'content': 'y'}))}]", "r.jsonl:1"),
-    "not text": (lambda: f"data.train=[{write('t.jsonl', row(TURNS[0], {'role': 'assistant', 'content': 5}))}]", "t.jsonl:1"),
-    "binary": (lambda: (Path("bin.jsonl").write_bytes(b"\xff\xfe\x00\x80"), "data.train=[bin.jsonl]")[1], "bin.jsonl"),
+    "an unknown role": (
+        lambda: f"data.train=[{write('r.jsonl', row({'role': 'x', 'content': 'y'}))}]",
+        "r.jsonl:1",
+    ),
+    "not text": (
+        lambda: (
+            f"data.train=[{write('t.jsonl', row(TURNS[0], {'role': 'assistant', 'content': 5}))}]"
+        ),
+        "t.jsonl:1",
+    ),
+    "binary": (
+        lambda: (Path("bin.jsonl").write_bytes(b"\xff\xfe\x00\x80"), "data.train=[bin.jsonl]")[1],
+        "bin.jsonl",
+    ),
     "a file of an unknown kind": (lambda: f"data.train=[{write('rows.xyz', 'a')}]", "rows.xyz"),
     "no held-out file": (lambda: "data.validation={domain: nothing.jsonl}", "nothing.jsonl"),
     "a model that is not there": (lambda: "model.path=./absent-model", "absent-model"),
@@ -79,10 +98,13 @@ BAD = {
     "a batch the ranks cannot share": (lambda: "sft.batch_size=33", "try 32 or 34"),
     "no DeepSpeed file": (lambda: "deepspeed=absent.json", "absent.json"),
     "a broken DeepSpeed file": (lambda: f"deepspeed={write('ds.json', '{')}", "ds.json:1"),
-    "a DeepSpeed file that disagrees": (lambda: f"deepspeed={write('ds.json', json.dumps({'train_batch_size': 7}))}", "train_batch_size"),
+    "a DeepSpeed file that disagrees": (
+        lambda: f"deepspeed={write('ds.json', json.dumps({'train_batch_size': 7}))}",
+        "train_batch_size",
+    ),
     "a hub id that cannot be fetched": (lambda: "data.train=[nobody/nothing]", "nobody/nothing"),
     "no run directory to write": (lambda: f"run_dir={write('a-file', '')}/run", "run_dir"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -98,9 +120,22 @@ def test_bad_input(job: Path, capfd: pytest.CaptureFixture[str], case: str) -> N
     assert digest(job / "run") == before
 
 
-def test_every_fault_of_the_input_is_listed_at_once(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_every_fault_of_the_input_is_listed_at_once(
+    job: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     overrides = ["data.train=[absent.jsonl]", "model.path=./absent-model", "sft.batch_size=33"]
-    assert main(["run", "config.yaml", "--ranks", "2", *(part for o in overrides for part in ("--set", o))]) == 2
+    assert (
+        main(
+            [
+                "run",
+                "config.yaml",
+                "--ranks",
+                "2",
+                *(part for o in overrides for part in ("--set", o)),
+            ]
+        )
+        == 2
+    )
     message = capfd.readouterr().err
     assert all(word in message for word in ("absent.jsonl", "absent-model", "33"))
 
@@ -110,7 +145,9 @@ def test_a_stage_names_the_one_it_needs(job: Path, capfd: pytest.CaptureFixture[
     assert "wanted probe to be finished" in capfd.readouterr().err
 
 
-def test_a_finished_stage_does_nothing_and_says_so(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_stage_does_nothing_and_says_so(
+    job: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = digest(job / "run")
     assert main(["prepare", "config.yaml"]) == 0
     assert "prepare: done already, nothing to do" in capfd.readouterr().out
@@ -119,6 +156,8 @@ def test_a_finished_stage_does_nothing_and_says_so(job: Path, capfd: pytest.Capt
     assert "data.max_length was 64, now 32" in capfd.readouterr().out
 
 
-def test_stages_in_the_wrong_order_are_refused(job: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_stages_in_the_wrong_order_are_refused(
+    job: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main(["run", "config.yaml", "--from", "sft", "--to", "select"]) == 2
     assert "swap them" in capfd.readouterr().err

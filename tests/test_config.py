@@ -1,4 +1,6 @@
-"""The config refuses what it does not know, lists every fault at once, and resolves to the same thing it saves."""
+"""The config refuses what it does not know, lists every fault at once, and resolves to the same
+thing it saves.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,11 @@ def faults(path: Path, *overrides: str) -> list[str]:
 
 def test_every_fault_is_listed_at_once_with_the_nearest_name(tmp_path: Path) -> None:
     path = write(
-        tmp_path, model={"path": "m", "dtyp": "float32"}, prob={}, sft={"learning_rate": -1}, data={"train": []}
+        tmp_path,
+        model={"path": "m", "dtyp": "float32"},
+        prob={},
+        sft={"learning_rate": -1},
+        data={"train": []},
     )
     text = "\n".join(faults(path))
     assert "model.dtyp: unknown key; did you mean dtype?" in text
@@ -39,7 +45,9 @@ def test_every_fault_is_listed_at_once_with_the_nearest_name(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("budget", [0, 7.5, -0.1, 1.5, "some"])
 def test_a_budget_is_a_fraction_a_count_or_auto(tmp_path: Path, budget: object) -> None:
-    assert any("select.budget" in fault for fault in faults(write(tmp_path, select={"budget": budget})))
+    assert any(
+        "select.budget" in fault for fault in faults(write(tmp_path, select={"budget": budget}))
+    )
 
 
 @pytest.mark.parametrize("budget", [0.05, 1.0, 2, 700, "auto"])
@@ -49,7 +57,9 @@ def test_good_budgets_pass(tmp_path: Path, budget: object) -> None:
 
 def test_overrides_replace_nested_values_and_are_validated(tmp_path: Path) -> None:
     path = write(tmp_path)
-    config = load_config(path, ["sft.learning_rate=2e-4", "probe.layers=[lm_head]", "model.lora.r=4"])
+    config = load_config(
+        path, ["sft.learning_rate=2e-4", "probe.layers=[lm_head]", "model.lora.r=4"]
+    )
     assert config.sft.learning_rate == 2e-4
     assert config.probe.layers == ["lm_head"]
     assert config.model.lora is not None and config.model.lora.r == 4
@@ -60,7 +70,11 @@ def test_overrides_replace_nested_values_and_are_validated(tmp_path: Path) -> No
 
 
 def test_variants_must_exist_and_be_valid(tmp_path: Path) -> None:
-    path = write(tmp_path, select={"variants": {"half": {"budget": 0}, "full": {}}}, sft={"variants": ["hlf"]})
+    path = write(
+        tmp_path,
+        select={"variants": {"half": {"budget": 0}, "full": {}}},
+        sft={"variants": ["hlf"]},
+    )
     text = "\n".join(faults(path))
     assert "select.variants.half.budget" in text
     assert "select.variants.full: the name" in text
@@ -79,7 +93,9 @@ def test_broken_yaml_names_its_line_and_a_key_given_twice_is_refused(tmp_path: P
 
 
 def test_the_saved_config_loads_to_the_same_config(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, select={"budget": "auto", "variants": {"r": {"method": "random"}}}))
+    config = load_config(
+        write(tmp_path, select={"budget": "auto", "variants": {"r": {"method": "random"}}})
+    )
     save_config(config, tmp_path / "run")
     assert load_config(tmp_path / "run/config.yaml").model_dump() == config.model_dump()
     saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
@@ -93,7 +109,9 @@ def test_every_shipped_config_loads(path: Path, monkeypatch: pytest.MonkeyPatch)
     assert config.deepspeed_json()["zero_optimization"]["stage"] in (0, 1, 2, 3)
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "configs/deepspeed").glob("*.json")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((REPO / "configs/deepspeed").glob("*.json")), ids=lambda p: p.name
+)
 def test_every_shipped_deepspeed_file_is_json(path: Path) -> None:
     config = load_config(next((REPO / "configs").glob("*.yaml")), [f"deepspeed={path}"])
     assert "zero_optimization" in config.deepspeed_json()
@@ -106,9 +124,15 @@ def test_settings_of_sft_that_nothing_answers_are_refused_together(tmp_path: Pat
     assert "sft.replay: wanted general rows in data.replay" in found
     assert "sft.weights: wanted select.weights" in found
     assert "sft.adapter: wanted model.lora" in found
-    assert "sft.early_stopping.set: 'domian' is not one of data.validation; did you mean domain?" in found
+    assert (
+        "sft.early_stopping.set: 'domian' is not one of data.validation; did you mean domain?"
+        in found
+    )
     data |= {"replay": "general"}
     good = write(
-        tmp_path, sft=sft | {"early_stopping": {}, "adapter": False}, data=data, select={"weights": "preference"}
+        tmp_path,
+        sft=sft | {"early_stopping": {}, "adapter": False},
+        data=data,
+        select={"weights": "preference"},
     )
     assert load_config(good).data.replay == ["general"]

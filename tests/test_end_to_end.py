@@ -1,4 +1,6 @@
-"""The whole road on two sharded ranks under the real launcher: every artefact, nothing redone without need, all redone with it."""
+"""The whole road on two sharded ranks under the real launcher: every artefact, nothing redone
+without need, all redone with it.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +71,18 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "deepspeed": "zero3.json",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    # the stages one by one the way a user may start them: our launcher, DeepSpeed's own on a hostfile, our launcher again
+    # the stages one by one the way a user may start them: our launcher, DeepSpeed's own on a
+    # hostfile, our launcher again
     grads_ds(folder, "run", "config.yaml", "--ranks", "2", "--to", "sft")
-    deepspeed = ["-m", "deepspeed.launcher.runner", "--hostfile", "hosts", "--no_ssh", "--node_rank", "0"]
+    deepspeed = [
+        "-m",
+        "deepspeed.launcher.runner",
+        "--hostfile",
+        "hosts",
+        "--no_ssh",
+        "--node_rank",
+        "0",
+    ]
     deepspeed += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     call(folder, *deepspeed, "--module", "grads_ds", "evaluate", "config.yaml")
     grads_ds(folder, "run", "config.yaml", "--ranks", "2")
@@ -85,9 +96,18 @@ def free_port() -> int:
 
 
 def call(folder: Path, *arguments: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment = os.environ | {
+        "PYTHONPATH": str(REPO),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
     result = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
@@ -107,7 +127,11 @@ def test_every_artefact_is_there(job: Path) -> None:
     assert [name for name in ARTEFACTS if not (job / "run" / name).is_file()] == []
     assert list((job / "run/tensorboard/probe").glob("events*"))
     assert list((job / "run/tensorboard/sft/selected").glob("events*"))
-    leftovers = [f for f in (job / "run").rglob("*") if f.name.endswith((".tmp", ".old")) or f.name == "checkpoints"]
+    leftovers = [
+        f
+        for f in (job / "run").rglob("*")
+        if f.name.endswith((".tmp", ".old")) or f.name == "checkpoints"
+    ]
     assert leftovers == [] and not (job / "run/lock.json").exists()
 
 
@@ -132,7 +156,10 @@ def test_every_sample_is_scored_once_and_the_budget_is_met(job: Path) -> None:
     chosen = pq.read_table(job / "run/selection/selection.parquet").to_pandas()
     assert chosen["selected"].sum() == ROWS // 4
     given = (job / "pool.jsonl").read_text().splitlines()
-    kept = [json.dumps(json.loads(line), sort_keys=True) for line in (job / "run/selection/selected.jsonl").open()]
+    kept = [
+        json.dumps(json.loads(line), sort_keys=True)
+        for line in (job / "run/selection/selected.jsonl").open()
+    ]
     assert sorted(kept) == sorted(
         json.dumps(json.loads(given[i]), sort_keys=True) for i in chosen[chosen.selected].sample_id
     )
@@ -156,14 +183,22 @@ def test_a_finished_run_does_nothing_and_says_so(job: Path) -> None:
 
 
 def redone(config: Config) -> list[str]:
-    """The units that a start would run now, found by recording each as done again without running it; records are restored."""
+    """The units that a start would run now, found by recording each as done again without running
+    it; records are restored.
+    """
     run_dir = Path(config.run_dir)
     saved = {f: f.read_bytes() for f in (run_dir / "state").iterdir()}
     names = []
 
     def pretend(unit: Unit) -> None:
         names.append(unit.name)
-        mark_done(run_dir, unit.name, unit.inputs, [name for name in unit.outputs if (run_dir / name).exists()], 0.0)
+        mark_done(
+            run_dir,
+            unit.name,
+            unit.inputs,
+            [name for name in unit.outputs if (run_dir / name).exists()],
+            0.0,
+        )
 
     try:
         for stage in STAGES:
@@ -175,7 +210,14 @@ def redone(config: Config) -> list[str]:
             file.write_bytes(content)
 
 
-FROM_SELECT = ["select/selected", "select/random", "sft/selected", "sft/random", "evaluate", "report"]
+FROM_SELECT = [
+    "select/selected",
+    "select/random",
+    "sft/selected",
+    "sft/random",
+    "evaluate",
+    "report",
+]
 CHANGES = {
     "select.budget=0.5": FROM_SELECT,
     "select.variants.random.budget=0.5": ["select/random", "sft/random", "evaluate", "report"],
@@ -188,23 +230,37 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_key_redoes_exactly_what_it_touches(job: Path, config: Config, change: str) -> None:
+def test_a_changed_key_redoes_exactly_what_it_touches(
+    job: Path, config: Config, change: str
+) -> None:
     assert redone(load_config("config.yaml", [change])) == CHANGES[change]
 
 
 DELETED = {
-    "prepared/pool/state.json": ["prepare", "probe/train", "probe/record", "select/selected", "select/random", "sft/selected",
-                                 "sft/full", "sft/random", "evaluate", "report"],
+    "prepared/pool/state.json": [
+        "prepare",
+        "probe/train",
+        "probe/record",
+        "select/selected",
+        "select/random",
+        "sft/selected",
+        "sft/full",
+        "sft/random",
+        "evaluate",
+        "report",
+    ],
     "scores/table.parquet": ["probe/record", *FROM_SELECT],
     "selection/selection.parquet": ["select/selected", "sft/selected", "evaluate", "report"],
     "sft/variants/full/model/model.safetensors": ["sft/full", "evaluate", "report"],
     "evaluation.json": ["evaluate", "report"],
     "report.html": ["report"],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DELETED)
-def test_a_deleted_output_redoes_its_stage_and_those_after_it(job: Path, config: Config, name: str) -> None:
+def test_a_deleted_output_redoes_its_stage_and_those_after_it(
+    job: Path, config: Config, name: str
+) -> None:
     file = Path(config.run_dir) / name
     aside = file.with_suffix(".aside")
     file.rename(aside)
@@ -231,8 +287,12 @@ def test_a_failing_rank_is_the_last_word_and_the_status_tells(job: Path, tmp_pat
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     result = subprocess.run(
         [sys.executable, "-m", "grads_ds", "run", "broken.yaml", "--to", "probe", "--ranks", "2"],
-        cwd=job, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=job,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 1
     assert "probe: failed first on rank" in result.stderr
     assert "SafetensorError" in result.stderr.strip().splitlines()[-1]

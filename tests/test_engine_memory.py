@@ -1,4 +1,7 @@
-"""A model that is done with is freed: one process trains and judges many. (Seen with DeepSpeed 0.19.8, whose destroy keeps them.)"""
+"""A model that is done with is freed: one process trains and judges many.
+
+(Seen with DeepSpeed 0.19.8, whose destroy keeps them.)
+"""
 
 from __future__ import annotations
 

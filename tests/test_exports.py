@@ -1,4 +1,6 @@
-"""Exports: another tool's own reader, or its format's specification, finds every chosen row in what was written."""
+"""Exports: another tool's own reader, or its format's specification, finds every chosen row in what
+was written.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ from grads_ds.exports import TOOLS as WRITERS
 from grads_ds.exports import export_subset
 
 ROWS: list[dict[str, Any]] = [
-    {"messages": [{"role": "user", "content": "what is the sky"}, {"role": "assistant", "content": "blue “quoted”"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "what is the sky"},
+            {"role": "assistant", "content": "blue “quoted”"},
+        ]
+    },
     {"instruction": "color of grass", "input": "", "output": "green"},
     {"conversations": [{"from": "human", "value": "yes"}, {"from": "gpt", "value": "no"}]},
 ]
@@ -38,9 +45,14 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     (folder / "selection").mkdir(parents=True)
     write(folder, ROWS)
-    pool = [{"sample_id": n, "input_ids": [n + 5] * (n + 2), "labels": [-100] * (n + 2)} for n in range(6)]
+    pool = [
+        {"sample_id": n, "input_ids": [n + 5] * (n + 2), "labels": [-100] * (n + 2)}
+        for n in range(6)
+    ]
     Dataset.from_list(pool).save_to_disk(str(folder / "prepared/pool"))
-    table = pa.table({"sample_id": np.arange(6), "selected": np.array([True, False, False, True, True, False])})
+    table = pa.table(
+        {"sample_id": np.arange(6), "selected": np.array([True, False, False, True, True, False])}
+    )
     pq.write_table(table, folder / "selection/selection.parquet")
     return folder
 
@@ -69,22 +81,34 @@ def test_trl_trains_on_it(run: Path, tmp_path: Path) -> None:
     trl = pytest.importorskip("trl")
     base = make_tiny_model(tmp_path / "base")
     data = load_dataset(
-        "json", data_files=str(export(run, "trl") / "subset.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+        "json",
+        data_files=str(export(run, "trl") / "subset.jsonl"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
     )
     assert turns(data) == TURNS
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path / "out"), max_steps=1, per_device_train_batch_size=3, assistant_only_loss=True, use_cpu=True,
-        report_to=[], bf16=False, save_strategy="no",
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        max_steps=1,
+        per_device_train_batch_size=3,
+        assistant_only_loss=True,
+        use_cpu=True,
+        report_to=[],
+        bf16=False,
+        save_strategy="no",
+    )
     trainer = trl.SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(base), arguments, train_dataset=data,
+        AutoModelForCausalLM.from_pretrained(base),
+        arguments,
+        train_dataset=data,
         processing_class=AutoTokenizer.from_pretrained(base),
-    )  # fmt: skip
+    )
     assert np.isfinite(trainer.train().training_loss)
 
 
 CALLING = """{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>
-{% generation %}{{ m['content'] }}{% for c in m.get('tool_calls') or [] %}{{ c['function'] | tojson }}{% endfor %}\
+{% generation %}{{ m['content'] }}\
+{% for c in m.get('tool_calls') or [] %}{{ c['function'] | tojson }}{% endfor %}\
 </s>{% endgeneration %}
 {% else %}<|{{ m['role'] }}|>
 {{ m['content'] }}
@@ -105,12 +129,17 @@ def tool(name: str, **fields: str) -> dict[str, Any]:
     }
 
 
-ASKED, ANSWERED = {"role": "user", "content": "what is the sky"}, {"role": "assistant", "content": "blue"}
+ASKED, ANSWERED = (
+    {"role": "user", "content": "what is the sky"},
+    {"role": "assistant", "content": "blue"},
+)
 RESULT = {"role": "tool", "content": "red"}
-CALLS: list[
-    dict[str, Any]
-] = [  # two calls whose arguments have nothing in common, the second as OpenAI's API writes them
-    {"messages": [ASKED, called("look", {"color": 1}), RESULT, ANSWERED], "tools": [tool("look", color="number")]},
+# two calls whose arguments have nothing in common, the second as OpenAI's API writes them
+CALLS: list[dict[str, Any]] = [
+    {
+        "messages": [ASKED, called("look", {"color": 1}), RESULT, ANSWERED],
+        "tools": [tool("look", color="number")],
+    },
     {"messages": [ASKED, called("see", '{"grass": "no"}')], "tools": [tool("see", grass="string")]},
     {"messages": [ASKED, ANSWERED]},
 ]
@@ -122,7 +151,9 @@ MASKED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("rows", [CALLS, MASKED], ids=["tool calls", "weight 0"])
-def test_trl_trains_on_the_tokens_that_we_train_on(run: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+def test_trl_trains_on_the_tokens_that_we_train_on(
+    run: Path, tmp_path: Path, rows: list[dict[str, Any]]
+) -> None:
     trl = pytest.importorskip("trl")
     write(run, rows)
     base = make_tiny_model(tmp_path / "base")
@@ -132,13 +163,24 @@ def test_trl_trains_on_the_tokens_that_we_train_on(run: Path, tmp_path: Path, ro
     samples = [normalise(RawRow("", "", "", row), detect(row) or "") for row in rows]
     ours = [(sample.input_ids, sample.labels) for sample in encoder.encode(samples)]  # type: ignore[union-attr]
     data = load_dataset(
-        "json", data_files=str(export(run, "trl") / "subset.jsonl"), split="train", cache_dir=str(tmp_path / "cache")
+        "json",
+        data_files=str(export(run, "trl") / "subset.jsonl"),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
     )
     arguments = trl.SFTConfig(
-        output_dir=str(tmp_path / "out"), max_length=256, assistant_only_loss=True, use_cpu=True, report_to=[], bf16=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        max_length=256,
+        assistant_only_loss=True,
+        use_cpu=True,
+        report_to=[],
+        bf16=False,
+    )
     trainer = trl.SFTTrainer(
-        AutoModelForCausalLM.from_pretrained(base), arguments, train_dataset=data, processing_class=tokenizer
+        AutoModelForCausalLM.from_pretrained(base),
+        arguments,
+        train_dataset=data,
+        processing_class=tokenizer,
     )
     theirs = trainer.train_dataset
     assert [(row["input_ids"], row["labels"]) for row in theirs] == ours
@@ -150,21 +192,36 @@ def test_llama_factory_reads_calls_and_results_as_sides_that_take_turns(run: Pat
     out = export(run, "llamafactory")
     tags = json.loads((out / "dataset_info.json").read_text())["grads_subset"]["tags"]
     first, second, _ = lines(out / "subset.jsonl")
-    roles = [tags[name] for name in ("user_tag", "function_tag", "observation_tag", "assistant_tag")]
+    roles = [
+        tags[name] for name in ("user_tag", "function_tag", "observation_tag", "assistant_tag")
+    ]
     assert [turn["role"] for turn in first["messages"]] == roles
-    assert json.loads(first["messages"][1]["content"]) == [{"name": "look", "arguments": {"color": 1}}]
-    assert json.loads(second["messages"][1]["content"]) == [{"name": "see", "arguments": {"grass": "no"}}]
+    assert json.loads(first["messages"][1]["content"]) == [
+        {"name": "look", "arguments": {"color": 1}}
+    ]
+    assert json.loads(second["messages"][1]["content"]) == [
+        {"name": "see", "arguments": {"grass": "no"}}
+    ]
     assert json.loads(first["tools"]) == [tool("look", color="number")["function"]]
 
 
-def test_axolotl_is_told_which_turns_are_not_learnt_and_gets_arguments_it_can_read(run: Path) -> None:
+def test_axolotl_is_told_which_turns_are_not_learnt_and_gets_arguments_it_can_read(
+    run: Path,
+) -> None:
     write(run, [*MASKED, *CALLS])
     out = export(run, "axolotl")
     entry = yaml.safe_load((out / "axolotl.yaml").read_text())["datasets"][0]
     rows = lines(out / "subset.jsonl")
     flag = entry["message_field_training"]
-    learnt = [[turn.get(flag, turn["role"] in entry["roles_to_train"]) for turn in row["messages"]] for row in rows[:3]]
-    assert learnt == [[False, False, False, True], [False, False, True, False, True], [False, False, False, True]]
+    learnt = [
+        [turn.get(flag, turn["role"] in entry["roles_to_train"]) for turn in row["messages"]]
+        for row in rows[:3]
+    ]
+    assert learnt == [
+        [False, False, False, True],
+        [False, False, True, False, True],
+        [False, False, False, True],
+    ]
     calls = [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in rows[3:5]]
     assert [json.loads(text) for text in calls] == [{"color": 1}, {"grass": "no"}]
     schema = json.loads(rows[3][entry["field_tools"]][0]["function"]["parameters"])
@@ -174,14 +231,22 @@ def test_axolotl_is_told_which_turns_are_not_learnt_and_gets_arguments_it_can_re
 @pytest.mark.parametrize(
     ("name", "row", "found"),
     [
-        ("trl", {"messages": [ASKED, ANSWERED, ASKED, ANSWERED | {"weight": 0}]}, "one after turn 2"),
+        (
+            "trl",
+            {"messages": [ASKED, ANSWERED, ASKED, ANSWERED | {"weight": 0}]},
+            "one after turn 2",
+        ),
         ("llamafactory", MASKED[0], "weight 0 at turn 2"),
         (
             "llamafactory",
             {"messages": [ASKED, called("look", {}), RESULT, RESULT, ANSWERED]},
             "observation, observation",
         ),
-        ("llamafactory", {"messages": [ASKED, called("look", {}) | {"content": "well"}]}, "does both"),
+        (
+            "llamafactory",
+            {"messages": [ASKED, called("look", {}) | {"content": "well"}]},
+            "does both",
+        ),
         ("megatron", MASKED[0], "weight 0 at turn 2"),
         ("megatron", CALLS[0], "tool calls at turn 2"),
     ],
@@ -204,7 +269,10 @@ def test_llama_factory_finds_columns_and_tags_it_declares(run: Path) -> None:
     for row, (asked, answered) in zip(rows, TURNS, strict=True):
         first, second = row[column]
         assert (first[tags["role_tag"]], first[tags["content_tag"]]) == (tags["user_tag"], asked)
-        assert (second[tags["role_tag"]], second[tags["content_tag"]]) == (tags["assistant_tag"], answered)
+        assert (second[tags["role_tag"]], second[tags["content_tag"]]) == (
+            tags["assistant_tag"],
+            answered,
+        )
         assert json.loads(row[entry["columns"]["tools"]]) == []
 
 
@@ -213,13 +281,22 @@ def test_axolotl_config_names_the_fields_of_the_data(run: Path) -> None:
     entry = yaml.safe_load((out / "axolotl.yaml").read_text())["datasets"][0]
     rows = lines(out / entry["path"])
     names = entry["message_property_mappings"]
-    found = [tuple(message[names["content"]] for message in row[entry["field_messages"]]) for row in rows]
-    assert entry["type"] == "chat_template" and entry["roles_to_train"] == ["assistant"] and found == TURNS
+    found = [
+        tuple(message[names["content"]] for message in row[entry["field_messages"]]) for row in rows
+    ]
+    assert (
+        entry["type"] == "chat_template"
+        and entry["roles_to_train"] == ["assistant"]
+        and found == TURNS
+    )
 
 
 def test_megatron_index_read_by_its_specification_gives_the_chosen_tokens(run: Path) -> None:
     out = export(run, "megatron")
-    index, tokens = (out / "subset_text_document.idx").read_bytes(), (out / "subset_text_document.bin").read_bytes()
+    index, tokens = (
+        (out / "subset_text_document.idx").read_bytes(),
+        (out / "subset_text_document.bin").read_bytes(),
+    )
     assert index[:9] == b"MMIDIDX\x00\x00"
     version, dtype, sequences, documents = struct.unpack_from("<QBQQ", index, 9)
     assert (version, dtype, sequences, documents) == (1, 4, 3, 4)
@@ -227,8 +304,14 @@ def test_megatron_index_read_by_its_specification_gives_the_chosen_tokens(run: P
     lengths = np.frombuffer(index, "<i4", sequences, at)
     pointers = np.frombuffer(index, "<i8", sequences, at + lengths.nbytes)
     bounds = np.frombuffer(index, "<i8", documents, at + lengths.nbytes + pointers.nbytes)
-    assert bounds.tolist() == [0, 1, 2, 3] and len(index) == at + lengths.nbytes + pointers.nbytes + bounds.nbytes
-    read = [np.frombuffer(tokens, "<i4", size, place).tolist() for size, place in zip(lengths, pointers, strict=True)]
+    assert (
+        bounds.tolist() == [0, 1, 2, 3]
+        and len(index) == at + lengths.nbytes + pointers.nbytes + bounds.nbytes
+    )
+    read = [
+        np.frombuffer(tokens, "<i4", size, place).tolist()
+        for size, place in zip(lengths, pointers, strict=True)
+    ]
     assert read == [[n + 5] * (n + 2) for n in (0, 3, 4)]
     assert turns(lines(out / "subset.jsonl")) == TURNS
 
@@ -248,7 +331,9 @@ def test_the_command_exports_and_refuses_a_folder_that_is_there(
 ) -> None:
     assert set(TOOLS) == set(WRITERS)
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"run_dir": str(run), "model": {"path": "m"}, "data": {"train": ["d"]}}))
+    config.write_text(
+        yaml.safe_dump({"run_dir": str(run), "model": {"path": "m"}, "data": {"train": ["d"]}})
+    )
     call = ["export", str(config), "--to", "axolotl", "--out", str(tmp_path / "there")]
     assert main(call) == 0 and "3 rows for axolotl" in capsys.readouterr().out
     assert main(call) == 2 and "wanted a new folder" in capsys.readouterr().err

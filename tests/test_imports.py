@@ -19,15 +19,36 @@ ALLOWED = {
     "grads_ds/config.py": set(),
     "grads_ds/run_dir.py": {"grads_ds.config"},
     "grads_ds/scores": {"grads_ds.scores", "grads_ds.config", "grads_ds.run_dir"},
-    "grads_ds/selection": {"grads_ds.selection", "grads_ds.config", "grads_ds.run_dir", "grads_ds.scores"},
+    "grads_ds/selection": {
+        "grads_ds.selection",
+        "grads_ds.config",
+        "grads_ds.run_dir",
+        "grads_ds.scores",
+    },
     "grads_ds/data": {"grads_ds.data", "grads_ds.config", "grads_ds.run_dir"},
-    "grads_ds/report": {"grads_ds.report", "grads_ds.config", "grads_ds.run_dir", "grads_ds.scores"},
+    "grads_ds/report": {
+        "grads_ds.report",
+        "grads_ds.config",
+        "grads_ds.run_dir",
+        "grads_ds.scores",
+    },
 }
 LIGHT = [
-    "grads_ds.config", "grads_ds.run_dir", "grads_ds.scores", "grads_ds.selection.stage", "grads_ds.data.formats", "grads_ds.stages",
-    "grads_ds.data.batches", "grads_ds.cli", "grads_ds.commands.run", "grads_ds.check", "grads_ds.report", "launcher.hosts", "launcher.job",
+    "grads_ds.config",
+    "grads_ds.run_dir",
+    "grads_ds.scores",
+    "grads_ds.selection.stage",
+    "grads_ds.data.formats",
+    "grads_ds.stages",
+    "grads_ds.data.batches",
+    "grads_ds.cli",
+    "grads_ds.commands.run",
+    "grads_ds.check",
+    "grads_ds.report",
+    "launcher.hosts",
+    "launcher.job",
     "grads_ds.heartbeat",
-]  # fmt: skip
+]
 
 
 def imported(file: Path) -> set[str]:
@@ -51,14 +72,18 @@ def test_imports_point_one_way(part: str) -> None:
     assert files, f"{part} is gone: mend this test"
     for file in files:
         for name in imported(file):
-            allowed = any(name == prefix or name.startswith(prefix + ".") for prefix in ALLOWED[part])
+            allowed = any(
+                name == prefix or name.startswith(prefix + ".") for prefix in ALLOWED[part]
+            )
             assert allowed, f"{file.relative_to(REPO)} imports {name}"
 
 
 @pytest.mark.parametrize("module", LIGHT)
 def test_light_parts_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0, f"{module} imports torch"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0, (
+        f"{module} imports torch"
+    )
 
 
 def test_help_is_quick() -> None:
@@ -66,8 +91,13 @@ def test_help_is_quick() -> None:
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = subprocess.run([sys.executable, "-m", "grads_ds", "--help"], cwd=REPO, capture_output=True, text=True,
-                                env=os.environ | {"COLUMNS": "200"})  # fmt: skip
+        result = subprocess.run(
+            [sys.executable, "-m", "grads_ds", "--help"],
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"COLUMNS": "200"},
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert result.returncode == 0 and "prepare -> probe -> select" in result.stdout

@@ -1,4 +1,6 @@
-"""A rank's own work is what its innermost modules and its reading take; what it waits for in between does not count."""
+"""A rank's own work is what its innermost modules and its reading take; what it waits for in
+between does not count.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,9 @@ def test_reading_counts_and_windows_close(supervised: heartbeat._Pace) -> None:
     assert list(pace.Read(rows())) == [0, 1, 2]
     heartbeat.stepped()
     supervised.close()
-    assert supervised.closed[0]["steps"] == 1 and supervised.closed[0]["work"]["reading"] == pytest.approx(
-        0.15, abs=0.1
-    )
+    assert supervised.closed[0]["steps"] == 1 and supervised.closed[0]["work"][
+        "reading"
+    ] == pytest.approx(0.15, abs=0.1)
     assert supervised.work == {} and supervised.steps == 0
 
 

@@ -32,7 +32,10 @@ COLUMNS = {
 
 def answer(text: str, **more: Any) -> dict[str, Any]:
     return {
-        "messages": [{"role": "user", "content": "what is it"}, {"role": "assistant", "content": text}],
+        "messages": [
+            {"role": "user", "content": "what is it"},
+            {"role": "assistant", "content": text},
+        ],
         **more,
     }
 
@@ -44,7 +47,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def config(tmp_path: Path, tiny_model: Path) -> Config:
-    """A pool of 20 rows of two sources, one row of which is too long, one empty; and one held-out set."""
+    """A pool of 20 rows of two sources, one row of which is too long, one empty; and one held-out
+    set.
+    """
     rows = [answer(f"the answer is {i}", kind="good" if i % 2 else "bad", n=i) for i in range(12)]
     rows[3] = answer("")
     rows[7] = answer("blue " * 400)
@@ -56,7 +61,9 @@ def config(tmp_path: Path, tiny_model: Path) -> Config:
             "model": {"path": str(tiny_model)},
             "data": {
                 "train": [write(tmp_path / "chat.jsonl", rows), str(tmp_path / "alpaca.json")],
-                "validation": {"domain": write(tmp_path / "held.jsonl", [answer("yes"), rows[0], answer("no")])},
+                "validation": {
+                    "domain": write(tmp_path / "held.jsonl", [answer("yes"), rows[0], answer("no")])
+                },
                 "max_length": 64,
                 "metadata": ["kind", "absent"],
             },
@@ -72,7 +79,9 @@ def prepare(config: Config) -> tuple[Any, dict[str, Any]]:
     """Run the stage; returns the pool and prepared.json."""
     run = Path(config.run_dir)
     run_prepare(config, run)
-    return load_from_disk(str(run / "prepared/pool")), json.loads((run / "prepared/prepared.json").read_text())
+    return load_from_disk(str(run / "prepared/pool")), json.loads(
+        (run / "prepared/prepared.json").read_text()
+    )
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -86,15 +95,21 @@ def tree(folder: Path) -> dict[str, str]:
 
 def test_the_pool_has_the_contracts_columns_and_every_kept_row_once(config: Config) -> None:
     pool, record = prepare(config)
-    kinds = {name: str(kind).replace("item: ", "").replace("element: ", "") for name, kind in
-             zip(pool.data.schema.names, pool.data.schema.types, strict=True)}  # fmt: skip
+    kinds = {
+        name: str(kind).replace("item: ", "").replace("element: ", "")
+        for name, kind in zip(pool.data.schema.names, pool.data.schema.types, strict=True)
+    }
     assert kinds == COLUMNS
     assert pool["sample_id"] == list(range(19))
     chat, alpaca = config.data.train
     lines = [f"{chat}:{n}" for n in range(1, 13) if n != 4] + [f"{alpaca}:{n}" for n in range(1, 9)]
-    assert [origin.rpartition(":")[0] for origin in pool["origin"]] == [line.rpartition(":")[0] for line in lines]
+    assert [origin.rpartition(":")[0] for origin in pool["origin"]] == [
+        line.rpartition(":")[0] for line in lines
+    ]
     assert pool["origin"][:11] == lines[:11]
-    given = [json.loads(line) for line in Path(chat).read_text().splitlines()] + json.loads(Path(alpaca).read_text())
+    given = [json.loads(line) for line in Path(chat).read_text().splitlines()] + json.loads(
+        Path(alpaca).read_text()
+    )
     del given[3]
     assert [json.loads(row) for row in pool["row"]] == given
     assert pool["source"] == ["chat"] * 11 + ["alpaca"] * 8
@@ -124,7 +139,9 @@ def test_labels_decode_to_the_answers(config: Config) -> None:
     assert record["sets"]["pool"]["num_target_tokens"] == targets
 
 
-def test_hashes_follow_the_content_not_the_place_or_the_order_of_keys(config: Config, tmp_path: Path) -> None:
+def test_hashes_follow_the_content_not_the_place_or_the_order_of_keys(
+    config: Config, tmp_path: Path
+) -> None:
     row = answer("red", n=1)
     path = write(tmp_path / "x.jsonl", [row, dict(reversed(row.items())), answer("red", n=2)])
     pool, _ = prepare(changed(config, train=[path]))
@@ -137,7 +154,10 @@ def test_hashes_follow_the_content_not_the_place_or_the_order_of_keys(config: Co
 def test_drop_instead_of_truncate_is_counted(config: Config) -> None:
     pool, record = prepare(changed(config, overlong="drop"))
     assert len(pool) == 18 and pool["sample_id"] == list(range(18))
-    assert record["sets"]["pool"]["dropped"] == {"every answer is empty": 1, "longer than max_length": 1}
+    assert record["sets"]["pool"]["dropped"] == {
+        "every answer is empty": 1,
+        "longer than max_length": 1,
+    }
 
 
 def test_twice_the_same_to_the_byte(config: Config) -> None:
@@ -147,7 +167,9 @@ def test_twice_the_same_to_the_byte(config: Config) -> None:
 
 
 @pytest.mark.slow
-def test_several_processes_write_what_one_writes(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_write_what_one_writes(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prepared, "CHUNK", 3)
     alone, one = prepare(config)
     monkeypatch.setattr(prepared, "PROCESSES_FROM", 1)
@@ -157,7 +179,7 @@ def test_several_processes_write_what_one_writes(config: Config, monkeypatch: py
     assert one["sets"]["pool"] == two["sets"]["pool"]
 
 
-# ---- faults ------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 
 def faults_of(config: Config) -> list[str]:
@@ -170,9 +192,13 @@ def faults_of(config: Config) -> list[str]:
     return caught.value.faults
 
 
-def test_faults_of_all_sets_come_together_and_leave_earlier_work_whole(config: Config, tmp_path: Path) -> None:
+def test_faults_of_all_sets_come_together_and_leave_earlier_work_whole(
+    config: Config, tmp_path: Path
+) -> None:
     prepare(config)
-    bad = write(tmp_path / "bad.jsonl", [answer("yes"), {"messages": [{"role": "user", "content": "q"}]}])
+    bad = write(
+        tmp_path / "bad.jsonl", [answer("yes"), {"messages": [{"role": "user", "content": "q"}]}]
+    )
     worse = tmp_path / "worse.jsonl"
     worse.write_text('{"text": "a"}\n{"text"\n')
     found = faults_of(changed(config, train=[bad], validation={"domain": str(worse)}))
@@ -183,8 +209,12 @@ def test_faults_of_all_sets_come_together_and_leave_earlier_work_whole(config: C
 def test_quick_faults_name_the_key(config: Config, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bare").mkdir()
-    broken = changed(config, train=["/none.jsonl"], validation={"domain": str(tmp_path / "empty.jsonl")})
-    broken = Config.model_validate(broken.model_dump() | {"model": {"path": str(tmp_path / "bare")}})
+    broken = changed(
+        config, train=["/none.jsonl"], validation={"domain": str(tmp_path / "empty.jsonl")}
+    )
+    broken = Config.model_validate(
+        broken.model_dump() | {"model": {"path": str(tmp_path / "bare")}}
+    )
     found = check_prepare(broken)
     assert [fault.partition(":")[0] for fault in found] == [
         "data.train",
@@ -203,7 +233,9 @@ def test_a_template_that_cannot_render_a_row_names_its_line(config: Config, tmp_
     )
     model = config.model.model_dump() | {"chat_template": str(template)}
     path = write(tmp_path / "x.jsonl", [answer("blue"), answer("red")])
-    (fault,) = faults_of(Config.model_validate(changed(config, train=[path]).model_dump() | {"model": model}))
+    (fault,) = faults_of(
+        Config.model_validate(changed(config, train=[path]).model_dump() | {"model": model})
+    )
     assert fault.startswith(f"{path}:2: ") and "no red" in fault
 
 
@@ -222,13 +254,17 @@ def test_half_a_character_is_a_fault_not_a_crash(config: Config, tmp_path: Path)
 def test_reading_and_checking_import_no_torch(config: Config, tmp_path: Path) -> None:
     """A wrong file is reported without the seconds that torch takes to import."""
     code = (
-        "import sys; from grads_ds.config import Config; from grads_ds.prepare import check_prepare;"
-        "check_prepare(Config.model_validate_json(sys.argv[1])); sys.exit('torch' in sys.modules)"
+        "import sys; from grads_ds.config import Config; from grads_ds.prepare import"
+        " check_prepare;check_prepare(Config.model_validate_json(sys.argv[1])); sys.exit('torch' in"
+        " sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code, config.model_dump_json()], cwd=REPO).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code, config.model_dump_json()], cwd=REPO).returncode
+        == 0
+    )
 
 
-# ---- real material -----------------------------------------------------------------------------------------
+# ---- real material -------------------------------------------------------------------------------
 
 
 def test_real_pool_with_the_real_model(material: Path, tmp_path: Path) -> None:
@@ -253,11 +289,18 @@ def test_real_pool_with_the_real_model(material: Path, tmp_path: Path) -> None:
     assert pool["sample_id"] == list(range(counts["kept"]))
     assert all(any(label != -100 for label in labels[1:]) for labels in pool["labels"])
     assert set(pool["source"]) == {"medicine_pubmedqa_train", "sharegpt_format_tools"}
-    assert len(load_from_disk(str(tmp_path / "run/prepared/general"))) == record["sets"]["general"]["kept"]
+    assert (
+        len(load_from_disk(str(tmp_path / "run/prepared/general")))
+        == record["sets"]["general"]["kept"]
+    )
 
 
-def test_an_anchor_that_shares_rows_is_told(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Rows of the anchor that are in a held-out set or in the pool too: how many, where, why it matters; the stage goes on."""
+def test_an_anchor_that_shares_rows_is_told(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of the anchor that are in a held-out set or in the pool too: how many, where, why it
+    matters; the stage goes on.
+    """
     own = [
         answer("a new one"),
         answer("another"),
@@ -272,7 +315,10 @@ def test_an_anchor_that_shares_rows_is_told(config: Config, tmp_path: Path, caps
     told = capsys.readouterr().err
     assert "2 of its 5 rows are in data.validation.domain too" in told and "no fair test" in told
     assert "1 of its 5 rows are in data.train too" in told
-    assert record["sets"]["anchor"]["also_held_out"] == {"domain": 2} and record["sets"]["anchor"]["also_in_pool"] == 1
+    assert (
+        record["sets"]["anchor"]["also_held_out"] == {"domain": 2}
+        and record["sets"]["anchor"]["also_in_pool"] == 1
+    )
     write(tmp_path / "anchor.jsonl", own[:2])
     prepare(anchored)
     assert "WARNING" not in capsys.readouterr().err

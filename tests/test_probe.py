@@ -1,4 +1,6 @@
-"""The score table: every sample once, each with its own gradient's norms, whatever the ranks, and whole after an interruption."""
+"""The score table: every sample once, each with its own gradient's norms, whatever the ranks, and
+whole after an interruption.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,19 @@ ROWS = 41
 def make_config(folder: Path, tied: bool = True, **sections: Any) -> Config:
     folder.mkdir(exist_ok=True)
     settings = folder / "zero3.json"
-    settings.write_text(json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}))
+    settings.write_text(
+        json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
+    )
     return Config(
-        run_dir=str(folder / "run"), deepspeed=str(settings),
+        run_dir=str(folder / "run"),
+        deepspeed=str(settings),
         model={"path": str(make_tiny_model(folder / "model", tied=tied)), "dtype": "float32"},
-        data=sections.pop("data", {"train": [str(write_rows(folder / "pool.jsonl", ROWS))], "max_length": 64}),
-        probe={"epochs": 0, "tokens_per_microbatch": 256} | sections.pop("probe", {}), **sections,
-    )  # fmt: skip
+        data=sections.pop(
+            "data", {"train": [str(write_rows(folder / "pool.jsonl", ROWS))], "max_length": 64}
+        ),
+        probe={"epochs": 0, "tokens_per_microbatch": 256} | sections.pop("probe", {}),
+        **sections,
+    )
 
 
 def stage(name: str, config: Config) -> None:
@@ -70,7 +78,9 @@ def test_sharded_ranks_give_each_sample_its_own_norms(tmp_path: Path, tied: bool
         assert scored["num_tokens"] == len(row["input_ids"])
         np.testing.assert_allclose(scored["loss"], loss, rtol=1e-5)
         for group in ("embedding", "lm_head"):
-            np.testing.assert_allclose(scored[f"{group}_grad_norm"], exact[group].norm().item(), rtol=1e-5)
+            np.testing.assert_allclose(
+                scored[f"{group}_grad_norm"], exact[group].norm().item(), rtol=1e-5
+            )
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +91,26 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Any]:
     return config, scored_anew(config, {})
 
 
-def test_a_hub_model_is_recorded_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A cache as huggingface_hub keeps it, made by hand and read offline: the manifest says which commit of the id was scored."""
+def test_a_hub_model_is_recorded_with_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache as huggingface_hub keeps it, made by hand and read offline: the manifest says which
+    commit of the id was scored.
+    """
     commit = "0123456789abcdef0123456789abcdef01234567"
-    config = make_config(tmp_path, data={"train": [str(write_rows(tmp_path / "pool.jsonl", 3))], "max_length": 64})
+    config = make_config(
+        tmp_path, data={"train": [str(write_rows(tmp_path / "pool.jsonl", 3))], "max_length": 64}
+    )
     repo = tmp_path / "cache/models--acme--tiny"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs/main").write_text(commit)
     shutil.copytree(config.model.path, repo / "snapshots" / commit)
-    shutil.copytree(config.model.path, repo / "snapshots" / ("f" * 40))  # an older one that was fetched once
+    # an older one that was fetched once
+    shutil.copytree(config.model.path, repo / "snapshots" / ("f" * 40))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    named = config.model_copy(update={"model": config.model.model_copy(update={"path": "acme/tiny"})})
+    named = config.model_copy(
+        update={"model": config.model.model_copy(update={"path": "acme/tiny"})}
+    )
     run_on_ranks(1, prepare_and_probe, named, start="spawn")  # the cache is looked up on import
     manifest = json.loads((Path(config.run_dir) / "scores/manifest.json").read_text())
     assert (manifest["model"], manifest["model commit"]) == ("acme/tiny", commit)
@@ -121,7 +140,9 @@ def scored_anew(config: Config, zero: dict[str, Any]) -> Any:
 def test_where_the_frozen_parameters_lie_changes_no_bit(
     sharded: tuple[Config, Any], tmp_path: Path, place: str
 ) -> None:
-    """Offloading and the second partition are settings of the user's DeepSpeed file, and are really carried out."""
+    """Offloading and the second partition are settings of the user's DeepSpeed file, and are really
+    carried out.
+    """
     config, plain = sharded
     if place == "nvme" and not AsyncIOBuilder().is_compatible(verbose=False):
         pytest.skip("needs libaio's headers (Debian's libaio-dev)")
@@ -150,15 +171,22 @@ def test_a_sample_that_is_not_finite_is_flagged_and_its_batch_mates_are_not(tmp_
     broken = [row["sample_id"] for row in pool if token in row["input_ids"]]
     assert 0 < len(broken) < ROWS
     assert table[table["status"] == "nonfinite"]["sample_id"].tolist() == broken
-    assert np.isfinite(table[table["status"] == "ok"][["loss", "embedding_grad_norm", "lm_head_grad_norm"]]).all(
-        axis=None
-    )
+    assert np.isfinite(
+        table[table["status"] == "ok"][["loss", "embedding_grad_norm", "lm_head_grad_norm"]]
+    ).all(axis=None)
     manifest = json.loads((Path(config.run_dir) / "scores/manifest.json").read_text())
-    assert manifest["status"] == {"ok": ROWS - len(broken), "no_target": 0, "nonfinite": len(broken)}
+    assert manifest["status"] == {
+        "ok": ROWS - len(broken),
+        "no_target": 0,
+        "nonfinite": len(broken),
+    }
     # what was going on and what came out, for TensorBoard
     events = EventAccumulator(str(Path(config.run_dir) / "tensorboard/probe"))
     events.Reload()
-    rates = {f"scoring/{name}" for name in ("samples_per_second", "tokens_per_second", "padding", "lag_seconds")}
+    rates = {
+        f"scoring/{name}"
+        for name in ("samples_per_second", "tokens_per_second", "padding", "lag_seconds")
+    }
     assert rates < set(events.Tags()["scalars"])
     assert events.Scalars("scoring/padding")[-1].step == ROWS
     assert {"scores/loss", "scores/lm_head_grad_norm"} <= set(events.Tags()["histograms"])
@@ -191,7 +219,11 @@ def test_an_interrupted_probe_scores_only_what_is_missing_to_the_same_bits(tmp_p
     assert not list(folder.glob(".part-*"))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {start["ranks"] for start in manifest["starts"]} == {2, 3}
-    assert manifest["world_size"] == 3 and manifest["rows"] == ROWS and manifest["status"]["ok"] == ROWS
+    assert (
+        manifest["world_size"] == 3
+        and manifest["rows"] == ROWS
+        and manifest["status"]["ok"] == ROWS
+    )
 
 
 def refused(config: Config) -> str:
@@ -214,7 +246,9 @@ def test_unfinished_scores_of_another_model_or_pool_are_refused_and_kept(tmp_pat
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
     (fault,) = run_on_ranks(1, refused, config)
-    assert re.search(r"1 parts of an unfinished probe.*model files was \w+, now \w+; restore it", fault)
+    assert re.search(
+        r"1 parts of an unfinished probe.*model files was \w+, now \w+; restore it", fault
+    )
     assert len(list(folder.glob("*.parquet"))) == 1
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
@@ -244,7 +278,9 @@ def test_a_value_that_is_not_finite_is_flagged_and_kept() -> None:
 
 @pytest.mark.slow
 def test_norms_recorded_while_training_are_those_of_each_samples_own_step(tmp_path: Path) -> None:
-    """With a learning rate near zero every step's model is the base model, whose norms a frozen pass gives."""
+    """With a learning rate near zero every step's model is the base model, whose norms a frozen
+    pass gives.
+    """
     training = {
         "batch_size": 8,
         "micro_batch_size": 2,
@@ -252,7 +288,9 @@ def test_norms_recorded_while_training_are_those_of_each_samples_own_step(tmp_pa
         "flush_seconds": 0,
         "max_grad_norm": 0.1,
     }
-    config = make_config(tmp_path, probe=training | {"epochs": 0.5, "record": "during", "layers": "all"})
+    config = make_config(
+        tmp_path, probe=training | {"epochs": 0.5, "record": "during", "layers": "all"}
+    )
     stage("prepare", config)
     run_on_ranks(2, stage, "probe", config)
     table = table_of(config)
@@ -261,7 +299,10 @@ def test_norms_recorded_while_training_are_those_of_each_samples_own_step(tmp_pa
     assert table.groupby("step").size().to_dict() == {0: 8, 1: 8, 2: 8, 3: ROWS - 24}
     assert not (Path(config.run_dir) / "probe/trained.json").exists()
     frozen = config.model_copy(
-        update={"run_dir": str(tmp_path / "frozen"), "probe": config.probe.model_copy(update={"epochs": 0.0})}
+        update={
+            "run_dir": str(tmp_path / "frozen"),
+            "probe": config.probe.model_copy(update={"epochs": 0.0}),
+        }
     )
     stage("prepare", frozen)
     run_on_ranks(1, stage, "probe", frozen)
@@ -285,7 +326,13 @@ def train_until(config: Config, step: int) -> None:
 
 @pytest.mark.slow
 def test_a_recording_killed_while_training_ends_with_the_same_table(tmp_path: Path) -> None:
-    training = {"batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-2, "epochs": 1, "record": "during"}
+    training = {
+        "batch_size": 8,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-2,
+        "epochs": 1,
+        "record": "during",
+    }
     config = make_config(tmp_path, probe=training | {"checkpoint_steps": 2, "flush_seconds": 0})
     stage("prepare", config)
     with pytest.raises(AssertionError, match="ended with 9"):

@@ -1,4 +1,6 @@
-"""The probe over several hosts, started by DeepSpeed's own launchers in an unmodified environment: one table, whoever started it."""
+"""The probe over several hosts, started by DeepSpeed's own launchers in an unmodified environment:
+one table, whoever started it.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,14 @@ from conftest import REPO, make_tiny_model, write_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 ROWS = 40
+# what the tests themselves set
 OURS = (
     "DS_ACCELERATOR",
     "OMP_NUM_THREADS",
     "HF_HUB_OFFLINE",
     "TOKENIZERS_PARALLELISM",
     "PYTHONPATH",
-)  # what the tests themselves set
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,27 +46,39 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hosts")
     make_tiny_model(folder / "model")
     write_rows(folder / "pool.jsonl", ROWS)
-    (folder / "zero3.json").write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
+    (folder / "zero3.json").write_text(
+        '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+    )
     config = {
-        "run_dir": "run", "deepspeed": "zero3.json", "model": {"path": "model", "dtype": "float32"},
-        "data": {"train": ["pool.jsonl"], "max_length": 64}, "probe": {"epochs": 0, "tokens_per_microbatch": 256},
-    }  # fmt: skip
+        "run_dir": "run",
+        "deepspeed": "zero3.json",
+        "model": {"path": "model", "dtype": "float32"},
+        "data": {"train": ["pool.jsonl"], "max_length": 64},
+        "probe": {"epochs": 0, "tokens_per_microbatch": 256},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for stage in ("prepare", "probe"):
-        done = call([sys.executable, "-m", "grads_ds", stage, "config.yaml", "--ranks", "1"], folder)
+        done = call(
+            [sys.executable, "-m", "grads_ds", stage, "config.yaml", "--ranks", "1"], folder
+        )
         assert done.returncode == 0, done.stderr
     shutil.copy(folder / "run/scores/table.parquet", folder / "one.parquet")
     return folder
 
 
 def call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run without any variable that the tests set; the working folder alone leads to this source tree."""
+    """Run without any variable that the tests set; the working folder alone leads to this source
+    tree.
+    """
     link = folder / "grads_ds"
-    if not link.exists():  # a checkout that is not installed is found in the folder the job starts in
+    # a checkout that is not installed is found in the folder the job starts in
+    if not link.exists():
         link.symlink_to(REPO / "grads_ds")
         (folder / "launcher").symlink_to(REPO / "launcher")
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
 def forget_scores(folder: Path) -> None:
@@ -73,7 +88,9 @@ def forget_scores(folder: Path) -> None:
         record.unlink()
 
 
-def deepspeed(hosts: Cluster, count: int, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def deepspeed(
+    hosts: Cluster, count: int, folder: Path, *options: str
+) -> subprocess.CompletedProcess[str]:
     lines = hosts.hostfile.read_text().splitlines(keepends=True)[:count]
     (folder / "hostfile").write_text("".join(lines))
     command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfile", *options]
@@ -92,13 +109,19 @@ def same(one: pa.Table, other: pa.Table) -> bool:
 
 
 @pytest.mark.parametrize("count, launcher", [(2, "pdsh"), (4, "pdsh"), (4, "openmpi")])
-def test_every_launcher_gives_the_table_of_one_process(four: Cluster, job: Path, count: int, launcher: str) -> None:
+def test_every_launcher_gives_the_table_of_one_process(
+    four: Cluster, job: Path, count: int, launcher: str
+) -> None:
     if launcher == "openmpi":
         pytest.importorskip("mpi4py")
     if not shutil.which("mpirun" if launcher == "openmpi" else launcher):
         pytest.skip(f"needs {launcher} (scripts/install.sh --dev)")
     forget_scores(job)
-    options = ["--launcher", "openmpi", "--launcher_args=--allow-run-as-root"] if launcher == "openmpi" else []
+    options = (
+        ["--launcher", "openmpi", "--launcher_args=--allow-run-as-root"]
+        if launcher == "openmpi"
+        else []
+    )
     done = deepspeed(four, count, job, *options)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert same(pq.read_table(job / "one.parquet"), pq.read_table(job / "run/scores/table.parquet"))
@@ -110,7 +133,9 @@ def test_every_launcher_gives_the_table_of_one_process(four: Cluster, job: Path,
 def test_a_shell_with_the_rank_of_another_job_is_refused(
     four: Cluster, job: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """mpirun hands them to the first host alone, whose rank would run by itself while the others wait in MPI without end."""
+    """mpirun hands them to the first host alone, whose rank would run by itself while the others
+    wait in MPI without end.
+    """
     pytest.importorskip("mpi4py")
     if not shutil.which("mpirun"):
         pytest.skip("needs mpirun (scripts/install.sh --dev)")
@@ -126,7 +151,10 @@ def test_a_shell_with_the_rank_of_another_job_is_refused(
     done = deepspeed(four, 2, job, "--launcher", "openmpi", "--launcher_args=--allow-run-as-root")
     said = done.stdout + done.stderr
     assert done.returncode == 2, said[-3000:]
-    assert "WORLD_SIZE: wanted 2, as mpirun says; found 1 in the shell that called mpirun; unset WORLD_SIZE" in said
+    assert (
+        "WORLD_SIZE: wanted 2, as mpirun says; found 1 in the shell that called mpirun; unset"
+        " WORLD_SIZE" in said
+    )
     assert not (job / "run/scores").exists()
 
 
@@ -142,7 +170,9 @@ def test_a_host_with_another_model_stops_the_job_and_is_named(four: Cluster, job
     said = done.stdout + done.stderr
     assert done.returncode == 2, said[-3000:]
     assert f"{four.host_names[1]}: model" in said and f"as on {four.host_names[0]}; found" in said
-    assert "data" not in [line.split(": ")[-1].split()[0] for line in said.splitlines() if four.host_names[1] in line]
+    assert "data" not in [
+        line.split(": ")[-1].split()[0] for line in said.splitlines() if four.host_names[1] in line
+    ]
     assert not (job / "run/scores").exists()
 
 
@@ -157,10 +187,16 @@ def test_a_second_probe_is_refused_and_told_who_holds_the_run(four: Cluster, job
         deadline = time.monotonic() + 30
         while not (job / "held").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
-        done = call(four.on(1, sys.executable, "-m", "grads_ds", "probe", "config.yaml", "--ranks", "1"), job)
+        done = call(
+            four.on(1, sys.executable, "-m", "grads_ds", "probe", "config.yaml", "--ranks", "1"),
+            job,
+        )
     finally:
         holder.kill()
         holder.wait()
         (job / "run/lock.json").unlink()
     assert done.returncode == 2
-    assert "in use by grads-ds probe (pid " in done.stderr and f"on {four.host_names[1]}, since" in done.stderr
+    assert (
+        "in use by grads-ds probe (pid " in done.stderr
+        and f"on {four.host_names[1]}, since" in done.stderr
+    )

@@ -1,4 +1,6 @@
-"""Ranks start without a compiler, and what rank 0 finds or refuses is what every rank finds or refuses."""
+"""Ranks start without a compiler, and what rank 0 finds or refuses is what every rank finds or
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,12 @@ def test_what_the_first_rank_finds_is_shared() -> None:
     assert run_on_ranks(2, share) == [("found by 0", [0, 1], ["one fault", "another"])] * 2
 
 
-def test_cpu_ranks_start_without_compiling(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seen with DeepSpeed 0.19.8: init_distributed compiles an op unless its table of usable ops says no."""
+def test_cpu_ranks_start_without_compiling(
+    tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with DeepSpeed 0.19.8: init_distributed compiles an op unless its table of usable ops
+    says no.
+    """
     import deepspeed
 
     from grads_ds.ranks import SHARED_MEMORY_OP
@@ -55,7 +61,9 @@ def test_ops_link_where_torch_lies_below_a_space(monkeypatch: pytest.MonkeyPatch
     from grads_ds import ranks
 
     flags = cpp_extension._prepare_ldflags([], False, False, False, False)
-    assert f"-L{cpp_extension.TORCH_LIB_PATH}" in flags, "torch no longer makes its linker flags this way: look again"
+    assert f"-L{cpp_extension.TORCH_LIB_PATH}" in flags, (
+        "torch no longer makes its linker flags this way: look again"
+    )
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", "/some where/torch/lib")
     monkeypatch.setattr(torch, "__path__", ["/some where/torch"])
     ranks.let_ops_link_below_spaces()

@@ -1,4 +1,6 @@
-"""Sums over ranks: the same through torch.distributed and mpi4py, and mpi4py is asked for where MPI started the job alone."""
+"""Sums over ranks: the same through torch.distributed and mpi4py, and mpi4py is asked for where MPI
+started the job alone.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,14 @@ def arrays(rank: int) -> list[np.ndarray]:
 def summed() -> tuple[str, list[list[float]], bool]:
     own = arrays(ranks.rank())
     found = [all_reduce_sum(values) for values in own]
-    untouched = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(own, arrays(ranks.rank()), strict=True))
-    return how(), [values.ravel().tolist() for values in found], untouched and "mpi4py" not in sys.modules
+    untouched = all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(own, arrays(ranks.rank()), strict=True)
+    )
+    return (
+        how(),
+        [values.ravel().tolist() for values in found],
+        untouched and "mpi4py" not in sys.modules,
+    )
 
 
 def check(found: list[list[float]]) -> None:
@@ -54,10 +62,14 @@ def test_through_mpi_in_a_job_that_mpi_started(tmp_path: Path) -> None:
     if not shutil.which("mpirun"):
         pytest.skip("needs mpirun (scripts/install.sh --dev)")
     code = (
-        "import json, sys; from grads_ds import ranks; ranks.start(); from test_reduction import summed; "
-        f"found = summed(); json.dump(found[:2], open(r'{tmp_path}/' + str(ranks.rank()), 'w')); ranks.finish()"
+        "import json, sys; from grads_ds import ranks; ranks.start(); from test_reduction import"
+        f" summed; found = summed(); json.dump(found[:2], open(r'{tmp_path}/' + str(ranks.rank()),"
+        " 'w')); ranks.finish()"
     )
-    environment = os.environ | {"PYTHONPATH": f"{REPO}:{REPO / 'tests'}", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": f"{REPO}:{REPO / 'tests'}",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    }
     environment |= {
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_ALLOW_RUN_AS_ROOT": "1",

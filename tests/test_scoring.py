@@ -1,4 +1,6 @@
-"""The frozen pass: the user's ZeRO-3 settings reach it, and ranks without work take part and write nothing."""
+"""The frozen pass: the user's ZeRO-3 settings reach it, and ranks without work take part and write
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,11 @@ from ranks import run_on_ranks
 def config_with(folder: Path, deepspeed: dict[str, Any]) -> Config:
     (folder / "deepspeed.json").write_text(json.dumps(deepspeed))
     return Config(
-        run_dir=str(folder / "run"), deepspeed=str(folder / "deepspeed.json"), data={"train": ["none"]},
+        run_dir=str(folder / "run"),
+        deepspeed=str(folder / "deepspeed.json"),
+        data={"train": ["none"]},
         model={"path": str(make_tiny_model(folder / "model")), "dtype": "float32"},
-    )  # fmt: skip
+    )
 
 
 def test_sharding_settings_are_passed_on_and_what_only_trains_is_not(tmp_path: Path) -> None:
@@ -45,7 +49,11 @@ def test_sharding_settings_are_passed_on_and_what_only_trains_is_not(tmp_path: P
     )
     settings = scoring_settings(config)
     zero = settings["zero_optimization"]
-    assert {name: zero[name] for name in kept} == kept and zero["stage"] == 3 and "offload_optimizer" not in zero
+    assert (
+        {name: zero[name] for name in kept} == kept
+        and zero["stage"] == 3
+        and "offload_optimizer" not in zero
+    )
     assert settings["aio"] == {"block_size": 1048576} and settings["bf16"]["enabled"] is False
     assert not {"optimizer", "train_batch_size", "gradient_accumulation_steps"} & set(settings)
 
@@ -58,12 +66,22 @@ def test_stages_that_shard_only_training_state_become_none(tmp_path: Path, stage
 
 def score_two(config: Config) -> tuple[int, list[int]]:
     """This rank's share of two samples."""
-    rows = [{"input_ids": [8, 9, 10, 11], "labels": [-100, 9, 10, 11]}, {"input_ids": [8, 9], "labels": [-100, 9]}]
+    rows = [
+        {"input_ids": [8, 9, 10, 11], "labels": [-100, 9, 10, 11]},
+        {"input_ids": [8, 9], "labels": [-100, 9]},
+    ]
     from datasets import Dataset
 
     found: list[int] = []
     for indices, norms in score_samples(
-        config, config.model.path, Dataset.from_list(rows), range(2), ["lm_head"], "mean", 4, "two samples"
+        config,
+        config.model.path,
+        Dataset.from_list(rows),
+        range(2),
+        ["lm_head"],
+        "mean",
+        4,
+        "two samples",
     ):
         assert len(indices) == len(norms.loss) and torch.isfinite(norms.norms["lm_head"]).all()
         found += indices
@@ -71,6 +89,10 @@ def score_two(config: Config) -> tuple[int, list[int]]:
 
 
 def test_ranks_without_work_take_part_and_yield_nothing(tmp_path: Path) -> None:
-    config = config_with(tmp_path, {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
+    config = config_with(
+        tmp_path, {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    )
     shares = [found for _, found in run_on_ranks(3, score_two, config)]
-    assert sorted(map(len, shares)) == [0, 1, 1] and sorted(index for share in shares for index in share) == [0, 1]
+    assert sorted(map(len, shares)) == [0, 1, 1] and sorted(
+        index for share in shares for index in share
+    ) == [0, 1]

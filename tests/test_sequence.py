@@ -1,4 +1,6 @@
-"""Ranks that share each sample's tokens learn what ranks with samples of their own learn: losses and gradients, resumed too."""
+"""Ranks that share each sample's tokens learn what ranks with samples of their own learn: losses
+and gradients, resumed too.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,27 @@ class Curve(TrainerCallback):
         self.points = [(e["loss"], float(e["grad_norm"])) for e in state.log_history if "loss" in e]
 
 
-def train(config: Config, name: str, sequence: int, ends_at: int | None = None) -> list[tuple[float, float]]:
+def train(
+    config: Config, name: str, sequence: int, ends_at: int | None = None
+) -> list[tuple[float, float]]:
     from grads_ds.train import train_model
 
     folder, curve, ends = Path(config.run_dir), Curve(), Ends(ends_at, kill=False)
     rows = uneven_rows([0.5 + n % 3 for n in range(ROWS)])
     try:
         train_model(
-            config, config.sft, rows, config.model.path, folder / name, folder / f"{name}-work", folder / f"{name}-tb", STEPS,
-            what=name, sequence=sequence, callbacks=[curve, ends],
-        )  # fmt: skip
+            config,
+            config.sft,
+            rows,
+            config.model.path,
+            folder / name,
+            folder / f"{name}-work",
+            folder / f"{name}-tb",
+            STEPS,
+            what=name,
+            sequence=sequence,
+            callbacks=[curve, ends],
+        )
     except Stopped:
         return []
     return [*curve.points, (float(ends.begins or 0), 0.0)]
@@ -73,10 +86,20 @@ def test_groups_of_ranks_learn_what_single_ranks_learn(tmp_path: Path) -> None:
     [
         (3, 3, {}, "wanted a divisor of the 4 ranks; found 3"),
         (2, 2, {}, "wanted zero_optimization with stage 3"),
-        (3, 2, {"zero_optimization": {"stage": 3, "reduce_scatter": False}}, "wanted zero_optimization with stage 3 and reduce_scatter"),
-        (3, 1, {"sequence_parallel_size": 2}, "wanted no sequence_parallel_size; found 2; set sft.sequence_parallel instead"),
+        (
+            3,
+            2,
+            {"zero_optimization": {"stage": 3, "reduce_scatter": False}},
+            "wanted zero_optimization with stage 3 and reduce_scatter",
+        ),
+        (
+            3,
+            1,
+            {"sequence_parallel_size": 2},
+            "wanted no sequence_parallel_size; found 2; set sft.sequence_parallel instead",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_would_train_otherwise_is_refused(
     tmp_path: Path, stage: int, sequence: int, changes: dict[str, Any], found: str
 ) -> None:
@@ -119,4 +142,7 @@ def test_packing_and_eager_attention_are_refused_with_it(tmp_path: Path) -> None
     sft = {"sequence_parallel": 2, "packing": True}
     with pytest.raises(UserError) as refused:
         make_config(tmp_path, tmp_path, sft=sft, model={"attention": "eager"})
-    assert [fault.partition(":")[0] for fault in refused.value.faults] == ["sft.sequence_parallel", "sft.packing"]
+    assert [fault.partition(":")[0] for fault in refused.value.faults] == [
+        "sft.sequence_parallel",
+        "sft.packing",
+    ]

@@ -1,4 +1,6 @@
-"""The rows a variant trains on: its own, in the pool's order, each with its weight, and the asked share of general rows."""
+"""The rows a variant trains on: its own, in the pool's order, each with its weight, and the asked
+share of general rows.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,11 @@ def run_dir(tmp_path: Path) -> Path:
     general = {"input_ids": [[100 + n] for n in range(3)], "labels": [[100 + n] for n in range(3)]}
     Dataset.from_dict(general).save_to_disk(str(tmp_path / "prepared/replay"))
     ids = [*CHOSEN, *(n for n in range(10) if n not in CHOSEN)]
-    table = {"sample_id": ids, "selected": [n in CHOSEN for n in ids], "weight": [CHOSEN.get(n, 0.0) for n in ids]}
+    table = {
+        "sample_id": ids,
+        "selected": [n in CHOSEN for n in ids],
+        "weight": [CHOSEN.get(n, 0.0) for n in ids],
+    }
     (tmp_path / "selection").mkdir()
     pq.write_table(pa.table(table), tmp_path / "selection/selection.parquet")
     return tmp_path
@@ -37,9 +43,12 @@ def run_dir(tmp_path: Path) -> Path:
 
 def config(run_dir: Path, **sft: Any) -> Config:
     return Config(
-        run_dir=str(run_dir), model={"path": "m"}, data={"train": ["t"], "replay": ["g"]}, sft=sft,
+        run_dir=str(run_dir),
+        model={"path": "m"},
+        data={"train": ["t"], "replay": ["g"]},
+        sft=sft,
         select={"weights": "preference"},
-    )  # fmt: skip
+    )
 
 
 def first_tokens(rows: Any) -> list[int]:
@@ -48,7 +57,11 @@ def first_tokens(rows: Any) -> list[int]:
 
 def test_a_subset_is_its_rows_in_the_pools_order_and_the_full_pool_is_whole(run_dir: Path) -> None:
     rows, pool = training_rows(config(run_dir), run_dir, "selected")
-    assert first_tokens(rows) == [2, 3, 5, 7] and rows.column_names == ["input_ids", "labels"] and pool == 10
+    assert (
+        first_tokens(rows) == [2, 3, 5, 7]
+        and rows.column_names == ["input_ids", "labels"]
+        and pool == 10
+    )
     assert first_tokens(training_rows(config(run_dir), run_dir, "full")[0]) == list(range(10))
 
 
@@ -60,7 +73,9 @@ def test_a_variant_takes_its_own_passes_or_as_many_steps_as_the_full_pool(
     (run_dir / "scores/table.parquet").touch()  # whose fingerprint the model card gives
     taken = {}
     monkeypatch.setattr(
-        sft, "train_model", lambda *args, **options: taken.update({options["what"]: (len(args[2]), args[7])})
+        sft,
+        "train_model",
+        lambda *args, **options: taken.update({options["what"]: (len(args[2]), args[7])}),
     )
     settings = config(run_dir, equal=equal, epochs=3, batch_size=2)
     for name in ("selected", "full"):
@@ -81,6 +96,8 @@ def test_general_rows_make_up_the_asked_share_in_every_variant(run_dir: Path) ->
     drawn = [n for n in first_tokens(rows) if n >= 100]
     assert len(rows) == 8 and len(drawn) == 4 and pool == 20
     assert sorted(Counter(drawn).values()) == [1, 1, 2]  # all three once before one comes twice
-    assert [w for n, w in zip(first_tokens(rows), rows["weight"], strict=True) if n >= 100] == [1.0] * 4
+    assert [w for n, w in zip(first_tokens(rows), rows["weight"], strict=True) if n >= 100] == [
+        1.0
+    ] * 4
     assert len(training_rows(settings, run_dir, "full")[0]) == 20
     assert draw_replay(50, 20, seed=1) == draw_replay(50, 20, seed=1) != draw_replay(50, 20, seed=2)

@@ -1,4 +1,6 @@
-"""Fine-tuning over two hosts, each with a rank, is the fine-tuning of one process: the same loss at every optimizer step."""
+"""Fine-tuning over two hosts, each with a rank, is the fine-tuning of one process: the same loss at
+every optimizer step.
+"""
 
 from __future__ import annotations
 
@@ -40,16 +42,24 @@ def curves(folder: Path, hosts: Cluster, *changes: str) -> tuple[list[float], li
         pytest.skip("needs pdsh (scripts/install.sh --dev)")
     call = [sys.executable, "-m", "grads_ds", "run", "config.yaml", "--to", "sft"]
     call += [word for change in changes for word in ("--set", change)]
-    variables = hosts.environment | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    variables = hosts.environment | {
+        "PYTHONPATH": str(REPO),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
 
     def run(*words: str) -> None:
-        done = subprocess.run([*call, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            [*call, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=280
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
     run("--ranks", "1")
     shutil.copytree(folder / "run", folder / "hosts")
     for made in ("sft", "tensorboard", "logs", "state/sft.selected.json"):
-        (shutil.rmtree if (folder / "hosts" / made).is_dir() else Path.unlink)(folder / "hosts" / made)
+        (shutil.rmtree if (folder / "hosts" / made).is_dir() else Path.unlink)(
+            folder / "hosts" / made
+        )
     run("--set", "run_dir=hosts", "--hosts", str(hosts.hostfile), "--backend", "pdsh")
     ran_on = list((folder / "hosts/logs/sft").glob("*/rank*.json"))
     assert len(ran_on) == len(hosts.addresses)
@@ -57,12 +67,18 @@ def curves(folder: Path, hosts: Cluster, *changes: str) -> tuple[list[float], li
 
 
 def write_config(folder: Path, model: Path, pool: Path, **sections: dict[str, object]) -> None:
-    (folder / "zero3.json").write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
+    (folder / "zero3.json").write_text(
+        '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+    )
     config = {
-        "run_dir": "run", "model": {"path": str(model), "dtype": "float32"}, "deepspeed": "zero3.json",
-        "data": {"train": [str(pool)], "max_length": 192}, "probe": {"epochs": 0, "layers": ["lm_head"]},
-        "select": {"method": "random"} | sections["select"], "sft": {"batch_size": 8, "micro_batch_size": 2} | sections["sft"],
-    }  # fmt: skip
+        "run_dir": "run",
+        "model": {"path": str(model), "dtype": "float32"},
+        "deepspeed": "zero3.json",
+        "data": {"train": [str(pool)], "max_length": 192},
+        "probe": {"epochs": 0, "layers": ["lm_head"]},
+        "select": {"method": "random"} | sections["select"],
+        "sft": {"batch_size": 8, "micro_batch_size": 2} | sections["sft"],
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
@@ -72,7 +88,9 @@ def test_a_small_model_learns_on_two_hosts_what_it_learns_in_one_process(
 ) -> None:
     pool = write_rows(tmp_path / "pool.jsonl", 32)
     sft: dict[str, object] = {"epochs": 4, "learning_rate": 1e-2}
-    write_config(tmp_path, make_tiny_model(tmp_path / "model"), pool, select={"budget": 24}, sft=sft)
+    write_config(
+        tmp_path, make_tiny_model(tmp_path / "model"), pool, select={"budget": 24}, sft=sft
+    )
     one, two = curves(tmp_path, hosts, *changes)
     assert len(one) == 12 and one[-1] < one[0] - 0.1  # it did train
     assert two == pytest.approx(one, abs=1e-3)
@@ -86,7 +104,14 @@ def test_the_real_model_learns_on_two_hosts_what_it_learns_in_one_process(
     answers = (material / "data/medicine_medquad6k.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "pool.jsonl").write_text("".join(answers[:60]))
     sft: dict[str, object] = {"epochs": 2, "learning_rate": 1e-3}
-    write_config(tmp_path, material / "models/base-8M", tmp_path / "pool.jsonl", select={"budget": 48}, sft=sft)
+    write_config(
+        tmp_path,
+        material / "models/base-8M",
+        tmp_path / "pool.jsonl",
+        select={"budget": 48},
+        sft=sft,
+    )
     one, two = curves(tmp_path, hosts, *changes)
-    assert len(one) == 12 and sum(one[6:]) < sum(one[:6]) - 0.3  # the second pass over the same rows
+    # the second pass over the same rows
+    assert len(one) == 12 and sum(one[6:]) < sum(one[:6]) - 0.3
     assert two == pytest.approx(one, abs=1e-3)

@@ -1,4 +1,6 @@
-"""What a DeepSpeed file or a config asks for reaches the engine and trains as it should: stages, offload, ZeRO++, bf16, recomputing."""
+"""What a DeepSpeed file or a config asks for reaches the engine and trains as it should: stages,
+offload, ZeRO++, bf16, recomputing.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +22,68 @@ STEPS = 6
 CPU = {"device": "cpu"}
 LORA: dict[str, Any] = {"lora": {"r": 4, "alpha": 16}, "dtype": "float32"}
 ADAPTING = {"sft": {"learning_rate": 0.02}}  # adapters want a higher rate
-# name: (zero_optimization, sections of the config, what the engine must say of itself, tolerance of the losses)
+# name: (zero_optimization, sections of the config, what the engine must say of itself, tolerance of
+# the losses)
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], float]] = {
     "ZeRO-3": ({"stage": 3}, {}, {"zero": "DeepSpeedZeroOptimizer_Stage3"}, 0),
     "ZeRO-2": ({"stage": 2}, {}, {"zero": "DeepSpeedZeroOptimizer"}, 1e-5),
-    "recomputed": ({"stage": 3}, {"sft": {"gradient_checkpointing": True}}, {"recomputes": True}, 1e-5),
+    "recomputed": (
+        {"stage": 3},
+        {"sft": {"gradient_checkpointing": True}},
+        {"recomputes": True},
+        1e-5,
+    ),
     "hpZ": ({"stage": 3, "zero_hpz_partition_size": 2}, {}, {"secondary": True}, 1e-5),
     "bf16": ({"stage": 3}, {"model": {"dtype": "bfloat16"}}, {"dtype": "torch.bfloat16"}, 2e-2),
-    "offload under ZeRO-2": ({"stage": 2, "offload_optimizer": CPU}, {}, {"adam": "DeepSpeedCPUAdam"}, 1e-4),
+    "offload under ZeRO-2": (
+        {"stage": 2, "offload_optimizer": CPU},
+        {},
+        {"adam": "DeepSpeedCPUAdam"},
+        1e-4,
+    ),
     "offload under ZeRO-3": (
-        {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}, {}, {"adam": "DeepSpeedCPUAdam", "offloads": True}, 1e-4,
+        {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU},
+        {},
+        {"adam": "DeepSpeedCPUAdam", "offloads": True},
+        1e-4,
     ),
-    "LoRA": ({"stage": 3}, {"model": LORA} | ADAPTING, {"adapters": True, "zero": "DeepSpeedZeroOptimizer_Stage3"}, 0),
-    "LoRA under ZeRO-2": ({"stage": 2}, {"model": LORA} | ADAPTING, {"adapters": True, "zero": "DeepSpeedZeroOptimizer"}, 1e-5),
-    "LoRA in bf16": ({"stage": 3}, {"model": LORA | {"dtype": "bfloat16"}} | ADAPTING, {"adapters": True, "dtype": "torch.bfloat16"}, 2e-2),
+    "LoRA": (
+        {"stage": 3},
+        {"model": LORA} | ADAPTING,
+        {"adapters": True, "zero": "DeepSpeedZeroOptimizer_Stage3"},
+        0,
+    ),
+    "LoRA under ZeRO-2": (
+        {"stage": 2},
+        {"model": LORA} | ADAPTING,
+        {"adapters": True, "zero": "DeepSpeedZeroOptimizer"},
+        1e-5,
+    ),
+    "LoRA in bf16": (
+        {"stage": 3},
+        {"model": LORA | {"dtype": "bfloat16"}} | ADAPTING,
+        {"adapters": True, "dtype": "torch.bfloat16"},
+        2e-2,
+    ),
     "LoRA under ZeRO-3 with offload": (
-        {"stage": 3, "offload_optimizer": CPU}, {"model": LORA} | ADAPTING, {"adapters": True, "adam": "DeepSpeedCPUAdam"}, 1e-4,
+        {"stage": 3, "offload_optimizer": CPU},
+        {"model": LORA} | ADAPTING,
+        {"adapters": True, "adam": "DeepSpeedCPUAdam"},
+        1e-4,
     ),
-}  # fmt: skip
+}
 REFUSED = {
     "fp16": ({"stage": 3}, {"model": {"dtype": "float16"}}, "fp16 is not supported on your device"),
-    "quantised weights": ({"stage": 3, "zero_quantized_weights": True}, {}, "not been implemented on CPU"),
-    "quantised gradients": ({"stage": 3, "zero_quantized_gradients": True}, {}, "not been implemented on CPU"),
+    "quantised weights": (
+        {"stage": 3, "zero_quantized_weights": True},
+        {},
+        "not been implemented on CPU",
+    ),
+    "quantised gradients": (
+        {"stage": 3, "zero_quantized_gradients": True},
+        {},
+        "not been implemented on CPU",
+    ),
 }
 
 
@@ -50,12 +92,22 @@ class Facts(TrainerCallback):
 
     secondary = False
 
-    def on_substep_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_substep_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
         # hpZ's second copy of the shards lives from a step's first forward to the optimizer's step
-        self.secondary |= any(getattr(p, "ds_secondary_tensor", None) is not None for p in model.parameters())
+        self.secondary |= any(
+            getattr(p, "ds_secondary_tensor", None) is not None for p in model.parameters()
+        )
 
     def on_step_end(
-        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        optimizer: Any = None,
+        **kwargs: Any,
     ) -> None:
         zero = optimizer.optimizer
         parameters = list(model.parameters())
@@ -63,9 +115,13 @@ class Facts(TrainerCallback):
             "zero": type(zero).__name__,
             "adam": type(zero.optimizer).__name__,
             "offloads": bool(getattr(zero, "offload_param", False)),
-            "recomputes": any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
+            "recomputes": any(
+                getattr(module, "gradient_checkpointing", False) for module in model.modules()
+            ),
             "secondary": self.secondary,
-            "adapters": all(("lora_" in name) == p.requires_grad for name, p in model.named_parameters()),
+            "adapters": all(
+                ("lora_" in name) == p.requires_grad for name, p in model.named_parameters()
+            ),
             "dtype": str(parameters[0].dtype),
         }
 
@@ -84,9 +140,17 @@ def train(config: Config, name: str) -> tuple[list[float], dict[str, Any]]:
 
     folder, logs, facts = Path(config.run_dir), Logs(), Facts()
     train_model(
-        config, config.sft, uneven_rows(), config.model.path, folder / name, folder / f"{name}-work", folder / f"{name}-tb",
-        STEPS, what=name, callbacks=[logs, facts],
-    )  # fmt: skip
+        config,
+        config.sft,
+        uneven_rows(),
+        config.model.path,
+        folder / name,
+        folder / f"{name}-work",
+        folder / f"{name}-tb",
+        STEPS,
+        what=name,
+        callbacks=[logs, facts],
+    )
     return logs.losses, facts.found
 
 
@@ -100,13 +164,17 @@ def test_every_setting_reaches_the_engine_and_learns_what_zero_3_learns(
     tmp_path: Path, baseline: str, falls: float
 ) -> None:
     make_tiny_model(tmp_path / "base")
-    compiled = shutil.which("c++") is not None  # DeepSpeed compiles its CPU optimizer where it is first used
+    # DeepSpeed compiles its CPU optimizer where it is first used
+    compiled = shutil.which("c++") is not None
     cases = {
         name: case
         for name, case in CASES.items()
         if ("LoRA" in name) == (baseline == "LoRA") and (compiled or "offload" not in name)
     }
-    configs = {name: config_of(tmp_path, name, zero, sections) for name, (zero, sections, *_) in cases.items()}
+    configs = {
+        name: config_of(tmp_path, name, zero, sections)
+        for name, (zero, sections, *_) in cases.items()
+    }
     trained = run_on_ranks(2, train_all, configs)[0]
     plain, base = trained[baseline]
     assert len(plain) == STEPS and plain[-1] < plain[0] - falls
@@ -116,7 +184,10 @@ def test_every_setting_reaches_the_engine_and_learns_what_zero_3_learns(
         assert losses == pytest.approx(plain, abs=tolerance), name
     # what is looked for above is not there by itself
     assert base["adapters"] == (baseline == "LoRA")
-    assert not (base["recomputes"] or base["secondary"] or base["offloads"]) and base["dtype"] == "torch.float32"
+    assert (
+        not (base["recomputes"] or base["secondary"] or base["offloads"])
+        and base["dtype"] == "torch.float32"
+    )
 
 
 def errors(configs: dict[str, Config]) -> dict[str, str]:
@@ -130,10 +201,17 @@ def errors(configs: dict[str, Config]) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_what_deepspeed_cannot_do_on_a_cpu_ends_in_its_own_words_and_not_in_another_training(tmp_path: Path) -> None:
-    """Seen with DeepSpeed 0.19.8; where this fails, a newer one can, and the setting belongs into the test above."""
+def test_what_deepspeed_cannot_do_on_a_cpu_ends_in_its_own_words_and_not_in_another_training(
+    tmp_path: Path,
+) -> None:
+    """Seen with DeepSpeed 0.19.8; where this fails, a newer one can, and the setting belongs into
+    the test above.
+    """
     make_tiny_model(tmp_path / "base")
-    configs = {name: config_of(tmp_path, name, zero, sections) for name, (zero, sections, _) in REFUSED.items()}
+    configs = {
+        name: config_of(tmp_path, name, zero, sections)
+        for name, (zero, sections, _) in REFUSED.items()
+    }
     for found in run_on_ranks(2, errors, configs):
         assert set(found) == set(REFUSED)
         for name, (*_, words) in REFUSED.items():

@@ -1,4 +1,6 @@
-"""Training on sharded engines: the exported model is the engine's model, and world size does not change what is learned."""
+"""Training on sharded engines: the exported model is the engine's model, and world size does not
+change what is learned.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,31 @@ def make_rows(vocab: int = 100, length: int = 12) -> list[dict[str, Any]]:
 
 def make_config(base: Path, folder: Path, stage: int = 3, **sections: Any) -> Config:
     settings = folder / f"zero{stage}.json"
-    settings.write_text(json.dumps({
-        "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
-        "train_batch_size": "auto", "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
-    }))  # fmt: skip
-    sft = {"epochs": 2, "batch_size": 8, "micro_batch_size": 4, "learning_rate": 5e-3} | sections.pop("sft", {})
+    settings.write_text(
+        json.dumps(
+            {
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_accumulation_steps": "auto",
+                "gradient_clipping": "auto",
+                "train_batch_size": "auto",
+                "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            }
+        )
+    )
+    sft = {
+        "epochs": 2,
+        "batch_size": 8,
+        "micro_batch_size": 4,
+        "learning_rate": 5e-3,
+    } | sections.pop("sft", {})
     return Config(
-        run_dir=str(folder), deepspeed=str(settings), data=sections.pop("data", {"train": ["rows"]}), sft=sft,
-        model={"path": str(base), "dtype": "float32"} | sections.pop("model", {}), **sections,
-    )  # fmt: skip
+        run_dir=str(folder),
+        deepspeed=str(settings),
+        data=sections.pop("data", {"train": ["rows"]}),
+        sft=sft,
+        model={"path": str(base), "dtype": "float32"} | sections.pop("model", {}),
+        **sections,
+    )
 
 
 def train(config: Config, name: str, **options: Any) -> None:
@@ -42,9 +60,17 @@ def train(config: Config, name: str, **options: Any) -> None:
 
     folder = Path(config.run_dir)
     train_model(
-        config, config.sft, make_rows(), config.model.path, folder / name, folder / f"{name}-work", folder / f"{name}-tb",
-        optimizer_steps(ROWS, config.sft), what=name, **options,
-    )  # fmt: skip
+        config,
+        config.sft,
+        make_rows(),
+        config.model.path,
+        folder / name,
+        folder / f"{name}-work",
+        folder / f"{name}-tb",
+        optimizer_steps(ROWS, config.sft),
+        what=name,
+        **options,
+    )
 
 
 def logits(folder: Path) -> torch.Tensor:
@@ -55,7 +81,9 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 def train_and_look(config: Config, name: str, **options: Any) -> np.ndarray:
-    """Trains and exports; returns the logits of the model in the engine's memory, adapters unmerged."""
+    """Trains and exports; returns the logits of the model in the engine's memory, adapters
+    unmerged.
+    """
     from grads_ds import engine
     from grads_ds import train as training
 
@@ -77,10 +105,14 @@ def train_and_look(config: Config, name: str, **options: Any) -> np.ndarray:
 def test_two_sharded_ranks_learn_and_export_what_one_process_learns(tmp_path: Path) -> None:
     base = make_tiny_model(tmp_path / "base", tied=True)
     for inside in run_on_ranks(2, train_and_look, make_config(base, tmp_path), "two"):
-        torch.testing.assert_close(logits(tmp_path / "two"), torch.from_numpy(inside), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            logits(tmp_path / "two"), torch.from_numpy(inside), atol=1e-4, rtol=0
+        )
     run_on_ranks(1, train, make_config(base, tmp_path, stage=0), "one")
     assert (logits(tmp_path / "two") - logits(base)).abs().max() > 0.1  # it did train
-    torch.testing.assert_close(logits(tmp_path / "two"), logits(tmp_path / "one"), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        logits(tmp_path / "two"), logits(tmp_path / "one"), atol=2e-3, rtol=1e-3
+    )
     assert AutoTokenizer.from_pretrained(tmp_path / "two").chat_template  # a chat model stays one
     assert not (tmp_path / "two-work").exists()
     names = json.loads((tmp_path / "two/config.json").read_text())
@@ -88,14 +120,18 @@ def test_two_sharded_ranks_learn_and_export_what_one_process_learns(tmp_path: Pa
 
 
 def train_lora(config: Config) -> np.ndarray:
-    return train_and_look(config, "lora", card="# made of", adapter_dir=Path(config.run_dir) / "adapter")
+    return train_and_look(
+        config, "lora", card="# made of", adapter_dir=Path(config.run_dir) / "adapter"
+    )
 
 
 def test_adapters_are_merged_into_a_plain_model_or_put_on_the_base(tmp_path: Path) -> None:
     base = make_tiny_model(tmp_path / "base", tied=False)
     config = make_config(base, tmp_path, model={"lora": {"r": 4, "alpha": 16}})
     for inside in run_on_ranks(2, train_lora, config):
-        torch.testing.assert_close(logits(tmp_path / "lora"), torch.from_numpy(inside), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            logits(tmp_path / "lora"), torch.from_numpy(inside), atol=1e-4, rtol=0
+        )
     assert (logits(tmp_path / "lora") - logits(base)).abs().max() > 1e-3
     assert not (tmp_path / "lora/adapter_config.json").exists()
     assert (tmp_path / "lora/README.md").read_text() == "# made of"

@@ -1,4 +1,6 @@
-"""One definition of the loss: the optimizer's, the watched held-out one, evaluation's and the probe's; weights, early stopping."""
+"""One definition of the loss: the optimizer's, the watched held-out one, evaluation's and the
+probe's; weights, early stopping.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ LENGTHS = np.random.default_rng(1).integers(6, 30, ROWS)
 
 def uneven_rows(weights: list[float] | None = None) -> Dataset:
     """Rows of different lengths, the first third of each not a target."""
-    ids = [np.random.default_rng(n).integers(7, 100, length).tolist() for n, length in enumerate(LENGTHS)]
+    ids = [
+        np.random.default_rng(n).integers(7, 100, length).tolist()
+        for n, length in enumerate(LENGTHS)
+    ]
     columns: dict[str, Any] = {
         "input_ids": ids,
         "labels": [[-100] * (len(row) // 3) + row[len(row) // 3 :] for row in ids],
@@ -44,9 +49,18 @@ def train(config: Config, name: str, rows: Any, steps: int, **options: Any) -> L
 
     folder, logs = Path(config.run_dir), Logs()
     train_model(
-        config, config.sft, rows, config.model.path, folder / name, folder / f"{name}-work", folder / f"{name}-tb", steps,
-        what=name, callbacks=[logs], **options,
-    )  # fmt: skip
+        config,
+        config.sft,
+        rows,
+        config.model.path,
+        folder / name,
+        folder / f"{name}-work",
+        folder / f"{name}-tb",
+        steps,
+        what=name,
+        callbacks=[logs],
+        **options,
+    )
     return logs
 
 
@@ -62,9 +76,14 @@ def four_losses(config: Config) -> dict[str, float]:
     found["evaluate"] = float((loss * tokens).sum() / tokens.sum())
     probe = [
         (s.loss * s.num_target_tokens, s.num_target_tokens)
-        for _, s in score_samples(config, config.model.path, rows, range(ROWS), "all", "mean", 128, "probe")
+        for _, s in score_samples(
+            config, config.model.path, rows, range(ROWS), "all", "mean", 128, "probe"
+        )
     ]
-    sums = np.sum(ranks.gather(np.array([[float(loss.sum()), int(n.sum())] for loss, n in probe]).sum(0)), axis=0)
+    sums = np.sum(
+        ranks.gather(np.array([[float(loss.sum()), int(n.sum())] for loss, n in probe]).sum(0)),
+        axis=0,
+    )
     found["probe"] = sums[0] / sums[1]
     with engine.frozen_model(config, config.model.path) as (model, _):
         found["held out"] = held_out_loss(model, rows, 3, 0)
@@ -74,11 +93,18 @@ def four_losses(config: Config) -> dict[str, float]:
 
 
 def test_the_optimizers_loss_is_evaluations_and_the_probes(tmp_path: Path) -> None:
-    # every row in one step, over two ranks and three accumulation steps, all of different token counts
-    config = make_config(make_tiny_model(tmp_path / "base"), tmp_path, sft={"batch_size": ROWS, "micro_batch_size": 4})
+    # every row in one step, over two ranks and three accumulation steps, all of different token
+    # counts
+    config = make_config(
+        make_tiny_model(tmp_path / "base"),
+        tmp_path,
+        sft={"batch_size": ROWS, "micro_batch_size": 4},
+    )
     for losses in run_on_ranks(2, four_losses, config):
         assert losses == pytest.approx(dict.fromkeys(losses, losses["evaluate"]), rel=1e-5)
-    torch.testing.assert_close(logits(tmp_path / "weighted"), logits(tmp_path / "plain"), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        logits(tmp_path / "weighted"), logits(tmp_path / "plain"), atol=1e-5, rtol=0
+    )
 
 
 def train_with_weights(config: Config) -> None:
@@ -94,23 +120,37 @@ def test_a_sample_of_weight_two_is_a_sample_that_comes_twice(tmp_path: Path) -> 
     sft = {"batch_size": ROWS, "micro_batch_size": 4, "warmup_ratio": 0}
     run_on_ranks(2, train_with_weights, make_config(base, tmp_path, sft=sft))
     assert (logits(tmp_path / "weighted") - logits(base)).abs().max() > 0.01
-    torch.testing.assert_close(logits(tmp_path / "weighted"), logits(tmp_path / "repeated"), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits(tmp_path / "weighted"), logits(tmp_path / "repeated"), atol=1e-4, rtol=0
+    )
 
 
 def train_until_it_rises(config: Config) -> tuple[list[float], list[float]]:
     stopping = config.sft.early_stopping
-    logs = train(config, "stopped", uneven_rows(), 60, early_stopping=stopping, held_out=uneven_rows().select(range(5)))
+    logs = train(
+        config,
+        "stopped",
+        uneven_rows(),
+        60,
+        early_stopping=stopping,
+        held_out=uneven_rows().select(range(5)),
+    )
     from grads_ds.evaluate import sample_losses
 
-    loss, tokens = sample_losses(config, str(Path(config.run_dir) / "stopped"), uneven_rows().select(range(5)), "after")
+    loss, tokens = sample_losses(
+        config, str(Path(config.run_dir) / "stopped"), uneven_rows().select(range(5)), "after"
+    )
     return logs.held_out, [float((loss * tokens).sum() / tokens.sum())]
 
 
 def test_training_ends_when_the_watched_loss_rises_and_keeps_the_best_model(tmp_path: Path) -> None:
     sft = {
-        "learning_rate": 0.3, "lr_scheduler": "constant", "warmup_ratio": 0, "checkpoints_kept": 1,
+        "learning_rate": 0.3,
+        "lr_scheduler": "constant",
+        "warmup_ratio": 0,
+        "checkpoints_kept": 1,
         "early_stopping": {"set": "domain", "every": 2, "patience": 2},
-    }  # fmt: skip
+    }
     data = {"train": ["rows"], "validation": {"domain": "rows"}}
     config = make_config(make_tiny_model(tmp_path / "base"), tmp_path, sft=sft, data=data)
     held_out, after = run_on_ranks(2, train_until_it_rises, config)[0]
@@ -120,8 +160,12 @@ def test_training_ends_when_the_watched_loss_rises_and_keeps_the_best_model(tmp_
 
 
 def test_the_private_places_of_transformers_that_this_trainer_stands_on_are_there() -> None:
-    """Seen with transformers 5.23: the best model comes back, and a checkpoint is written, through the two methods overridden here."""
+    """Seen with transformers 5.23: the best model comes back, and a checkpoint is written, through
+    the two methods overridden here.
+    """
     assert list(inspect.signature(Trainer._load_best_model).parameters) == ["self"]
     assert "self._load_best_model()" in inspect.getsource(Trainer)
-    assert "self.save_model(output_dir, _internal_call=True)" in inspect.getsource(Trainer._save_checkpoint)
+    assert "self.save_model(output_dir, _internal_call=True)" in inspect.getsource(
+        Trainer._save_checkpoint
+    )
     assert {"_load_best_model", "save_model"} <= set(vars(SftTrainer))

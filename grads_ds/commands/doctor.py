@@ -1,4 +1,6 @@
-"""`grads-ds doctor CONFIG`: is every host fit for the run? A table, advice for each fault; exit status 2 when there is one."""
+"""`grads-ds doctor CONFIG`: is every host fit for the run? A table, advice for each fault; exit
+status 2 when there is one.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ _MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    command = commands.add_parser("doctor", help="check every host before anything expensive starts")
+    command = commands.add_parser(
+        "doctor", help="check every host before anything expensive starts"
+    )
     add_config(command)
     add_place(command)
     command.add_argument("--json", action="store_true", help="findings as JSON")

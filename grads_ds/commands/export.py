@@ -1,4 +1,6 @@
-"""`grads-ds export CONFIG --to TOOL --out FOLDER`: the chosen subset in another tool's data format (docs/exports.md)."""
+"""`grads-ds export CONFIG --to TOOL --out FOLDER`: the chosen subset in another tool's data format
+(docs/exports.md).
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,19 @@ TOOLS = ("trl", "llamafactory", "axolotl", "megatron")
 
 def add(commands: Any) -> None:
     """Declare the command."""
-    command = commands.add_parser("export", help="write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron")
+    command = commands.add_parser(
+        "export", help="write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron"
+    )
     add_config(command)
-    command.add_argument("--to", required=True, choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS))
+    command.add_argument(
+        "--to", required=True, choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS)
+    )
     command.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
     command.add_argument(
-        "--variant", default="selected", metavar="NAME", help="one of select.variants (default: the main selection)"
+        "--variant",
+        default="selected",
+        metavar="NAME",
+        help="one of select.variants (default: the main selection)",
     )
     command.set_defaults(handler=handle)
 

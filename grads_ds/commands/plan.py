@@ -20,23 +20,45 @@ def add(commands: Any) -> None:
     command = commands.add_parser("plan", help="predict memory, traffic and time of a run")
     add_config(command)
     command.add_argument(
-        "--model", metavar="SHAPE", help="7B, 13B, 34B, 70B or 405B instead of model.path; needs no weights"
+        "--model",
+        metavar="SHAPE",
+        help="7B, 13B, 34B, 70B or 405B instead of model.path; needs no weights",
     )
     command.add_argument("--hosts", metavar="HOSTFILE", help="take hosts and slots from a hostfile")
-    command.add_argument("--cluster", metavar="HOSTSxGPUS", default="1x8", help="or say them (default: %(default)s)")
-    command.add_argument("--gpu", default="H100", help="A100-40, A100-80, H100, H200, A10, L40S (default: %(default)s)")
-    command.add_argument("--gpu-memory", type=float, metavar="GIB", help="instead of the named GPU's")
     command.add_argument(
-        "--tflops", type=float, metavar="T", help="what one rank really computes (default: 40 %% of the GPU's peak)"
+        "--cluster", metavar="HOSTSxGPUS", default="1x8", help="or say them (default: %(default)s)"
     )
     command.add_argument(
-        "--calibrate", action="store_true", help="measure that on this host, by one layer of the model"
+        "--gpu",
+        default="H100",
+        help="A100-40, A100-80, H100, H200, A10, L40S (default: %(default)s)",
     )
     command.add_argument(
-        "--network", type=float, default=50.0, metavar="GB/S", help="of one host to the others (default: %(default)g)"
+        "--gpu-memory", type=float, metavar="GIB", help="instead of the named GPU's"
     )
     command.add_argument(
-        "--tokens", type=float, metavar="N", help="tokens of the pool (default: the prepared pool's, else 1e9)"
+        "--tflops",
+        type=float,
+        metavar="T",
+        help="what one rank really computes (default: 40 %% of the GPU's peak)",
+    )
+    command.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure that on this host, by one layer of the model",
+    )
+    command.add_argument(
+        "--network",
+        type=float,
+        default=50.0,
+        metavar="GB/S",
+        help="of one host to the others (default: %(default)g)",
+    )
+    command.add_argument(
+        "--tokens",
+        type=float,
+        metavar="N",
+        help="tokens of the pool (default: the prepared pool's, else 1e9)",
     )
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(handler=handle)
@@ -55,7 +77,8 @@ def handle(args: argparse.Namespace) -> int:
 
     if args.gpu not in GPUS:
         raise UserError(
-            f"--gpu: wanted one of {', '.join(GPUS)}; found {args.gpu}; else give --gpu-memory and --tflops"
+            f"--gpu: wanted one of {', '.join(GPUS)}; found {args.gpu}; else give --gpu-memory and"
+            " --tflops"
         )
     hosts, ranks = _cluster(args)
     peak, memory = GPUS[args.gpu]
@@ -65,7 +88,12 @@ def handle(args: argparse.Namespace) -> int:
 
         from grads_ds.plan.calibrate import calibrate
 
-        rate = calibrate(model, getattr(torch, config.model.dtype), config.sft.micro_batch_size, config.data.max_length)
+        rate = calibrate(
+            model,
+            getattr(torch, config.model.dtype),
+            config.sft.micro_batch_size,
+            config.data.max_length,
+        )
         print(f"this host trains at {rate / 1e12:.3g} TFLOP/s", file=sys.stderr)
     else:
         rate = args.tflops * 1e12 if args.tflops else peak * USUAL_SHARE
@@ -76,7 +104,8 @@ def handle(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(item) for item in found], indent=1))
     else:
         print(
-            f"{args.model or config.model.path} on {hosts} hosts with {ranks} ranks each, {tokens:,.0f} tokens in the pool"
+            f"{args.model or config.model.path} on {hosts} hosts with {ranks} ranks each,"
+            f" {tokens:,.0f} tokens in the pool"
         )
         for item in found:
             _print(item, cluster.memory)
@@ -95,26 +124,37 @@ def _cluster(args: argparse.Namespace) -> tuple[int, int]:
 
 def _pool_tokens(run_dir: Path) -> float | None:
     try:
-        return float(json.loads((run_dir / "prepared/prepared.json").read_text())["sets"]["pool"]["num_tokens"])
+        return float(
+            json.loads((run_dir / "prepared/prepared.json").read_text())["sets"]["pool"][
+                "num_tokens"
+            ]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _print(item: Any, room: float) -> None:
     gib = {key: value / 2**30 for key, value in asdict(item.memory).items()}
-    parts = ", ".join(f"{key} {value:.1f}" for key, value in gib.items() if key != "host" and value >= 0.05)
+    parts = ", ".join(
+        f"{key} {value:.1f}" for key, value in gib.items() if key != "host" and value >= 0.05
+    )
     total = item.memory.device / 2**30
     print(
-        f"\n{item.stage}: {'fits' if item.fits else 'DOES NOT FIT'}: {total:.1f} of {room / 2**30:.0f} GiB a GPU ({parts})"
+        f"\n{item.stage}: {'fits' if item.fits else 'DOES NOT FIT'}: {total:.1f} of"
+        f" {room / 2**30:.0f} GiB a GPU ({parts})"
     )
     if gib["host"]:
         print(f"  host memory {gib['host']:.0f} GiB a host")
     print(
-        f"  micro-batch {item.micro_batch} x {item.micro_batches} accumulation steps{', checkpointed' if item.checkpointed else ''}"
+        f"  micro-batch {item.micro_batch} x {item.micro_batches} accumulation"
+        f" steps{', checkpointed' if item.checkpointed else ''}"
     )
     step = item.traffic.step(item.micro_batches) / 1e9
     between = item.traffic.between_hosts * item.micro_batches / 1e9
-    print(f"  {step:.1f} GB received by a rank in one step, {between:.1f} GB of them over a host's links")
+    print(
+        f"  {step:.1f} GB received by a rank in one step, {between:.1f} GB of them over a host's"
+        " links"
+    )
     print(f"  {item.tokens_per_second:,.0f} tokens/s, {item.hours:.1f} h")
     for line in item.advice:
         print(f"  -> {line}")

@@ -1,7 +1,9 @@
-"""`grads-ds run CONFIG` and one sub-command per stage: the stages that are due, in order, each where it belongs.
+"""`grads-ds run CONFIG` and one sub-command per stage: the stages that are due, in order, each
+where it belongs.
 
-Reads the config and the hosts; a distributed stage goes to the launcher, the others run here. A stage command started by
-a launcher (`deepspeed --module grads_ds probe CONFIG`) is one rank of that stage.
+Reads the config and the hosts; a distributed stage goes to the launcher, the others run here. A
+stage command started by a launcher (`deepspeed --module grads_ds probe CONFIG`) is one rank of that
+stage.
 """
 
 from __future__ import annotations
@@ -42,43 +44,75 @@ def add(commands: Any) -> None:
     """Declare `run` and the stages."""
     run = commands.add_parser("run", help="run every stage that is due, in order")
     run.add_argument(
-        "--from", dest="first", choices=STAGE_NAMES, default=STAGE_NAMES[0], help="first stage to consider"
+        "--from",
+        dest="first",
+        choices=STAGE_NAMES,
+        default=STAGE_NAMES[0],
+        help="first stage to consider",
     )
-    run.add_argument("--to", dest="last", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="last stage to run")
+    run.add_argument(
+        "--to", dest="last", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="last stage to run"
+    )
     by_stage = {name: commands.add_parser(name, help=_HELP[name]) for name in STAGE_NAMES}
     by_stage["select"].add_argument(
-        "--preview", action="store_true", help="print what would be chosen, and why, and write nothing"
+        "--preview",
+        action="store_true",
+        help="print what would be chosen, and why, and write nothing",
     )
     for command in (run, *by_stage.values()):
         command.set_defaults(handler=handle)
         add_config(command)
         add_place(command)
         command.add_argument(
-            "--max-restarts", type=int, default=0, metavar="N", help="start a failed stage again, up to N times"
+            "--max-restarts",
+            type=int,
+            default=0,
+            metavar="N",
+            help="start a failed stage again, up to N times",
         )
         command.add_argument(
             "--elastic",
             action="store_true",
-            help="leave hosts out that cannot be entered or have a fault, and go on with the others",
+            help=(
+                "leave hosts out that cannot be entered or have a fault, and go on with the others"
+            ),
         )
         command.add_argument(
-            "--dry-run", action="store_true", help="print what would be started, exactly, and start nothing"
+            "--dry-run",
+            action="store_true",
+            help="print what would be started, exactly, and start nothing",
         )
         command.add_argument(
-            "--kubernetes", action="append", default=[], metavar="KEY=VALUE",
-            help="for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs, namespace=..., shared_memory=16Gi",
-        )  # fmt: skip
+            "--kubernetes",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=(
+                "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs,"
+                " namespace=..., shared_memory=16Gi"
+            ),
+        )
         command.add_argument(
-            "--slurm", action="append", default=[], metavar="KEY=VALUE",
-            help="sbatch option for --backend slurm outside an allocation, e.g. nodes=8, partition=gpu",
-        )  # fmt: skip
-        command.add_argument("--wait", action="store_true", help="with --slurm: stay until the batch job is over")
+            "--slurm",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help=(
+                "sbatch option for --backend slurm outside an allocation, e.g. nodes=8,"
+                " partition=gpu"
+            ),
+        )
+        command.add_argument(
+            "--wait", action="store_true", help="with --slurm: stay until the batch job is over"
+        )
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
     """The arguments of every command that reads a config."""
     command.add_argument("config", metavar="CONFIG", help="YAML configuration file")
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a config key"
+    )
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -107,7 +141,8 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     given = [name for name in ("hosts", "include", "exclude", "ranks") if getattr(args, name)]
     if given and (queued or args.backend == "kubernetes"):
         faults = [
-            f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out" for name in given
+            f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out"
+            for name in given
         ]
         raise UserError(faults)
     if queued:
@@ -115,10 +150,13 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     if args.backend == "kubernetes":
         return _apply(args, run_dir)
     if args.kubernetes:
-        raise UserError("--kubernetes: wanted --backend kubernetes; found another one; leave it out")
+        raise UserError(
+            "--kubernetes: wanted --backend kubernetes; found another one; leave it out"
+        )
     if args.slurm or args.wait:
         raise UserError(
-            "--slurm, --wait: wanted --backend slurm outside an allocation; found another place; leave them out"
+            "--slurm, --wait: wanted --backend slurm outside an allocation; found another place;"
+            " leave them out"
         )
     place = place_of(args)
     if args.dry_run:
@@ -132,14 +170,18 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     ranks_in_all = sum(host.slots for host in place.hosts)
     with lock(run_dir, f"grads-ds {args.command}"):
         for number, stage in enumerate(stages):
-            if number == 0 or stages[number - 1].name == "prepare":  # the prepared pool tells more than the config did
-                # only for work that is due: a finished run stays finished when its sources move away
+            # the prepared pool tells more than the config did
+            if number == 0 or stages[number - 1].name == "prepare":
+                # only for work that is due: a finished run stays finished when its sources move
+                # away
                 units = {stage.name: due_units(stage, config, run_dir) for stage in stages[number:]}
                 due = [name for name in units if units[name]] + [
                     unit.name for found in units.values() for unit, _ in found
                 ]
                 check_inputs(config, due, ranks_in_all)
-            status = _launch(stage, config, args, place) if stage.distributed else execute(stage, config)
+            status = (
+                _launch(stage, config, args, place) if stage.distributed else execute(stage, config)
+            )
             if status:
                 return status
     if stages[-1].name in ("evaluate", "report"):
@@ -160,34 +202,46 @@ def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place
         except UserError as error:
             if attempt == 0:
                 raise
-            # they were as they must be before, and may be so again: a host that starts takes its time
-            outcome = Outcome(LOST, "the hosts are no longer as they must be", "\n".join(error.faults))
+            # they were as they must be before, and may be so again: a host that starts takes its
+            # time
+            outcome = Outcome(
+                LOST, "the hosts are no longer as they must be", "\n".join(error.faults)
+            )
         else:
             outcome = run_job(stage.name, _words(stage.name, args), present, run_dir / "logs")
         if outcome.status == DONE and due_units(stage, config, run_dir):
             outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
         if outcome.status in (DONE, WRONG_INPUT):
             break  # rank 0 has listed the faults
-        _tell(run_dir / "logs" / f"{stage.name}.log", f"{stage.name}: {outcome.sentence}", outcome.error)
+        _tell(
+            run_dir / "logs" / f"{stage.name}.log",
+            f"{stage.name}: {outcome.sentence}",
+            outcome.error,
+        )
         if attempt == args.max_restarts or not outcome.may_pass:
             break
         pause = min(BACKOFF_SECONDS * 2**attempt, 60.0)
         _tell(
-            run_dir / "logs" / f"{stage.name}.log", f"restart {attempt + 1} of {args.max_restarts} in {pause:.0f} s", ""
+            run_dir / "logs" / f"{stage.name}.log",
+            f"restart {attempt + 1} of {args.max_restarts} in {pause:.0f} s",
+            "",
         )
         time.sleep(pause)
     return outcome.status
 
 
 def _present(config: Config, due: list[tuple[Unit, str]], place: Place, elastic: bool) -> Place:
-    """The place, once its hosts have been looked at; with `elastic`, less those that cannot be entered or have a fault.
+    """The place, once its hosts have been looked at; with `elastic`, less those that cannot be
+    entered or have a fault.
 
     Raises UserError with every fault otherwise. Warnings are printed.
     """
     lost, findings = glance(place, Path(config.run_dir), paths(config), ops(config))
     faults = dict(lost)
     for finding in findings:
-        name = next((host.name for host in place.hosts if host.address == finding.host), finding.host)
+        name = next(
+            (host.name for host in place.hosts if host.address == finding.host), finding.host
+        )
         if finding.level == "fault":
             faults[name] = f"{faults[name]}; {finding}" if name in faults else f"hosts: {finding}"
         elif finding.level == "warning":
@@ -236,8 +290,20 @@ def _same_again(args: argparse.Namespace) -> list[str]:
     words = [args.command, args.config, *_words("", args)[5:]]
     if args.command == "run":
         words += ["--from", args.first, "--to", args.last]
-    words += ["--ports", args.ports, "--max-restarts", str(args.max_restarts), *(["--elastic"] if args.elastic else [])]
-    return [*words, "--hang-seconds", f"{args.hang_seconds:g}", "--start-seconds", f"{args.start_seconds:g}"]
+    words += [
+        "--ports",
+        args.ports,
+        "--max-restarts",
+        str(args.max_restarts),
+        *(["--elastic"] if args.elastic else []),
+    ]
+    return [
+        *words,
+        "--hang-seconds",
+        f"{args.hang_seconds:g}",
+        "--start-seconds",
+        f"{args.start_seconds:g}",
+    ]
 
 
 def _apply(args: argparse.Namespace, run_dir: Path) -> int:

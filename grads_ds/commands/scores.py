@@ -1,7 +1,7 @@
 """`grads-ds scores show RUN | compare RUN1 RUN2 | export RUN`: look at finished score tables.
 
-Reads run directories (scores/table.parquet, scores/manifest.json, prepared/pool); `export` writes one csv or jsonl file or
-standard output. Works while other runs go on; needs no GPU and no torch.
+Reads run directories (scores/table.parquet, scores/manifest.json, prepared/pool); `export` writes
+one csv or jsonl file or standard output. Works while other runs go on; needs no GPU and no torch.
 """
 
 from __future__ import annotations
@@ -32,17 +32,27 @@ def add(commands: Any) -> None:
         "show", help="quantiles, by source, the samples at the top and the bottom with their text"
     )
     show.add_argument("run", metavar="RUN", type=Path, help="run directory")
-    show.add_argument("--by", metavar="COLUMN", help="column that orders the samples (default: the last norm)")
-    show.add_argument("--samples", type=int, default=5, metavar="N", help="samples shown at each end (default 5)")
-    compare = actions.add_parser("compare", help="rank correlation and overlap of the top p %% of two runs' samples")
+    show.add_argument(
+        "--by", metavar="COLUMN", help="column that orders the samples (default: the last norm)"
+    )
+    show.add_argument(
+        "--samples", type=int, default=5, metavar="N", help="samples shown at each end (default 5)"
+    )
+    compare = actions.add_parser(
+        "compare", help="rank correlation and overlap of the top p %% of two runs' samples"
+    )
     compare.add_argument("run", metavar="RUN1", type=Path)
     compare.add_argument("other", metavar="RUN2", type=Path)
-    compare.add_argument("--top", type=float, nargs="+", default=list(TOP_PERCENT), metavar="P", help="percentages")
+    compare.add_argument(
+        "--top", type=float, nargs="+", default=list(TOP_PERCENT), metavar="P", help="percentages"
+    )
     export = actions.add_parser("export", help="the table as csv or jsonl")
     export.add_argument("run", metavar="RUN", type=Path)
     export.add_argument("--format", choices=("csv", "jsonl"), default="csv")
     export.add_argument("--output", type=Path, metavar="FILE", help="default: standard output")
-    export.add_argument("--rows", action="store_true", help="with each sample's source and row as the user gave it")
+    export.add_argument(
+        "--rows", action="store_true", help="with each sample's source and row as the user gave it"
+    )
     top.set_defaults(handler=handle)
 
 
@@ -61,7 +71,9 @@ def handle(args: argparse.Namespace) -> int:
 
 
 def show(run: Path, by: str | None, samples: int) -> str:
-    """The table in words: counts, quantiles of every value, medians by source, the samples at both ends of `by`."""
+    """The table in words: counts, quantiles of every value, medians by source, the samples at both
+    ends of `by`.
+    """
     import numpy as np
 
     table = _table(run)
@@ -70,12 +82,18 @@ def show(run: Path, by: str | None, samples: int) -> str:
     if by not in names:
         raise UserError(f"--by: wanted one of {', '.join(names)}; found {by}")
     statuses = table["status"].to_numpy()
-    counted = ", ".join(f"{int((statuses == status).sum()):,} {status}" for status in np.unique(statuses))
+    counted = ", ".join(
+        f"{int((statuses == status).sum()):,} {status}" for status in np.unique(statuses)
+    )
     lines = [f"{run}: {table.num_rows:,} samples ({counted})", *_made_by(run), ""]
     ok = statuses == "ok"
     head = ["", *(f"{quantile:.0%}" for quantile in QUANTILES)]
     values = {name: table[name].to_numpy().astype(float) for name in names}
-    body = [[name, *(f"{q:.4g}" for q in np.quantile(x[ok], QUANTILES))] for name, x in values.items() if ok.any()]
+    body = [
+        [name, *(f"{q:.4g}" for q in np.quantile(x[ok], QUANTILES))]
+        for name, x in values.items()
+        if ok.any()
+    ]
     lines += [*_aligned([head, *body]), ""]
     pool = _pool(run)
     places = pool.positions(table["sample_id"].to_numpy())
@@ -85,25 +103,37 @@ def show(run: Path, by: str | None, samples: int) -> str:
     for code, source in enumerate(sources):
         here = ok & (found == code)
         if here.any():
-            by_source.append([source, f"{int(here.sum()):,}", *(f"{np.median(x[here]):.4g}" for x in values.values())])
+            by_source.append(
+                [
+                    source,
+                    f"{int(here.sum()):,}",
+                    *(f"{np.median(x[here]):.4g}" for x in values.values()),
+                ]
+            )
     lines += [*_aligned(by_source), ""]
     order = np.flatnonzero(ok)[np.argsort(-values[by][ok], kind="stable")]
     count = min(max(0, samples), len(order))
-    for title, chosen in ((f"highest {by}", order[:count]), (f"lowest {by}", order[len(order) - count :][::-1])):
+    for title, chosen in (
+        (f"highest {by}", order[:count]),
+        (f"lowest {by}", order[len(order) - count :][::-1]),
+    ):
         lines.append(title)
         for i, row in zip(chosen.tolist(), pool.rows(places[chosen]), strict=True):
             tokens = table["num_target_tokens"][i].as_py()
             lines.append(
-                f"  {values[by][i]:.4g}  sample {table['sample_id'][i]}, {tokens} target tokens: {_shortened(row)}"
+                f"  {values[by][i]:.4g}  sample {table['sample_id'][i]}, {tokens} target tokens:"
+                f" {_shortened(row)}"
             )
         lines.append("")
     return "\n".join(lines).rstrip()
 
 
 def compare(run: Path, other: Path, top: list[float]) -> str:
-    """Rank correlation of every shared value, and how many of the top p % of one are in the top p % of the other.
+    """Rank correlation of every shared value, and how many of the top p % of one are in the top p %
+    of the other.
 
-    Samples are matched by their content, so that runs of one pool with different tokenizers or orders compare.
+    Samples are matched by their content, so that runs of one pool with different tokenizers or
+    orders compare.
     """
     import numpy as np
 
@@ -119,13 +149,18 @@ def compare(run: Path, other: Path, top: list[float]) -> str:
         good &= table["status"].to_numpy()[place] == "ok"
     count = int(good.sum())
     if count < 2:
-        raise UserError(f"wanted samples that both runs scored; found {count} in common; compare runs of one pool")
+        raise UserError(
+            f"wanted samples that both runs scored; found {count} in common; compare runs of one"
+            " pool"
+        )
     names = [name for name in _values(tables[0]) if name in tables[1].column_names]
     sizes = " and ".join(f"{table.num_rows:,}" for table in tables)
     lines = [f"{count:,} samples in common (of {sizes})", ""]
     rows = [["", "rank correlation", *(f"top {percent:g} %" for percent in top)]]
     for name in names:
-        a, b = (t[name].to_numpy().astype(float)[p][good] for t, p in zip(tables, places, strict=True))
+        a, b = (
+            t[name].to_numpy().astype(float)[p][good] for t, p in zip(tables, places, strict=True)
+        )
         correlation = spearman(a, b)
         shares = []
         for percent in top:
@@ -134,12 +169,17 @@ def compare(run: Path, other: Path, top: list[float]) -> str:
             shares.append(f"{len(firsts[0] & firsts[1]) / size:.1%}")
         rows.append([name, "-" if correlation is None else f"{correlation:.4f}", *shares])
     lines += _aligned(rows)
-    lines.append("top p %: share of one run's p % highest samples that are among the other's; by chance it is p %")
+    lines.append(
+        "top p %: share of one run's p % highest samples that are among the other's; by chance it"
+        " is p %"
+    )
     return "\n".join(lines)
 
 
 def export(run: Path, form: str, output: Path | None, with_rows: bool) -> None:
-    """Write the table, a batch of rows at a time, to `output` (published when it is whole) or standard output."""
+    """Write the table, a batch of rows at a time, to `output` (published when it is whole) or
+    standard output.
+    """
     import pyarrow.parquet as pq
 
     from grads_ds.run_dir import atomic_path
@@ -151,7 +191,10 @@ def export(run: Path, form: str, output: Path | None, with_rows: bool) -> None:
             sink = sys.stdout.buffer
         else:
             if output.is_dir() or not output.parent.is_dir():
-                raise UserError(f"--output: wanted a file in an existing folder; found {output}; give another path")
+                raise UserError(
+                    f"--output: wanted a file in an existing folder; found {output}; give another"
+                    " path"
+                )
             sink = stack.enter_context(open(stack.enter_context(atomic_path(output)), "wb"))
         first = True
         for batch in pq.ParquetFile(file).iter_batches(50_000):
@@ -170,7 +213,10 @@ def _write(batch: pa.RecordBatch, sink: Any, form: str, first: bool) -> None:
         return
     for record in batch.to_pylist():
         # JSON has no NaN and no infinity; the status says why the value is not there
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        plain = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in record.items()
+        }
         if "row" in plain:
             plain["row"] = json.loads(str(plain["row"]))
         sink.write((json.dumps(plain, ensure_ascii=False) + "\n").encode())
@@ -185,7 +231,9 @@ def _with_rows(batch: pa.RecordBatch, pool: Any) -> pa.RecordBatch:
 
 
 def _matched(one: pa.Table, other: pa.Table) -> tuple[Any, Any]:
-    """Positions in both tables of the samples that both hold, by content; of equal rows the first goes with the first."""
+    """Positions in both tables of the samples that both hold, by content; of equal rows the first
+    goes with the first.
+    """
     import pandas as pd
 
     frames = []
@@ -201,7 +249,10 @@ def _matched(one: pa.Table, other: pa.Table) -> tuple[Any, Any]:
 def _table_file(run: Path) -> Path:
     file = run / "scores/table.parquet"
     if not file.is_file():
-        raise UserError(f"{run}: wanted a run directory with scores/table.parquet; found none; run the probe first")
+        raise UserError(
+            f"{run}: wanted a run directory with scores/table.parquet; found none; run the probe"
+            " first"
+        )
     return file
 
 
@@ -218,7 +269,9 @@ def _pool(run: Path) -> Any:
 
 
 def _values(table: pa.Table) -> list[str]:
-    """Columns that say something about a sample's size of gradient: the loss, then the norms and what else was recorded."""
+    """Columns that say something about a sample's size of gradient: the loss, then the norms and
+    what else was recorded.
+    """
     import pyarrow as pa
 
     return [field.name for field in table.schema if pa.types.is_floating(field.type)]
@@ -231,7 +284,10 @@ def _made_by(run: Path) -> list[str]:
     except (OSError, ValueError):
         return []
     hosts = manifest.get("hosts") or []
-    return [f"model {manifest.get('model')}, {manifest.get('world_size')} ranks on {', '.join(map(str, hosts))}"]
+    return [
+        f"model {manifest.get('model')}, {manifest.get('world_size')} ranks on"
+        f" {', '.join(map(str, hosts))}"
+    ]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

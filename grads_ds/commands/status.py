@@ -17,7 +17,9 @@ def add(commands: Any) -> None:
     command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
     shape = command.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="as one JSON object")
-    shape.add_argument("--prometheus", action="store_true", help="as metrics in Prometheus' text format")
+    shape.add_argument(
+        "--prometheus", action="store_true", help="as metrics in Prometheus' text format"
+    )
     command.set_defaults(handler=handle)
 
 

@@ -1,10 +1,10 @@
-"""The batch plan: which samples share a micro-batch, on which rank, in which step. Made once, from the
-lengths alone.
+"""The batch plan: which samples share a micro-batch, on which rank, in which step. Made once, from
+the lengths alone.
 
-Micro-batches hold samples of similar length (little padding), stay within a budget of tokens counted with
-their padding, and are dealt so that all ranks take the same number of steps and the ranks of one step have
-nearly equal work: under ZeRO-3 the ranks go in lockstep, so a step lasts as long as its slowest rank. Pure
-functions; reads and writes nothing; no torch import.
+Micro-batches hold samples of similar length (little padding), stay within a budget of tokens
+counted with their padding, and are dealt so that all ranks take the same number of steps and the
+ranks of one step have nearly equal work: under ZeRO-3 the ranks go in lockstep, so a step lasts as
+long as its slowest rank. Pure functions; reads and writes nothing; no torch import.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from itertools import pairwise
 
 import numpy as np
 
-Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (rows [B], longest [B]) -> cost [B], any unit
+# (rows [B], longest [B]) -> cost [B], any unit
+Cost = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`batches[rank][step]` is a tuple of sample indices; an empty one means: take part, but there is no
-    work.
+    """`batches[rank][step]` is a tuple of sample indices; an empty one means: take part, but there
+    is no work.
     """
 
     batches: tuple[tuple[tuple[int, ...], ...], ...]
@@ -45,9 +46,9 @@ class BatchPlan:
         over = f", {self.over_budget:,} samples above the budget" if self.over_budget else ""
         ranks = f"{len(self.batches)} rank{'s' if len(self.batches) > 1 else ''}"
         return (
-            f"{self.num_samples:,} samples, {self.num_tokens:,} tokens in {self.steps:,} steps on {ranks} "
-            f"of at most {self.tokens_per_microbatch:,} tokens: "
-            f"padding {self.padding_fraction:.1%}, imbalance {self.imbalance:.1%}{over}"
+            f"{self.num_samples:,} samples, {self.num_tokens:,} tokens in {self.steps:,} steps on"
+            f" {ranks} of at most {self.tokens_per_microbatch:,} tokens: padding"
+            f" {self.padding_fraction:.1%}, imbalance {self.imbalance:.1%}{over}"
         )
 
 
@@ -58,22 +59,28 @@ def plan_batches(
     seed: int,
     cost: Cost | None = None,
 ) -> BatchPlan:
-    """Plan micro-batches of samples with `lengths` [N] tokens; rows x longest <= tokens_per_microbatch.
+    """Plan micro-batches of samples with `lengths` [N] tokens; rows x longest <=
+    tokens_per_microbatch.
 
-    A sample above the budget is a batch of its own. The number of steps is the least the budget allows;
-    within it the batches are made as even as they get, so that no rank idles through a last, half-empty step.
-    Steps run from the costliest down: what does not fit in memory fails in the first step, not after an hour.
-    `cost` gives a batch's work from its rows and its longest sample (default: tokens with padding). The same
-    arguments always give the same plan. Raises ValueError on a length below 1, no samples' ranks or budget
-    below 1.
+    A sample above the budget is a batch of its own. The number of steps is the least the budget
+    allows; within it the batches are made as even as they get, so that no rank idles through a
+    last, half-empty step. Steps run from the costliest down: what does not fit in memory fails in
+    the first step, not after an hour. `cost` gives a batch's work from its rows and its longest
+    sample (default: tokens with padding). The same arguments always give the same plan. Raises
+    ValueError on a length below 1, no samples' ranks or budget below 1.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     if num_ranks < 1 or tokens_per_microbatch < 1:
-        raise ValueError(f"wanted at least 1 rank and 1 token, found {num_ranks} and {tokens_per_microbatch}")
+        raise ValueError(
+            f"wanted at least 1 rank and 1 token, found {num_ranks} and {tokens_per_microbatch}"
+        )
     if lengths.size and lengths.min() < 1:
-        raise ValueError(f"wanted lengths of at least 1, found {lengths.min()} at index {lengths.argmin()}")
+        raise ValueError(
+            f"wanted lengths of at least 1, found {lengths.min()} at index {lengths.argmin()}"
+        )
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(lengths.size)  # equal lengths are batched in drawn order, not in the pool's
+    # equal lengths are batched in drawn order, not in the pool's
+    shuffled = rng.permutation(lengths.size)
     order = shuffled[np.argsort(-lengths[shuffled], kind="stable")]
     descending = lengths[order].tolist()
 
@@ -90,13 +97,19 @@ def deal_batches(
     seed: int,
     cost: Cost | None = None,
 ) -> BatchPlan:
-    """A plan of given micro-batches (indices into `lengths` [N]): what is left of an earlier plan, for any number of ranks.
+    """A plan of given micro-batches (indices into `lengths` [N]): what is left of an earlier plan,
+    for any number of ranks.
 
     The batches stay as they are, so that their samples get the same scores to the bit.
     """
     batches = [tuple(batch) for batch in members if batch]
     return _deal(
-        batches, np.asarray(lengths, np.int64), num_ranks, tokens_per_microbatch, np.random.default_rng(seed), cost
+        batches,
+        np.asarray(lengths, np.int64),
+        num_ranks,
+        tokens_per_microbatch,
+        np.random.default_rng(seed),
+        cost,
     )
 
 
@@ -108,7 +121,9 @@ def _deal(
     rng: np.random.Generator,
     cost: Cost | None,
 ) -> BatchPlan:
-    """Batches -> steps of ranks: those of neighbouring cost share a step; steps thereby run from the costliest down."""
+    """Batches -> steps of ranks: those of neighbouring cost share a step; steps thereby run from
+    the costliest down.
+    """
     rows = np.array([len(batch) for batch in members], np.int64)
     longest = np.array([lengths[list(batch)].max() for batch in members], np.int64)
     work = np.asarray(cost(rows, longest) if cost else rows * longest, dtype=np.float64)
@@ -119,7 +134,9 @@ def _deal(
     grid = rng.permuted(grid, axis=1)  # so that no rank gets every step's costliest batch
     grid_work = np.where(grid >= 0, np.append(work, 0.0)[grid], 0.0)
 
-    batches = tuple(tuple(members[b] if b >= 0 else () for b in column) for column in grid.T.tolist())
+    batches = tuple(
+        tuple(members[b] if b >= 0 else () for b in column) for column in grid.T.tolist()
+    )
     if not steps:
         batches = tuple(() for _ in range(num_ranks))
     dealt = np.array([index for batch in members for index in batch], np.int64)
@@ -136,11 +153,11 @@ def _deal(
 
 
 def _even_cuts(descending: list[int], num_ranks: int, budget: int) -> list[int]:
-    """Cut the sorted samples into batches: as few steps as `budget` allows, then the smallest budget with
-    as few.
+    """Cut the sorted samples into batches: as few steps as `budget` allows, then the smallest
+    budget with as few.
 
-    Filling every batch to the brim would leave a last step in which most ranks idle; the smaller budget
-    spreads that gap over all batches. Returns the batches' bounds, from 0 to N.
+    Filling every batch to the brim would leave a last step in which most ranks idle; the smaller
+    budget spreads that gap over all batches. Returns the batches' bounds, from 0 to N.
     """
     fullest = _cut(descending, budget, limit=len(descending))
     assert fullest is not None
@@ -157,8 +174,8 @@ def _even_cuts(descending: list[int], num_ranks: int, budget: int) -> list[int]:
 
 
 def _cut(descending: list[int], budget: int, limit: int) -> list[int] | None:
-    """Bounds of batches filled in order up to `budget` tokens with padding; None when more than `limit`
-    are needed.
+    """Bounds of batches filled in order up to `budget` tokens with padding; None when more than
+    `limit` are needed.
     """
     bounds, at, total = [0], 0, len(descending)
     while at < total:

@@ -29,7 +29,9 @@ class Faults:
         """Raise UserError with the faults shown and the number of those left out."""
         if self.count:
             more = self.count - len(self.shown)
-            raise UserError(self.shown + ([f"... and {more:,} more of this kind or another"] if more else []))
+            raise UserError(
+                self.shown + ([f"... and {more:,} more of this kind or another"] if more else [])
+            )
 
 
 class RowFault(Exception):

@@ -1,12 +1,13 @@
-"""What a row means: alpaca, sharegpt, OpenAI messages, prompt/completion or plain text -> one `Sample` of
-messages or text.
+"""What a row means: alpaca, sharegpt, OpenAI messages, prompt/completion or plain text -> one
+`Sample` of messages or text.
 
-Reads rows (dicts) from `sources`; writes nothing. Pure functions. A row that does not fit raises `RowFault`,
-which `load_samples` collects with the row's file and line, so that the user sees every fault at once.
+Reads rows (dicts) from `sources`; writes nothing. Pure functions. A row that does not fit raises
+`RowFault`, which `load_samples` collects with the row's file and line, so that the user sees every
+fault at once.
 
-Roles after normalisation are system, developer, user, assistant and tool; an assistant message with `weight`
-0 is context, not target (the OpenAI convention; also used for assistant turns inside a `prompt` message
-list).
+Roles after normalisation are system, developer, user, assistant and tool; an assistant message with
+`weight` 0 is context, not target (the OpenAI convention; also used for assistant turns inside a
+`prompt` message list).
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Sample:
 
 
 def load_samples(entries: Sequence[str], style: str, faults: Faults) -> Iterator[Sample]:
-    """Yield the samples of all entries in order. `style` is one of FORMATS or "auto" (each file's first
-    row decides).
+    """Yield the samples of all entries in order. `style` is one of FORMATS or "auto" (each file's
+    first row decides).
     """
     for item in find_inputs(entries, faults):
         chosen = None if style == "auto" else style
@@ -61,7 +62,9 @@ def load_samples(entries: Sequence[str], style: str, faults: Faults) -> Iterator
                             _keys(raw.row),
                             "complete or remove it",
                         )
-                    whose = "the config's data.format" if style != "auto" else "the file's first row"
+                    whose = (
+                        "the config's data.format" if style != "auto" else "the file's first row"
+                    )
                     raise RowFault(
                         f"format {chosen}, as {whose} says",
                         f"format {found}",
@@ -94,13 +97,15 @@ def normalise(raw: RawRow, style: str) -> Sample:
     return Sample(raw.source, raw.origin, row, messages=messages, tools=tools_of(row.get("tools")))
 
 
-# ---- recognising -------------------------------------------------------------------------------------------
+# ---- recognising ---------------------------------------------------------------------------------
 
 
 def _fits(row: dict[str, Any], style: str) -> bool:
     has = {key for key, value in row.items() if value is not None}
     if style == "messages":
-        return "messages" in has or ("conversations" in has and not _sharegpt_like(row["conversations"]))
+        return "messages" in has or (
+            "conversations" in has and not _sharegpt_like(row["conversations"])
+        )
     if style == "sharegpt":
         return "conversations" in has and _sharegpt_like(row["conversations"])
     if style == "alpaca":
@@ -112,12 +117,16 @@ def _fits(row: dict[str, Any], style: str) -> bool:
 
 def _sharegpt_like(value: Any) -> bool:
     turns = turn_list(value)
-    return not (isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0])
+    return not (
+        isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]
+    )
 
 
 def _unknown(row: dict[str, Any]) -> RowFault:
     looks = "; ".join(f"{name} ({_LOOKS[name]})" for name in FORMATS)
-    return RowFault(f"one of the formats {looks}", _keys(row), "rename the fields or convert the file")
+    return RowFault(
+        f"one of the formats {looks}", _keys(row), "rename the fields or convert the file"
+    )
 
 
 def _keys(row: dict[str, Any]) -> str:

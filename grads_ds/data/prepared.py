@@ -1,11 +1,11 @@
-"""One prepared set: normalised samples in a spool file -> a `datasets.load_from_disk` folder of tokenised
-rows.
+"""One prepared set: normalised samples in a spool file -> a `datasets.load_from_disk` folder of
+tokenised rows.
 
-Reads the spool that `spool_samples` wrote (one JSON line per sample, so that memory does not grow with the
-pool); writes the set's folder. Columns: sample_id int64 (0..N-1 over the kept rows, in the order read),
-input_ids and labels list<int32> (labels IGNORE where no target), sample_hash (of the row as given), source
-(file stem, folder or hub name), origin (`file:line`), row (the row as given, JSON) and metadata (JSON of the
-fields asked for).
+Reads the spool that `spool_samples` wrote (one JSON line per sample, so that memory does not grow
+with the pool); writes the set's folder. Columns: sample_id int64 (0..N-1 over the kept rows, in the
+order read), input_ids and labels list<int32> (labels IGNORE where no target), sample_hash (of the
+row as given), source (file stem, folder or hub name), origin (`file:line`), row (the row as given,
+JSON) and metadata (JSON of the fields asked for).
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoder, num_target_tokens
 
 CHUNK = 512  # rows tokenised and written at a time
-PROCESSES_FROM = 50_000  # rows from which more processes pay (each takes 5 to 10 s to load the tokenizer)
+# rows from which more processes pay (each takes 5 to 10 s to load the tokenizer)
+PROCESSES_FROM = 50_000
 MAX_PROCESSES = 16
 _COLUMNS = ("input_ids", "labels", "sample_hash", "source", "origin", "row", "metadata")
 
@@ -52,16 +53,21 @@ class Counts:
 
     def record(self) -> dict[str, Any]:
         """As plain JSON, keys in a stable order."""
-        sources = {name: dict(sorted(counter.items())) for name, counter in sorted(self.sources.items())}
+        sources = {
+            name: dict(sorted(counter.items())) for name, counter in sorted(self.sources.items())
+        }
         return vars(self) | {"dropped": dict(sorted(self.dropped.items())), "sources": sources}
 
     def summary(self) -> str:
         """One line for the log."""
         cut = f" (losing {self.tokens_cut:,} tokens)" if self.truncated else ""
-        dropped = "".join(f", {n:,} dropped ({reason})" for reason, n in sorted(self.dropped.items()))
+        dropped = "".join(
+            f", {n:,} dropped ({reason})" for reason, n in sorted(self.dropped.items())
+        )
         return (
-            f"{self.kept:,} of {self.read:,} rows kept, {self.num_tokens:,} tokens of which "
-            f"{self.num_target_tokens:,} are targets, {self.truncated:,} rows truncated{cut}{dropped}"
+            f"{self.kept:,} of {self.read:,} rows kept, {self.num_tokens:,} tokens of which"
+            f" {self.num_target_tokens:,} are targets, {self.truncated:,} rows"
+            f" truncated{cut}{dropped}"
         )
 
 
@@ -72,8 +78,8 @@ def canonical_hash(row: dict[str, Any]) -> str:
 
 
 def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int:
-    """Write the samples to `spool` until the first fault (reading on, so that all faults are found); the
-    number read.
+    """Write the samples to `spool` until the first fault (reading on, so that all faults are
+    found); the number read.
     """
     rows = 0
     with spool.open("w", encoding="utf-8") as file:
@@ -82,18 +88,33 @@ def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int
             row = json.dumps(sample.row, ensure_ascii=False, default=str)
             try:
                 row.encode()
-            except UnicodeEncodeError as error:  # JSON may spell half a character as an escape: "\ud83d"
+            # JSON may spell half a character as an escape: "\ud83d"
+            except UnicodeEncodeError as error:
                 found = f"half a surrogate pair ({row[error.start]!r})"
-                faults.add(sample.origin, "text that is valid Unicode", found, "mend or remove that character")
+                faults.add(
+                    sample.origin,
+                    "text that is valid Unicode",
+                    found,
+                    "mend or remove that character",
+                )
             if not faults.count:
-                line = [sample.source, sample.origin, row, sample.messages, sample.text, sample.tools]
+                line = [
+                    sample.source,
+                    sample.origin,
+                    row,
+                    sample.messages,
+                    sample.text,
+                    sample.tools,
+                ]
                 file.write(json.dumps(line, default=str) + "\n")
     return rows
 
 
-def write_set(config: Config, tokenizer: Any, spool: Path, rows: int, folder: Path, faults: Faults) -> Counts:
-    """Tokenise the spool's `rows` samples into `folder`. The result does not depend on the number of
-    processes.
+def write_set(
+    config: Config, tokenizer: Any, spool: Path, rows: int, folder: Path, faults: Faults
+) -> Counts:
+    """Tokenise the spool's `rows` samples into `folder`. The result does not depend on the number
+    of processes.
 
     Nothing is written to `folder` when no row is kept or a fault is found.
     """
@@ -109,13 +130,14 @@ def write_set(config: Config, tokenizer: Any, spool: Path, rows: int, folder: Pa
             return _write(pool.imap(_work, _chunks(file)), rows, folder, bar, faults)
 
 
-# ---- workers -----------------------------------------------------------------------------------------------
+# ---- workers -------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Chunk:
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in _COLUMNS})
-    outcomes: list[tuple[str, str, int]] = field(default_factory=list)  # source, reason dropped or "", tokens cut
+    # source, reason dropped or "", tokens cut
+    outcomes: list[tuple[str, str, int]] = field(default_factory=list)
     faults: list[tuple[str, str, str, str]] = field(default_factory=list)
 
 
@@ -138,7 +160,9 @@ def _work(lines: Sequence[str]) -> _Chunk:
     assert _worker is not None
     chunk, given = _Chunk(), [json.loads(line) for line in lines]
     samples = [Sample(source, origin, {}, *rest) for source, origin, _, *rest in given]
-    for sample, (_, _, text, *_), encoded in zip(samples, given, _worker.encoder.encode(samples), strict=True):
+    for sample, (_, _, text, *_), encoded in zip(
+        samples, given, _worker.encoder.encode(samples), strict=True
+    ):
         if isinstance(encoded, RowFault):
             chunk.faults.append((sample.origin, encoded.wanted, encoded.found, encoded.change))
             continue
@@ -167,14 +191,16 @@ def _chunks(file: IO[str]) -> Iterator[list[str]]:
         yield lines
 
 
-# ---- writing -----------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def _write(chunks: Iterable[_Chunk], rows: int, folder: Path, bar: Any, faults: Faults) -> Counts:
     import datasets
     from datasets.arrow_writer import ArrowWriter
 
-    kinds = dict.fromkeys(_COLUMNS, datasets.Value("string")) | {"sample_id": datasets.Value("int64")}
+    kinds = dict.fromkeys(_COLUMNS, datasets.Value("string")) | {
+        "sample_id": datasets.Value("int64")
+    }
     kinds |= dict.fromkeys(("input_ids", "labels"), datasets.List(datasets.Value("int32")))
     features = datasets.Features({name: kinds[name] for name in ("sample_id", *_COLUMNS)})
     counts, aside = Counts(rows), folder.parent / f"{folder.name}.arrow"
@@ -184,7 +210,9 @@ def _write(chunks: Iterable[_Chunk], rows: int, folder: Path, bar: Any, faults: 
                 faults.add(*fault)
             new = len(chunk.columns["row"])
             if new:
-                writer.write_batch(chunk.columns | {"sample_id": list(range(counts.kept, counts.kept + new))})
+                writer.write_batch(
+                    chunk.columns | {"sample_id": list(range(counts.kept, counts.kept + new))}
+                )
             _count(counts, chunk)
             bar.update(len(chunk.outcomes) + len(chunk.faults))
         if counts.kept:
@@ -192,7 +220,8 @@ def _write(chunks: Iterable[_Chunk], rows: int, folder: Path, bar: Any, faults: 
     if counts.kept and not faults.count:
         datasets.disable_progress_bars()
         table = datasets.table.MemoryMappedTable.from_file(str(aside))
-        # the fingerprint would otherwise hang on the clock: the same input is to give the same bytes
+        # the fingerprint would otherwise hang on the clock: the same input is to give the same
+        # bytes
         with aside.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         datasets.Dataset(table, fingerprint=content).save_to_disk(str(folder))

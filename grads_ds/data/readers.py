@@ -1,7 +1,8 @@
-"""How each kind of input is read: one function per kind, yielding (line or row number from 1, row as given).
+"""How each kind of input is read: one function per kind, yielding (line or row number from 1, row
+as given).
 
-Reads the files and data sets that `sources` found; writes nothing. What cannot be read is added to the faults
-with its file and line, and reading goes on with the next row where that makes sense.
+Reads the files and data sets that `sources` found; writes nothing. What cannot be read is added to
+the faults with its file and line, and reading goes on with the next row where that makes sense.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?(?::
 
 @dataclass(frozen=True)
 class Input:
-    """One thing to read: a file (`kind` is its suffix), a saved data set folder ("saved") or a hub data
-    set ("hub").
+    """One thing to read: a file (`kind` is its suffix), a saved data set folder ("saved") or a hub
+    data set ("hub").
     """
 
     kind: str
@@ -47,7 +48,9 @@ def _lines(item: Input, faults: Faults) -> Iterator[tuple[int, str]]:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     where = f"byte {line[error.start]:#04x} at column {error.start + 1}"
-                    faults.add(f"{item.path}:{number}", "UTF-8 text", where, "save the file as UTF-8")
+                    faults.add(
+                        f"{item.path}:{number}", "UTF-8 text", where, "save the file as UTF-8"
+                    )
     except (OSError, EOFError) as error:
         faults.add(item.path, "a readable file", str(error), "mend or replace it")
 
@@ -96,7 +99,9 @@ def _json(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
     )
     if isinstance(value, dict) and len(value) == 1 and tables:  # {"data": [...]}
         key = next(iter(value))
-        yield from _json_array(item, text, faults, after=text.index("[", text.index(json.dumps(key)[1:-1])))
+        yield from _json_array(
+            item, text, faults, after=text.index("[", text.index(json.dumps(key)[1:-1]))
+        )
     else:
         yield 1, value
 
@@ -109,7 +114,9 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _json_array(item: Input, text: str, faults: Faults, after: int | None = None) -> Iterator[tuple[int, Any]]:
+def _json_array(
+    item: Input, text: str, faults: Faults, after: int | None = None
+) -> Iterator[tuple[int, Any]]:
     """Elements of the array that opens at `after`, each with the line it starts on."""
     decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
     at = blank.match(text, (text.index("[") if after is None else after) + 1).end()  # type: ignore[union-attr]
@@ -130,7 +137,9 @@ def _json_array(item: Input, text: str, faults: Faults, after: int | None = None
 
 def _csv(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(sys.maxsize)
-    reader = csv.DictReader((line for _, line in _lines(item, faults)), delimiter="\t" if item.kind == ".tsv" else ",")
+    reader = csv.DictReader(
+        (line for _, line in _lines(item, faults)), delimiter="\t" if item.kind == ".tsv" else ","
+    )
     begins = 2
     try:
         for row in reader:
@@ -206,12 +215,23 @@ def _saved(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
 
     try:
         data = datasets.load_from_disk(item.path)
-    except Exception as error:  # whatever a damaged folder makes the library raise is the user's folder's fault
-        faults.add(item.path, "a folder written by datasets.save_to_disk", str(error).split("\n")[0], "save it again")
+    # whatever a damaged folder makes the library raise is the user's folder's fault
+    except Exception as error:
+        faults.add(
+            item.path,
+            "a folder written by datasets.save_to_disk",
+            str(error).split("\n")[0],
+            "save it again",
+        )
         return
     if isinstance(data, datasets.DatasetDict):
         if "train" not in data:
-            faults.add(item.path, "a split named train", f"{', '.join(data)}", "give the folder of one split")
+            faults.add(
+                item.path,
+                "a split named train",
+                f"{', '.join(data)}",
+                "give the folder of one split",
+            )
             return
         data = data["train"]
     yield from enumerate(data, start=1)

@@ -1,7 +1,7 @@
 """The model's tokenizer with the chat template that will be used, and its fingerprint.
 
-Reads a tokenizer folder (or hub id) and, when configured, a chat template file; writes nothing. transformers
-(and with it torch) is imported when a tokenizer is loaded, not before.
+Reads a tokenizer folder (or hub id) and, when configured, a chat template file; writes nothing.
+transformers (and with it torch) is imported when a tokenizer is loaded, not before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from grads_ds.config import ModelConfig, UserError
 
-# For tokenizers without a chat template. BOS: the BOS token when the tokenizer adds one itself, else nothing.
+# For tokenizers without a chat template. BOS: the BOS token when the tokenizer adds one itself,
+# else nothing.
 PLAIN_TEMPLATE = (
     "{{ BOS }}{% for m in messages %}"
     "{% if m['role'] == 'assistant' %}{{ '### Assistant:\\n' }}"
@@ -44,10 +45,14 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
     folder = Path(model.path)
     try:
-        if folder.is_dir() and not any((folder / f).is_file() for f in _TOKENIZER_FILES if f != "tokenizer.model"):
+        if folder.is_dir() and not any(
+            (folder / f).is_file() for f in _TOKENIZER_FILES if f != "tokenizer.model"
+        ):
             tokenizer = _sentencepiece_tokenizer(folder)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(
+                model.path, trust_remote_code=model.trust_remote_code
+            )
     except UserError:
         raise
     except Exception as error:  # a damaged or foreign folder makes the library raise anything
@@ -58,16 +63,18 @@ def load_tokenizer(model: ModelConfig) -> Any:
         ) from None
     if not tokenizer.is_fast:
         raise UserError(
-            f"model.path: wanted a tokenizer that reports character offsets; found "
+            "model.path: wanted a tokenizer that reports character offsets; found "
             f"{type(tokenizer).__name__}, which does not; convert it to tokenizer.json "
-            f"(transformers' convert_slow_tokenizer)"
+            "(transformers' convert_slow_tokenizer)"
         )
     if model.chat_template:
         tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
     elif not tokenizer.chat_template:
         added = tokenizer("a").input_ids
         bos = tokenizer.bos_token if added and added[0] == tokenizer.bos_token_id else None
-        tokenizer.chat_template = PLAIN_TEMPLATE.replace("{{ BOS }}", "{{ bos_token }}" if bos else "")
+        tokenizer.chat_template = PLAIN_TEMPLATE.replace(
+            "{{ BOS }}", "{{ bos_token }}" if bos else ""
+        )
     return tokenizer
 
 
@@ -78,18 +85,20 @@ def check_tokenizer(model: ModelConfig) -> list[str]:
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         faults.append(
             f"model.path: wanted a tokenizer in {folder} ({', '.join(_TOKENIZER_FILES[:3])} ...); "
-            f"found none; copy the tokenizer's files there"
+            "found none; copy the tokenizer's files there"
         )
     if model.chat_template and not Path(model.chat_template).is_file():
         faults.append(
             f"model.chat_template: wanted a Jinja file; found none at {model.chat_template}; "
-            f"give an existing path or null"
+            "give an existing path or null"
         )
     return faults
 
 
 def _sentencepiece_tokenizer(folder: Path) -> Any:
-    """A folder with `tokenizer.model` alone: the class whose pieces are those of SentencePiece itself."""
+    """A folder with `tokenizer.model` alone: the class whose pieces are those of SentencePiece
+    itself.
+    """
     import sentencepiece
     from transformers import AutoTokenizer, LlamaTokenizer
 
@@ -101,13 +110,16 @@ def _sentencepiece_tokenizer(folder: Path) -> Any:
         if tokenizer(text, add_special_tokens=False).input_ids == wanted:
             return tokenizer
     raise UserError(
-        f"model.path: wanted tokenizer.model in {folder} to be read as SentencePiece itself reads it; found "
-        f"no tokenizer class that does; add the model's tokenizer_config.json or tokenizer.json"
+        f"model.path: wanted tokenizer.model in {folder} to be read as SentencePiece itself reads"
+        " it; found no tokenizer class that does; add the model's tokenizer_config.json or"
+        " tokenizer.json"
     )
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """32 hex digits that change with the vocabulary, the merges, the special tokens or the chat template."""
+    """32 hex digits that change with the vocabulary, the merges, the special tokens or the chat
+    template.
+    """
     parts = [
         tokenizer.backend_tokenizer.to_str(),
         json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),

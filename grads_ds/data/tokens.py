@@ -1,17 +1,20 @@
 """Samples -> token ids and labels: the one place that says which tokens the loss is on.
 
-Reads a tokenizer folder (or hub id) and, when configured, a chat template file; writes nothing. Probe, SFT
-and evaluation all use what stands here:
+Reads a tokenizer folder (or hub id) and, when configured, a chat template file; writes nothing.
+Probe, SFT and evaluation all use what stands here:
 
-- chat rows: rendered by the model's own chat template; targets are the assistant turns with the token that
+- chat rows: rendered by the model's own chat template; targets are the assistant turns with the
+token that
   ends them (so that the model learns to stop), and nothing else;
 - text rows: tokenised as the tokenizer does it (with the BOS/EOS it adds); every token is a target;
-- `labels` are aligned with `input_ids`, IGNORE where a token is no target. The model shifts them: the loss at
-  position t is that of labels[t + 1], so labels[0] never counts and `num_target_tokens` is the count over
-  labels[1:].
+- `labels` are aligned with `input_ids`, IGNORE where a token is no target. The model shifts them:
+the loss at
+  position t is that of labels[t + 1], so labels[0] never counts and `num_target_tokens` is the
+  count over labels[1:].
 
 Where the assistant turns lie is taken from the template's `{% generation %}` marks, else derived by
-`turns.assistant_spans`. transformers (and with it torch) is imported when a tokenizer is loaded, not before.
+`turns.assistant_spans`. transformers (and with it torch) is imported when a tokenizer is loaded,
+not before.
 """
 
 from __future__ import annotations
@@ -33,8 +36,8 @@ _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised sample. `dropped` names the reason when it cannot be used; `cut` is the number of tokens
-    beyond `max_length` that are not in it.
+    """One tokenised sample. `dropped` names the reason when it cannot be used; `cut` is the number
+    of tokens beyond `max_length` that are not in it.
     """
 
     input_ids: list[int]
@@ -44,7 +47,9 @@ class Encoded:
 
 
 def num_target_tokens(labels: Sequence[int]) -> int:
-    """Tokens the loss is on: labels after the first that are not IGNORE (the first token has no context)."""
+    """Tokens the loss is on: labels after the first that are not IGNORE (the first token has no
+    context).
+    """
     return sum(label != IGNORE for label in labels[1:])
 
 
@@ -59,8 +64,8 @@ class Encoder:
         self.special = tuple(sorted(special, key=len, reverse=True))
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | RowFault]:
-        """One result per sample, in order; a RowFault where the template cannot render the sample or would
-        mislabel it.
+        """One result per sample, in order; a RowFault where the template cannot render the sample
+        or would mislabel it.
         """
         results: list[Encoded | RowFault | None] = [None] * len(samples)
         texts: list[str] = []
@@ -86,7 +91,9 @@ class Encoder:
                 return_attention_mask=False,
                 verbose=False,  # lengths are data.max_length's business
             )
-            for (i, spans), ids, offsets in zip(chats, batch["input_ids"], batch["offset_mapping"], strict=True):
+            for (i, spans), ids, offsets in zip(
+                chats, batch["input_ids"], batch["offset_mapping"], strict=True
+            ):
                 results[i] = self._fit(ids, _labels(ids, offsets, spans))
         return results  # type: ignore[return-value]
 
@@ -95,7 +102,9 @@ class Encoder:
         RowFault.
         """
         template = self.tokenizer.get_chat_template(tools=sample.tools)
-        messages = [m if "tool_calls" in template else _calls_as_text(m) for m in sample.messages or []]
+        messages = [
+            m if "tool_calls" in template else _calls_as_text(m) for m in sample.messages or []
+        ]
         marked = bool(_MARKS.search(template))
 
         def rendered(turns: list[Message], prompt: bool = False) -> tuple[str, list[Span]]:
@@ -113,7 +122,8 @@ class Encoder:
 
         try:
             text, marks = rendered(messages)
-        except Exception as error:  # templates raise their own errors on roles and orders they do not know
+        # templates raise their own errors on roles and orders they do not know
+        except Exception as error:
             reason = next(iter(str(error).splitlines()), "no reason given")[:200]
             raise RowFault(
                 "turns the chat template accepts",
@@ -122,7 +132,9 @@ class Encoder:
             ) from None
         if marked:
             return text, marked_spans(text, marks, messages, self.tokenizer.eos_token)
-        return text, assistant_spans(text, messages, lambda turns, prompt: rendered(turns, prompt)[0], self.special)
+        return text, assistant_spans(
+            text, messages, lambda turns, prompt: rendered(turns, prompt)[0], self.special
+        )
 
     def _text(self, text: str) -> Encoded:
         if not text.strip():
@@ -148,7 +160,8 @@ def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -
     """A token is a target when it holds at least one character of a span."""
     labels, spans, at, before = [IGNORE] * len(ids), sorted(spans), 0, 0
     for i, (start, end) in enumerate(offsets):
-        if start == end:  # byte-level tokenizers trim blanks off; such a token begins where the last one ended
+        # byte-level tokenizers trim blanks off; such a token begins where the last one ended
+        if start == end:
             start = min(before, start)
         before = max(before, end)
         while at < len(spans) and spans[at][1] <= start:
@@ -165,11 +178,15 @@ def _teaches(message: Message) -> bool:
 
 
 def _calls_as_text(message: Message) -> Message:
-    """For templates that know no tool calls: the call as JSON text, rather than a turn that silently says
-    nothing.
+    """For templates that know no tool calls: the call as JSON text, rather than a turn that
+    silently says nothing.
     """
     if not message.get("tool_calls"):
         return message
-    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message["tool_calls"]]
+    calls = [
+        json.dumps(call.get("function", call), ensure_ascii=False) for call in message["tool_calls"]
+    ]
     content = "\n".join([message["content"], *calls] if message["content"] else calls)
-    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": content}
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {
+        "content": content
+    }

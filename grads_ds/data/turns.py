@@ -1,9 +1,9 @@
-"""Where the assistant's words lie in a rendered conversation: character spans, from a template's marks or
-without them.
+"""Where the assistant's words lie in a rendered conversation: character spans, from a template's
+marks or without them.
 
-Pure functions over texts and messages; nothing is tokenised here. A template that drops, rewrites or reorders
-assistant turns (as those that remove earlier reasoning) cannot be masked rightly and raises `RowFault`
-instead.
+Pure functions over texts and messages; nothing is tokenised here. A template that drops, rewrites
+or reorders assistant turns (as those that remove earlier reasoning) cannot be masked rightly and
+raises `RowFault` instead.
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ Render = Callable[[list[Message], bool], str]  # (messages, add_generation_promp
 # end tokens a tokenizer may know as plain text only
 _END_MARK = re.compile(r"(<\|[^|<>]+\|>|</s>|<[\w]+_of_[\w]+>)\Z")
 _STAND_IN = "\u2042stand-in\u2042"
-_USE_MARKS = "use a chat template with {% generation %} marks (model.chat_template), or end the row there"
+_USE_MARKS = (
+    "use a chat template with {% generation %} marks (model.chat_template), or end the row there"
+)
 
 
-def marked_spans(text: str, marks: list[Span], messages: list[Message], eos: str | None) -> list[Span]:
-    """Spans of the template's own `{% generation %}` blocks, each with the EOS token that follows it
-    directly.
+def marked_spans(
+    text: str, marks: list[Span], messages: list[Message], eos: str | None
+) -> list[Span]:
+    """Spans of the template's own `{% generation %}` blocks, each with the EOS token that follows
+    it directly.
 
     Raises RowFault when weights are given and the blocks cannot be told apart by turn.
     """
     if not any(end > start for start, end in marks):
-        raise RowFault("the chat template's generation marks to hold the answers", "empty marks", "mend the template")
+        raise RowFault(
+            "the chat template's generation marks to hold the answers",
+            "empty marks",
+            "mend the template",
+        )
     spans = []
     for start, end in marks:
         open_ended = eos and text.startswith(eos, end) and not text[start:end].endswith(eos)
@@ -40,18 +48,23 @@ def marked_spans(text: str, marks: list[Span], messages: list[Message], eos: str
     if len(spans) != len(turns):
         found = f"{len(spans)} generation marks for {len(turns)} assistant turns"
         raise RowFault(
-            "one generation mark per assistant turn, to tell which have weight 0", found, "mend the template"
+            "one generation mark per assistant turn, to tell which have weight 0",
+            found,
+            "mend the template",
         )
     return [span for span, m in zip(spans, turns, strict=True) if m.get("weight", 1)]
 
 
-def assistant_spans(text: str, messages: list[Message], render: Render, special: tuple[str, ...]) -> list[Span]:
-    """Spans of the assistant turns in `text` = render(messages, False), for a template without marks.
+def assistant_spans(
+    text: str, messages: list[Message], render: Render, special: tuple[str, ...]
+) -> list[Span]:
+    """Spans of the assistant turns in `text` = render(messages, False), for a template without
+    marks.
 
-    For each turn the conversation up to it is rendered with the generation prompt (where the answer begins)
-    and with the answer (where it ends). Both must be beginnings of `text`; a turn for which they are not is
-    located by rendering the conversation with a stand-in for its content. Blanks after the end-of-turn token
-    are no targets: the model never has to write them.
+    For each turn the conversation up to it is rendered with the generation prompt (where the answer
+    begins) and with the answer (where it ends). Both must be beginnings of `text`; a turn for which
+    they are not is located by rendering the conversation with a stand-in for its content. Blanks
+    after the end-of-turn token are no targets: the model never has to write them.
     """
     spans: list[Span] = []
     for k, message in enumerate(messages):
@@ -70,11 +83,14 @@ def assistant_spans(text: str, messages: list[Message], render: Render, special:
         if not message.get("tool_calls") and _no_blanks(message["content"]) not in _no_blanks(said):
             raise RowFault(
                 f"the chat template to keep turn {k + 1} as it stands",
-                "a template that leaves out or rewrites part of it (earlier reasoning, for instance)",
+                "a template that leaves out or rewrites part of it (earlier reasoning, for"
+                " instance)",
                 _USE_MARKS,
             )
         if spans and span[0] < spans[-1][1]:
-            raise RowFault("assistant turns in order", f"turn {k + 1} before an earlier one", _USE_MARKS)
+            raise RowFault(
+                "assistant turns in order", f"turn {k + 1} before an earlier one", _USE_MARKS
+            )
         spans.append(span)
     return spans
 
@@ -87,13 +103,18 @@ def _attempt(render: Render, messages: list[Message], prompt: bool) -> str | Non
 
 
 def _begin(until: str, turns: list[Message], render: Render) -> int | None:
-    """Where the answer begins in `until`, the rendering of `turns` whose last is the answer; None when it
-    cannot be told.
+    """Where the answer begins in `until`, the rendering of `turns` whose last is the answer; None
+    when it cannot be told.
     """
     prompted = _attempt(render, turns[:-1], True)
-    if prompted is not None and until.startswith(prompted) and prompted != _attempt(render, turns[:-1], False):
+    if (
+        prompted is not None
+        and until.startswith(prompted)
+        and prompted != _attempt(render, turns[:-1], False)
+    ):
         return len(prompted)
-    # no generation prompt in this template: the text before the content is what two different contents share
+    # no generation prompt in this template: the text before the content is what two different
+    # contents share
     other = _attempt(render, [*turns[:-1], turns[-1] | {"content": _STAND_IN}], False)
     if other is None or other.count(_STAND_IN) != 1 or turns[-1].get("tool_calls"):
         return None
@@ -102,12 +123,20 @@ def _begin(until: str, turns: list[Message], render: Render) -> int | None:
 
 
 def _by_stand_in(
-    text: str, until: str | None, messages: list[Message], k: int, render: Render, special: tuple[str, ...]
+    text: str,
+    until: str | None,
+    messages: list[Message],
+    k: int,
+    render: Render,
+    special: tuple[str, ...],
 ) -> Span:
-    """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn token
-    behind it: a special token that also ends `until`, the conversation up to that turn (where it renders).
+    """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn
+    token behind it: a special token that also ends `until`, the conversation up to that turn (where
+    it renders).
     """
-    changed = _attempt(render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False)
+    changed = _attempt(
+        render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False
+    )
     if changed is not None and changed.count(_STAND_IN) == 1 and messages[k]["content"]:
         begin, rest = changed.index(_STAND_IN), changed.partition(_STAND_IN)[2]
         end = len(text) - len(rest)
@@ -124,7 +153,9 @@ def _by_stand_in(
 
 def _trimmed(text: str, span: Span, special: tuple[str, ...]) -> Span:
     said = text[span[0] : span[1]].rstrip()
-    return (span[0], span[0] + len(said)) if said.endswith(special) or _END_MARK.search(said) else span
+    return (
+        (span[0], span[0] + len(said)) if said.endswith(special) or _END_MARK.search(said) else span
+    )
 
 
 def _no_blanks(text: str) -> str:

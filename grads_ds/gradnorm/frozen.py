@@ -1,7 +1,8 @@
 """Frozen scoring: a forward, the head at the target positions, and a backward of activations only.
 
-No parameter needs a gradient, nothing is reduced over ranks, no optimizer exists: under ZeRO-3 the only traffic is the gathering of
-parameters. The model's own forward runs with its head swapped out, so that whatever the model does in front of the head is kept.
+No parameter needs a gradient, nothing is reduced over ranks, no optimizer exists: under ZeRO-3 the
+only traffic is the gathering of parameters. The model's own forward runs with its head swapped out,
+so that whatever the model does in front of the head is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from grads_ds.gradnorm.layout import Layout
 
 @contextlib.contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter requires grad, no dropout; activation checkpointing, which only works in training mode, stays as it was."""
+    """No parameter requires grad, no dropout; activation checkpointing, which only works in
+    training mode, stays as it was.
+    """
     required = [p for p in model.parameters() if p.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
     rates: list[tuple[nn.Module, str, float]] = []
@@ -29,9 +32,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
         for module, training in modes:
             module.training = training and bool(getattr(module, "gradient_checkpointing", False))
-            if module.training:  # such a module may apply dropout itself, or leave out layers at random
+            # such a module may apply dropout itself, or leave out layers at random
+            if module.training:
                 found = [
-                    (name, rate) for name, rate in vars(module).items() if "drop" in name and isinstance(rate, float)
+                    (name, rate)
+                    for name, rate in vars(module).items()
+                    if "drop" in name and isinstance(rate, float)
                 ]
                 for name, rate in found:
                     rates.append((module, name, rate))
@@ -47,7 +53,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def model_inputs(model: nn.Module, layout: Layout, masked: bool = True) -> dict[str, Any]:
-    """What the model's forward is called with: ids, and mask (unless not `masked`), positions and use_cache where it knows them."""
+    """What the model's forward is called with: ids, and mask (unless not `masked`), positions and
+    use_cache where it knows them.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = inspect.signature(inner.forward).parameters
     inputs: dict[str, Any] = {"input_ids": layout.input_ids}
@@ -63,17 +71,20 @@ def model_inputs(model: nn.Module, layout: Layout, masked: bool = True) -> dict[
 def keeps_packed_apart(
     model: nn.Module, head: nn.Module, layout: Layout, inputs: Mapping[str, Any] | None = None
 ) -> bool:
-    """Whether the samples of a packed row do not see each other: tried by changing every row's first sample.
+    """Whether the samples of a packed row do not see each other: tried by changing every row's
+    first sample.
 
-    Two forwards without gradients or logits, called with `inputs` (default: those of scoring). Models that take no position_ids,
-    or read them without masking by them, fail; so does a call with a cache (transformers 5 then masks nothing by position).
+    Two forwards without gradients or logits, called with `inputs` (default: those of scoring).
+    Models that take no position_ids, or read them without masking by them, fail; so does a call
+    with a cache (transformers 5 then masks nothing by position).
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "position_ids" not in inspect.signature(inner.forward).parameters:
         return False
     index = layout.packed_index
     assert index is not None
-    first = layout.length * torch.arange(layout.rows, device=index.device)  # flat position of each row's first token
+    # flat position of each row's first token
+    first = layout.length * torch.arange(layout.rows, device=index.device)
     touched = index[torch.isin(index[:, 0], first)]
     changed = layout.input_ids.reshape(-1).clone()
     places = touched[touched >= 0]
@@ -88,20 +99,26 @@ def keeps_packed_apart(
 
     with frozen(model), head_replaced(head, take), torch.no_grad():
         for ids in (layout.input_ids, changed.reshape(layout.rows, layout.length)):
-            model(**{**(model_inputs(model, layout) if inputs is None else inputs), "input_ids": ids})
+            model(
+                **{**(model_inputs(model, layout) if inputs is None else inputs), "input_ids": ids}
+            )
     return torch.allclose(kept[0], kept[1], 1e-3, 1e-3)
 
 
 @contextlib.contextmanager
 def head_replaced(head: nn.Module, take: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While active the head's forward is `take(hidden)`: hooks around it (DeepSpeed's gathering) still run.
+    """While active the head's forward is `take(hidden)`: hooks around it (DeepSpeed's gathering)
+    still run.
 
-    `hidden` is the tensor as it was before those hooks: the backward starts there, and DeepSpeed's bookkeeping of the head's own
-    backward, which never comes, must not be entered ("active_backward_submodules is empty", DeepSpeed 0.19.8).
+    `hidden` is the tensor as it was before those hooks: the backward starts there, and DeepSpeed's
+    bookkeeping of the head's own backward, which never comes, must not be entered
+    ("active_backward_submodules is empty", DeepSpeed 0.19.8).
     """
     had_own, original = "forward" in head.__dict__, head.forward
     given: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda module, args: given.append(args[0]), prepend=True)
+    handle = head.register_forward_pre_hook(
+        lambda module, args: given.append(args[0]), prepend=True
+    )
 
     head.forward = lambda *args: take(given.pop())  # type: ignore[method-assign]
     try:
@@ -115,17 +132,25 @@ def head_replaced(head: nn.Module, take: Callable[[Tensor], Tensor]) -> Iterator
 
 
 def config_transform(model: nn.Module) -> LogitTransform:
-    """What the model's config says it does to its logits (Gemma's soft cap, Granite's and Cohere's scales)."""
+    """What the model's config says it does to its logits (Gemma's soft cap, Granite's and Cohere's
+    scales).
+    """
     config: Any = getattr(model, "config", None)
     config = getattr(config, "get_text_config", lambda: config)()
     divisor = getattr(config, "logits_scaling", None) or 1.0
     factor = getattr(config, "logit_scale", None) or 1.0
-    return LogitTransform(float(factor) / float(divisor), getattr(config, "final_logit_softcapping", None))
+    return LogitTransform(
+        float(factor) / float(divisor), getattr(config, "final_logit_softcapping", None)
+    )
 
 
 def stand_in_logits(hidden: Tensor, values: int = 4) -> Tensor:
-    """A few known numbers per position in the place of the logits: what the model makes of them shows what it does to logits."""
-    ramp = torch.linspace(-40, 40, values, device=hidden.device, dtype=torch.float32).to(hidden.dtype)
+    """A few known numbers per position in the place of the logits: what the model makes of them
+    shows what it does to logits.
+    """
+    ramp = torch.linspace(-40, 40, values, device=hidden.device, dtype=torch.float32).to(
+        hidden.dtype
+    )
     return ramp.expand(*hidden.shape[:-1], values).clone()
 
 
@@ -133,9 +158,17 @@ class UnknownLogits(ValueError):
     """The model changes its logits after the head in a way that is not known here."""
 
 
-def check_transform(transform: LogitTransform, given: Tensor, seen: Mapping[str, Any] | Any) -> None:
+def check_transform(
+    transform: LogitTransform, given: Tensor, seen: Mapping[str, Any] | Any
+) -> None:
     """Raises UnknownLogits if the model did something else to its logits than `transform`."""
     logits = seen["logits"] if isinstance(seen, Mapping) else getattr(seen, "logits", None)
     expected = transform.apply(given.float())
-    if logits is None or logits.shape != given.shape or not torch.allclose(logits.float(), expected, 2e-2, 1e-3):
-        raise UnknownLogits(f"expected scale {transform.scale} and soft cap {transform.cap}, as the config says")
+    if (
+        logits is None
+        or logits.shape != given.shape
+        or not torch.allclose(logits.float(), expected, 2e-2, 1e-3)
+    ):
+        raise UnknownLogits(
+            f"expected scale {transform.scale} and soft cap {transform.cap}, as the config says"
+        )

@@ -1,11 +1,15 @@
-"""The LM head at the target positions only: losses, the head's own gradient norms and dL/dh in one pass. Pure tensor functions.
+"""The LM head at the target positions only: losses, the head's own gradient norms and dL/dh in one
+pass. Pure tensor functions.
 
-Shapes: S samples, N target positions (sorted by sample), V vocabulary, D width, L positions of the longest sample.
-For target position t of sample b, weight w_b and logits z_t = f(W h_t + bias) with an elementwise f:
-    loss_b = sum_t w_b (logsumexp(z_t) - z_t[y_t]),   g_t = w_b (softmax(z_t) - onehot(y_t)) f'(.),   dL/dh_t = W^T g_t
+Shapes: S samples, N target positions (sorted by sample), V vocabulary, D width, L positions of the
+longest sample. For target position t of sample b, weight w_b and logits z_t = f(W h_t + bias) with
+an elementwise f:
+    loss_b = sum_t w_b (logsumexp(z_t) - z_t[y_t]),   g_t = w_b (softmax(z_t) - onehot(y_t)) f'(.),
+                                                      dL/dh_t = W^T g_t
     ||dL/dW||^2 = sum_{t,s} (h_t . h_s)(g_t . g_s),   dL/dbias = sum_t g_t
-No [B, T, V] tensor exists: samples are taken in groups whose N x V logits fit `budget` elements; a sample that does not fit
-alone is computed over vocabulary chunks, twice (once for the normaliser, once for g).
+No [B, T, V] tensor exists: samples are taken in groups whose N x V logits fit `budget` elements; a
+sample that does not fit alone is computed over vocabulary chunks, twice (once for the normaliser,
+once for g).
 """
 
 from __future__ import annotations
@@ -17,7 +21,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grads_ds.gradnorm.linear import accumulate, bias_norm_squared, direct_norm_squared, gram_norm_squared
+from grads_ds.gradnorm.linear import (
+    accumulate,
+    bias_norm_squared,
+    direct_norm_squared,
+    gram_norm_squared,
+)
 
 DEFAULT_BUDGET = 2**25
 
@@ -46,8 +55,9 @@ class LogitTransform:
 
 @dataclass(frozen=True)
 class HeadPass:
-    """loss [S] (weighted sum, float64), weight and bias norm squares [S] (float64), dh [N, D], rows [S, L, D] for tied tables,
-    inner [S]: inner product of the head's gradient with a reference."""
+    """loss [S] (weighted sum, float64), weight and bias norm squares [S] (float64), dh [N, D], rows
+    [S, L, D] for tied tables, inner [S]: inner product of the head's gradient with a reference.
+    """
 
     loss: Tensor
     weight_norm_squared: Tensor
@@ -59,8 +69,9 @@ class HeadPass:
 
 @dataclass(frozen=True)
 class Spread:
-    """For samples whose sequences several ranks share: squared norms of gradients summed over those ranks, and the largest number of
-    targets that any of them has in one sample."""
+    """For samples whose sequences several ranks share: squared norms of gradients summed over those
+    ranks, and the largest number of targets that any of them has in one sample.
+    """
 
     weight: Callable[[Tensor, Tensor], Tensor]
     bias: Callable[[Tensor], Tensor]
@@ -86,11 +97,13 @@ def head_pass(
     budget: int = DEFAULT_BUDGET,
     spread: Spread | None = None,
 ) -> HeadPass:
-    """One pass over the head. slices: each sample's [start, stop) of N. Equations at the top of this file.
+    """One pass over the head. slices: each sample's [start, stop) of N. Equations at the top of
+    this file.
 
-    row_ids_SL asks for rows x_t of each sample's head gradient (tied tables); reference_VD (and bias_reference_V) for the inner product
-    with them per sample; gradient_VD and bias_gradient_V, if given, have the batch's summed gradient added to them.
-    spread: samples' sequences are shared by several ranks; norms are then this rank's shares. Accumulates in fp32 (float64 for float64).
+    row_ids_SL asks for rows x_t of each sample's head gradient (tied tables); reference_VD (and
+    bias_reference_V) for the inner product with them per sample; gradient_VD and bias_gradient_V,
+    if given, have the batch's summed gradient added to them. spread: samples' sequences are shared
+    by several ranks; norms are then this rank's shares. Accumulates in fp32 (float64 for float64).
     """
     num_samples, width = len(slices), hidden_ND.shape[1]
     hidden_ND = accumulate(hidden_ND)
@@ -99,12 +112,17 @@ def head_pass(
     dh_ND = torch.zeros_like(hidden_ND) if want_dh else None
     rows_SLD = None if row_ids_SL is None else hidden_ND.new_zeros(*row_ids_SL.shape, width)
     vocabulary = weight_VD.shape[0]
-    for group in [[b] for b in range(num_samples)] if spread else _groups(slices, vocabulary, budget):
+    for group in (
+        [[b] for b in range(num_samples)] if spread else _groups(slices, vocabulary, budget)
+    ):
         start, stop = slices[group[0]][0], slices[group[-1]][1]
         local = [(slices[b][0] - start, slices[b][1] - start) for b in group]
         h_nD, y_n = hidden_ND[start:stop], target_ids_N[start:stop]
-        w_n = torch.cat([sample_weights_S[b].expand(slices[b][1] - slices[b][0]) for b in group]).to(h_nD.dtype)
-        rows = spread.longest if spread else stop - start  # ranks that share a sample take the same chunks
+        w_n = torch.cat(
+            [sample_weights_S[b].expand(slices[b][1] - slices[b][0]) for b in group]
+        ).to(h_nD.dtype)
+        # ranks that share a sample take the same chunks
+        rows = spread.longest if spread else stop - start
         chunk = vocabulary if rows * vocabulary <= budget else max(1, budget // rows)
         want_grads = want_norm or want_dh
         if chunk >= vocabulary:
@@ -136,15 +154,19 @@ def head_pass(
             if dh_ND is not None:
                 dh_ND[start:stop].addmm_(g_nc, w_cD)
             if gradient_VD is not None:
-                gradient_VD[first : first + chunk].addmm_(g_nc.T.to(gradient_VD.dtype), h_nD.to(gradient_VD.dtype))
+                gradient_VD[first : first + chunk].addmm_(
+                    g_nc.T.to(gradient_VD.dtype), h_nD.to(gradient_VD.dtype)
+                )
             if bias_gradient_V is not None:
                 bias_gradient_V[first : first + chunk] += g_nc.sum(0)
             if reference_VD is not None:
-                projected_n = (g_nc @ reference_VD[first : first + chunk].to(g_nc.dtype) * h_nD).sum(
-                    -1, dtype=torch.float64
-                )
+                projected_n = (
+                    g_nc @ reference_VD[first : first + chunk].to(g_nc.dtype) * h_nD
+                ).sum(-1, dtype=torch.float64)
                 if bias_reference_V is not None:
-                    projected_n += (g_nc @ bias_reference_V[first : first + chunk].to(g_nc.dtype)).double()
+                    projected_n += (
+                        g_nc @ bias_reference_V[first : first + chunk].to(g_nc.dtype)
+                    ).double()
             for (a, z), b in zip(local, group, strict=True):
                 g_1tc, h_1tD = g_nc[None, a:z], h_nD[None, a:z]
                 if reference_VD is not None:
@@ -167,12 +189,18 @@ def head_pass(
                     norm[b] = gram_norm_squared(h_1tD, g_1tc)[0]
         for (a, z), b in zip(local, group, strict=True):
             if want_norm and grams and z - a < width:
-                norm[b] = (grams[b] * (h_nD[a:z] @ h_nD[a:z].T)).sum(dtype=torch.float64).clamp_min(0)
-    return HeadPass(loss, norm, bias_norm, dh_ND, rows_SLD, inner if reference_VD is not None else None)
+                norm[b] = (
+                    (grams[b] * (h_nD[a:z] @ h_nD[a:z].T)).sum(dtype=torch.float64).clamp_min(0)
+                )
+    return HeadPass(
+        loss, norm, bias_norm, dh_ND, rows_SLD, inner if reference_VD is not None else None
+    )
 
 
 def _groups(slices: list[tuple[int, int]], vocabulary: int, budget: int) -> Iterator[list[int]]:
-    """Neighbouring samples whose logits fit the budget together; a sample that is too large stands alone."""
+    """Neighbouring samples whose logits fit the budget together; a sample that is too large stands
+    alone.
+    """
     group: list[int] = []
     rows = 0
     for sample, (start, stop) in enumerate(slices):
@@ -187,7 +215,9 @@ def _groups(slices: list[tuple[int, int]], vocabulary: int, budget: int) -> Iter
         yield group
 
 
-def _logits(h_nD: Tensor, w_cD: Tensor, bias_V: Tensor | None, first: int, transform: LogitTransform) -> Tensor:
+def _logits(
+    h_nD: Tensor, w_cD: Tensor, bias_V: Tensor | None, first: int, transform: LogitTransform
+) -> Tensor:
     logits_nc = h_nD @ w_cD.T
     if bias_V is not None:
         logits_nc += bias_V[first : first + len(w_cD)]
@@ -195,7 +225,9 @@ def _logits(h_nD: Tensor, w_cD: Tensor, bias_V: Tensor | None, first: int, trans
 
 
 def _softmax(z_nV: Tensor, y_n: Tensor, w_n: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row and w * softmax(z), in as few passes as it takes; overwrites z unless `keep`."""
+    """Cross-entropy of each row and w * softmax(z), in as few passes as it takes; overwrites z
+    unless `keep`.
+    """
     at_target_n = z_nV.gather(1, y_n[:, None])[:, 0]
     peak_n = z_nV.amax(-1)
     p_nV = (z_nV - peak_n[:, None] if keep else z_nV.sub_(peak_n[:, None])).exp_()
@@ -204,7 +236,12 @@ def _softmax(z_nV: Tensor, y_n: Tensor, w_n: Tensor, keep: bool) -> tuple[Tensor
 
 
 def _normaliser(
-    h_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, y_n: Tensor, transform: LogitTransform, chunk: int
+    h_nD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    y_n: Tensor,
+    transform: LogitTransform,
+    chunk: int,
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of each row and its cross-entropy, over chunks of the vocabulary."""
     running_n = h_nD.new_full((len(h_nD),), -math.inf)

@@ -1,4 +1,6 @@
-"""Runs a model's own head over its input at the target positions: the head's parameters made whole, the formulas of `head.py` on them."""
+"""Runs a model's own head over its input at the target positions: the head's parameters made whole,
+the formulas of `head.py` on them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from grads_ds.gradnorm.sites import Measurement
 
 @dataclass
 class HeadRun:
-    """The head of one model. budget: largest number of logits held at a time. group: ranks that share each sequence, if any."""
+    """The head of one model. budget: largest number of logits held at a time.
+
+    group: ranks that share each sequence, if any.
+    """
 
     model: nn.Module
     plan: Plan
@@ -31,13 +36,20 @@ class HeadRun:
         """The full name of the head's "weight" or "bias", if it is to be measured."""
         return head_name(self.model, self.plan, local)
 
-    def run(self, hidden: Tensor, measurement: Measurement, weights_S: Tensor, want_dh: bool = True) -> HeadPass:
-        """One pass over `hidden` [B, T, D]; weights_S is what each target of a sample weighs. Sets what tied tables need later."""
+    def run(
+        self, hidden: Tensor, measurement: Measurement, weights_S: Tensor, want_dh: bool = True
+    ) -> HeadPass:
+        """One pass over `hidden` [B, T, D]; weights_S is what each target of a sample weighs.
+
+        Sets what tied tables need later.
+        """
         head: Any = self.plan.head
         layout = measurement.layout
         flat = hidden.reshape(-1, hidden.shape[-1])[layout.target_positions]
         name, bias = self.name("weight"), self.name("bias")
-        row_ids_SL = layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None
+        row_ids_SL = (
+            layout.per_sample(layout.input_ids) if self.plan.tied and name is not None else None
+        )
         spread = None
         if self.group is not None:
             row_ids_SL = None if row_ids_SL is None else sequence.all_tokens(row_ids_SL, self.group)
@@ -69,15 +81,22 @@ class HeadRun:
                 spread=spread,
             )
         rows = passed.rows
-        measurement.head_rows = sequence.own_rows(rows, self.group) if self.group and rows is not None else rows
+        measurement.head_rows = (
+            sequence.own_rows(rows, self.group) if self.group and rows is not None else rows
+        )
         return passed
 
     def unweighted(self, hidden: Tensor, measurement: Measurement) -> HeadPass:
-        """The pass with every target weighing 1. Raises RuntimeError where the head is more than a matrix."""
+        """The pass with every target weighing 1.
+
+        Raises RuntimeError where the head is more than a matrix.
+        """
         if type(self.plan.head).forward is not nn.Linear.forward:
             raise RuntimeError(
-                "a step that makes no logits can be recorded only where the head is a linear layer, found "
-                f"{type(self.plan.head).__name__}"
+                "a step that makes no logits can be recorded only where the head is a linear"
+                f" layer, found {type(self.plan.head).__name__}"
             )
-        ones_S = torch.ones(measurement.layout.num_samples, dtype=torch.float64, device=hidden.device)
+        ones_S = torch.ones(
+            measurement.layout.num_samples, dtype=torch.float64, device=hidden.device
+        )
         return self.run(hidden, measurement, ones_S)

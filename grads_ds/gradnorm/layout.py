@@ -1,7 +1,8 @@
 """Which token belongs to which sample, and which positions are targets: read once per micro-batch.
 
-Shapes: B rows, T positions, S samples (rows, or segments of packed rows), L longest sample, N target positions.
-Hugging Face's convention: labels are aligned with input_ids and shifted here, position t predicts labels[t + 1].
+Shapes: B rows, T positions, S samples (rows, or segments of packed rows), L longest sample, N
+target positions. Hugging Face's convention: labels are aligned with input_ids and shifted here,
+position t predicts labels[t + 1].
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Layout:
     input_ids: Tensor  # int64 [B, T]
     real: Tensor  # bool [B, T], False at padding
     position_ids: Tensor  # int64 [B, T]
-    packed_index: Tensor | None  # int64 [S, L], flat position of each token of each sample, -1 where there is none
+    # int64 [S, L], flat position of each token of each sample, -1 where there is none
+    packed_index: Tensor | None
     target_positions: Tensor  # int64 [N], flat b * T + t of the predicting position
     target_ids: Tensor  # int64 [N]
     target_samples: Tensor  # int64 [N]
@@ -37,7 +39,9 @@ class Layout:
         return (self.real if self.packed_index is None else self.packed_index >= 0).sum(-1)
 
     def per_sample(self, tensor: Tensor, flat_ok: bool = True) -> Tensor | None:
-        """[B, T, ...], [B, heads, T, ...] or [B * T, ...] -> [S, L, ...]; None if its rows cannot be told apart by sample."""
+        """[B, T, ...], [B, heads, T, ...] or [B * T, ...] -> [S, L, ...]; None if its rows cannot
+        be told apart by sample.
+        """
         if tensor.dim() == 4 and tensor.shape[0] == self.rows and tensor.shape[2] == self.length:
             if self.packed_index is not None and tensor.shape[1] == self.length:
                 return None  # as many heads as tokens: which is which cannot be told
@@ -65,11 +69,13 @@ class Layout:
 
 
 def read_layout(batch: Mapping[str, Tensor]) -> Layout:
-    """Reads input_ids [B, T], labels [B, T], attention_mask [B, T] (default: all ones) and, for packed rows, segment_ids [B, T]
-    (an int per token, the same for the tokens of one sample, negative at padding). In the place of labels, shift_labels [B, T]: the
-    target of each position itself, as for a part of a sequence whose next token another rank holds.
+    """Reads input_ids [B, T], labels [B, T], attention_mask [B, T] (default: all ones) and, for
+    packed rows, segment_ids [B, T] (an int per token, the same for the tokens of one sample,
+    negative at padding). In the place of labels, shift_labels [B, T]: the target of each position
+    itself, as for a part of a sequence whose next token another rank holds.
 
-    Raises ValueError if shapes differ, if the mask is not two-dimensional, or if a label stands at a padded position.
+    Raises ValueError if shapes differ, if the mask is not two-dimensional, or if a label stands at
+    a padded position.
     """
     input_ids, shifted = batch["input_ids"], batch.get("shift_labels")
     labels = batch["labels"] if shifted is None else shifted
@@ -79,7 +85,8 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
     for name, tensor in (("labels", labels), ("attention_mask", mask), ("segment_ids", segments)):
         if tensor is not None and tensor.shape != input_ids.shape:
             raise ValueError(
-                f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, found {tuple(tensor.shape)}"
+                f"{name} must have the shape of input_ids {tuple(input_ids.shape)}, found"
+                f" {tuple(tensor.shape)}"
             )
     real = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask != 0
     packed_index = None
@@ -90,14 +97,17 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
         num_samples = rows
         sample_BT = torch.arange(rows, device=input_ids.device)[:, None].expand(rows, length)
     is_target = (labels != IGNORED) & real if shifted is not None else torch.zeros_like(real)
-    # A sample's first token is predicted by nothing of its own: not by padding on its left, nor by the sample packed before it.
+    # A sample's first token is predicted by nothing of its own: not by padding on its left, nor by
+    # the sample packed before it.
     if shifted is None:
-        is_target[:, :-1] = (labels[:, 1:] != IGNORED) & (sample_BT[:, 1:] == sample_BT[:, :-1]) & real[:, :-1]
+        is_target[:, :-1] = (
+            (labels[:, 1:] != IGNORED) & (sample_BT[:, 1:] == sample_BT[:, :-1]) & real[:, :-1]
+        )
     stray = (labels != IGNORED) & ~real
     if bool(stray.any()):
         raise ValueError(
-            f"labels must be {IGNORED} at padding; found {int(stray.sum())} labels where attention_mask or "
-            "segment_ids say padding. Set them to -100 or correct the mask"
+            f"labels must be {IGNORED} at padding; found {int(stray.sum())} labels where"
+            " attention_mask or segment_ids say padding. Set them to -100 or correct the mask"
         )
     positions = is_target.reshape(-1).nonzero()[:, 0]
     samples = sample_BT.reshape(-1)[positions]
@@ -121,7 +131,9 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
 
 
 def _positions(real_BT: Tensor, sample_BT: Tensor | None) -> Tensor:
-    """Positions counted over each sample's real tokens: the same whatever the padding, on either side."""
+    """Positions counted over each sample's real tokens: the same whatever the padding, on either
+    side.
+    """
     counted = real_BT.long().cumsum(-1)
     if sample_BT is not None:
         changed = torch.ones_like(real_BT)
@@ -132,10 +144,14 @@ def _positions(real_BT: Tensor, sample_BT: Tensor | None) -> Tensor:
 
 
 def _number_segments(segments_BT: Tensor, real_BT: Tensor) -> tuple[Tensor, int, Tensor]:
-    """Numbers the segments of all rows 0..S-1 in reading order (-1 at padding) and lists each one's flat positions."""
+    """Numbers the segments of all rows 0..S-1 in reading order (-1 at padding) and lists each one's
+    flat positions.
+    """
     changed = torch.ones_like(real_BT)
     changed[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-    sample_BT = torch.where(real_BT, (changed & real_BT).reshape(-1).cumsum(0).reshape(real_BT.shape) - 1, -1)
+    sample_BT = torch.where(
+        real_BT, (changed & real_BT).reshape(-1).cumsum(0).reshape(real_BT.shape) - 1, -1
+    )
     flat = sample_BT.reshape(-1)
     num_samples = int(flat.max()) + 1 if flat.numel() else 0
     positions = (flat >= 0).nonzero()[:, 0]
@@ -153,7 +169,10 @@ def cut_out(batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     layout = read_layout(batch)
     labels = batch["labels"]
     if layout.packed_index is None:
-        return [(ids[real], row[real]) for ids, row, real in zip(layout.input_ids, labels, layout.real, strict=True)]
+        return [
+            (ids[real], row[real])
+            for ids, row, real in zip(layout.input_ids, labels, layout.real, strict=True)
+        ]
     indices = [index[index >= 0] for index in layout.packed_index]
     return [(layout.input_ids.reshape(-1)[index], labels.reshape(-1)[index]) for index in indices]
 

@@ -1,8 +1,9 @@
 """Per-sample gradient norms of a linear layer's weight and bias. Pure tensor functions.
 
-Shapes: S samples, L tokens of the longest sample, I inputs, O outputs. Rows of padding must carry a zero gradient.
-For y_t = W a_t + b with g_t = dLoss/dy_t, the sample's own gradients are dLoss/dW = sum_t g_t a_t^T and dLoss/db = sum_t g_t.
-Source of the Gram form: Goodfellow 2015 (arXiv 1510.01799) for one token; Li et al. 2021 (arXiv 2110.05679), eq. 4, for sequences.
+Shapes: S samples, L tokens of the longest sample, I inputs, O outputs. Rows of padding must carry a
+zero gradient. For y_t = W a_t + b with g_t = dLoss/dy_t, the sample's own gradients are dLoss/dW =
+sum_t g_t a_t^T and dLoss/db = sum_t g_t. Source of the Gram form: Goodfellow 2015 (arXiv
+1510.01799) for one token; Li et al. 2021 (arXiv 2110.05679), eq. 4, for sequences.
 """
 
 from __future__ import annotations
@@ -10,26 +11,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Gram sums cancel where the gradient is much smaller than the sum of its tokens' gradients. Beyond this ratio (of squares) an
-# fp32 sum may lose more than 1e-5, and the sample is computed again, directly and in float64.
+# Gram sums cancel where the gradient is much smaller than the sum of its tokens' gradients. Beyond
+# this ratio (of squares) an fp32 sum may lose more than 1e-5, and the sample is computed again,
+# directly and in float64.
 _CANCELLATION = 3e3
 _DIRECT_BYTES = 2**28
 
 
 def accumulate(tensor: Tensor) -> Tensor:
-    """The tensor in the precision formulas are computed in: fp32 for half precisions, unchanged otherwise."""
+    """The tensor in the precision formulas are computed in: fp32 for half precisions, unchanged
+    otherwise.
+    """
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def squares(tensor: Tensor) -> Tensor:
-    """Sum of squares over all but the first dimension, accumulated in float64. [S, ...] -> float64 [S]."""
+    """Sum of squares over all but the first dimension, accumulated in float64.
+
+    [S, ...] -> float64 [S].
+    """
     flat = tensor.reshape(tensor.shape[0], -1)
     blocks = [(block * block).sum(-1, dtype=torch.float64) for block in flat.split(2**22, dim=-1)]
-    return torch.stack(blocks).sum(0) if blocks else flat.new_zeros(flat.shape[0], dtype=torch.float64)
+    return (
+        torch.stack(blocks).sum(0) if blocks else flat.new_zeros(flat.shape[0], dtype=torch.float64)
+    )
 
 
 class ActsGram:
-    """The Gram matrices of the last activations seen, in strips: layers with the same input (q, k and v; gate and up) share them."""
+    """The Gram matrices of the last activations seen, in strips: layers with the same input (q, k
+    and v; gate and up) share them.
+    """
 
     def __init__(self) -> None:
         self._acts: Tensor | None = None  # kept, so that its address is not given to another tensor
@@ -37,12 +48,16 @@ class ActsGram:
         self._strips: list[Tensor] = []
 
     def strips(self, acts_SLI: Tensor) -> list[Tensor]:
-        """Row strips a_t . a_s of the lower triangle, by blocks: strip i is [S, strip, end of strip i]."""
+        """Row strips a_t .
+
+        a_s of the lower triangle, by blocks: strip i is [S, strip, end of strip i].
+        """
         if self._seen != _identity(acts_SLI):
             self._acts, self._seen = acts_SLI, _identity(acts_SLI)
             wide = accumulate(acts_SLI)
             self._strips = [
-                torch.bmm(wide[:, start:stop], wide[:, :stop].mT) for start, stop in _bounds(acts_SLI.shape[1])
+                torch.bmm(wide[:, start:stop], wide[:, :stop].mT)
+                for start, stop in _bounds(acts_SLI.shape[1])
             ]
         return self._strips
 
@@ -52,15 +67,21 @@ def _identity(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _bounds(length: int) -> list[tuple[int, int]]:
-    """A symmetric matrix is built in up to four strips, 5/8 of the full cost; strips under 64 rows only lose speed."""
+    """A symmetric matrix is built in up to four strips, 5/8 of the full cost; strips under 64 rows
+    only lose speed.
+    """
     strip = -(-length // max(1, min(4, length // 64)))
     return [(start, min(start + strip, length)) for start in range(0, length, strip)]
 
 
-def weight_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | None = None) -> Tensor:
-    """||sum_t g_t a_t^T||_F^2 per sample, by whichever of the two forms is cheaper for this layer and this batch.
+def weight_norm_squared(
+    acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | None = None
+) -> Tensor:
+    """||sum_t g_t a_t^T||_F^2 per sample, by whichever of the two forms is cheaper for this layer
+    and this batch.
 
-    The Gram form costs L^2 (I + O), less its symmetric part, the direct form L I O. Returns float64 [S].
+    The Gram form costs L^2 (I + O), less its symmetric part, the direct form L I O. Returns float64
+    [S].
     """
     length, inputs, outputs = acts_SLI.shape[1], acts_SLI.shape[2], grads_SLO.shape[2]
     entries = sum((stop - start) * stop for start, stop in _bounds(length))
@@ -69,8 +90,13 @@ def weight_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | 
     return direct_norm_squared(acts_SLI, grads_SLO)
 
 
-def gram_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | None = None) -> Tensor:
-    """sum_{t,s} (a_t . a_s)(g_t . g_s) per sample; `shared` spares the first factor where it is known. Returns float64 [S]."""
+def gram_norm_squared(
+    acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | None = None
+) -> Tensor:
+    """sum_{t,s} (a_t . a_s)(g_t .
+
+    g_s) per sample; `shared` spares the first factor where it is known. Returns float64 [S].
+    """
     acts_strips = (shared or ActsGram()).strips(acts_SLI)
     grads_SLO = accumulate(grads_SLO)
     total_S = grads_SLO.new_zeros(grads_SLO.shape[0], dtype=torch.float64)
@@ -93,7 +119,9 @@ def gram_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor, shared: ActsGram | No
 
 
 def direct_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
-    """||G^T A||_F^2 per sample, a few samples or output rows at a time so that memory stays bounded. Returns float64 [S]."""
+    """||G^T A||_F^2 per sample, a few samples or output rows at a time so that memory stays
+    bounded. Returns float64 [S].
+    """
     acts_SLI, grads_SLO = accumulate(acts_SLI), accumulate(grads_SLO)
     samples, _, inputs = acts_SLI.shape
     outputs = grads_SLO.shape[2]
@@ -104,7 +132,9 @@ def direct_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
     for first in range(0, samples, group):
         acts, grads = acts_SLI[first : first + group], grads_SLO[first : first + group]
         for row in range(0, outputs, rows):
-            total_S[first : first + group] += squares(torch.bmm(grads[:, :, row : row + rows].mT, acts))
+            total_S[first : first + group] += squares(
+                torch.bmm(grads[:, :, row : row + rows].mT, acts)
+            )
     return total_S
 
 
@@ -114,7 +144,10 @@ def bias_norm_squared(grads_SLO: Tensor) -> Tensor:
 
 
 def weight_inner(acts_SLI: Tensor, grads_SLO: Tensor, reference_OI: Tensor) -> Tensor:
-    """<sum_t g_t a_t^T, R> = sum_t g_t . (R a_t) per sample, for a reference gradient R. Returns float64 [S]."""
+    """<sum_t g_t a_t^T, R> = sum_t g_t . (R a_t) per sample, for a reference gradient R.
+
+    Returns float64 [S].
+    """
     grads_SLO = accumulate(grads_SLO)
     projected_SLO = accumulate(acts_SLI) @ reference_OI.T.to(grads_SLO.dtype)
     return (projected_SLO * grads_SLO).sum((1, 2), dtype=torch.float64)
@@ -122,5 +155,8 @@ def weight_inner(acts_SLI: Tensor, grads_SLO: Tensor, reference_OI: Tensor) -> T
 
 def add_weight_gradient(gradient_OI: Tensor, acts_SLI: Tensor, grads_SLO: Tensor) -> None:
     """Adds the sum over samples of sum_t g_t a_t^T to `gradient_OI`, in its precision."""
-    acts_RI, grads_RO = acts_SLI.flatten(0, 1).to(gradient_OI.dtype), grads_SLO.flatten(0, 1).to(gradient_OI.dtype)
+    acts_RI, grads_RO = (
+        acts_SLI.flatten(0, 1).to(gradient_OI.dtype),
+        grads_SLO.flatten(0, 1).to(gradient_OI.dtype),
+    )
     gradient_OI += grads_RO.T @ acts_RI

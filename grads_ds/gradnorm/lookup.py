@@ -1,4 +1,6 @@
-"""Intercepts the table lookup inside an embedding module, whatever the module does around it (scales it, offsets its ids)."""
+"""Intercepts the table lookup inside an embedding module, whatever the module does around it
+(scales it, offsets its ids).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ LookupHook = Callable[[Tensor, Tensor], Tensor]  # (ids, output) -> the output t
 
 
 def requiring_grad(anchor: Tensor) -> LookupHook:
-    """A hook that makes the looked-up rows require grad: how a model is differentiated while its parameters are frozen."""
+    """A hook that makes the looked-up rows require grad: how a model is differentiated while its
+    parameters are frozen.
+    """
     return lambda ids, output: tap((output,), (), lambda grads, saved: None, anchor)[0]
 
 
@@ -36,7 +40,9 @@ class _LookupMode(TorchFunctionMode):
 
 @contextlib.contextmanager
 def looked_up(module: nn.Module, hook: LookupHook) -> Iterator[None]:
-    """While active, the lookup inside `module` (scaled and offset subclasses too) goes through `hook`."""
+    """While active, the lookup inside `module` (scaled and offset subclasses too) goes through
+    `hook`.
+    """
     original, had_own = module.forward, "forward" in module.__dict__
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
-"""The universal path: one sample per forward and backward, autograd itself on the parameters that no rule covers.
+"""The universal path: one sample per forward and backward, autograd itself on the parameters that
+no rule covers.
 
-Exact for every model and parameter, and slow: it pays a whole forward and backward for each sample. The gradient is read where
-autograd accumulates it, before anything could reduce it over ranks.
+Exact for every model and parameter, and slow: it pays a whole forward and backward for each sample.
+The gradient is read where autograd accumulates it, before anything could reduce it over ranks.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ def one_sample_norms(
     loss_reduction: str,
     in_step: bool,
 ) -> dict[str, Tensor]:
-    """Squared gradient norm of each named parameter for each sample (input_ids, labels). Returns float64 [S] by name.
+    """Squared gradient norm of each named parameter for each sample (input_ids, labels). Returns
+    float64 [S] by name.
 
-    in_step: every rank runs as many passes as the rank with most samples (ZeRO-3 gathers parameters in lockstep).
+    in_step: every rank runs as many passes as the rank with most samples (ZeRO-3 gathers parameters
+    in lockstep).
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if name in set(names)}
+    parameters = {
+        name: parameter for name, parameter in model.named_parameters() if name in set(names)
+    }
     totals = {name: torch.zeros(len(samples), dtype=torch.float64) for name in parameters}
     passes = len(samples)
     if in_step and torch.distributed.is_initialized():
@@ -45,10 +50,15 @@ def one_sample_norms(
             with torch.enable_grad():
                 logits = model(**model_inputs(model, layout)).logits[0]
                 keep = labels[1:] != IGNORED
-                loss = nn.functional.cross_entropy(accumulate(logits[:-1][keep]), labels[1:][keep], reduction="sum")
+                loss = nn.functional.cross_entropy(
+                    accumulate(logits[:-1][keep]), labels[1:][keep], reduction="sum"
+                )
             seen.clear()
             # Every rank must enter the backward, and all of it, also with nothing to predict.
-            (loss / (max(1, int(keep.sum())) if loss_reduction == "mean" else 1) + 0 * logits.sum()).backward()
+            (
+                loss / (max(1, int(keep.sum())) if loss_reduction == "mean" else 1)
+                + 0 * logits.sum()
+            ).backward()
             if turn < len(samples):
                 for name, value in seen.items():
                     totals[name][turn] = value
@@ -57,7 +67,9 @@ def one_sample_norms(
 
 @contextlib.contextmanager
 def _watched(parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]:
-    """Lets the parameters require grad, reads each gradient's square as it arrives and keeps none; `.grad` is as before after."""
+    """Lets the parameters require grad, reads each gradient's square as it arrives and keeps none;
+    `.grad` is as before after.
+    """
     kept = {name: parameter.grad for name, parameter in parameters.items()}
     seen: dict[str, Tensor] = {}
     handles = []
@@ -68,7 +80,11 @@ def _watched(parameters: dict[str, nn.Parameter]) -> Iterator[dict[str, Tensor]]
 
             def read(accumulated: Tensor, name: str = name) -> None:
                 if accumulated.grad is not None:
-                    grad = accumulated.grad.float() if accumulated.grad.dtype != torch.float64 else accumulated.grad
+                    grad = (
+                        accumulated.grad.float()
+                        if accumulated.grad.dtype != torch.float64
+                        else accumulated.grad
+                    )
                     seen[name] = (grad * grad).sum(dtype=torch.float64)
                     accumulated.grad = None
 

@@ -1,4 +1,5 @@
-"""GradNormRecorder: the norm of every sample's own gradient, for each group of parameters, of any Hugging Face causal model.
+"""GradNormRecorder: the norm of every sample's own gradient, for each group of parameters, of any
+Hugging Face causal model.
 
     recorder = GradNormRecorder(model, layers=("embedding", "lm_head"))
     norms = recorder.score(batch)                  # frozen model: no weight gradients, no optimizer
@@ -8,8 +9,9 @@
             model(**batch).loss.backward()
             norms = recorder.collect()
 
-Imports torch alone. A DeepSpeed engine (any ZeRO stage), or what Accelerate or DistributedDataParallel made of the model, may be passed
-in the model's place; call `score` and `collect` on all ranks then.
+Imports torch alone. A DeepSpeed engine (any ZeRO stage), or what Accelerate or
+DistributedDataParallel made of the model, may be passed in the model's place; call `score` and
+`collect` on all ranks then.
 """
 
 from __future__ import annotations
@@ -35,11 +37,14 @@ from grads_ds.gradnorm.training import Watch
 
 
 class GradNormRecorder:
-    """Measures per-sample gradient norms of `model` for `layers`: "all", or any of embedding, lm_head, attention, mlp, norm, lora.
+    """Measures per-sample gradient norms of `model` for `layers`: "all", or any of embedding,
+    lm_head, attention, mlp, norm, lora.
 
-    loss_reduction: "mean" or "sum" of one sample's own target tokens. gather: makes parameters whole for a while (default: DeepSpeed's
-    own way, where it has taken them apart). head_budget: largest number of logits held at a time. sequence_group: the process group
-    of ranks that each hold a part of every sequence (Ulysses). Raises ValueError for models and layers that cannot be recorded.
+    loss_reduction: "mean" or "sum" of one sample's own target tokens. gather: makes parameters
+    whole for a while (default: DeepSpeed's own way, where it has taken them apart). head_budget:
+    largest number of logits held at a time. sequence_group: the process group of ranks that each
+    hold a part of every sequence (Ulysses). Raises ValueError for models and layers that cannot be
+    recorded.
     """
 
     def __init__(
@@ -58,33 +63,57 @@ class GradNormRecorder:
         self.model, self.loss_reduction, self.group = model, loss_reduction, sequence_group
         self.gather = gather or gather_of(model)
         self.plan = make_plan(model, layers)
-        self.head = HeadRun(model, self.plan, frozen.config_transform(model), self.gather, head_budget, sequence_group)
+        self.head = HeadRun(
+            model,
+            self.plan,
+            frozen.config_transform(model),
+            self.gather,
+            head_budget,
+            sequence_group,
+        )
         self.references = References({})
-        # The head is run as the model runs it, with all its logits, where it is more than a matrix or its logits are changed
-        # in a way not known here: exact all the same, only larger.
+        # The head is run as the model runs it, with all its logits, where it is more than a matrix
+        # or its logits are changed in a way not known here: exact all the same, only larger.
         self.plain_head = type(self.plan.head).forward is not nn.Linear.forward
         self._keeps_apart: bool | None = None
         self._watch: Watch | None = None
 
     def score(self, batch: Mapping[str, Tensor]) -> GradNorms:
-        """Scores one micro-batch: input_ids, labels (-100 = no target) [B, T], optional attention_mask, position_ids, segment_ids.
+        """Scores one micro-batch: input_ids, labels (-100 = no target) [B, T], optional
+        attention_mask, position_ids, segment_ids.
 
-        Runs the same forward and backward whatever the batch holds, so that ranks stay in step; parameters, their `.grad` and the
-        model's mode are as before afterwards. Parameters no rule covers are measured one sample at a time.
-        Under a sequence group each rank gives its part of every row, with position_ids and shift_labels (each position's own target)
-        as DeepSpeed's UlyssesSPDataLoaderAdapter makes them, and gets the result of the whole.
+        Runs the same forward and backward whatever the batch holds, so that ranks stay in step;
+        parameters, their `.grad` and the model's mode are as before afterwards. Parameters no rule
+        covers are measured one sample at a time. Under a sequence group each rank gives its part of
+        every row, with position_ids and shift_labels (each position's own target) as DeepSpeed's
+        UlyssesSPDataLoaderAdapter makes them, and gets the result of the whole.
         """
         return self._score(batch, {})
 
     def mean_gradient(self, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The mean over all samples of their gradients, by parameter name, fp32: a reference for `set_reference`.
+        """The mean over all samples of their gradients, by parameter name, fp32: a reference for
+        `set_reference`.
 
-        Only for parameters with a formula of their own. Over several ranks: average the results, weighted by samples.
+        Only for parameters with a formula of their own. Over several ranks: average the results,
+        weighted by samples.
         """
-        shapes = {name: full_shape(p) for name, p in self.model.named_parameters() if name in self.plan.groups}
-        direct = {name for site in self.plan.sites if site.rule != "local" for name in site.parameters.values()}
+        shapes = {
+            name: full_shape(p)
+            for name, p in self.model.named_parameters()
+            if name in self.plan.groups
+        }
+        direct = {
+            name
+            for site in self.plan.sites
+            if site.rule != "local"
+            for name in site.parameters.values()
+        }
         device = next(self.model.parameters()).device
-        sums = {name: torch.zeros(shape, device=device) for name, shape in shapes.items() if name in direct}
+        sums = {
+            name: torch.zeros(shape, device=device)
+            for name, shape in shapes.items()
+            if name in direct
+        }
         samples = 0
         for batch in batches:
             samples += len(self._score(batch, sums).loss)
@@ -93,9 +122,11 @@ class GradNormRecorder:
         return {name: total / max(1, samples) for name, total in sums.items()}
 
     def set_reference(self, gradients: Mapping[str, Tensor]) -> None:
-        """From now on every result also holds each group's inner product and cosine with this gradient (by parameter name).
+        """From now on every result also holds each group's inner product and cosine with this
+        gradient (by parameter name).
 
-        A group is compared as a whole, so all of its parameters must be given; groups given in part raise ValueError.
+        A group is compared as a whole, so all of its parameters must be given; groups given in part
+        raise ValueError.
         """
         self.references = References.of(self.plan, gradients)
 
@@ -106,14 +137,22 @@ class GradNormRecorder:
             layout = read_layout(batch)
         measurement = Measurement(self.plan, layout, self.gather, self.group)
         if self.group is not None and (
-            "shift_labels" not in batch or "position_ids" not in batch or layout.packed_index is not None
+            "shift_labels" not in batch
+            or "position_ids" not in batch
+            or layout.packed_index is not None
         ):
-            raise ValueError("a part of a sequence needs shift_labels and position_ids, and no segment_ids")
+            raise ValueError(
+                "a part of a sequence needs shift_labels and position_ids, and no segment_ids"
+            )
         measurement.references, measurement.gradients = self.references.gradients, gradients
         if self._watch is not None:
             self._watch.paused = True
         try:
-            loss = self._plain(layout, measurement) if self.plain_head else self._fused(layout, measurement)
+            loss = (
+                self._plain(layout, measurement)
+                if self.plain_head
+                else self._fused(layout, measurement)
+            )
             self._one_by_one(batch, measurement)
         except frozen.UnknownLogits:
             self.plain_head = True
@@ -128,25 +167,35 @@ class GradNormRecorder:
         norms = summarise(self.plan, measurement, loss, self.references)
         if self.group is None:
             return norms
-        counts = sequence.add_up({"all": norms.num_tokens, "targets": norms.num_target_tokens}, self.group)
+        counts = sequence.add_up(
+            {"all": norms.num_tokens, "targets": norms.num_target_tokens}, self.group
+        )
         return replace(norms, num_tokens=counts["all"], num_target_tokens=counts["targets"])
 
     def _packs(self, layout: Layout) -> bool:
-        """Whether the model keeps packed samples apart; tried once. Rows of a model that does not are unpacked before they are scored."""
+        """Whether the model keeps packed samples apart; tried once.
+
+        Rows of a model that does not are unpacked before they are scored.
+        """
         if self._keeps_apart is None and layout.num_samples > layout.rows:
             self._keeps_apart = frozen.keeps_packed_apart(self.model, self.plan.head, layout)
         return self._keeps_apart is not False
 
     def _fused(self, layout: Layout, measurement: Measurement) -> Tensor:
         """The head at the target positions only; the backward starts behind it."""
-        head_only = set(self.plan.requested) <= {"lm_head"} and not (self.plan.requested and self.plan.tied)
+        head_only = set(self.plan.requested) <= {"lm_head"} and not (
+            self.plan.requested and self.plan.tied
+        )
         sites = [site for site in self.plan.sites if site.module is not self.plan.head]
         taken: dict[str, Any] = {}
 
         def take(hidden: Tensor) -> Tensor:
             with torch.no_grad():
                 weights_S = self._sample_weights(layout)
-                taken["hidden"], taken["pass"] = hidden, self.head.run(hidden, measurement, weights_S, not head_only)
+                taken["hidden"], taken["pass"] = (
+                    hidden,
+                    self.head.run(hidden, measurement, weights_S, not head_only),
+                )
                 taken["logits"] = frozen.stand_in_logits(hidden)
             return taken["logits"].clone()
 
@@ -156,7 +205,9 @@ class GradNormRecorder:
                     seen = self.model(**frozen.model_inputs(self.model, layout, self.group is None))
                     frozen.check_transform(self.head.transform, taken["logits"], seen)
             else:
-                measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
+                measurement.anchor = torch.zeros(
+                    (), device=layout.input_ids.device, requires_grad=True
+                )
                 with torch.enable_grad(), measurement.attached(sites):
                     seen = self.model(**frozen.model_inputs(self.model, layout, self.group is None))
                     frozen.check_transform(self.head.transform, taken["logits"], seen)
@@ -165,7 +216,10 @@ class GradNormRecorder:
                     seed[layout.target_positions] = taken["pass"].dh.to(seed.dtype)
                     torch.autograd.backward([hidden], [seed.reshape(hidden.shape)])
         passed: HeadPass = taken["pass"]
-        for local, squares in (("weight", passed.weight_norm_squared), ("bias", passed.bias_norm_squared)):
+        for local, squares in (
+            ("weight", passed.weight_norm_squared),
+            ("bias", passed.bias_norm_squared),
+        ):
             name = self.head.name(local)
             if name is not None:
                 measurement.add(name, squares)
@@ -175,19 +229,24 @@ class GradNormRecorder:
         return passed.loss
 
     def _plain(self, layout: Layout, measurement: Measurement) -> Tensor:
-        """The model as it is, logits and all, with a backward from the sum of the samples' losses."""
+        """The model as it is, logits included, and a backward from the sum of the losses."""
         if self.group is not None:
             raise ValueError(
-                "under a sequence group the head must be a linear layer whose logits are changed in a known way"
+                "under a sequence group the head must be a linear layer whose logits are changed in"
+                " a known way"
             )
         weights_S = self._sample_weights(layout)
-        losses = torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
+        losses = torch.zeros(
+            layout.num_samples, dtype=torch.float64, device=layout.input_ids.device
+        )
         if self.plan.tied:
             measurement.unmeasured.add(self.head.name("weight") or "")
         with frozen.frozen(self.model):
             measurement.anchor = torch.zeros((), device=layout.input_ids.device, requires_grad=True)
             with torch.enable_grad(), measurement.attached(self.plan.sites):
-                logits = self.model(**frozen.model_inputs(self.model, layout, self.group is None)).logits
+                logits = self.model(
+                    **frozen.model_inputs(self.model, layout, self.group is None)
+                ).logits
                 rows = logits.reshape(-1, logits.shape[-1])[layout.target_positions]
                 rows = rows.float() if rows.dtype != torch.float64 else rows
                 each = (
@@ -200,27 +259,43 @@ class GradNormRecorder:
         return losses.index_add_(0, layout.target_samples, weighted.detach().double())
 
     def _one_by_one(self, batch: Mapping[str, Tensor], measurement: Measurement) -> None:
-        """Fills in what the rules left out. Under ZeRO-3 the ranks first agree on whether any of them needs it."""
+        """Fills in what the rules left out.
+
+        Under ZeRO-3 the ranks first agree on whether any of them needs it.
+        """
         names = measurement.left_out()
         in_step = self.gather is not None and torch.distributed.is_initialized()
         if in_step:
             flags = torch.tensor(
-                [name in names for name in sorted(self.plan.groups)], device=measurement.layout.input_ids.device
+                [name in names for name in sorted(self.plan.groups)],
+                device=measurement.layout.input_ids.device,
             ).int()
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-            names = [name for name, flag in zip(sorted(self.plan.groups), flags.tolist(), strict=True) if flag]
+            names = [
+                name
+                for name, flag in zip(sorted(self.plan.groups), flags.tolist(), strict=True)
+                if flag
+            ]
         if not names:
             return
         if self.group is not None:
             raise ValueError(
-                f"no rule measures {', '.join(names[:5])} ({len(names)} parameters) under a sequence group"
+                f"no rule measures {', '.join(names[:5])} ({len(names)} parameters) under a"
+                " sequence group"
             )
-        inexact = [name for name in names if name in measurement.references or name in measurement.gradients]
+        inexact = [
+            name
+            for name in names
+            if name in measurement.references or name in measurement.gradients
+        ]
         if inexact:
             raise ValueError(
-                f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none in this batch"
+                f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none"
+                " in this batch"
             )
-        found = one_sample_norms(self.model, self.plan.embedding, names, cut_out(batch), self.loss_reduction, in_step)
+        found = one_sample_norms(
+            self.model, self.plan.embedding, names, cut_out(batch), self.loss_reduction, in_step
+        )
         measurement.sums.update(found)
 
     def _sample_weights(self, layout: Layout) -> Tensor:
@@ -235,9 +310,16 @@ class GradNormRecorder:
         if self._watch is not None:
             raise RuntimeError("this recorder is watching already; leave its `with` first")
         if self.group is not None:
-            raise ValueError("under a sequence group norms are measured by score(), not while training")
+            raise ValueError(
+                "under a sequence group norms are measured by score(), not while training"
+            )
         self._watch = Watch(
-            self.model, self.plan, self.head.transform, self.gather, self.references, self.head.unweighted
+            self.model,
+            self.plan,
+            self.head.transform,
+            self.gather,
+            self.references,
+            self.head.unweighted,
         )
         return self
 
@@ -247,9 +329,11 @@ class GradNormRecorder:
         self._watch = None
 
     def collect(self) -> GradNorms:
-        """The norms of the micro-batch whose backward has just run, of each sample's own loss whatever the batch's reduction was.
+        """The norms of the micro-batch whose backward has just run, of each sample's own loss
+        whatever the batch's reduction was.
 
-        Raises RuntimeError if no backward ran, or if the loss was not a weighted sum of the labels' cross-entropies.
+        Raises RuntimeError if no backward ran, or if the loss was not a weighted sum of the labels'
+        cross-entropies.
         """
         if self._watch is None:
             raise RuntimeError("collect() needs `with recorder:` around the forward and backward")

@@ -1,12 +1,16 @@
-"""Decides how each module's own parameters are measured, by what the module computes rather than by its name.
+"""Decides how each module's own parameters are measured, by what the module computes rather than by
+its name.
 
-Runs once, when a recorder is made, on the model's structure alone: modules are tried on small random inputs with random weights,
-so that nothing is gathered under ZeRO-3 and every rank decides alike. Rules:
+Runs once, when a recorder is made, on the model's structure alone: modules are tried on small
+random inputs with random weights, so that nothing is gathered under ZeRO-3 and every rank decides
+alike. Rules:
   linear     y = W x + b, W stored either way round (nn.Linear, GPT-2's Conv1D)
   embedding  nn.Embedding and its subclasses (scaled, offset: the lookup itself is intercepted)
   norm       y = xhat * w (+ b) or xhat * (1 + w), RMS or centred
-  local      anything else: the module is run again by itself, once per sample, and differentiated (always exact); for experts kept
-             as a list of modules, each of which sees rows of no known sample, the block that routes to them
+  local      anything else: the module is run again by itself, once per sample, and differentiated
+             (always exact); for experts kept
+             as a list of modules, each of which sees rows of no known sample, the block that routes
+             to them
 """
 
 from __future__ import annotations
@@ -29,7 +33,10 @@ _ONE_OF_EXPERTS = re.compile(r"(?:^|(.*)\.)experts?\.\d+(?:\..*)?$")
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose parameters are measured. `parameters`: name in the module -> full name (the first one, if shared)."""
+    """A module whose parameters are measured.
+
+    `parameters`: name in the module -> full name (the first one, if shared).
+    """
 
     name: str
     module: nn.Module
@@ -53,12 +60,19 @@ class Plan:
 
 
 def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Plan:
-    """Finds every parameter of the requested groups and the rule for it. Raises ValueError for what cannot be recorded."""
+    """Finds every parameter of the requested groups and the rule for it.
+
+    Raises ValueError for what cannot be recorded.
+    """
     requested = parse_layers(layers)
     for module in model.modules():
-        if type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None:
+        if (
+            type(module).__name__ == "OptimizedModule"
+            or getattr(module, "_compiled_call_impl", None) is not None
+        ):
             raise ValueError(
-                "gradient norms are read by hooks, which torch.compile removes; pass the model before it is compiled"
+                "gradient norms are read by hooks, which torch.compile removes; pass the model"
+                " before it is compiled"
             )
     embedding, head = _end(model, "get_input_embeddings"), _end(model, "get_output_embeddings")
     table, head_weight = getattr(embedding, "weight", None), getattr(head, "weight", None)
@@ -72,23 +86,31 @@ def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Pl
                 continue
             name = first_name.setdefault(id(parameter), f"{path}.{local}" if path else local)
             if name not in groups:
-                groups[name] = group_of(name, module, parameter is table, parameter is head_weight or module is head)
+                groups[name] = group_of(
+                    name, module, parameter is table, parameter is head_weight or module is head
+                )
             own[local] = name
         if own:
             sites.append((path, module, own))
     tied = table is not None and table is head_weight
     wanted = set(requested) | ({"embedding"} if tied and "lm_head" in requested else set())
     kept = []
-    experts: dict[str, dict[str, str]] = {}  # path of a block that routes to a list of experts -> their parameters
+    # path of a block that routes to a list of experts -> their parameters
+    experts: dict[str, dict[str, str]] = {}
     for path, module, own in sites:
         own = {local: name for local, name in own.items() if groups[name] in wanted}
         if own and (found := _ONE_OF_EXPERTS.match(path)):
             block = found[1] or ""
             inside = path.removeprefix(f"{block}.") if block else path
-            experts.setdefault(block, {}).update({f"{inside}.{local}": name for local, name in own.items()})
+            experts.setdefault(block, {}).update(
+                {f"{inside}.{local}": name for local, name in own.items()}
+            )
         elif own:
             kept.append(_site(path, module, own))
-    kept += [Site(f"{block}.experts", model.get_submodule(block), "local", own) for block, own in experts.items()]
+    kept += [
+        Site(f"{block}.experts", model.get_submodule(block), "local", own)
+        for block, own in experts.items()
+    ]
     groups = {name: group for name, group in groups.items() if group in wanted}
     return Plan(tuple(kept), groups, requested, embedding, head, tied)
 
@@ -106,7 +128,8 @@ def _end(model: nn.Module, getter: str) -> nn.Module:
         found = None
     if not isinstance(found, nn.Module):
         raise ValueError(
-            f"the model must offer {getter}() as Hugging Face causal language models do; {type(model).__name__} does not"
+            f"the model must offer {getter}() as Hugging Face causal language models do;"
+            f" {type(model).__name__} does not"
         )
     return found
 
@@ -116,13 +139,14 @@ def _site(path: str, module: nn.Module, own: dict[str, str]) -> Site:
         return Site(path, module, "embedding", own)
     if type(module).forward is nn.Linear.forward:
         return Site(path, module, "linear", own)
-    tensors = {local: parameter for local, parameter in module._parameters.items() if parameter is not None}
+    tensors = {
+        local: parameter for local, parameter in module._parameters.items() if parameter is not None
+    }
     if set(tensors) <= {"weight", "bias"} and "weight" in tensors and not list(module.children()):
         shape = full_shape(tensors["weight"])
         if shape.numel() <= _MAX_PROBE:
-            with contextlib.suppress(
-                Exception
-            ):  # a module that cannot be run on plain tensors is no linear and no norm
+            # a module that cannot be run on plain tensors is no linear and no norm
+            with contextlib.suppress(Exception):
                 transposed = _linear_kind(module, tensors, shape) if len(shape) == 2 else None
                 if transposed is not None:
                     return Site(path, module, "linear", own, transposed)
@@ -162,7 +186,10 @@ def _held(module: nn.Module, local: str) -> tuple[dict[str, Any], str]:
 def _random(tensors: dict[str, Tensor], *shape: int) -> tuple[dict[str, Tensor], Tensor]:
     device = next(iter(tensors.values())).device
     generator = torch.Generator().manual_seed(0)
-    fake = {local: torch.randn(full_shape(t), generator=generator).to(device) for local, t in tensors.items()}
+    fake = {
+        local: torch.randn(full_shape(t), generator=generator).to(device)
+        for local, t in tensors.items()
+    }
     return fake, torch.randn(*shape, generator=generator).to(device)
 
 
@@ -181,24 +208,36 @@ def _linear_kind(module: nn.Module, tensors: dict[str, Tensor], shape: torch.Siz
         fake, acts = _random(tensors, 2, 3, shape[0] if transposed else shape[1])
         with contextlib.suppress(Exception), substituted(module, fake):
             expected = acts @ (fake["weight"] if transposed else fake["weight"].T)
-            if _matches(module.forward(acts), expected + fake["bias"] if "bias" in fake else expected):
+            if _matches(
+                module.forward(acts), expected + fake["bias"] if "bias" in fake else expected
+            ):
                 return transposed
     return None
 
 
 @torch.no_grad()
-def _norm_kind(module: nn.Module, tensors: dict[str, Tensor], shape: torch.Size) -> tuple[float, bool] | None:
-    """(eps, centred) if the module normalises its last dimension and scales it by its weight, else None."""
+def _norm_kind(
+    module: nn.Module, tensors: dict[str, Tensor], shape: torch.Size
+) -> tuple[float, bool] | None:
+    """(eps, centred) if the module normalises its last dimension and scales it by its weight, else
+    None.
+    """
     fake, acts = _random(tensors, 2, 3, *shape)
     acts = acts * 1e-2 + 1e-3  # small, so that a wrong eps shows
     names = ("eps", "variance_epsilon", "epsilon", "norm_eps", "layer_norm_eps")
-    eps_values = {float(getattr(module, name)) for name in names if isinstance(getattr(module, name, None), float)}
+    eps_values = {
+        float(getattr(module, name))
+        for name in names
+        if isinstance(getattr(module, name, None), float)
+    }
     with substituted(module, fake):
         output = module.forward(acts)
     bias = fake.get("bias", torch.zeros(()).to(acts.device))
     for eps in sorted(eps_values | {1e-5, 1e-6, 1e-8, torch.finfo(torch.float32).eps}):
         for centred in (False, True):
             for offset in (0.0, 1.0):
-                if _matches(output, normalise(acts, eps, centred) * (offset + fake["weight"]) + bias):
+                if _matches(
+                    output, normalise(acts, eps, centred) * (offset + fake["weight"]) + bias
+                ):
                     return eps, centred
     return None

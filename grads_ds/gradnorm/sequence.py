@@ -1,8 +1,10 @@
-"""Norms of gradients whose samples are spread over a group of ranks, each with a part of every sequence (Ulysses).
+"""Norms of gradients whose samples are spread over a group of ranks, each with a part of every
+sequence (Ulysses).
 
-A sample's gradient is then the sum of the ranks' parts, and the norm of a sum is no sum of norms: the parts are reduce-scattered, each
-rank squares the shard of the whole that it got, and the squares are added up over the group at the end (`add_up`). Blocks keep
-memory bounded whatever the length. Every rank of the group must call with the same samples in the same order.
+A sample's gradient is then the sum of the ranks' parts, and the norm of a sum is no sum of norms:
+the parts are reduce-scattered, each rank squares the shard of the whole that it got, and the
+squares are added up over the group at the end (`add_up`). Blocks keep memory bounded whatever the
+length. Every rank of the group must call with the same samples in the same order.
 
 Shapes: S samples, L tokens here, n ranks, I inputs, O outputs, D width.
 """
@@ -22,7 +24,9 @@ _BLOCK = 2**26  # elements of a gradient that are held and reduced at a time
 
 
 def shard_norm_squared(gradients_Sx: Tensor, group: Any) -> Tensor:
-    """Squared norm of this rank's shard of the summed gradients, float64 [S]; over the group they add up to the whole's."""
+    """Squared norm of this rank's shard of the summed gradients, float64 [S]; over the group they
+    add up to the whole's.
+    """
     flat_SN = accumulate(gradients_Sx).flatten(1)
     ranks = dist.get_world_size(group)
     padded_SN = torch.nn.functional.pad(flat_SN, (0, -flat_SN.shape[1] % ranks))
@@ -49,15 +53,20 @@ def bias_norm_squared(grads_SLO: Tensor, group: Any) -> Tensor:
     return shard_norm_squared(accumulate(grads_SLO).sum(1), group)
 
 
-def table_norm_squared(ids_SL: Tensor, grads_SLD: Tensor, padding_idx: int | None, group: Any) -> Tensor:
-    """The embedding's squared norm per sample over this rank's columns of the table, float64 [S]. Each rank gets all tokens' gradients,
-    in its columns only."""
+def table_norm_squared(
+    ids_SL: Tensor, grads_SLD: Tensor, padding_idx: int | None, group: Any
+) -> Tensor:
+    """The embedding's squared norm per sample over this rank's columns of the table, float64 [S].
+    Each rank gets all tokens' gradients, in its columns only.
+    """
     ranks = dist.get_world_size(group)
     grads_SLD = torch.nn.functional.pad(accumulate(grads_SLD), (0, -grads_SLD.shape[2] % ranks))
     columns = grads_SLD.unflatten(2, (ranks, -1)).movedim(2, 0).contiguous()  # [n, S, L, D / n]
     tokens = torch.empty_like(columns)
     dist.all_to_all_single(tokens, columns, group=group)
-    return embedding_norm_squared(all_tokens(ids_SL, group), tokens.movedim(0, 1).flatten(1, 2), padding_idx)
+    return embedding_norm_squared(
+        all_tokens(ids_SL, group), tokens.movedim(0, 1).flatten(1, 2), padding_idx
+    )
 
 
 def all_tokens(ids_SL: Tensor, group: Any) -> Tensor:

@@ -1,6 +1,8 @@
-"""What distributed training wraps around a model and takes apart of it: the model itself, and its parameters whole for a while.
+"""What distributed training wraps around a model and takes apart of it: the model itself, and its
+parameters whole for a while.
 
-Knows DeepSpeed's engine and ZeRO-3, torch's DistributedDataParallel, and through them Accelerate; imports torch alone.
+Knows DeepSpeed's engine and ZeRO-3, torch's DistributedDataParallel, and through them Accelerate;
+imports torch alone.
 """
 
 from __future__ import annotations
@@ -18,15 +20,19 @@ Gather = Callable[[Sequence[nn.Parameter]], contextlib.AbstractContextManager[An
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside a DeepSpeed engine or a DistributedDataParallel. Raises ValueError for what hides single parameters."""
+    """The model inside a DeepSpeed engine or a DistributedDataParallel.
+
+    Raises ValueError for what hides single parameters.
+    """
     while isinstance(inner := model._modules.get("module"), nn.Module):
         model = inner
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()) or any(
-        type(parameter).__name__ == "DTensor" for parameter in model.parameters()
-    ):
+    if any(
+        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
+    ) or any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
         raise ValueError(
-            "gradient norms need each parameter by itself, found them sharded by FSDP or as DTensors; use DeepSpeed's ZeRO, any "
-            "stage, or make the recorder before the model is sharded and score with that"
+            "gradient norms need each parameter by itself, found them sharded by FSDP or as"
+            " DTensors; use DeepSpeed's ZeRO, any stage, or make the recorder before the model is"
+            " sharded and score with that"
         )
     return model
 
@@ -35,13 +41,17 @@ def gather_of(model: nn.Module) -> Gather | None:
     """How ZeRO-3 makes parameters whole, where it has taken this model's apart; else None."""
     if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return None
-    gather: Gather = sys.modules["deepspeed"].zero.GatheredParameters  # imported by whoever took them apart
+    # imported by whoever took them apart
+    gather: Gather = sys.modules["deepspeed"].zero.GatheredParameters
     return gather
 
 
 @contextlib.contextmanager
 def gathered(parameters: Sequence[nn.Parameter], gather: Gather | None) -> Iterator[None]:
-    """The parameters whole. Those that are whole already are left alone: DeepSpeed's hooks hold them, and will free them."""
+    """The parameters whole.
+
+    Those that are whole already are left alone: DeepSpeed's hooks hold them, and will free them.
+    """
     apart = [parameter for parameter in parameters if parameter.shape != full_shape(parameter)]
     with gather(apart) if gather is not None and apart else contextlib.nullcontext():
         yield

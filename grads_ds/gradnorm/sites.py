@@ -1,7 +1,8 @@
 """Attaches taps to a model's modules and turns what they see into squared norms per parameter.
 
-One `Measurement` lives for one micro-batch: it hooks the sites of a plan, collects float64 [S] sums of squares by parameter name
-while the backward runs, and lists the parameters it could not measure in this batch (never leaves one out in silence).
+One `Measurement` lives for one micro-batch: it hooks the sites of a plan, collects float64 [S] sums
+of squares by parameter name while the backward runs, and lists the parameters it could not measure
+in this batch (never leaves one out in silence).
 """
 
 from __future__ import annotations
@@ -29,23 +30,31 @@ _CACHES = ("past_key_values", "past_key_value")
 
 
 class Measurement:
-    """Squared norms of one micro-batch. `sums`: parameter name -> float64 [S]; `unmeasured`: parameters no rule could measure here.
+    """Squared norms of one micro-batch. `sums`: parameter name -> float64 [S]; `unmeasured`:
+    parameters no rule could measure here.
 
-    group: the ranks that share each sequence, if any; sums and inner products are then this rank's shares.
+    group: the ranks that share each sequence, if any; sums and inner products are then this rank's
+    shares.
     """
 
-    def __init__(self, plan: Plan, layout: Layout, gather: Gather | None, group: Any = None) -> None:
+    def __init__(
+        self, plan: Plan, layout: Layout, gather: Gather | None, group: Any = None
+    ) -> None:
         self.plan, self.layout, self.gather, self.group = plan, layout, gather, group
         self.sums: dict[str, Tensor] = {}
         self.unmeasured: set[str] = set()
         self.calls: dict[str, int] = {}
         self._acts_gram = linear.ActsGram()
-        self._replaying = False  # a module is run again by itself: what its children see is not the model's forward
+        # a module is run again by itself: what its children see is not the model's forward
+        self._replaying = False
         self.anchor: Tensor | None = None  # set while a frozen model is differentiated
-        self.head_rows: Tensor | None = None  # [S, L, D], tied tables: see embedding.tied_cross_term
+        # [S, L, D], tied tables: see embedding.tied_cross_term
+        self.head_rows: Tensor | None = None
         self.references: dict[str, Tensor] = {}  # parameter name -> reference gradient
-        self.gradients: dict[str, Tensor] = {}  # parameter name -> where the batch's summed gradient is added
-        self.inner: dict[str, Tensor] = {}  # parameter name -> [S], inner product with the reference
+        # parameter name -> where the batch's summed gradient is added
+        self.gradients: dict[str, Tensor] = {}
+        # parameter name -> [S], inner product with the reference
+        self.inner: dict[str, Tensor] = {}
 
     @contextlib.contextmanager
     def attached(self, sites: Sequence[Site]) -> Iterator[None]:
@@ -60,12 +69,14 @@ class Measurement:
                 elif site.rule == "local" and any(
                     m is self.plan.embedding or m is self.plan.head for m in site.module.modules()
                 ):
-                    self.unmeasured.update(
-                        site.parameters.values()
-                    )  # (nearly) the whole model: too much to be run again alone
+                    # (nearly) the whole model: too much to be run again alone
+                    self.unmeasured.update(site.parameters.values())
                 else:
-                    # In front of other hooks: DeepSpeed's gather a module's parameters before what stands behind them runs.
-                    handle = site.module.register_forward_hook(self._forward_hook(site), with_kwargs=True, prepend=True)
+                    # In front of other hooks: DeepSpeed's gather a module's parameters before what
+                    # stands behind them runs.
+                    handle = site.module.register_forward_hook(
+                        self._forward_hook(site), with_kwargs=True, prepend=True
+                    )
                     stack.callback(handle.remove)
             yield
 
@@ -78,8 +89,14 @@ class Measurement:
         self.inner[name] = self.inner[name] + inner_S if name in self.inner else inner_S
 
     def squares(self, gradients_Sx: Tensor) -> Tensor:
-        """Squared norms of gradients that are at hand, [S, ...] -> float64 [S]; under a sequence group this rank's share of them."""
-        return sequence.shard_norm_squared(gradients_Sx, self.group) if self.group else linear.squares(gradients_Sx)
+        """Squared norms of gradients that are at hand, [S, ...] -> float64 [S]; under a sequence
+        group this rank's share of them.
+        """
+        return (
+            sequence.shard_norm_squared(gradients_Sx, self.group)
+            if self.group
+            else linear.squares(gradients_Sx)
+        )
 
     def _weight_squares(self, acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
         if self.group:
@@ -97,12 +114,22 @@ class Measurement:
         return embedding.embedding_norm_squared(ids_SL, grads_SLD, padding_idx)
 
     def left_out(self) -> list[str]:
-        """Parameters that were not measured: no rule held, or their module took no part in the forward as itself."""
-        uncalled = {n for site in self.plan.sites if site.name not in self.calls for n in site.parameters.values()}
+        """Parameters that were not measured: no rule held, or their module took no part in the
+        forward as itself.
+        """
+        uncalled = {
+            n
+            for site in self.plan.sites
+            if site.name not in self.calls
+            for n in site.parameters.values()
+        }
         return sorted(self.unmeasured | (uncalled - set(self.sums)))
 
     def _called(self, site: Site) -> None:
-        """Counts calls in the forward. A second one would need the cross term of the two, which no formula here has."""
+        """Counts calls in the forward.
+
+        A second one would need the cross term of the two, which no formula here has.
+        """
         if torch._C._current_graph_task_id() != -1:
             return  # activation checkpointing runs the forward again inside the backward
         self.calls[site.name] = self.calls.get(site.name, 0) + 1
@@ -114,29 +141,46 @@ class Measurement:
         padding_idx = site.module.padding_idx
         if site.module.max_norm is not None or site.module.scale_grad_by_freq:
             raise ValueError(
-                f"{site.name}: max_norm and scale_grad_by_freq make a sample's gradient depend on others; set neither"
+                f"{site.name}: max_norm and scale_grad_by_freq make a sample's gradient depend on"
+                " others; set neither"
             )
 
         def sink(grads: tuple[Tensor, ...], saved: tuple[Tensor, ...]) -> None:
-            ids_SL, grads_SLD = self.layout.per_sample(saved[0], False), self.layout.per_sample(grads[0], False)
+            ids_SL, grads_SLD = (
+                self.layout.per_sample(saved[0], False),
+                self.layout.per_sample(grads[0], False),
+            )
             if ids_SL is None or grads_SLD is None:
                 self.unmeasured.add(name)
                 return
             self.add(name, self._table_squares(ids_SL, grads_SLD, padding_idx))
             if site.module is self.plan.embedding and self.head_rows is not None:
-                self.add(name, embedding.tied_cross_term(ids_SL, grads_SLD, self.head_rows, padding_idx))
+                self.add(
+                    name, embedding.tied_cross_term(ids_SL, grads_SLD, self.head_rows, padding_idx)
+                )
             if name in self.references:
-                self.add_inner(name, embedding.embedding_inner(ids_SL, grads_SLD, self.references[name], padding_idx))
+                self.add_inner(
+                    name,
+                    embedding.embedding_inner(
+                        ids_SL, grads_SLD, self.references[name], padding_idx
+                    ),
+                )
             if name in self.gradients:
-                embedding.add_embedding_gradient(self.gradients[name], ids_SL, grads_SLD, padding_idx)
+                embedding.add_embedding_gradient(
+                    self.gradients[name], ids_SL, grads_SLD, padding_idx
+                )
 
         def hook(ids: Tensor, output: Tensor) -> Tensor:
             if self._replaying:
                 return output
             self._called(site)
             if ids.dim() == 2 and ids.shape == (1, self.layout.length) and self.layout.rows > 1:
-                # one row of positions, broadcast to the batch later: spread it first, so that each row has its own gradient
-                ids, output = ids.expand(self.layout.rows, -1), output.expand(self.layout.rows, -1, -1)
+                # one row of positions, broadcast to the batch later: spread it first, so that each
+                # row has its own gradient
+                ids, output = (
+                    ids.expand(self.layout.rows, -1),
+                    output.expand(self.layout.rows, -1, -1),
+                )
             return tap((output,), (ids,), sink, self.anchor)[0]
 
         return hook
@@ -146,7 +190,9 @@ class Measurement:
             return self._local_hook(site)
         sink = self._linear_sink(site) if site.rule == "linear" else self._norm_sink(site)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+        ) -> Tensor:
             if self._replaying:
                 return output
             self._called(site)
@@ -156,7 +202,8 @@ class Measurement:
         return hook
 
     def _rows(self, site: Site, *tensors: Tensor) -> list[Tensor] | None:
-        # Rows routed to one module of a list inside a layer can happen to number B * T, in another order: not read as the batch.
+        # Rows routed to one module of a list inside a layer can happen to number B * T, in another
+        # order: not read as the batch.
         flat_ok = len(_NUMBERED.findall(f".{site.name}")) < 2
         found = [self.layout.per_sample(tensor, flat_ok) for tensor in tensors]
         if any(tensor is None for tensor in found):
@@ -174,10 +221,14 @@ class Measurement:
                 name = site.parameters["weight"]
                 self.add(name, self._weight_squares(acts_SLI, grads_SLO))
                 if name in self.references:
-                    reference_OI = self.references[name].T if site.transposed else self.references[name]
+                    reference_OI = (
+                        self.references[name].T if site.transposed else self.references[name]
+                    )
                     self.add_inner(name, linear.weight_inner(acts_SLI, grads_SLO, reference_OI))
                 if name in self.gradients:
-                    gradient_OI = self.gradients[name].T if site.transposed else self.gradients[name]
+                    gradient_OI = (
+                        self.gradients[name].T if site.transposed else self.gradients[name]
+                    )
                     linear.add_weight_gradient(gradient_OI, acts_SLI, grads_SLO)
             if "bias" in site.parameters:
                 self.add(site.parameters["bias"], self._bias_squares(grads_SLO))
@@ -204,7 +255,9 @@ class Measurement:
         return sink
 
     def _direct(self, name: str, gradient: Callable[[], Tensor]) -> None:
-        """Reference and summed gradient of a small parameter, from its gradient per sample, [S, *shape]."""
+        """Reference and summed gradient of a small parameter, from its gradient per sample, [S,
+        *shape].
+        """
         if name in self.references:
             products = gradient().double() * self.references[name].double()
             self.add_inner(name, products.flatten(1).sum(1))
@@ -212,16 +265,21 @@ class Measurement:
             self.gradients[name] += gradient().sum(0).to(self.gradients[name].dtype)
 
     def _local_hook(self, site: Site) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        def hook(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> Any:
             if self._replaying:
                 return output
             self._called(site)
             outputs = output if isinstance(output, tuple) else (output,)
             if not all(o is None or isinstance(o, Tensor) for o in outputs):
-                self.unmeasured.update(site.parameters.values())  # gradients may come back where no tap can be put
+                # gradients may come back where no tap can be put
+                self.unmeasured.update(site.parameters.values())
                 return output
             which = [
-                i for i, o in enumerate(outputs) if isinstance(o, Tensor) and o.is_floating_point() and o.requires_grad
+                i
+                for i, o in enumerate(outputs)
+                if isinstance(o, Tensor) and o.is_floating_point() and o.requires_grad
             ]
             if not which or not torch.is_grad_enabled():
                 return output
@@ -236,14 +294,17 @@ class Measurement:
                 for place, tensor in zip(places, tensors, strict=True):
                     values[place] = tensor
                 again_args, again_kwargs = pytree.tree_unflatten(values, structure)
-                again_kwargs = {
-                    k: None if k in _CACHES else v for k, v in again_kwargs.items()
-                }  # else it would be filled twice
+                # else it would be filled twice
+                again_kwargs = {k: None if k in _CACHES else v for k, v in again_kwargs.items()}
                 with torch.autocast(device, kind, mixed):  # as the first time
                     return module.forward(*again_args, **again_kwargs)
 
             def sink(grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> None:
-                reached = [(position, grad) for position, grad in zip(which, grads, strict=True) if grad is not None]
+                reached = [
+                    (position, grad)
+                    for position, grad in zip(which, grads, strict=True)
+                    if grad is not None
+                ]
                 self._replaying = True
                 try:
                     with (
@@ -251,7 +312,9 @@ class Measurement:
                         standing_alone(module, call, list(saved)),
                     ):
                         own = {local: parameter_at(module, local) for local in site.parameters}
-                        found = local_norms_squared(module, own, call, list(saved), reached, self.layout, self.squares)
+                        found = local_norms_squared(
+                            module, own, call, list(saved), reached, self.layout, self.squares
+                        )
                 finally:
                     self._replaying = False
                 if found is None:

@@ -1,9 +1,12 @@
-"""Recording while a model trains: the same taps, on the forward and backward of the user's own step.
+"""Recording while a model trains: the same taps, on the forward and backward of the user's own
+step.
 
-The loss of the step weighs its tokens as it likes (mean over the batch, over several micro-batches, scaled for fp16). What each
-sample was weighed by is read off the gradient of its logits, which for cross-entropy is weight * (softmax - onehot), and divided out,
-so that the norms are those of the sample's own loss. A loss of another form is refused. Where no logits are made (losses fused with
-the head: TRL, Liger) the same is read off the gradient of the head's input, W^T weight * (softmax - onehot).
+The loss of the step weighs its tokens as it likes (mean over the batch, over several micro-batches,
+scaled for fp16). What each sample was weighed by is read off the gradient of its logits, which for
+cross-entropy is weight * (softmax - onehot), and divided out, so that the norms are those of the
+sample's own loss. A loss of another form is refused. Where no logits are made (losses fused with
+the head: TRL, Liger) the same is read off the gradient of the head's input, W^T weight * (softmax -
+onehot).
 """
 
 from __future__ import annotations
@@ -25,13 +28,19 @@ from grads_ds.gradnorm.rules import Plan, head_name
 from grads_ds.gradnorm.sharding import Gather
 from grads_ds.gradnorm.sites import Measurement
 from grads_ds.gradnorm.tap import tap
-from grads_ds.gradnorm.weights import expected_rows, sample_losses, weights_of_hidden, weights_of_logits
+from grads_ds.gradnorm.weights import (
+    expected_rows,
+    sample_losses,
+    weights_of_hidden,
+    weights_of_logits,
+)
 
 
 class Watch:
     """Watches a model's training forwards and backwards until closed.
 
-    run_head: the head's own pass over its input [B, T, D], with every target weighing 1, for steps that make no logits.
+    run_head: the head's own pass over its input [B, T, D], with every target weighing 1, for steps
+    that make no logits.
     """
 
     def __init__(
@@ -43,7 +52,13 @@ class Watch:
         references: References,
         run_head: Callable[[Tensor, Measurement], HeadPass],
     ) -> None:
-        self.model, self.plan, self.transform, self.gather, self.references = model, plan, transform, gather, references
+        self.model, self.plan, self.transform, self.gather, self.references = (
+            model,
+            plan,
+            transform,
+            gather,
+            references,
+        )
         self.run_head = run_head
         self.paused = False
         self._packs: bool | None = None
@@ -54,7 +69,8 @@ class Watch:
         self._probes: tuple[Tensor, Tensor] | None = None
         self._hooks = contextlib.ExitStack()
         self._signature = inspect.signature(model.forward)
-        # A function, not a bound method: deep copies of the model (an averaged copy, say) must not copy this watch.
+        # A function, not a bound method: deep copies of the model (an averaged copy, say) must not
+        # copy this watch.
         self._handle = model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
 
     def close(self) -> None:
@@ -68,12 +84,16 @@ class Watch:
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return
         if self.weights_S is not None:
-            raise RuntimeError("call collect() after every backward; the last micro-batch's norms were not collected")
+            raise RuntimeError(
+                "call collect() after every backward; the last micro-batch's norms were not"
+                " collected"
+            )
         batch = self._signature.bind_partial(*args, **kwargs).arguments
         batch = {**batch, **batch.pop("kwargs", {}), **kwargs}
         if batch.get("labels") is None or batch.get("input_ids") is None:
             raise ValueError(
-                "recording while training reads input_ids and labels from the model's arguments; both must be passed"
+                "recording while training reads input_ids and labels from the model's arguments;"
+                " both must be passed"
             )
         batch = {
             name: batch[name]
@@ -85,14 +105,20 @@ class Watch:
             self.paused = True
             try:
                 # "fused_lm_head": TRL's, under which a forward without labels fails
-                inputs = {name: value for name, value in kwargs.items() if name not in ("labels", "fused_lm_head")}
-                self._packs = not args and keeps_packed_apart(self.model, self.plan.head, layout, inputs)
+                inputs = {
+                    name: value
+                    for name, value in kwargs.items()
+                    if name not in ("labels", "fused_lm_head")
+                }
+                self._packs = not args and keeps_packed_apart(
+                    self.model, self.plan.head, layout, inputs
+                )
             finally:
                 self.paused = False
         if layout.num_samples > layout.rows and not self._packs:
             raise ValueError(
-                "the samples of a packed row see each other in this model, so none has a gradient of its own; pass "
-                "use_cache=False, train on padded rows, or score()"
+                "the samples of a packed row see each other in this model, so none has a gradient"
+                " of its own; pass use_cache=False, train on padded rows, or score()"
             )
         self._hooks.close()
         measurement = self.measurement = Measurement(self.plan, layout, self.gather)
@@ -103,7 +129,10 @@ class Watch:
         self._logits_seen = False
         sites = [site for site in self.plan.sites if site.module is not self.plan.head]
         self._hooks.enter_context(measurement.attached(sites))
-        for module, hook in ((self.plan.head, self._head_hook), (_backbone(self.model), self._backbone_hook)):
+        for module, hook in (
+            (self.plan.head, self._head_hook),
+            (_backbone(self.model), self._backbone_hook),
+        ):
             if module is not None:
                 handle = module.register_forward_hook(hook, prepend=True)
                 self._hooks.callback(handle.remove)
@@ -114,8 +143,8 @@ class Watch:
         layout = measurement.layout
         if logits.shape[:2] != (layout.rows, layout.length):
             raise RuntimeError(
-                f"the head gave {tuple(logits.shape)} for {layout.rows} x {layout.length} tokens; record without "
-                "logits_to_keep"
+                f"the head gave {tuple(logits.shape)} for {layout.rows} x {layout.length} tokens;"
+                " record without logits_to_keep"
             )
         self._logits_seen = True
         with torch.no_grad():
@@ -129,21 +158,29 @@ class Watch:
         return tap((logits,), (args[0],), sink)[0]
 
     def _backbone_hook(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        hidden = (
+            output[0] if isinstance(output, tuple) else getattr(output, "last_hidden_state", None)
+        )
         layout = self.measurement.layout  # type: ignore[union-attr]
         if not isinstance(hidden, Tensor) or hidden.shape[:2] != (layout.rows, layout.length):
             return output
         mixed = torch.is_autocast_enabled(hidden.device.type)
-        tapped = tap((hidden,), (hidden,), lambda grads, saved: self._fused_head_sink(saved[0], grads[0], mixed))[0]
+        tapped = tap(
+            (hidden,),
+            (hidden,),
+            lambda grads, saved: self._fused_head_sink(saved[0], grads[0], mixed),
+        )[0]
         if isinstance(output, tuple):
             return (tapped, *output[1:])
         output["last_hidden_state"] = tapped
         return output
 
     def _fused_head_sink(self, hidden: Tensor, grads: Tensor, mixed: bool) -> None:
-        """The head's norms and the samples' weights where no logits were made: by running the head again, at the targets only.
+        """The head's norms and the samples' weights where no logits were made: by running the head
+        again, at the targets only.
 
-        The gradient that came back must be each sample's weight times that of its own loss, at its targets and nowhere else.
+        The gradient that came back must be each sample's weight times that of its own loss, at its
+        targets and nowhere else.
         """
         measurement, layout = self.measurement, self.measurement.layout  # type: ignore[union-attr]
         if self._logits_seen or measurement is None:
@@ -152,21 +189,32 @@ class Watch:
             passed = self.run_head(hidden, measurement)
             self.losses_S = passed.loss
             assert passed.dh is not None
-            weights_S = self.weights_S = weights_of_hidden(grads.reshape(-1, grads.shape[-1]), layout, passed.dh, mixed)
-            # The pass was made with weights of 1, and what is measured further down has the step's own: bring it to those.
-            for local, squares_S in (("weight", passed.weight_norm_squared), ("bias", passed.bias_norm_squared)):
+            weights_S = self.weights_S = weights_of_hidden(
+                grads.reshape(-1, grads.shape[-1]), layout, passed.dh, mixed
+            )
+            # The pass was made with weights of 1, and what is measured further down has the step's
+            # own: bring it to those.
+            for local, squares_S in (
+                ("weight", passed.weight_norm_squared),
+                ("bias", passed.bias_norm_squared),
+            ):
                 name = head_name(self.model, self.plan, local)
                 if name:
                     measurement.add(name, squares_S * weights_S.square())
             if measurement.head_rows is not None:
                 measurement.head_rows *= weights_S[:, None, None].to(measurement.head_rows.dtype)
             if passed.inner is not None:
-                measurement.add_inner(head_name(self.model, self.plan, "weight") or "", passed.inner * weights_S)
+                measurement.add_inner(
+                    head_name(self.model, self.plan, "weight") or "", passed.inner * weights_S
+                )
 
     def _head_sink(self, hidden: Tensor, grads: Tensor) -> None:
         measurement, layout = self.measurement, self.measurement.layout  # type: ignore[union-attr]
         assert measurement is not None and self._probes is not None
-        grads_RV, hidden_RD = grads.reshape(-1, grads.shape[-1]), hidden.reshape(-1, hidden.shape[-1])
+        grads_RV, hidden_RD = (
+            grads.reshape(-1, grads.shape[-1]),
+            hidden.reshape(-1, hidden.shape[-1]),
+        )
         self.weights_S = weights_of_logits(grads_RV, layout, *self._probes)
         name, bias = (head_name(self.model, self.plan, local) for local in ("weight", "bias"))
         zero = torch.zeros(layout.num_samples, dtype=torch.float64, device=grads.device)
@@ -174,7 +222,9 @@ class Watch:
         ids_SL = layout.per_sample(layout.input_ids)
         assert ids_SL is not None
         if self.plan.tied and name:
-            measurement.head_rows = accumulate(hidden_RD).new_zeros(*ids_SL.shape, hidden_RD.shape[1])
+            measurement.head_rows = accumulate(hidden_RD).new_zeros(
+                *ids_SL.shape, hidden_RD.shape[1]
+            )
         for sample, (start, stop) in enumerate(layout.split_targets()):
             if stop == start:
                 continue
@@ -188,11 +238,15 @@ class Watch:
                     projected = accumulate(g_1tV[0]) @ measurement.references[name]
                     inner_S[sample] += (projected * h_1tD[0]).sum(dtype=torch.float64)
                 if measurement.head_rows is not None:
-                    measurement.head_rows[sample] = accumulate(g_1tV[0][:, ids_SL[sample]]).T @ accumulate(h_1tD[0])
+                    measurement.head_rows[sample] = accumulate(
+                        g_1tV[0][:, ids_SL[sample]]
+                    ).T @ accumulate(h_1tD[0])
             if bias:
                 bias_S[sample] = bias_norm_squared(g_1tV)[0]
                 if bias in measurement.references:
-                    inner_S[sample] += (accumulate(g_1tV[0]) @ measurement.references[bias]).sum(dtype=torch.float64)
+                    inner_S[sample] += (accumulate(g_1tV[0]) @ measurement.references[bias]).sum(
+                        dtype=torch.float64
+                    )
         if name:
             measurement.add(name, weight_S)
             if name in measurement.references:
@@ -204,16 +258,24 @@ class Watch:
         """The last micro-batch's norms; see GradNormRecorder.collect."""
         measurement = self.measurement
         if measurement is None or self.weights_S is None or self.losses_S is None:
-            raise RuntimeError("no backward through the model's head was seen since the last collect()")
-        left_out = [name for name in measurement.left_out() if name not in _names(self.model, self.plan.head)]
+            raise RuntimeError(
+                "no backward through the model's head was seen since the last collect()"
+            )
+        left_out = [
+            name
+            for name in measurement.left_out()
+            if name not in _names(self.model, self.plan.head)
+        ]
         if left_out:
             raise RuntimeError(
-                f"no rule measures {', '.join(left_out[:5])} while training ({len(left_out)} parameters); record other "
-                "layers, or use score(), which can"
+                f"no rule measures {', '.join(left_out[:5])} while training ({len(left_out)}"
+                " parameters); record other layers, or use score(), which can"
             )
         layout = measurement.layout
         own_S = own_weights(layout)
-        factor_S = torch.where(self.weights_S != 0, own_S / torch.where(self.weights_S != 0, self.weights_S, 1), 0)
+        factor_S = torch.where(
+            self.weights_S != 0, own_S / torch.where(self.weights_S != 0, self.weights_S, 1), 0
+        )
         norms = summarise(self.plan, measurement, self.losses_S * own_S, self.references, factor_S)
         self._hooks.close()
         self.measurement = self.weights_S = self.losses_S = self._probes = None
@@ -221,7 +283,9 @@ class Watch:
 
 
 def _backbone(model: nn.Module) -> nn.Module | None:
-    """The model without its head, by Hugging Face's name for it; its output's last hidden state is the head's input."""
+    """The model without its head, by Hugging Face's name for it; its output's last hidden state is
+    the head's input.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     found = getattr(inner, "base_model", None)
     return found if isinstance(found, nn.Module) and found is not inner else None
@@ -233,7 +297,9 @@ def _names(model: nn.Module, module: nn.Module) -> set[str]:
 
 
 def with_segments(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Packed rows given by restarting position_ids and no mask, as Hugging Face's collators give them: adds their segment_ids."""
+    """Packed rows given by restarting position_ids and no mask, as Hugging Face's collators give
+    them: adds their segment_ids.
+    """
     positions = batch.get("position_ids")
     if positions is None or "segment_ids" in batch or batch.get("attention_mask") is not None:
         return dict(batch)

@@ -1,7 +1,9 @@
-"""One stage's forecast on one cluster: memory of a rank, bytes of a step, tokens a second, hours, and what to change.
+"""One stage's forecast on one cluster: memory of a rank, bytes of a step, tokens a second, hours,
+and what to change.
 
-Joins the parts: shapes, memory, traffic. The time is the longer of computing and communicating a micro-batch; the computing
-rate is given, a named GPU's, or measured on this host (grads_ds/plan/calibrate.py).
+Joins the parts: shapes, memory, traffic. The time is the longer of computing and communicating a
+micro-batch; the computing rate is given, a named GPU's, or measured on this host
+(grads_ds/plan/calibrate.py).
 """
 
 from __future__ import annotations
@@ -21,16 +23,24 @@ from grads_ds.plan.traffic import Traffic, scoring_traffic, training_traffic, wi
 
 # dense bf16 peak in FLOP/s and memory in GiB, from the vendors' data sheets
 GPUS = {
-    "A100-40": (312e12, 40), "A100-80": (312e12, 80), "H100": (989e12, 80), "H200": (989e12, 141), "A10": (125e12, 24),
+    "A100-40": (312e12, 40),
+    "A100-80": (312e12, 80),
+    "H100": (989e12, 80),
+    "H200": (989e12, 141),
+    "A10": (125e12, 24),
     "L40S": (362e12, 48),
-}  # fmt: skip
-USUAL_SHARE = 0.4  # of the peak that training of large models reaches; `--calibrate` replaces the guess
+}
+# of the peak that training of large models reaches; `--calibrate` replaces the guess
+USUAL_SHARE = 0.4
 USABLE = 0.92  # of a GPU's memory: the rest is CUDA's context, NCCL and fragmentation
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the job is to run on. `network` in bytes per second of one host's links together, `rate` in FLOP/s of one rank."""
+    """What the job is to run on.
+
+    `network` in bytes per second of one host's links together, `rate` in FLOP/s of one rank.
+    """
 
     hosts: int
     ranks_per_host: int
@@ -62,12 +72,18 @@ class Forecast:
 
 
 def forecasts(config: Config, model: Any, cluster: Cluster, tokens: float) -> list[Forecast]:
-    """The probe's two halves and SFT. `model` is a Hugging Face config, `tokens` how many the pool has.
+    """The probe's two halves and SFT. `model` is a Hugging Face config, `tokens` how many the pool
+    has.
 
-    Raises UserError where the ranks or the model's heads cannot be shared out as sft.sequence_parallel says.
+    Raises UserError where the ranks or the model's heads cannot be shared out as
+    sft.sequence_parallel says.
     """
     planner = _Planner(config, model, cluster)
-    chosen = config.select.budget if isinstance(config.select.budget, float) and config.select.budget <= 1 else 1.0
+    chosen = (
+        config.select.budget
+        if isinstance(config.select.budget, float) and config.select.budget <= 1
+        else 1.0
+    )
     found = []
     if config.probe.epochs > 0:
         found.append(planner.training("preliminary", config.probe, tokens * config.probe.epochs))
@@ -85,7 +101,9 @@ class _Planner:
         self.dtype = getattr(torch, config.model.dtype)
         self.zero = dict(config.deepspeed_json().get("zero_optimization", {}))
         self.room = cluster.memory * USABLE
-        self.limits = limits_of(self.zero, cluster.ranks, DTYPE_BYTES[config.model.dtype], self.shape.width)
+        self.limits = limits_of(
+            self.zero, cluster.ranks, DTYPE_BYTES[config.model.dtype], self.shape.width
+        )
         self._played: dict[Batch, tuple[Timeline, Replayed]] = {}
 
     def _play(self, batch: Batch, limits: Limits) -> tuple[Timeline, Replayed]:
@@ -113,11 +131,15 @@ class _Planner:
 
         def played(micro: int, checkpointed: bool, sequence: int) -> tuple[Timeline, Replayed]:
             mode = "checkpointed" if checkpointed else "train"
-            return self._play(Batch(micro, slice_of(sequence), mode, self.dtype, self.config.model.lora), limits)
+            return self._play(
+                Batch(micro, slice_of(sequence), mode, self.dtype, self.config.model.lora), limits
+            )
 
         def memory(micro: int, checkpointed: bool, sequence: int = sequence) -> Memory:
             steps = max(1, share(sequence) // micro)
-            return training_memory(*played(micro, checkpointed, sequence), limits, zero, cluster.ranks_per_host, steps)
+            return training_memory(
+                *played(micro, checkpointed, sequence), limits, zero, cluster.ranks_per_host, steps
+            )
 
         kept = settings.gradient_checkpointing
         needed = memory(micro, kept)
@@ -126,27 +148,39 @@ class _Planner:
             groups = self._groups(settings) if isinstance(settings, SftConfig) else []
             advice = _make_it_fit(section, micro, settings, memory, room, zero, groups)
         elif kept and memory(micro, False).device <= room:
-            advice.append(f"{section}.gradient_checkpointing: false fits too and saves a quarter of the computing")
+            advice.append(
+                f"{section}.gradient_checkpointing: false fits too and saves a quarter of the"
+                " computing"
+            )
         traffic = training_traffic(*played(micro, kept, sequence), limits, zero, cluster.hosts)
         each = micro * slice_of(sequence)
         if sequence > 1:
             inside = cluster.ranks_per_host % sequence == 0
-            traffic = with_exchange(traffic, self.model, each, sequence, 3 if kept else 2, limits.dtype_bytes, inside)
+            traffic = with_exchange(
+                traffic, self.model, each, sequence, 3 if kept else 2, limits.dtype_bytes, inside
+            )
         flop = (4 if self.config.model.lora else 6) + (2 if kept else 0)
         seconds, computing = _micro_seconds(self.shape, flop, each, self.length, cluster, traffic)
         if cluster.hosts > 1 and seconds > 1.2 * computing and limits.stage >= 3:
             advice.append(
-                f"{stage} waits for the network ({seconds / computing:.1f} times the computing): zero_hpz_partition_size: "
-                f"{cluster.ranks_per_host} in the DeepSpeed JSON, a larger micro-batch, or checkpointing off"
+                f"{stage} waits for the network ({seconds / computing:.1f} times the computing):"
+                f" zero_hpz_partition_size: {cluster.ranks_per_host} in the DeepSpeed JSON, a"
+                " larger micro-batch, or checkpointing off"
             )
-        return _told(stage, micro, count, kept, needed, traffic, seconds, each, cluster, tokens, room, advice)
+        return _told(
+            stage, micro, count, kept, needed, traffic, seconds, each, cluster, tokens, room, advice
+        )
 
     def _unshared(self, sequence: int) -> str | None:
         """Why groups of `sequence` ranks cannot share samples, or None."""
-        return undivided_ranks(self.cluster.ranks, sequence) or unshared_heads(self.model.to_dict(), sequence)
+        return undivided_ranks(self.cluster.ranks, sequence) or unshared_heads(
+            self.model.to_dict(), sequence
+        )
 
     def _groups(self, settings: SftConfig) -> list[int]:
-        """Larger groups of one host's ranks that could share each sample, the smallest first; none where SFT would refuse them."""
+        """Larger groups of one host's ranks that could share each sample, the smallest first; none
+        where SFT would refuse them.
+        """
         if self.limits.stage < 3 or settings.packing or self.config.model.attention == "eager":
             return []
         sizes = range(settings.sequence_parallel + 1, self.cluster.ranks_per_host + 1)
@@ -168,7 +202,10 @@ class _Planner:
         anchor = recorded_elements(self.model, layers) if "anchor" in probe.extras else 0
 
         def memory(rows: int) -> Memory:
-            played = self._play(Batch(rows, self.length, "score", self.dtype, None, layers, limits.stage >= 3), limits)
+            played = self._play(
+                Batch(rows, self.length, "score", self.dtype, None, layers, limits.stage >= 3),
+                limits,
+            )
             return scoring_memory(*played, limits, zero, cluster.ranks_per_host, anchor)
 
         needed, room, advice = memory(rows), self.room, []
@@ -178,22 +215,48 @@ class _Planner:
                 advice.append(f"probe.tokens_per_microbatch: {fitting * self.length} fits")
             elif anchor and memory(1).device - memory(1).anchor <= room:
                 advice.append(
-                    f"probe.extras: the anchor's gradient is whole on every GPU ({needed.anchor / 2**30:.1f} GiB); record "
-                    "fewer groups (probe.layers), or leave anchor out"
+                    "probe.extras: the anchor's gradient is whole on every GPU"
+                    f" ({needed.anchor / 2**30:.1f} GiB); record fewer groups (probe.layers), or"
+                    " leave anchor out"
                 )
             else:
                 advice.append("recording needs more GPUs: not even one sample fits")
-        _, replayed = self._play(Batch(rows, self.length, "score", self.dtype, None, layers, limits.stage >= 3), limits)
+        _, replayed = self._play(
+            Batch(rows, self.length, "score", self.dtype, None, layers, limits.stage >= 3), limits
+        )
         traffic = scoring_traffic(replayed, limits, zero, cluster.hosts)
         each = rows * self.length
         seconds, _ = _micro_seconds(self.shape, 4, each, self.length, cluster, traffic)
-        return _told("recording", rows, 1, False, needed, traffic, seconds, each, cluster, tokens, room, advice)
+        return _told(
+            "recording",
+            rows,
+            1,
+            False,
+            needed,
+            traffic,
+            seconds,
+            each,
+            cluster,
+            tokens,
+            room,
+            advice,
+        )
 
 
 def _told(
-    stage: str, micro: int, count: int, checkpointed: bool, needed: Memory, traffic: Traffic, seconds: float, tokens_each: int,
-    cluster: Cluster, tokens: float, room: float, advice: list[str],
-) -> Forecast:  # fmt: skip
+    stage: str,
+    micro: int,
+    count: int,
+    checkpointed: bool,
+    needed: Memory,
+    traffic: Traffic,
+    seconds: float,
+    tokens_each: int,
+    cluster: Cluster,
+    tokens: float,
+    room: float,
+    advice: list[str],
+) -> Forecast:
     rate = tokens_each * cluster.ranks / seconds
     return Forecast(
         stage,
@@ -227,14 +290,15 @@ def _make_it_fit(
         return [f"{section}.micro_batch_size: {smaller} with gradient_checkpointing: true fits"]
     if group := next((n for n in groups if memory(1, True, n).device <= room), 0):
         return [
-            f"{section}.sequence_parallel: {group} fits, {group} ranks to each sample, with micro_batch_size: 1 and "
-            "gradient_checkpointing: true"
+            f"{section}.sequence_parallel: {group} fits, {group} ranks to each sample, with"
+            " micro_batch_size: 1 and gradient_checkpointing: true"
         ]
     if zero.get("offload_optimizer", {}).get("device", "none") == "none":
         least = memory(1, True)
         if least.device - least.optimizer - least.gradients <= room:
             return [
-                f"{section}: offload_optimizer to the CPU (configs/deepspeed/zero3_offload.json) with micro_batch_size: 1 fits"
+                f"{section}: offload_optimizer to the CPU (configs/deepspeed/zero3_offload.json)"
+                " with micro_batch_size: 1 fits"
             ]
     if int(zero.get("stage", 0)) < 3:
         return [f"{section}: ZeRO stage 3 shards the weights too (configs/deepspeed/zero3.json)"]
@@ -244,7 +308,10 @@ def _make_it_fit(
 def _micro_seconds(
     shape: Shape, flop: int, tokens: int, length: int, cluster: Cluster, traffic: Traffic
 ) -> tuple[float, float]:
-    """Seconds of one micro-batch, and of its computing alone: `flop` for each parameter and token, and attention's own."""
-    attention = 2 * shape.layers * length * shape.width  # half of the T x T products are masked away
+    """Seconds of one micro-batch, and of its computing alone: `flop` for each parameter and token,
+    and attention's own.
+    """
+    # half of the T x T products are masked away
+    attention = 2 * shape.layers * length * shape.width
     computing = flop * tokens * (shape.parameters + attention) / cluster.rate
     return max(computing, traffic.between_hosts / cluster.network), computing

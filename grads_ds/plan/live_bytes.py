@@ -1,7 +1,8 @@
-"""How much tensor memory is alive while code runs: now, and at most. Works on any device, the meta device included.
+"""How much tensor memory is alive while code runs: now, and at most. Works on any device, the meta
+device included.
 
-Counts what the dispatcher creates (views cost nothing, a storage counts once and until its last user lets go). The same
-counter predicts on meta tensors and measures real runs.
+Counts what the dispatcher creates (views cost nothing, a storage counts once and until its last
+user lets go). The same counter predicts on meta tensors and measures real runs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """While entered: `now` and `peak` bytes of storages on devices of one type that were met inside and are still referenced."""
+    """While entered: `now` and `peak` bytes of storages on devices of one type that were met inside
+    and are still referenced.
+    """
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -25,10 +28,14 @@ class LiveBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def ignore(self, tensor: torch.Tensor) -> None:
-        """Leave a storage that was there before (a parameter) out of the count, whatever is done to it."""
+        """Leave a storage that was there before (a parameter) out of the count, whatever is done to
+        it.
+        """
         self._known.add(tensor.untyped_storage()._cdata)
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         # what goes in as well: a loader's threads make tensors out of this mode's sight
         for leaf in tree_leaves((result, args, kwargs)):

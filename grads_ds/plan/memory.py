@@ -1,15 +1,19 @@
-"""Bytes of one rank, by what they are for, under DeepSpeed's ZeRO with Adam: arithmetic on a replayed timeline.
+"""Bytes of one rank, by what they are for, under DeepSpeed's ZeRO with Adam: arithmetic on a
+replayed timeline.
 
-Seen in DeepSpeed 0.19.8. Per trained parameter and rank, with b the bytes of the model's dtype, N ranks:
+Seen in DeepSpeed 0.19.8. Per trained parameter and rank, with b the bytes of the model's dtype, N
+ranks:
 
     stage 3   weights b/N, gradients b/N, float32 copy 4/N, Adam's two moments 8/N
-    stage 2   weights b, gradients b/N (and the sum so far, b/N, where micro-batches accumulate), float32 copy and moments 12/N
+    stage 2   weights b, gradients b/N (and the sum so far, b/N, where micro-batches accumulate),
+              float32 copy and moments 12/N
     stage 1   weights b, gradients b, float32 copy and moments 12/N
     stage 0   weights b, gradients b, moments 8 (and a float32 copy of 4 where b is 2)
 
-Frozen weights take b, or b/N under stage 3. Beside these stand what is gathered whole, activations and gradients on their way during a
-micro-batch, or else what the update needs: its gradients once more, in one piece and in float32. Offloaded parts go to the host's memory,
-once for each of its ranks.
+Frozen weights take b, or b/N under stage 3. Beside these stand what is gathered whole, activations
+and gradients on their way during a micro-batch, or else what the update needs: its gradients once
+more, in one piece and in float32. Offloaded parts go to the host's memory, once for each of its
+ranks.
 """
 
 from __future__ import annotations
@@ -34,8 +38,10 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank: on its device by use, and in host memory. gathered, buckets, activations and head are those of a micro-batch's
-    worst moment, update is the optimizer's: the larger of the two counts."""
+    """Bytes of one rank: on its device by use, and in host memory. gathered, buckets, activations
+    and head are those of a micro-batch's worst moment, update is the optimizer's: the larger of the
+    two counts.
+    """
 
     weights: float
     gradients: float
@@ -52,15 +58,20 @@ class Memory:
     def device(self) -> float:
         """The most of the device's at once."""
         moment = self.gathered + self.buckets + self.activations + self.head
-        return self.weights + self.gradients + self.optimizer + self.anchor + max(moment, self.update)
+        return (
+            self.weights + self.gradients + self.optimizer + self.anchor + max(moment, self.update)
+        )
 
 
 def limits_of(zero: Mapping[str, Any], ranks: int, dtype_bytes: int, width: int) -> Limits:
-    """The JSON's zero_optimization, "auto" resolved as transformers does, what is absent as DeepSpeed does."""
+    """The JSON's zero_optimization, "auto" resolved as transformers does, what is absent as
+    DeepSpeed does.
+    """
     auto = {
-        "reduce_bucket_size": width**2, "stage3_prefetch_bucket_size": int(0.9 * width**2),
+        "reduce_bucket_size": width**2,
+        "stage3_prefetch_bucket_size": int(0.9 * width**2),
         "stage3_param_persistence_threshold": 10 * width,
-    }  # fmt: skip
+    }
 
     def setting(key: str) -> float:
         value = zero.get(key, DEFAULTS[key])
@@ -88,7 +99,9 @@ def elements(timeline: Timeline) -> tuple[int, int]:
 
 def persistent(timeline: Timeline, limits: Limits) -> int:
     """Parameters in tensors so small that ZeRO-3 keeps them whole on every rank (norms, biases)."""
-    return sum(w.numel for w in timeline.weights.values() if w.numel <= limits.persistence_threshold)
+    return sum(
+        w.numel for w in timeline.weights.values() if w.numel <= limits.persistence_threshold
+    )
 
 
 def _weights(timeline: Timeline, limits: Limits, zero: Mapping[str, Any]) -> float:
@@ -117,18 +130,26 @@ def training_memory(
     _, trained = elements(timeline)
     weights = _weights(timeline, limits, zero)
     gradients = trained * size / (ranks if stage >= 2 else 1)
-    # stage 2 makes a micro-batch's own when it comes to them (counted with the buckets), and keeps the sum of earlier ones
+    # stage 2 makes a micro-batch's own when it comes to them (counted with the buckets), and keeps
+    # the sum of earlier ones
     kept = gradients if stage != 2 or micro_batches > 1 else 0.0
-    copy = 0 if size == 4 and stage == 0 else 4  # stage 3 means to do without where b is 4, and does not (0.19.8)
+    # stage 3 means to do without where b is 4, and does not (0.19.8)
+    copy = 0 if size == 4 and stage == 0 else 4
     optimizer = trained * (8 + copy) / (ranks if stage >= 1 else 1)
     share = trained / (ranks if stage >= 1 else 1)
     if stage >= 3:
         setting = zero.get("sub_group_size", "auto")
         share = min(share, float(DEFAULTS["sub_group_size"] if setting == "auto" else setting))
     # stage 3 never lets go of its bucket
-    bucket = limits.reduce_bucket_size * size if stage >= 3 and zero.get("contiguous_gradients", True) else 0.0
+    bucket = (
+        limits.reduce_bucket_size * size
+        if stage >= 3 and zero.get("contiguous_gradients", True)
+        else 0.0
+    )
     # the gradients, still there, flattened and then in float32
-    update = share * (size + (4 if size < 4 else 0)) + bucket + (gradients - kept) if stage >= 1 else 0.0
+    update = (
+        share * (size + (4 if size < 4 else 0)) + bucket + (gradients - kept) if stage >= 1 else 0.0
+    )
     host = 0.0
     if zero.get("offload_optimizer", {}).get("device", "none") == "cpu":
         host += (optimizer + gradients) * ranks_per_host
@@ -137,15 +158,43 @@ def training_memory(
         host += weights * ranks_per_host
         weights = 0.0
     buckets = bucket + replayed.buckets
-    return Memory(weights, kept, optimizer, replayed.gathered, buckets, replayed.activations, 0.0, update, 0.0, host)
+    return Memory(
+        weights,
+        kept,
+        optimizer,
+        replayed.gathered,
+        buckets,
+        replayed.activations,
+        0.0,
+        update,
+        0.0,
+        host,
+    )
 
 
 def scoring_memory(
-    timeline: Timeline, replayed: Replayed, limits: Limits, zero: Mapping[str, Any], ranks_per_host: int, anchor: float
+    timeline: Timeline,
+    replayed: Replayed,
+    limits: Limits,
+    zero: Mapping[str, Any],
+    ranks_per_host: int,
+    anchor: float,
 ) -> Memory:
-    """A rank that records norms on frozen weights: no gradients, no optimizer. anchor: elements of a reference gradient, whole on every
-    rank in float32."""
+    """A rank that records norms on frozen weights: no gradients, no optimizer. anchor: elements of
+    a reference gradient, whole on every rank in float32.
+    """
     weights, host = _weights(timeline, limits, zero), 0.0
     if limits.stage >= 3 and zero.get("offload_param", {}).get("device", "none") == "cpu":
         weights, host = 0.0, weights * ranks_per_host
-    return Memory(weights, 0.0, 0.0, replayed.gathered, 0.0, replayed.activations, replayed.head, 0.0, 4 * anchor, host)
+    return Memory(
+        weights,
+        0.0,
+        0.0,
+        replayed.gathered,
+        0.0,
+        replayed.activations,
+        replayed.head,
+        0.0,
+        4 * anchor,
+        host,
+    )

@@ -1,7 +1,9 @@
-"""DeepSpeed's ZeRO played through on a timeline: which weights are whole when, what is gathered and reduced, the most memory at once.
+"""DeepSpeed's ZeRO played through on a timeline: which weights are whole when, what is gathered and
+reduced, the most memory at once.
 
-The rules are those of DeepSpeed 0.19.8 (runtime/zero/partitioned_param_coordinator.py, stage3.py, stage_1_and_2.py), in the steady state
-after its first steps, when it knows the modules' order. Pure bookkeeping: no tensors.
+The rules are those of DeepSpeed 0.19.8 (runtime/zero/partitioned_param_coordinator.py, stage3.py,
+stage_1_and_2.py), in the steady state after its first steps, when it knows the modules' order. Pure
+bookkeeping: no tensors.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from grads_ds.plan.timeline import Event, Name, Timeline
 
 @dataclass(frozen=True)
 class Limits:
-    """What governs the replay, sizes in elements: ZeRO's stage, ranks, bytes of an element, and the JSON's settings by their own names."""
+    """What governs the replay, sizes in elements: ZeRO's stage, ranks, bytes of an element, and the
+    JSON's settings by their own names.
+    """
 
     stage: int
     ranks: int
@@ -30,8 +34,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Replayed:
-    """Elements gathered in the forward and in the backward pass: of the first micro-batch of a step, and of any later one. Of the worst
-    moment: bytes of activations, of weights gathered whole, of gradients on their way, of the head's own pass."""
+    """Elements gathered in the forward and in the backward pass: of the first micro-batch of a
+    step, and of any later one. Of the worst moment: bytes of activations, of weights gathered
+    whole, of gradients on their way, of the head's own pass.
+    """
 
     forward: tuple[float, float]
     backward: tuple[float, float]
@@ -49,7 +55,9 @@ def replay(timeline: Timeline, limits: Limits) -> Replayed:
 
 
 class _Handle:
-    """One gathering: the weights still to be asked for, and the bytes of the buffer they arrived in together (none for a single one)."""
+    """One gathering: the weights still to be asked for, and the bytes of the buffer they arrived in
+    together (none for a single one).
+    """
 
     def __init__(self, names: set[Name], flat: float) -> None:
         self.names, self.flat, self.copied = set(names), flat, False
@@ -59,23 +67,31 @@ class _Player:
     def __init__(self, timeline: Timeline, limits: Limits) -> None:
         self.timeline, self.limits, self.weights = timeline, limits, timeline.weights
         self.sharded = limits.stage >= 3 and limits.ranks > 1
-        self.persistent = {n for n, w in self.weights.items() if w.numel <= limits.persistence_threshold}
+        self.persistent = {
+            n for n, w in self.weights.items() if w.numel <= limits.persistence_threshold
+        }
         self.whole: set[Name] = set(self.persistent)
         self.inflight: dict[Name, _Handle] = {}
         self.users: defaultdict[Name, set[Name]] = defaultdict(set)
         self.worst = (0.0, 0.0, 0.0, 0.0)
         self.activations = self.gathered = self.buckets = 0.0
         fetches = [event for event in timeline.events if event.kind == "fetch"]
-        self.queue_of_pass = [(name, step) for step, event in enumerate(fetches) for name in event.weights]
+        self.queue_of_pass = [
+            (name, step) for step, event in enumerate(fetches) for name in event.weights
+        ]
         self.places: defaultdict[Name, list[int]] = defaultdict(list)  # steps that use a weight
         self.passed = [0.0]  # elements used before each step
         for step, event in enumerate(fetches):
-            self.passed.append(self.passed[-1] + sum(self.weights[name].numel for name in event.weights))
+            self.passed.append(
+                self.passed[-1] + sum(self.weights[name].numel for name in event.weights)
+            )
             for name in event.weights:
                 self.places[name].append(step)
         self.bucket: list[Name] = []
         self.own = (
-            0.0  # stage 2: bytes of the last rank's part of the gradients, made when the first of them has been reduced
+            # stage 2: bytes of the last rank's part of the gradients, made when the first of them
+            # has been reduced
+            0.0
         )
         self.partition_of = self._partitions()
 
@@ -87,9 +103,8 @@ class _Player:
         self.queue = deque(self.queue_of_pass)
         self.fetched_for: defaultdict[Name, float] = defaultdict(lambda: -1.0)
         self.active: dict[Name, Event] = {}  # modules whose backward has begun and not ended
-        self.owed: defaultdict[Name, set[Name]] = defaultdict(
-            set
-        )  # frozen weights a checkpoint's second forward has fetched
+        # frozen weights a checkpoint's second forward has fetched
+        self.owed: defaultdict[Name, set[Name]] = defaultdict(set)
         for name in list(self.inflight):
             self._drop(name)
         self.activations = 0.0
@@ -98,8 +113,11 @@ class _Player:
             self._moment(self.activations + event.peak)
             self.activations += event.net
             if event.kind == "gradient":
-                if not buffers and self.limits.stage in (1, 2):  # made when the first gradient comes
-                    buffers = self._bytes(self.limits.reduce_bucket_size) * (2 if self.limits.overlap else 1)
+                # made when the first gradient comes
+                if not buffers and self.limits.stage in (1, 2):
+                    buffers = self._bytes(self.limits.reduce_bucket_size) * (
+                        2 if self.limits.overlap else 1
+                    )
                     self.buckets += buffers
                 self._gradient(event.weights[0])
             elif event.kind == "head":
@@ -138,7 +156,9 @@ class _Player:
         self._moment(self.activations)
 
     def _arrive(self, name: Name) -> None:
-        """The module that wants it waits: weights that came in one buffer are copied out of it, all together."""
+        """The module that wants it waits: weights that came in one buffer are copied out of it, all
+        together.
+        """
         handle = self.inflight.pop(name)
         if not handle.copied:
             handle.copied = True
@@ -167,10 +187,14 @@ class _Player:
         self._gather(set(event.weights), event.in_backward)
         for name in event.weights:
             self.users[name].add(event.module)
-            if event.in_backward and not event.by_gradient and self.active and not self.weights[name].trained:
-                owner = next(
-                    reversed(self.active)
-                )  # stays with the block that is computed again until its gradient is done
+            if (
+                event.in_backward
+                and not event.by_gradient
+                and self.active
+                and not self.weights[name].trained
+            ):
+                # stays with the block that is computed again until its gradient is done
+                owner = next(reversed(self.active))
                 self.owed[owner].add(name)
                 self.users[name].add(owner)
             if name in self.inflight:
@@ -201,13 +225,16 @@ class _Player:
         self._let_go(event.module, own, leaving)
 
     def _comes_soon(self, name: Name) -> bool:
-        """Whether its next use was passed over by prefetching already, or lies within the reuse distance."""
+        """Whether its next use was passed over by prefetching already, or lies within the reuse
+        distance.
+        """
         if self.fetched_for[name] > self.step:
             return True
         places = self.places[name]
         later = bisect_left(places, self.step)
         return (
-            later < len(places) and self.passed[places[later]] - self.passed[self.step] < self.limits.max_reuse_distance
+            later < len(places)
+            and self.passed[places[later]] - self.passed[self.step] < self.limits.max_reuse_distance
         )
 
     def _let_go(self, module: Name, own: set[Name], leaving: set[Name]) -> None:
@@ -220,7 +247,9 @@ class _Player:
     # ---- gradients ----
 
     def _partitions(self) -> dict[Name, tuple[int, int]]:
-        """Stages 1 and 2: the first and last rank whose part of the flat gradients each trained weight touches."""
+        """Stages 1 and 2: the first and last rank whose part of the flat gradients each trained
+        weight touches.
+        """
         trained = {n: w.numel for n, w in self.weights.items() if w.trained}
         size = max(1.0, sum(trained.values()) / self.limits.ranks)
         found, offset = {}, 0
@@ -234,7 +263,10 @@ class _Player:
         self._moment(self.activations, self._bytes(size))
         if limits.stage == 0:
             return  # they stay where they are
-        if self.bucket and sum(self.weights[n].numel for n in self.bucket) + size > limits.reduce_bucket_size:
+        if (
+            self.bucket
+            and sum(self.weights[n].numel for n in self.bucket) + size > limits.reduce_bucket_size
+        ):
             self._reduce(self._bytes(size))
         self.bucket.append(name)
         if size > limits.reduce_bucket_size:  # too large for the buffer: lives until it is reduced
@@ -254,8 +286,12 @@ class _Player:
             and not self.own
             and any(self.partition_of[n][1] == self.limits.ranks - 1 for n in self.bucket)
         ):
-            self.own = self._bytes(sum(w.numel for w in self.weights.values() if w.trained) / self.limits.ranks)
+            self.own = self._bytes(
+                sum(w.numel for w in self.weights.values() if w.trained) / self.limits.ranks
+            )
             self.buckets += self.own
             self._moment(self.activations, more)
-        self.buckets -= sum(self._bytes(size) for size in sizes if size > self.limits.reduce_bucket_size)
+        self.buckets -= sum(
+            self._bytes(size) for size in sizes if size > self.limits.reduce_bucket_size
+        )
         self.bucket = []

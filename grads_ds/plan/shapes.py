@@ -1,6 +1,8 @@
-"""What a model is made of and what a micro-batch of it does, from its own code on the meta device: no weights, any size, in seconds.
+"""What a model is made of and what a micro-batch of it does, from its own code on the meta device:
+no weights, any size, in seconds.
 
-Reads a Hugging Face config (a folder, or one of the named shapes of the Llama family). No memory is taken but for Python's own.
+Reads a Hugging Face config (a folder, or one of the named shapes of the Llama family). No memory is
+taken but for Python's own.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from grads_ds.plan.timeline import Timeline, Watch, carried_on
 
 # (layers, width, inner width, heads, key-value heads, vocabulary)
 NAMED = {
-    "7B": (32, 4096, 11008, 32, 32, 32000), "13B": (40, 5120, 13824, 40, 40, 32000), "34B": (48, 8192, 22016, 64, 8, 32000),
-    "70B": (80, 8192, 28672, 64, 8, 128256), "405B": (126, 16384, 53248, 128, 8, 128256),
-}  # fmt: skip
+    "7B": (32, 4096, 11008, 32, 32, 32000),
+    "13B": (40, 5120, 13824, 40, 40, 32000),
+    "34B": (48, 8192, 22016, 64, 8, 32000),
+    "70B": (80, 8192, 28672, 64, 8, 128256),
+    "405B": (126, 16384, 53248, 128, 8, 128256),
+}
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 ATTENTION = "grads_ds_on_meta"
 RUN_LAYERS = 3  # the outer two, and one that stands for all between
@@ -43,8 +48,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: rows of `length` tokens. mode: train, checkpointed or score. lora: adapters instead of all parameters.
-    layers: the groups that score records. sharded: ZeRO-3's linear layers are used."""
+    """One micro-batch: rows of `length` tokens. mode: train, checkpointed or score. lora: adapters
+    instead of all parameters. layers: the groups that score records. sharded: ZeRO-3's linear
+    layers are used.
+    """
 
     rows: int
     length: int
@@ -60,14 +67,20 @@ def model_config(path: str) -> Any:
     if path in NAMED:
         layers, width, inner, heads, kv_heads, vocabulary = NAMED[path]
         return LlamaConfig(
-            num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=heads,
-            num_key_value_heads=kv_heads, vocab_size=vocabulary, max_position_embeddings=8192,
-        )  # fmt: skip
+            num_hidden_layers=layers,
+            hidden_size=width,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            vocab_size=vocabulary,
+            max_position_embeddings=8192,
+        )
     try:
         return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.path: wanted a model's config.json, or one of {', '.join(NAMED)}; {path}: {str(error).splitlines()[0]}"
+            f"model.path: wanted a model's config.json, or one of {', '.join(NAMED)}; {path}:"
+            f" {str(error).splitlines()[0]}"
         ) from None
 
 
@@ -80,7 +93,7 @@ def with_layers(config: Any, layers: int, **changes: Any) -> Any:
 
 
 def on_meta(config: Any, dtype: torch.dtype, layers: int) -> Any:
-    """The causal language model of `config` on the meta device, in `dtype`, with `layers` layers."""
+    """The model of `config` on the meta device, in `dtype`, with `layers` layers."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(with_layers(config, layers), dtype=dtype)
 
@@ -94,21 +107,26 @@ def shape_of(config: Any) -> Shape:
     return Shape(first + (layers - 1) * (second - first), layers, table.shape[1], table.shape[0])
 
 
-def _attend(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> tuple[Any, None]:
+def _attend(
+    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
+) -> tuple[Any, None]:
     """Attention that computes nothing and keeps for its backward what fused kernels keep."""
     return _Fused.apply(query, key, value), None
 
 
 class _Fused(torch.autograd.Function):
-    """Queries [B, H, T, D], keys, values (not repeated where heads share them), the output and one number a row: not the T x T weights."""
+    """Queries [B, H, T, D], keys, values (not repeated where heads share them), the output and one
+    number a row: not the T x T weights.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
-        rows, heads, length, _ = (
-            query.shape
-        )  # kernels write [B, T, H, D], so that putting the heads together copies nothing
+        # kernels write [B, T, H, D], so that putting the heads together copies nothing
+        rows, heads, length, _ = query.shape
         out = query.new_empty(rows, length, heads, value.shape[-1])
-        ctx.save_for_backward(query, key, value, out, query.new_empty(rows, heads, length, dtype=torch.float32))
+        ctx.save_for_backward(
+            query, key, value, out, query.new_empty(rows, heads, length, dtype=torch.float32)
+        )
         return out
 
     @staticmethod
@@ -121,7 +139,9 @@ AttentionInterface.register(ATTENTION, _attend)  # and no mask of that name, so 
 
 
 class _Linear(torch.autograd.Function):
-    """y = x W^T (+ b) that keeps x, as deepspeed/runtime/zero/linear.py does for every weight (0.19.8)."""
+    """y = x W^T (+ b) that keeps x, as deepspeed/runtime/zero/linear.py does for every weight
+    (0.19.8).
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Any, weight: Any, bias: Any) -> Any:
@@ -145,10 +165,12 @@ def _inputs_kept() -> Iterator[None]:
 
 
 def timeline_of(config: Any, batch: Batch) -> Timeline:
-    """The events of one micro-batch, with the bytes of its activations (everything but parameters and their gradients).
+    """The events of one micro-batch, with the bytes of its activations (everything but parameters
+    and their gradients).
 
-    Training takes the loss over the logits of every position, as a Trainer does; score freezes the parameters and lets the gradient
-    enter at the last hidden state, behind the recorder's own pass over the head (every position taken for a target).
+    Training takes the loss over the logits of every position, as a Trainer does; score freezes the
+    parameters and lets the gradient enter at the last hidden state, behind the recorder's own pass
+    over the head (every position taken for a target).
     """
     layers = min(config.num_hidden_layers, RUN_LAYERS)
     model = on_meta(config, batch.dtype, layers)
@@ -166,7 +188,8 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
         counter.ignore(tensor)
     with counter:
         if batch.mode == "score":
-            # DeepSpeed's own linear layers, and those that are recorded, keep their input though their weight is frozen
+            # DeepSpeed's own linear layers, and those that are recorded, keep their input though
+            # their weight is frozen
             keeping = batch.sharded or set(batch.layers) - {"embedding", "lm_head"}
             with _inputs_kept() if keeping else contextlib.nullcontext():
                 _score(model, watch, batch, {"input_ids": tokens, "use_cache": False})
@@ -190,13 +213,17 @@ def _score(model: Any, watch: Watch, batch: Batch, inputs: dict[str, Any]) -> No
         if taken.element_size() < 4:
             taken = taken.float()
         seed = torch.empty_like(taken)
-        watch.head_runs(head_bytes(batch.rows, batch.length, vocabulary, width, head.weight.element_size()))
+        watch.head_runs(
+            head_bytes(batch.rows, batch.length, vocabulary, width, head.weight.element_size())
+        )
         given.extend((hidden, seed))
         return stand_in_logits(hidden.detach())
 
     # before any other hook of the table sees it, as the recorder does it within the lookup
     table = model.get_input_embeddings()
-    table.register_forward_hook(lambda module, args, output: output.requires_grad_(True), prepend=True)
+    table.register_forward_hook(
+        lambda module, args, output: output.requires_grad_(True), prepend=True
+    )
     with head_replaced(head, take):
         model(**inputs)
     watch.backward_begins()
@@ -205,12 +232,23 @@ def _score(model: Any, watch: Watch, batch: Batch, inputs: dict[str, Any]) -> No
 
 
 def head_bytes(
-    rows: int, length: int, vocabulary: int, width: int, dtype_bytes: int, budget: int = DEFAULT_BUDGET
+    rows: int,
+    length: int,
+    vocabulary: int,
+    width: int,
+    dtype_bytes: int,
+    budget: int = DEFAULT_BUDGET,
 ) -> int:
-    """What grads_ds/gradnorm/head.py holds at most beside its inputs and dL/dh: logits in fp32, and the rows of the weight they take."""
+    """What grads_ds/gradnorm/head.py holds at most beside its inputs and dL/dh: logits in fp32, and
+    the rows of the weight they take.
+    """
     whole = length * vocabulary <= budget
     chunk = vocabulary if whole else max(1, budget // length)
-    logits = min(rows, budget // (length * vocabulary)) * length * vocabulary if whole else 3 * length * chunk
+    logits = (
+        min(rows, budget // (length * vocabulary)) * length * vocabulary
+        if whole
+        else 3 * length * chunk
+    )
     upcast = chunk * width if dtype_bytes < 4 else 0
     product = chunk * width if length >= width else length * length
     return 4 * (logits + upcast + product)

@@ -1,8 +1,10 @@
-"""What happens in one micro-batch, event by event: when modules want their weights, when gradients come, how much is alive between.
+"""What happens in one micro-batch, event by event: when modules want their weights, when gradients
+come, how much is alive between.
 
-Runs the model's own code on the meta device: no weights, any size. Two or three layers are run, and the events of the middle one
-repeated for all the others, which are equal. The hooks sit where DeepSpeed's ZeRO-3 has its own (seen in 0.19.8,
-runtime/zero/parameter_offload.py): before and after each module's forward, at its outputs' and its inputs' gradients.
+Runs the model's own code on the meta device: no weights, any size. Two or three layers are run, and
+the events of the middle one repeated for all the others, which are equal. The hooks sit where
+DeepSpeed's ZeRO-3 has its own (seen in 0.19.8, runtime/zero/parameter_offload.py): before and after
+each module's forward, at its outputs' and its inputs' gradients.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Event:
-    """kind: fetch or release (of a module's own weights), gradient (of one weight), or head (the recorder's own pass, which takes `head`
-    bytes). by_gradient: in a hook of the backward pass; in_backward: while it runs (a checkpoint's second forward is in it). net, peak:
-    bytes of activations, change since the last event and the most that stood above it."""
+    """kind: fetch or release (of a module's own weights), gradient (of one weight), or head (the
+    recorder's own pass, which takes `head` bytes). by_gradient: in a hook of the backward pass;
+    in_backward: while it runs (a checkpoint's second forward is in it). net, peak: bytes of
+    activations, change since the last event and the most that stood above it.
+    """
 
     kind: str
     module: Name
@@ -69,15 +73,23 @@ class _Mark(torch.autograd.Function):
 
 
 class Watch:
-    """Notes the events of `model` while `counter` counts; call `backward_begins` between the passes."""
+    """Notes the events of `model` while `counter` counts; call `backward_begins` between the
+    passes.
+    """
 
     def __init__(self, model: nn.Module, counter: LiveBytes) -> None:
         self.counter, self.in_backward = counter, False
         self.events: list[Event] = []
         self._last = 0
-        layers = max((m for m in model.named_modules() if isinstance(m[1], nn.ModuleList)), key=lambda m: len(m[1]))[0]
+        layers = max(
+            (m for m in model.named_modules() if isinstance(m[1], nn.ModuleList)),
+            key=lambda m: len(m[1]),
+        )[0]
         self._layer = re.compile(re.escape(layers) + r"\.(\d+)(?:\.|$)")
-        self.weights = {self._name(name): Weight(p.numel(), p.requires_grad) for name, p in model.named_parameters()}
+        self.weights = {
+            self._name(name): Weight(p.numel(), p.requires_grad)
+            for name, p in model.named_parameters()
+        }
         named = {id(p): self._name(name) for name, p in model.named_parameters()}
         for path, module in model.named_modules():
             own = tuple(dict.fromkeys(named[id(p)] for p in module.parameters(recurse=False)))
@@ -96,15 +108,27 @@ class Watch:
 
     def _name(self, path: str) -> Name:
         found = self._layer.search(path)
-        return (int(found[1]), path[: found.start()] + "." + path[found.end() :]) if found else (None, path)
+        return (
+            (int(found[1]), path[: found.start()] + "." + path[found.end() :])
+            if found
+            else (None, path)
+        )
 
     def _note(
-        self, kind: str, module: Name, weights: tuple[Name, ...], by_gradient: bool, leaving: int = 0, head: int = 0
+        self,
+        kind: str,
+        module: Name,
+        weights: tuple[Name, ...],
+        by_gradient: bool,
+        leaving: int = 0,
+        head: int = 0,
     ) -> None:
         counter = self.counter
         now = counter.now - leaving
         net, peak = now - self._last, max(0, counter.peak - self._last)
-        self.events.append(Event(kind, module, weights, by_gradient, self.in_backward, net, peak, head))
+        self.events.append(
+            Event(kind, module, weights, by_gradient, self.in_backward, net, peak, head)
+        )
         self._last = counter.peak = now
 
     def _hook(self, module: nn.Module, name: Name, own: tuple[Name, ...]) -> None:
@@ -160,7 +184,9 @@ class Watch:
 
 
 def carried_on(events: Iterable[Event], weights: Mapping[Name, Weight], layers: int) -> Timeline:
-    """The timeline of a model of `layers` from that of one of three: what happens in the middle one happens in all but the outer two."""
+    """The timeline of a model of `layers` from that of one of three: what happens in the middle one
+    happens in all but the outer two.
+    """
     last = layers - 1
     found: list[Event] = []
     for layer, run in groupby(events, key=lambda event: event.module[0]):

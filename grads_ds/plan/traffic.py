@@ -1,8 +1,10 @@
-"""Bytes that one rank receives for one micro-batch and one step, and how many of them cross between hosts: pure arithmetic.
+"""Bytes that one rank receives for one micro-batch and one step, and how many of them cross between
+hosts: pure arithmetic.
 
-Ring collectives over N ranks move (N-1)/N of the whole through every rank, an all-reduce twice that. Under ZeRO-3 a micro-batch gathers
-what the replay says (grads_ds/plan/replay.py) and scatters the gradients; ZeRO-1 and 2 all-reduce them (DeepSpeed 0.19.8 does
-not scatter there) and gather the updated weights once a step. With hpZ the backward gathers stay inside a host. Sequence parallelism
+Ring collectives over N ranks move (N-1)/N of the whole through every rank, an all-reduce twice
+that. Under ZeRO-3 a micro-batch gathers what the replay says (grads_ds/plan/replay.py) and scatters
+the gradients; ZeRO-1 and 2 all-reduce them (DeepSpeed 0.19.8 does not scatter there) and gather the
+updated weights once a step. With hpZ the backward gathers stay inside a host. Sequence parallelism
 exchanges tokens for heads around every attention, within groups of neighbouring ranks.
 """
 
@@ -19,9 +21,11 @@ from grads_ds.plan.timeline import Timeline
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes received by one rank. first, later: weights gathered for the first micro-batch of a step, and for any later one; reductions:
-    gradients of one micro-batch; once_a_step: what a step adds; between_hosts: of a later micro-batch, over a rank's links; exchanged:
-    tokens for heads and back, of one micro-batch."""
+    """Bytes received by one rank. first, later: weights gathered for the first micro-batch of a
+    step, and for any later one; reductions: gradients of one micro-batch; once_a_step: what a step
+    adds; between_hosts: of a later micro-batch, over a rank's links; exchanged: tokens for heads
+    and back, of one micro-batch.
+    """
 
     first: float
     later: float
@@ -33,7 +37,9 @@ class Traffic:
     def step(self, micro_batches: int) -> float:
         """Bytes of one optimizer step."""
         every = self.reductions + self.exchanged
-        return self.first + (micro_batches - 1) * self.later + micro_batches * every + self.once_a_step
+        return (
+            self.first + (micro_batches - 1) * self.later + micro_batches * every + self.once_a_step
+        )
 
 
 def training_traffic(
@@ -50,16 +56,29 @@ def training_traffic(
     once = persistent(timeline, limits) * scale  # kept whole, gathered again after each step
     found = _gathered(replayed, scale, zero, hosts)
     reduced = trained * scale
-    return Traffic(found.first, found.later, reduced, once, found.between_hosts + (reduced if hosts > 1 else 0.0))
+    return Traffic(
+        found.first,
+        found.later,
+        reduced,
+        once,
+        found.between_hosts + (reduced if hosts > 1 else 0.0),
+    )
 
 
 def with_exchange(
-    traffic: Traffic, model: Any, tokens: int, size: int, passes: int, dtype_bytes: int, inside_a_host: bool
+    traffic: Traffic,
+    model: Any,
+    tokens: int,
+    size: int,
+    passes: int,
+    dtype_bytes: int,
+    inside_a_host: bool,
 ) -> Traffic:
     """Ulysses' exchanges among `size` ranks beside the rest (DeepSpeed 0.19.8).
 
-    Each layer exchanges its queries, keys, values and their outcome, for `tokens` on this rank. passes: 2 (forward, backward), or 3
-    where the forward is repeated. Key-value heads are repeated to one per rank.
+    Each layer exchanges its queries, keys, values and their outcome, for `tokens` on this rank.
+    passes: 2 (forward, backward), or 3 where the forward is repeated. Key-value heads are repeated
+    to one per rank.
     """
     heads = model.num_attention_heads
     width = getattr(model, "head_dim", None) or model.hidden_size // heads
@@ -67,12 +86,19 @@ def with_exchange(
     whole = model.num_hidden_layers * tokens * 2 * (heads + pairs) * width * dtype_bytes
     exchanged = passes * whole * (size - 1) / size
     return replace(
-        traffic, exchanged=exchanged, between_hosts=traffic.between_hosts + (0.0 if inside_a_host else exchanged)
+        traffic,
+        exchanged=exchanged,
+        between_hosts=traffic.between_hosts + (0.0 if inside_a_host else exchanged),
     )
 
 
-def scoring_traffic(replayed: Replayed, limits: Limits, zero: Mapping[str, Any], hosts: int) -> Traffic:
-    """Recording norms: the weights for forward and backward, nothing to reduce. There are no steps: every micro-batch is a later one."""
+def scoring_traffic(
+    replayed: Replayed, limits: Limits, zero: Mapping[str, Any], hosts: int
+) -> Traffic:
+    """Recording norms: the weights for forward and backward, nothing to reduce.
+
+    There are no steps: every micro-batch is a later one.
+    """
     if limits.stage < 3:
         return Traffic(0.0, 0.0, 0.0, 0.0, 0.0)
     found = _gathered(replayed, limits.dtype_bytes * (limits.ranks - 1) / limits.ranks, zero, hosts)
@@ -80,6 +106,10 @@ def scoring_traffic(replayed: Replayed, limits: Limits, zero: Mapping[str, Any],
 
 
 def _gathered(replayed: Replayed, scale: float, zero: Mapping[str, Any], hosts: int) -> Traffic:
-    first, later = ((f + b) * scale for f, b in zip(replayed.forward, replayed.backward, strict=True))
-    inside = replayed.backward[1] * scale if int(zero.get("zero_hpz_partition_size", 1)) > 1 else 0.0
+    first, later = (
+        (f + b) * scale for f, b in zip(replayed.forward, replayed.backward, strict=True)
+    )
+    inside = (
+        replayed.backward[1] * scale if int(zero.get("zero_hpz_partition_size", 1)) > 1 else 0.0
+    )
     return Traffic(first, later, 0.0, 0.0, later - inside if hosts > 1 else 0.0)

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML page about a run, and its evaluation as a plain-text table.
 
-Reads the run directory alone; writes report.html. `grads-ds report CONFIG` runs it. No torch import.
+Reads the run directory alone; writes report.html. `grads-ds report CONFIG` runs it. No torch
+import.
 
     gather.py    the run's files -> arrays and records
     outcome.py   evaluation.json -> table, differences, intervals;  verdict.py  the same in words
@@ -21,7 +22,10 @@ __all__ = ["report_table", "run_report"]
 
 
 def run_report(config: Config, run_dir: Path) -> None:
-    """Write `run_dir`/report.html. Raises UserError when the run has no score table or no selection."""
+    """Write `run_dir`/report.html.
+
+    Raises UserError when the run has no score table or no selection.
+    """
     from grads_ds.report.gather import gather
     from grads_ds.report.page import render
 

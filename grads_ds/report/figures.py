@@ -1,8 +1,8 @@
-"""The page's figures: arrays of a run in, inline SVG out. Pure and deterministic; a million samples draw as
-small as a thousand.
+"""The page's figures: arrays of a run in, inline SVG out. Pure and deterministic; a million samples
+draw as small as a thousand.
 
-Large pools are binned (histogram, two-way histogram); single points are drawn only up to fixed numbers, by an
-even stride.
+Large pools are binned (histogram, two-way histogram); single points are drawn only up to fixed
+numbers, by an even stride.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ COLOURS = 8
 
 
 def signal_histogram(subset: Subset, small: bool = False) -> Markup:
-    """The signal's histogram with the selected part of each bar, the estimated density and the selected
-    region.
+    """The signal's histogram with the selected part of each bar, the estimated density and the
+    selected region.
     """
     signal = subset.signal[np.isfinite(subset.signal)]
     chosen = subset.signal[subset.selected & np.isfinite(subset.signal)]
@@ -50,10 +50,15 @@ def signal_histogram(subset: Subset, small: bool = False) -> Markup:
     inside, taken = (np.histogram(np.clip(part, low, high), edges)[0] for part in (signal, chosen))
     width = edges[1] - edges[0]
     curve = subset.report.get("curve") or {}
-    x, pool = np.array(curve.get("signal") or [], dtype=float), np.array(curve.get("pool") or [], dtype=float)
+    x, pool = (
+        np.array(curve.get("signal") or [], dtype=float),
+        np.array(curve.get("pool") or [], dtype=float),
+    )
     expected = pool * len(signal) * width  # a density in the units of the bars: samples per bar
     within = (x >= low) & (x <= high)
-    top = 1.08 * max(1.0, float(inside.max()), float(expected[within].max()) if within.any() else 0.0)
+    top = 1.08 * max(
+        1.0, float(inside.max()), float(expected[within].max()) if within.any() else 0.0
+    )
     f = frame(430, 230, (low, high), (0, top)) if small else frame(960, 360, (low, high), (0, top))
     parts = [
         axes(
@@ -67,17 +72,27 @@ def signal_histogram(subset: Subset, small: bool = False) -> Markup:
     for start, end in subset.report.get("region") or []:
         a, b = max(start, low), min(end, high)
         if b > a:
-            parts.append(rectangle(f, a, b, 0, top, "region", f"selected region: {start:.4g} to {end:.4g}"))
+            parts.append(
+                rectangle(f, a, b, 0, top, "region", f"selected region: {start:.4g} to {end:.4g}")
+            )
     for i in range(len(inside)):
-        tip = f"signal {edges[i]:.4g} to {edges[i + 1]:.4g}: {inside[i]:,} samples, {taken[i]:,} selected"
+        tip = (
+            f"signal {edges[i]:.4g} to {edges[i + 1]:.4g}: {inside[i]:,} samples, {taken[i]:,}"
+            " selected"
+        )
         gap = 0.06 * width
-        parts.append(rectangle(f, edges[i] + gap, edges[i + 1] - gap, 0, float(inside[i]), "bar", tip))
-        parts.append(rectangle(f, edges[i] + gap, edges[i + 1] - gap, 0, float(taken[i]), "bar chosen", tip))
+        parts.append(
+            rectangle(f, edges[i] + gap, edges[i + 1] - gap, 0, float(inside[i]), "bar", tip)
+        )
+        parts.append(
+            rectangle(f, edges[i] + gap, edges[i + 1] - gap, 0, float(taken[i]), "bar chosen", tip)
+        )
     parts.append(line(f, x[within], expected[within], "curve", "estimated density"))
     drawing = svg(
         f,
         parts,
-        f"Histogram of the gradient signal of {len(signal)} samples, {len(chosen)} selected ({subset.name})",
+        f"Histogram of the gradient signal of {len(signal)} samples, {len(chosen)} selected"
+        f" ({subset.name})",
     )
     if small:
         return drawing
@@ -88,8 +103,8 @@ def signal_histogram(subset: Subset, small: bool = False) -> Markup:
 
 
 def length_scatter(scores: Scores, group: str, chosen: Subset, one_of: int = 1) -> Markup:
-    """Target tokens against one group's norm, both logarithmic; a shaded grid for a large pool, the selected
-    as points.
+    """Target tokens against one group's norm, both logarithmic; a shaded grid for a large pool, the
+    selected as points.
     """
     lengths, norms = scores.num_target_tokens, scores.norms[group]
     good = scores.ok & (lengths > 0) & np.isfinite(norms) & (norms > 0)
@@ -117,7 +132,11 @@ def length_scatter(scores: Scores, group: str, chosen: Subset, one_of: int = 1) 
         parts.append(cells(f, *grid, np.histogram2d(x, y, bins=grid)[0], "cell"))
     marked = np.flatnonzero(mine)[:: max(1, -(-int(mine.sum()) // MARKED))]
     parts.append(dots(f, x[marked], y[marked], "chosen", 1.7 if len(marked) > 150 else 2.4))
-    return svg(f, parts, f"{group} norm against target tokens of {len(x)} samples, {int(mine.sum())} selected")
+    return svg(
+        f,
+        parts,
+        f"{group} norm against target tokens of {len(x)} samples, {int(mine.sum())} selected",
+    )
 
 
 def loss_forest(outcome: Outcome, set_name: str) -> Markup:
@@ -132,29 +151,40 @@ def loss_forest(outcome: Outcome, set_name: str) -> Markup:
     parts = []
     for tick in f.x.ticks(4):
         parts.append(
-            f'<path class="grid" d="M{f.x(tick)} {top}V{bottom}"/>' + word(f.x(tick), bottom + 19, number(tick), "tick")
+            f'<path class="grid" d="M{f.x(tick)} {top}V{bottom}"/>'
+            + word(f.x(tick), bottom + 19, number(tick), "tick")
         )
     base = outcome.model("base")
     if base is not None and set_name in base.measures:
-        parts.append(f'<path class="reference" d="M{f.x(base.measures[set_name].loss)} {top}V{bottom}"/>')
+        parts.append(
+            f'<path class="reference" d="M{f.x(base.measures[set_name].loss)} {top}V{bottom}"/>'
+        )
     for i, (model, found) in enumerate(rows):
         y = top + step * (i + 0.5)
         style = "chosen" if model.name == "selected" else "plain"
         name = model.name if len(model.name) <= 26 else model.name[:25] + "…"
         parts.append(word(left - 10, y + 4, name, f"name {style}", "end"))
         if found.interval:
-            parts.append(f'<path class="whisker {style}" d="M{f.x(found.interval[0])} {y}H{f.x(found.interval[1])}"/>')
+            parts.append(
+                f'<path class="whisker {style}" d="M{f.x(found.interval[0])}'
+                f' {y}H{f.x(found.interval[1])}"/>'
+            )
         tip = Markup.escape(f"{model.name}: {found.loss:.4f}")
         parts.append(
-            f'<circle class="point {style}" cx="{f.x(found.loss)}" cy="{y}" r="4.5"><title>{tip}</title></circle>'
+            f'<circle class="point {style}" cx="{f.x(found.loss)}" cy="{y}"'
+            f' r="4.5"><title>{tip}</title></circle>'
         )
-    parts.append(word((left + right) / 2, f.height - 5, f"{set_name} loss (nats per token)", "label"))
+    parts.append(
+        word((left + right) / 2, f.height - 5, f"{set_name} loss (nats per token)", "label")
+    )
     return svg(f, parts, f"Loss of each model on {set_name}")
 
 
 def training_curves(curves: Mapping[str, tuple[Ints, Floats]]) -> Markup:
     """Loss against optimizer step, one line for each training run."""
-    shown = {name: (steps, loss) for name, (steps, loss) in curves.items() if np.isfinite(loss).any()}
+    shown = {
+        name: (steps, loss) for name, (steps, loss) in curves.items() if np.isfinite(loss).any()
+    }
     if not shown:
         return Markup('<p class="absent">No loss was logged.</p>')
     every = np.concatenate([loss for _, loss in shown.values()])

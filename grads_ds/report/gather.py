@@ -1,9 +1,9 @@
-"""What a run left behind, read into plain arrays and records. Reads the run directory alone; writes nothing;
-no torch.
+"""What a run left behind, read into plain arrays and records. Reads the run directory alone; writes
+nothing; no torch.
 
-Only scores/table.parquet and selection/ have to be there. Everything else (variants, evaluation, curves,
-state, the pool's texts) may be absent and is then None or empty, so that a report can be made of a run that
-stopped half-way.
+Only scores/table.parquet and selection/ have to be there. Everything else (variants, evaluation,
+curves, state, the pool's texts) may be absent and is then None or empty, so that a report can be
+made of a run that stopped half-way.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Scores:
-    """scores/table.parquet in the order of sample_id; every array [N]. `norms` by group: embedding, lm_head,
-    ...
+    """scores/table.parquet in the order of sample_id; every array [N]. `norms` by group: embedding,
+    lm_head, ...
     """
 
     sample_id: Ints
@@ -45,7 +45,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Subset:
-    """One selection, its arrays [N] in the order of `Scores`; NaN where a sample has no signal or density."""
+    """One selection, its arrays [N] in the order of `Scores`; NaN where a sample has no signal or
+    density.
+    """
 
     name: str
     report: dict[str, Any]
@@ -64,7 +66,9 @@ class Subset:
 
 @dataclass(frozen=True)
 class Timing:
-    """A finished unit of work: its name, how long it took (None: not recorded) and when it was done."""
+    """A finished unit of work: its name, how long it took (None: not recorded) and when it was
+    done.
+    """
 
     unit: str
     seconds: float | None
@@ -73,8 +77,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page shows. `curves`: name -> (step, loss). `prepared`, `evaluation`, `comparison`:
-    the JSON files as they stand.
+    """Everything the page shows. `curves`: name -> (step, loss). `prepared`, `evaluation`,
+    `comparison`: the JSON files as they stand.
     """
 
     run_dir: Path
@@ -90,20 +94,26 @@ class Run:
 
 
 def gather(config: Config, run_dir: Path) -> Run:
-    """Read the run. Raises UserError when there is no score table or no selection, or they do not fit each
-    other.
+    """Read the run. Raises UserError when there is no score table or no selection, or they do not
+    fit each other.
     """
     saved = _yaml(run_dir / "config.yaml")
     provenance = saved.pop("provenance", None) or {}
     scores = read_scores(run_dir / "scores/table.parquet")
     subsets = [read_subset(run_dir / "selection", MAIN, scores)]
-    for name in config.select.variants:  # a variant of an earlier config may have left its folder: it is not shown
+    # a variant of an earlier config may have left its folder: it is not shown
+    for name in config.select.variants:
         folder = run_dir / "selection/variants" / name
         if (folder / "selection.json").is_file():
             subsets.append(read_subset(folder, name, scores))
     folders = {"probe": run_dir / "tensorboard/probe"}
-    folders |= {name: run_dir / "tensorboard/sft" / name for name in dict.fromkeys([MAIN, *config.sft.variants])}
-    curves = {name: curve for name, folder in folders.items() if (curve := read_curve(folder)) is not None}
+    folders |= {
+        name: run_dir / "tensorboard/sft" / name
+        for name in dict.fromkeys([MAIN, *config.sft.variants])
+    }
+    curves = {
+        name: curve for name, folder in folders.items() if (curve := read_curve(folder)) is not None
+    }
     return Run(
         run_dir=run_dir,
         config=saved or config.model_dump(mode="json"),
@@ -121,9 +131,14 @@ def gather(config: Config, run_dir: Path) -> Run:
 def read_scores(path: Path) -> Scores:
     """The score table, sorted by sample_id. Raises UserError when it is missing."""
     if not path.is_file():
-        raise UserError(f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to probe")
+        raise UserError(
+            f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to"
+            " probe"
+        )
     table = pq.read_table(path)
-    table = table.drop_columns([name for name in ("sample_hash", "num_tokens") if name in table.column_names])
+    table = table.drop_columns(
+        [name for name in ("sample_hash", "num_tokens") if name in table.column_names]
+    )
     order = np.argsort(_ints(table["sample_id"]), kind="stable")
     status = table["status"].combine_chunks().dictionary_encode()
     words = status.dictionary.to_pylist()
@@ -138,14 +153,17 @@ def read_scores(path: Path) -> Scores:
             for name in table.column_names
             if name.endswith(NORM_SUFFIX)
         },
-        statuses={word: int(count) for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])},
+        statuses={
+            word: int(count)
+            for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])
+        },
         ok=np.isin(codes, [i for i, word in enumerate(words) if word == "ok"]),
     )
 
 
 def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
-    """A selection folder, aligned with `scores`. Raises UserError when it is missing or of another score
-    table.
+    """A selection folder, aligned with `scores`. Raises UserError when it is missing or of another
+    score table.
     """
     report = read_json(folder / "selection.json")
     path = folder / "selection.parquet"
@@ -155,7 +173,9 @@ def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
             "run: grads-ds run CONFIG --to select"
         )
     have = pq.read_schema(path).names
-    wanted = [c for c in ("sample_id", "signal", "density", "selected", "rank", "reason") if c in have]
+    wanted = [
+        c for c in ("sample_id", "signal", "density", "selected", "rank", "reason") if c in have
+    ]
     table = pq.read_table(path, columns=wanted)
     ids = _ints(table["sample_id"])
     order = np.argsort(ids, kind="stable")
@@ -176,8 +196,8 @@ def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
 
 
 def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]:
-    """row, source and metadata of these samples of prepared/pool, by id; samples that are not there are left
-    out.
+    """row, source and metadata of these samples of prepared/pool, by id; samples that are not there
+    are left out.
     """
     folder = run_dir / "prepared/pool"
     state = read_json(folder / "state.json")
@@ -189,16 +209,19 @@ def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]
             continue
         with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
             columns = [c for c in ("row", "source", "metadata") if c in reader.schema.names]
-            for batch in reader:  # mapped, not loaded: only the pages of the wanted rows are touched
+            # mapped, not loaded: only the pages of the wanted rows are touched
+            for batch in reader:
                 ids = batch.column("sample_id").to_numpy()
                 for place in np.flatnonzero(np.isin(ids, wanted)):
-                    found[int(ids[place])] = {c: batch.column(c)[int(place)].as_py() or "" for c in columns}
+                    found[int(ids[place])] = {
+                        c: batch.column(c)[int(place)].as_py() or "" for c in columns
+                    }
     return found
 
 
 def read_curve(folder: Path) -> tuple[Ints, Floats] | None:
-    """(step, loss) of a folder of TensorBoard event files; of a step written twice (a resumed run) the later
-    stands.
+    """(step, loss) of a folder of TensorBoard event files; of a step written twice (a resumed run)
+    the later stands.
     """
     if not folder.is_dir():
         return None
@@ -212,7 +235,8 @@ def read_curve(folder: Path) -> tuple[Ints, Floats] | None:
     tag = next((t for t in ("train/loss", "loss") if t in tags), None)
     if tag is None:
         return None
-    points = {event.step: event.value for event in events.Scalars(tag)}  # files in the order they were begun
+    # files in the order they were begun
+    points = {event.step: event.value for event in events.Scalars(tag)}
     if not points:
         return None
     steps = np.array(sorted(points), dtype=np.int64)
@@ -226,7 +250,9 @@ def read_timings(folder: Path) -> list[Timing]:
         record = read_json(file) or {}
         seconds = record.get("seconds")
         unit, finished = str(record.get("unit", file.stem)), str(record.get("finished", ""))
-        timings.append(Timing(unit, float(seconds) if isinstance(seconds, int | float) else None, finished))
+        timings.append(
+            Timing(unit, float(seconds) if isinstance(seconds, int | float) else None, finished)
+        )
     return sorted(timings, key=lambda t: t.finished)
 
 

@@ -1,9 +1,9 @@
 """What came of the training: held-out losses, their differences, and how sure they are.
 
-Pure: `evaluation.json` as a dict in, the table's rows out. Loss is in nats per target token; lower is
-better. A difference is model minus reference, so a negative one is a gain. Where evaluation names files of
-per-sample losses, a difference gets its own 95 % interval (paired bootstrap: the same held-out samples are
-redrawn for both models).
+Pure: `evaluation.json` as a dict in, the table's rows out. Loss is in nats per target token; lower
+is better. A difference is model minus reference, so a negative one is a gain. Where evaluation
+names files of per-sample losses, a difference gets its own 95 % interval (paired bootstrap: the
+same held-out samples are redrawn for both models).
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from grads_ds.report.gather import MAIN
 
-SAME_SIZE = 0.02  # two subsets are of the same size when their numbers of samples differ by at most this share
+# two subsets are of the same size when their numbers of samples differ by at most this share
+SAME_SIZE = 0.02
 RESAMPLES = 1000
 
 
@@ -51,8 +52,8 @@ class Measure:
 
 @dataclass(frozen=True)
 class Model:
-    """One line of the evaluation table. `trained_on`: samples (None: not trained). `randoms`: names of the
-    random subsets of its size.
+    """One line of the evaluation table. `trained_on`: samples (None: not trained). `randoms`: names
+    of the random subsets of its size.
     """
 
     name: str
@@ -65,8 +66,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The whole evaluation. `domain`: the sets that should improve; `general`: those that must not be
-    forgotten.
+    """The whole evaluation. `domain`: the sets that should improve; `general`: those that must not
+    be forgotten.
     """
 
     models: list[Model]
@@ -81,12 +82,17 @@ class Outcome:
 
 
 def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
-    """The table's rows: base, full, then by size; at one size random first, then the main selection."""
+    """The table's rows: base, full, then by size; at one size random first, then the main
+    selection.
+    """
     models: dict[str, Any] = evaluation.get("models", {})
     about: dict[str, Any] = evaluation.get("variants", {})
     sets = list(dict.fromkeys(name for measured in models.values() for name in measured))
     size = {name: about.get(name, {}).get("num_samples") for name in models}
-    method = {name: str(about.get(name, {}).get("method", "none" if name == "base" else "?")) for name in models}
+    method = {
+        name: str(about.get(name, {}).get("method", "none" if name == "base" else "?"))
+        for name in models
+    }
 
     def place(name: str) -> tuple[Any, ...]:
         group = {"base": 0, "full": 1}.get(name, 2)
@@ -97,7 +103,9 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
     for name in sorted(models, key=place):
         randoms = []
         if size[name] and method[name] not in ("random", "full"):
-            randoms = [n for n in models if method[n] == "random" and same_size(size[n], size[name])]
+            randoms = [
+                n for n in models if method[n] == "random" and same_size(size[n], size[name])
+            ]
         measures = {}
         for set_name, found in models[name].items():
             ci = found.get("loss_ci95")
@@ -105,14 +113,27 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
                 loss=float(found["loss"]),
                 perplexity=float(found.get("perplexity", math.exp(min(700.0, found["loss"])))),
                 interval=(float(ci[0]), float(ci[1])) if ci else None,
-                against_base=None if name == "base" else _difference(models, losses, name, ["base"], set_name),
+                against_base=(
+                    None
+                    if name == "base"
+                    else _difference(models, losses, name, ["base"], set_name)
+                ),
                 against_random=_difference(models, losses, name, sorted(randoms), set_name),
             )
         built.append(
-            Model(name, method[name], about.get(name, {}).get("budget"), size[name], measures, sorted(randoms))
+            Model(
+                name,
+                method[name],
+                about.get(name, {}).get("budget"),
+                size[name],
+                measures,
+                sorted(randoms),
+            )
         )
     domain = _kind(sets, "domain") or sets[:1]
-    general = _kind([s for s in sets if s not in domain], "general") or [s for s in sets if s not in domain]
+    general = _kind([s for s in sets if s not in domain], "general") or [
+        s for s in sets if s not in domain
+    ]
     paired = bool(losses) and all(pair is not None for pair in losses.values())
     return Outcome(built, sets, domain, general, paired)
 
@@ -131,10 +152,11 @@ def paired_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of the token-mean loss minus the mean of the references' token-mean losses.
+    """95 % percentile interval of the token-mean loss minus the mean of the references' token-mean
+    losses.
 
-    `losses`, each of `references`: float64 [N], a sample's mean loss over its target tokens; `tokens` int64
-    [N]. Samples are redrawn whole, the same ones for every model.
+    `losses`, each of `references`: float64 [N], a sample's mean loss over its target tokens;
+    `tokens` int64 [N]. Samples are redrawn whole, the same ones for every model.
     """
     gap = (losses - np.mean(references, axis=0)) * tokens
     rng = np.random.default_rng(seed)
@@ -156,7 +178,9 @@ def _difference(
     references = [r for r in references if set_name in models.get(r, {})]
     if not references:
         return None
-    value = float(models[name][set_name]["loss"]) - float(np.mean([models[r][set_name]["loss"] for r in references]))
+    value = float(models[name][set_name]["loss"]) - float(
+        np.mean([models[r][set_name]["loss"] for r in references])
+    )
     mine, theirs = losses[name, set_name], [losses[r, set_name] for r in references]
     if mine is None or any(pair is None or not np.array_equal(pair[1], mine[1]) for pair in theirs):
         return Difference(value, None)
@@ -164,8 +188,8 @@ def _difference(
 
 
 def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    """(loss float64 [N], num_target_tokens int64 [N]) of the parquet file the measurement names; None without
-    one.
+    """(loss float64 [N], num_target_tokens int64 [N]) of the parquet file the measurement names;
+    None without one.
     """
     name = found.get("sample_losses_file")
     if not isinstance(name, str) or not (run_dir / name).is_file():
@@ -174,7 +198,9 @@ def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray,
         table = pq.read_table(run_dir / name, columns=["loss", "num_target_tokens"])
     except (OSError, ValueError):  # another format than ours: the intervals are left out
         return None
-    return table["loss"].to_numpy().astype(np.float64), table["num_target_tokens"].to_numpy().astype(np.int64)
+    return table["loss"].to_numpy().astype(np.float64), table[
+        "num_target_tokens"
+    ].to_numpy().astype(np.int64)
 
 
 def _kind(sets: list[str], word: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""A gathered run -> the page's HTML. Everything the rows or the config say is escaped by the template."""
+"""A gathered run -> the page's HTML.
+
+Everything the rows or the config say is escaped by the template.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from grads_ds.report.tables import QUANTILES, composition, examples, norm_table,
 from grads_ds.report.tradeoff import task_rows, tradeoff
 from grads_ds.report.verdict import verdict
 
-DRAWN_GROUPS = ("embedding", "lm_head", "total")  # norms drawn against length; the others only in the table
+# norms drawn against length; the others only in the table
+DRAWN_GROUPS = ("embedding", "lm_head", "total")
 SMALL_HISTOGRAMS = 12
 
 
@@ -57,7 +61,10 @@ def render(run: Run) -> str:
         tradeoff=tradeoff(outcome) if outcome else None,
         tasks=task_rows(run.evaluation),
         histogram=figures.signal_histogram(main),
-        small=[(s, figures.signal_histogram(s, small=True)) for s in run.subsets[1 : 1 + SMALL_HISTOGRAMS]],
+        small=[
+            (s, figures.signal_histogram(s, small=True))
+            for s in run.subsets[1 : 1 + SMALL_HISTOGRAMS]
+        ],
         scatters=scatters(run.scores, main),
         marked=figures.MARKED,
         correlations=correlations(run.scores, main),
@@ -66,12 +73,22 @@ def render(run: Run) -> str:
         norms=norm_table(run.scores),
         quantiles=QUANTILES,
         examples=examples(run, lambda ids: read_rows(run.run_dir, ids)),
-        probe_curve=figures.training_curves({"probe": run.curves["probe"]}) if "probe" in run.curves else None,
-        sft_curves=figures.training_curves(sft)
-        if (sft := {k: v for k, v in run.curves.items() if k != "probe"})
-        else None,
+        probe_curve=(
+            figures.training_curves({"probe": run.curves["probe"]})
+            if "probe" in run.curves
+            else None
+        ),
+        sft_curves=(
+            figures.training_curves(sft)
+            if (sft := {k: v for k, v in run.curves.items() if k != "probe"})
+            else None
+        ),
         settings=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        prepared=yaml.safe_dump(run.prepared, sort_keys=False, allow_unicode=True, width=100) if run.prepared else None,
+        prepared=(
+            yaml.safe_dump(run.prepared, sort_keys=False, allow_unicode=True, width=100)
+            if run.prepared
+            else None
+        ),
         total_seconds=sum(t.seconds or 0 for t in run.timings),
     )
 
@@ -117,9 +134,13 @@ def scatters(scores: Scores, main: Subset) -> list[Any]:
 
 
 def correlations(scores: Scores, main: Subset) -> list[tuple[str, float | None]]:
-    """Rank correlation of target tokens with the signal and every norm, over the samples of status ok."""
+    """Rank correlation of target tokens with the signal and every norm, over the samples of status
+    ok.
+    """
     lengths = np.where(scores.ok, scores.num_target_tokens.astype(float), np.nan)
-    columns = {"signal": main.signal} | {f"{group} norm": values for group, values in scores.norms.items()}
+    columns = {"signal": main.signal} | {
+        f"{group} norm": values for group, values in scores.norms.items()
+    }
     return [(name, rank_correlation(lengths, values)) for name, values in columns.items()]
 
 
@@ -135,14 +156,20 @@ def compact(value: float | None) -> str:
     """Four significant digits."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{value:,.4g}".replace("-", "−") if abs(value) < 1e5 else f"{value:.3e}".replace("-", "−")
+    return (
+        f"{value:,.4g}".replace("-", "−") if abs(value) < 1e5 else f"{value:.3e}".replace("-", "−")
+    )
 
 
 def percent(share: float) -> str:
     """A share as a percentage, finer where it is small."""
     points = 100 * share
     return (
-        f"{points:.0f} %" if points >= 99.5 or points == 0 else f"{points:.1f} %" if points >= 1 else f"{points:.2g} %"
+        f"{points:.0f} %"
+        if points >= 99.5 or points == 0
+        else f"{points:.1f} %"
+        if points >= 1
+        else f"{points:.2g} %"
     )
 
 

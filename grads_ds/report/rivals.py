@@ -1,4 +1,6 @@
-"""selection/comparison.json -> the page's tables of every method at the same budgets: kinds kept, overlap with the main choice. Pure."""
+"""selection/comparison.json -> the page's tables of every method at the same budgets: kinds kept,
+overlap with the main choice. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,15 @@ from typing import Any
 
 from grads_ds.report.tables import printable
 
-KINDS_SHOWN = 8  # values of a field with a column of their own, those with the most varied shares first
+# values of a field with a column of their own, those with the most varied shares first
+KINDS_SHOWN = 8
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The share of a kind that a method keeps, and that share over the budget (1: as a random draw would)."""
+    """The share of a kind that a method keeps, and that share over the budget (1: as a random draw
+    would).
+    """
 
     share: float
     lift: float
@@ -21,7 +26,9 @@ class Kept:
 
 @dataclass(frozen=True)
 class RivalLine:
-    """One method: per budget its share of the main choice's samples (None: the main choice is empty), and what it keeps."""
+    """One method: per budget its share of the main choice's samples (None: the main choice is
+    empty), and what it keeps.
+    """
 
     method: str
     overlap: list[float | None]
@@ -48,7 +55,8 @@ class Rivals:
 
 
 def rivals_of(comparison: Mapping[str, Any] | None, selected: int) -> Rivals | None:
-    """The tables, one per field (one without kinds when no field tells samples apart); None when nothing was compared.
+    """The tables, one per field (one without kinds when no field tells samples apart); None when
+    nothing was compared.
 
     `selected`: how many samples the main choice has.
     """
@@ -56,24 +64,36 @@ def rivals_of(comparison: Mapping[str, Any] | None, selected: int) -> Rivals | N
         return None
     keys, methods = [str(key) for key in comparison["budgets"]], comparison["methods"]
     first = next(iter(methods.values()))[keys[0]]["kept"]
-    tables = [_table(field, list(values), keys, methods, selected) for field, values in first.items()]
+    tables = [
+        _table(field, list(values), keys, methods, selected) for field, values in first.items()
+    ]
     tables = tables or [_table("", [], keys, methods, selected)]
     skipped = {str(name): str(why) for name, why in comparison.get("skipped", {}).items()}
     return Rivals([float(key) for key in keys], selected, tables, skipped)
 
 
-def _table(field: str, kinds: list[str], keys: list[str], methods: Mapping[str, Any], selected: int) -> RivalTable:
+def _table(
+    field: str, kinds: list[str], keys: list[str], methods: Mapping[str, Any], selected: int
+) -> RivalTable:
     def shares(kind: str) -> list[float]:
         return [entry[key]["kept"][field][kind] for entry in methods.values() for key in keys]
 
     if len(kinds) > KINDS_SHOWN:
-        telling = sorted(kinds, key=lambda kind: (min(shares(kind)) - max(shares(kind)), kind))[:KINDS_SHOWN]
+        telling = sorted(kinds, key=lambda kind: (min(shares(kind)) - max(shares(kind)), kind))[
+            :KINDS_SHOWN
+        ]
         kinds = [kind for kind in kinds if kind in telling]
     lines = []
     for method, entry in methods.items():
-        overlap = [entry[key]["overlap_with_selected"] / selected if selected else None for key in keys]
+        overlap = [
+            entry[key]["overlap_with_selected"] / selected if selected else None for key in keys
+        ]
         kept = [
-            [Kept(share, share / float(key)) for kind in kinds for share in [entry[key]["kept"][field][kind]]]
+            [
+                Kept(share, share / float(key))
+                for kind in kinds
+                for share in [entry[key]["kept"][field][kind]]
+            ]
             for key in keys
         ]
         lines.append(RivalLine(printable(method), overlap, kept))

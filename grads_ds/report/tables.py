@@ -1,5 +1,5 @@
-"""The page's tables: composition of every subset, norms, and single samples as text. Pure, but for the pool's
-rows it asks for.
+"""The page's tables: composition of every subset, norms, and single samples as text. Pure, but for
+the pool's rows it asks for.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u20
 
 @dataclass(frozen=True)
 class Cell:
-    """One value's part in one subset. `lift`: its share of the subset over its share of the pool; None when
-    undefined.
+    """One value's part in one subset. `lift`: its share of the subset over its share of the pool;
+    None when undefined.
     """
 
     count: int
@@ -60,8 +60,8 @@ class Example:
 
 
 def composition(run: Run) -> dict[str, list[Line]]:
-    """Field -> lines. Length quartiles first made here, then source and metadata as selection.json counted
-    them.
+    """Field -> lines. Length quartiles first made here, then source and metadata as selection.json
+    counted them.
     """
     tables: dict[str, list[Line]] = {}
     main = run.subsets[0].report.get("composition") or {}
@@ -69,28 +69,35 @@ def composition(run: Run) -> dict[str, list[Line]]:
         counted = [subset.report.get("composition", {}).get(field, {}) for subset in run.subsets]
         values = sorted(counted[0], key=lambda v: (-counted[0][v]["pool"], v))
         entries = [
-            (v, int(counted[0][v]["pool"]), [int(c.get(v, {}).get("selected", 0)) for c in counted]) for v in values
+            (v, int(counted[0][v]["pool"]), [int(c.get(v, {}).get("selected", 0)) for c in counted])
+            for v in values
         ]
         tables[field] = _lines(entries)
-    tables["length"] = _lines(length_quartiles(run.scores, [subset.selected for subset in run.subsets]))
+    tables["length"] = _lines(
+        length_quartiles(run.scores, [subset.selected for subset in run.subsets])
+    )
     return tables
 
 
 def length_quartiles(scores: Scores, chosen: list[Bools]) -> list[tuple[str, int, list[int]]]:
-    """(name, samples of the pool, samples of each subset) by quartile of target tokens among the samples of
-    status ok.
+    """(name, samples of the pool, samples of each subset) by quartile of target tokens among the
+    samples of status ok.
     """
     lengths = scores.num_target_tokens[scores.ok]
     if not len(lengths):
         return []
-    tops = sorted({int(q) for q in np.quantile(lengths, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf")})
+    tops = sorted(
+        {int(q) for q in np.quantile(lengths, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf")}
+    )
     part = np.searchsorted(tops, lengths)
     entries = []
     for i, top in enumerate(tops):
         inside = part == i
         low = int(lengths[inside].min())
         name = f"{low:,} to {top:,} tokens" if low < top else f"{top:,} tokens"
-        entries.append((name, int(inside.sum()), [int((inside & mask[scores.ok]).sum()) for mask in chosen]))
+        entries.append(
+            (name, int(inside.sum()), [int((inside & mask[scores.ok]).sum()) for mask in chosen])
+        )
     return entries
 
 
@@ -98,7 +105,9 @@ def _lines(entries: list[tuple[str, int, list[int]]]) -> list[Line]:
     if not entries:
         return []
     total = max(1, sum(pool for _, pool, _ in entries))
-    sizes = [max(1, sum(column)) for column in zip(*(counts for _, _, counts in entries), strict=True)]
+    sizes = [
+        max(1, sum(column)) for column in zip(*(counts for _, _, counts in entries), strict=True)
+    ]
     kept = entries[:LISTED]
     rest = entries[LISTED:]
     if rest:
@@ -113,27 +122,36 @@ def _lines(entries: list[tuple[str, int, list[int]]]) -> list[Line]:
     lines = []
     for value, pool, counts in kept:
         share = pool / total
-        cells = [Cell(n, n / size, n / size / share if pool else None) for n, size in zip(counts, sizes, strict=True)]
+        cells = [
+            Cell(n, n / size, n / size / share if pool else None)
+            for n, size in zip(counts, sizes, strict=True)
+        ]
         lines.append(Line(printable(value) or "(empty)", pool, share, cells))
     return lines
 
 
 def norm_table(scores: Scores) -> list[tuple[str, list[float], int]]:
-    """(name, QUANTILES, number of finite values) of the loss, the length and every norm, over samples of
-    status ok.
+    """(name, QUANTILES, number of finite values) of the loss, the length and every norm, over
+    samples of status ok.
     """
     columns = {"loss": scores.loss, "target tokens": scores.num_target_tokens.astype(float)}
     columns |= {f"{group} norm": values for group, values in scores.norms.items()}
     table = []
     for name, values in columns.items():
         values = values[scores.ok & np.isfinite(values)]
-        table.append((name, [float(q) for q in np.quantile(values, QUANTILES)] if len(values) else [], len(values)))
+        table.append(
+            (
+                name,
+                [float(q) for q in np.quantile(values, QUANTILES)] if len(values) else [],
+                len(values),
+            )
+        )
     return table
 
 
 def rank_correlation(x: Floats, y: Floats) -> float | None:
-    """Spearman's rank correlation of the pairs that are finite; None with fewer than three or when one is
-    constant.
+    """Spearman's rank correlation of the pairs that are finite; None with fewer than three or when
+    one is constant.
     """
     from scipy.stats import rankdata
 
@@ -146,8 +164,12 @@ def rank_correlation(x: Floats, y: Floats) -> float | None:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def examples(run: Run, read: Callable[[list[int]], dict[int, dict[str, str]]]) -> list[tuple[str, str, list[Example]]]:
-    """(title, how to read it, samples): highest and lowest signal, and what the rule preferred most."""
+def examples(
+    run: Run, read: Callable[[list[int]], dict[int, dict[str, str]]]
+) -> list[tuple[str, str, list[Example]]]:
+    """(title, how to read it, samples): highest and lowest signal, and what the rule preferred
+    most.
+    """
     main, scores = run.subsets[0], run.scores
     finite = np.flatnonzero(np.isfinite(main.signal) & scores.ok)
     order = finite[np.argsort(main.signal[finite], kind="stable")]
@@ -193,18 +215,21 @@ def _example(scores: Scores, main: Subset, i: int, rows: dict[int, dict[str, str
         rank=rank,
         reason="" if main.reason is None else str(main.reason[i].as_py() or ""),
         source=printable(row.get("source", "")),
-        metadata=[(printable(k), printable(_text(v))[:80]) for k, v in metadata.items()]
-        if isinstance(metadata, dict)
-        else [],
+        metadata=(
+            [(printable(k), printable(_text(v))[:80]) for k, v in metadata.items()]
+            if isinstance(metadata, dict)
+            else []
+        ),
         parts=excerpt(row["row"]) if "row" in row else [],
     )
 
 
 def excerpt(row: str, limit: int = EXCERPT) -> list[tuple[str, str]]:
-    """A row's JSON as (role, text) parts, together about `limit` characters; what is cut ends in an ellipsis.
+    """A row's JSON as (role, text) parts, together about `limit` characters; what is cut ends in an
+    ellipsis.
 
-    Short parts are kept whole and leave their room to the long ones, so that a long prompt does not hide the
-    answer.
+    Short parts are kept whole and leave their room to the long ones, so that a long prompt does not
+    hide the answer.
     """
     parts = [(printable(role), printable(text).strip()) for role, text in _parts(row)]
     parts = [part for part in parts if part[1]][:12]
@@ -229,7 +254,11 @@ def _parts(row: str) -> list[tuple[str, str]]:
         turns = value.get(key)
         if isinstance(turns, list) and turns and all(isinstance(t, dict) for t in turns):
             return [
-                (str(t.get("role") or t.get("from") or "?"), _text(t.get("content", t.get("value", "")))) for t in turns
+                (
+                    str(t.get("role") or t.get("from") or "?"),
+                    _text(t.get("content", t.get("value", ""))),
+                )
+                for t in turns
             ]
     return [(str(key), _text(text)) for key, text in value.items() if text not in (None, "")]
 
@@ -239,7 +268,7 @@ def _text(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without control characters, text-direction overrides and lone surrogates, which no HTML page can
-    hold.
+    """Text without control characters, text-direction overrides and lone surrogates, which no HTML
+    page can hold.
     """
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))

@@ -10,8 +10,8 @@ from grads_ds.report.verdict import verdict
 
 
 def report_table(run_dir: Path) -> str:
-    """One line per model: base, full, then the subsets by size; per held-out set its loss and the difference
-    to base.
+    """One line per model: base, full, then the subsets by size; per held-out set its loss and the
+    difference to base.
 
     Reads evaluation.json (and the per-sample losses it names). Says so when there is none.
     """

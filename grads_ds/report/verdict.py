@@ -1,4 +1,6 @@
-"""The evaluation in words: was selecting worth it, against the base model, the full pool and random? Pure."""
+"""The evaluation in words: was selecting worth it, against the base model, the full pool and
+random? Pure.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ def verdict(outcome: Outcome) -> list[Sentence]:
     """What the main selection's numbers say, the unwelcome ones as plainly as the others."""
     chosen, base = outcome.model(MAIN), outcome.model("base")
     if chosen is None or base is None or not outcome.sets:
-        return [Sentence("The selected subset or the base model was not evaluated: there is no verdict.", "even")]
+        return [
+            Sentence(
+                "The selected subset or the base model was not evaluated: there is no verdict.",
+                "even",
+            )
+        ]
     full = outcome.model("full")
     said = []
     for name in outcome.domain:
@@ -43,8 +50,13 @@ def verdict(outcome: Outcome) -> list[Sentence]:
             rest = mine.loss - other
             said.append(
                 Sentence(
-                    f"The full pool ({full.trained_on:,} samples) reaches {other:.4f}: the subset is "
-                    + (f"{abs(rest):.4f} {'better' if rest < 0 else 'worse'}" if round(rest, 4) else "level with it")
+                    f"The full pool ({full.trained_on:,} samples) reaches {other:.4f}: the"
+                    " subset is "
+                    + (
+                        f"{abs(rest):.4f} {'better' if rest < 0 else 'worse'}"
+                        if round(rest, 4)
+                        else "level with it"
+                    )
                     + ".",
                     "good" if rest <= 0 else "bad",
                 )
@@ -56,7 +68,9 @@ def verdict(outcome: Outcome) -> list[Sentence]:
         if mine is None or mine.against_base is None:
             continue
         gap = mine.against_base
-        others = [(full, "full pool")] + [(outcome.model(r), f"random ({r})") for r in chosen.randoms]
+        others = [(full, "full pool")] + [
+            (outcome.model(r), f"random ({r})") for r in chosen.randoms
+        ]
         compared = ", ".join(
             f"{label} {m.measures[name].against_base.value:+.4f}"  # type: ignore[union-attr]
             for m, label in others
@@ -86,7 +100,11 @@ def _random_sentence(outcome: Outcome, chosen: Model, name: str, mine: Measure) 
         )
     draws = len(chosen.randoms)
     reach = np.mean(
-        [m.measures[name].loss for r in chosen.randoms if (m := outcome.model(r)) is not None and name in m.measures]
+        [
+            m.measures[name].loss
+            for r in chosen.randoms
+            if (m := outcome.model(r)) is not None and name in m.measures
+        ]
     )
     who = (
         f"A random subset of the same size reaches {reach:.4f}"
@@ -115,8 +133,15 @@ def _others(outcome: Outcome, name: str) -> list[Sentence]:
         if model.name == MAIN or found is None or found.against_random is None:
             continue
         gap = found.against_random
-        word = {"good": "beat random", "bad": "did not beat random", "even": "did not clearly beat random"}[gap.tone]
-        text = f"{model.name} ({model.trained_on:,} samples) {word} of its size: {gap.value:+.4f}{_sure(gap)}."
+        word = {
+            "good": "beat random",
+            "bad": "did not beat random",
+            "even": "did not clearly beat random",
+        }[gap.tone]
+        text = (
+            f"{model.name} ({model.trained_on:,} samples) {word} of its size:"
+            f" {gap.value:+.4f}{_sure(gap)}."
+        )
         said.append(Sentence(text, gap.tone))
     return said
 
@@ -126,4 +151,6 @@ def _moved(gap: float) -> str:
 
 
 def _sure(gap: Difference) -> str:
-    return f" (95 % interval {gap.interval[0]:+.4f} to {gap.interval[1]:+.4f})" if gap.interval else ""
+    return (
+        f" (95 % interval {gap.interval[0]:+.4f} to {gap.interval[1]:+.4f})" if gap.interval else ""
+    )

@@ -1,7 +1,8 @@
-"""The score table: parts written while the probe goes, merged into one table that holds every sample exactly once.
+"""The score table: parts written while the probe goes, merged into one table that holds every
+sample exactly once.
 
-`table` its columns, `totals` what ranks add up, `parts` what ranks append, `merge` parts -> `scores/table.parquet` and
-`scores/manifest.json`. No torch import.
+`table` its columns, `totals` what ranks add up, `parts` what ranks append, `merge` parts ->
+`scores/table.parquet` and `scores/manifest.json`. No torch import.
 """
 
 from grads_ds.scores.merge import IncompleteScores, merge
@@ -10,6 +11,17 @@ from grads_ds.scores.table import STATUSES, STEP, columns, make_rows, schema
 from grads_ds.scores.totals import Totals, summed_columns
 
 __all__ = [
-    "STATUSES", "STEP", "IncompleteScores", "PartWriter", "Recording", "Totals", "columns", "finished", "make_rows", "merge",
-    "prepare_parts", "schema", "summed_columns",
-]  # fmt: skip
+    "STATUSES",
+    "STEP",
+    "IncompleteScores",
+    "PartWriter",
+    "Recording",
+    "Totals",
+    "columns",
+    "finished",
+    "make_rows",
+    "merge",
+    "prepare_parts",
+    "schema",
+    "summed_columns",
+]

@@ -1,7 +1,9 @@
-"""Parts -> `scores/table.parquet` and `scores/manifest.json`, in ranges of ids, so that memory stays near one range.
+"""Parts -> `scores/table.parquet` and `scores/manifest.json`, in ranges of ids, so that memory
+stays near one range.
 
-Rows are dealt to ranges of the pool's ids, spilled beside the table when there is more than one range, then sorted, checked and
-written range by range. Nothing is published unless every id is there exactly once and the sums are the ranks' own. No torch import.
+Rows are dealt to ranges of the pool's ids, spilled beside the table when there is more than one
+range, then sorted, checked and written range by range. Nothing is published unless every id is
+there exactly once and the sums are the ranks' own. No torch import.
 """
 
 from __future__ import annotations
@@ -38,10 +40,12 @@ def merge(
     expected: Totals | None = None,
     range_rows: int = RANGE_ROWS,
 ) -> Totals:
-    """Merge the parts into `table.parquet`, ordered by id, and write `manifest.json`; returns the table's totals.
+    """Merge the parts into `table.parquet`, ordered by id, and write `manifest.json`; returns the
+    table's totals.
 
-    Raises IncompleteScores unless every expected id (int64 [N]) is there exactly once and the totals are the `expected` ones; then
-    nothing is published. Of rows recorded while training, which may see a sample twice, the earliest step's is taken.
+    Raises IncompleteScores unless every expected id (int64 [N]) is there exactly once and the
+    totals are the `expected` ones; then nothing is published. Of rows recorded while training,
+    which may see a sample twice, the earliest step's is taken.
     """
     files, starts = [], {}
     for file, recording in parts(folder, key):
@@ -53,19 +57,35 @@ def merge(
     wanted = np.sort(np.asarray(expected_ids, np.int64))
     totals = Totals(summed_columns(table_schema))
     faults = _Faults()
-    with atomic_path(folder / "table.parquet") as aside, pq.ParquetWriter(aside, table_schema) as writer:
+    with (
+        atomic_path(folder / "table.parquet") as aside,
+        pq.ParquetWriter(aside, table_schema) as writer,
+    ):
         for ids, table in _ranges(folder, files, wanted, range_rows):
             table = _sorted(table)
             faults.look(ids, table["sample_id"].to_numpy())
             totals.add(table)
             writer.write_table(table)
         faults.raise_if_any(folder, len(wanted))
-        if expected is not None and STEP not in table_schema.names and (differences := totals.differences(expected)):
+        if (
+            expected is not None
+            and STEP not in table_schema.names
+            and (differences := totals.differences(expected))
+        ):
             raise IncompleteScores(
-                f"{folder}: the merged table and the ranks' own sums differ: {'; '.join(differences)}"
+                f"{folder}: the merged table and the ranks' own sums differ:"
+                f" {'; '.join(differences)}"
             )
-    record = {"key": key, "rows": int(totals.counts[0]), "status": totals.status(), "columns": table_schema.names}
-    record |= {"id_sum": int(totals.counts[1]), "sums": dict(zip(totals.columns, totals.sums.tolist(), strict=True))}
+    record = {
+        "key": key,
+        "rows": int(totals.counts[0]),
+        "status": totals.status(),
+        "columns": table_schema.names,
+    }
+    record |= {
+        "id_sum": int(totals.counts[1]),
+        "sums": dict(zip(totals.columns, totals.sums.tolist(), strict=True)),
+    }
     publish_json(folder / "manifest.json", {**record, **manifest, "starts": list(starts.values())})
     return totals
 
@@ -73,10 +93,15 @@ def merge(
 def _ranges(
     folder: Path, files: list[Path], wanted: np.ndarray, range_rows: int
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """(expected ids, rows of the parts with ids in that range) for each range, ascending; together every row of every part."""
+    """(expected ids, rows of the parts with ids in that range) for each range, ascending; together
+    every row of every part.
+    """
     count = max(1, -(-len(wanted) // range_rows))
     if count == 1:
-        yield wanted, pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
+        yield (
+            wanted,
+            pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files]),
+        )
         return
     cuts = wanted[range_rows::range_rows]  # the first id of every range but the first
     spill = folder / ".merging"
@@ -152,5 +177,9 @@ class _Faults:
 
     def raise_if_any(self, folder: Path, wanted: int) -> None:
         if any(count for count, _ in self.found.values()):
-            text = ", ".join(f"{name} {count} {shown}" for name, (count, shown) in self.found.items())
-            raise IncompleteScores(f"{folder}: wanted every one of {wanted} samples exactly once; {text}; score again")
+            text = ", ".join(
+                f"{name} {count} {shown}" for name, (count, shown) in self.found.items()
+            )
+            raise IncompleteScores(
+                f"{folder}: wanted every one of {wanted} samples exactly once; {text}; score again"
+            )

@@ -1,7 +1,8 @@
 """Parts: what each rank appends to `scores/` while it scores, and what a later start finds of them.
 
-Writes `scores/part-*.parquet`, atomically, every few seconds. Each part carries what it was scored with (model, pool, settings), so
-that rows of another model or pool never mix in, and how (ranks, versions), which the manifest sums up. No torch import.
+Writes `scores/part-*.parquet`, atomically, every few seconds. Each part carries what it was scored
+with (model, pool, settings), so that rows of another model or pool never mix in, and how (ranks,
+versions), which the manifest sums up. No torch import.
 """
 
 from __future__ import annotations
@@ -25,13 +26,17 @@ from grads_ds.scores.totals import Totals, summed_columns
 
 FIELD = b"grads_ds"  # the parts' metadata: {"inputs": ..., "start": ...}
 PATIENCE = (
-    0.02  # parts grow rarer as a probe goes on, so that a day of it leaves hundreds of files per rank, not thousands
+    # parts grow rarer as a probe goes on, so that a day of it leaves hundreds of files per rank,
+    # not thousands
+    0.02
 )
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a score depends on (`inputs`, flat names and plain values) and how this start makes it (`start`)."""
+    """What a score depends on (`inputs`, flat names and plain values) and how this start makes it
+    (`start`).
+    """
 
     inputs: dict[str, Any]
     start: dict[str, Any] = field(default_factory=dict)
@@ -43,13 +48,24 @@ class Recording:
 
     def metadata(self) -> dict[bytes, bytes]:
         """As a part carries it."""
-        return {FIELD: json.dumps({"inputs": self.inputs, "start": self.start}, sort_keys=True).encode()}
+        return {
+            FIELD: json.dumps({"inputs": self.inputs, "start": self.start}, sort_keys=True).encode()
+        }
 
 
 class PartWriter:
-    """Collects one rank's rows and publishes them as parts; at most `seconds` of work, or 2 % of all of it, is unpublished."""
+    """Collects one rank's rows and publishes them as parts; at most `seconds` of work, or 2 % of
+    all of it, is unpublished.
+    """
 
-    def __init__(self, folder: Path, rank: int, recording: Recording, table_schema: pa.Schema, seconds: float = 5.0):
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        recording: Recording,
+        table_schema: pa.Schema,
+        seconds: float = 5.0,
+    ):
         self.folder, self.rank, self.seconds = folder, rank, seconds
         self.schema = table_schema.with_metadata(recording.metadata())
         self.totals = Totals(summed_columns(table_schema))  # of what this writer has published
@@ -76,7 +92,8 @@ class PartWriter:
 
 
 def parts(folder: Path, key: str | None = None) -> Iterator[tuple[Path, Recording]]:
-    """The parts (those scored with `key`, if one is given) in the order of their names, each with what it was scored with.
+    """The parts (those scored with `key`, if one is given) in the order of their names, each with
+    what it was scored with.
 
     Raises UserError for a file that is no part: somebody's, or damaged.
     """
@@ -86,17 +103,20 @@ def parts(folder: Path, key: str | None = None) -> Iterator[tuple[Path, Recordin
             recording = Recording(found["inputs"], found["start"])
         except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
             raise UserError(
-                f"{file}: wanted a part of the score table; found something else ({type(error).__name__}); remove the file, "
-                "the samples it may have held are scored again"
+                f"{file}: wanted a part of the score table; found something else"
+                f" ({type(error).__name__}); remove the file, the samples it may have held are"
+                " scored again"
             ) from None
         if key is None or recording.key == key:
             yield file, recording
 
 
 def prepare_parts(folder: Path, recording: Recording) -> int:
-    """Make `folder` ready for parts of `recording`; returns how many parts of an earlier, finished table were removed.
+    """Make `folder` ready for parts of `recording`; returns how many parts of an earlier, finished
+    table were removed.
 
-    Raises UserError when unfinished parts were scored with something else: they are neither mixed in nor thrown away unasked.
+    Raises UserError when unfinished parts were scored with something else: they are neither mixed
+    in nor thrown away unasked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".part-*.tmp"):  # half written by a rank that was killed
@@ -106,16 +126,21 @@ def prepare_parts(folder: Path, recording: Recording) -> int:
     unfinished = [other for _, other in strangers if other.key != finished_key]
     if unfinished:
         raise UserError(
-            f"{folder}: {len(unfinished)} parts of an unfinished probe were scored with something else: "
-            f"{_difference(unfinished[0].inputs, recording.inputs)}; restore it to go on, or remove {folder} to score anew"
+            f"{folder}: {len(unfinished)} parts of an unfinished probe were scored with something"
+            f" else: {_difference(unfinished[0].inputs, recording.inputs)}; restore it to go on, or"
+            f" remove {folder} to score anew"
         )
     for file, _ in strangers:
         file.unlink()
     return len(strangers)
 
 
-def finished(folder: Path, key: str, table_schema: pa.Schema) -> tuple[np.ndarray, Totals, dict[str, Any]]:
-    """What is scored with `key` already: sample ids int64 sorted, their totals, and how the first part was made ({}: no parts)."""
+def finished(
+    folder: Path, key: str, table_schema: pa.Schema
+) -> tuple[np.ndarray, Totals, dict[str, Any]]:
+    """What is scored with `key` already: sample ids int64 sorted, their totals, and how the first
+    part was made ({}: no parts).
+    """
     ids, totals = [np.empty(0, np.int64)], Totals(summed_columns(table_schema))
     start: dict[str, Any] = {}
     for file, recording in parts(folder, key):

@@ -1,4 +1,7 @@
-"""The columns of the score table and the rows of one micro-batch. Reads and writes nothing; no torch import."""
+"""The columns of the score table and the rows of one micro-batch.
+
+Reads and writes nothing; no torch import.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,14 @@ STEP = "step"  # in tables recorded while training: the optimizer step whose mod
 
 
 def columns(layers: Sequence[str] | str) -> list[str]:
-    """Names of the norm columns for the recorded groups, e.g. embedding_grad_norm; total only when all are recorded."""
+    """Names of the norm columns for the recorded groups, e.g.
+
+    embedding_grad_norm; total only when all are recorded.
+    """
     names = [*LAYER_GROUPS, "other"] if layers == "all" else list(layers)
-    return [f"{name}_grad_norm" for name in names] + (["total_grad_norm"] if layers == "all" else [])
+    return [f"{name}_grad_norm" for name in names] + (
+        ["total_grad_norm"] if layers == "all" else []
+    )
 
 
 def schema(norm_columns: Sequence[str], with_step: bool = False) -> pa.Schema:
@@ -45,14 +53,17 @@ def make_rows(
 ) -> list[dict[str, Any]]:
     """Table rows of one micro-batch. `norms` and `extras` map column names to [B].
 
-    A norm that is not finite is flagged, and kept; an extra column may be NaN where it does not exist for a sample.
+    A norm that is not finite is flagged, and kept; an extra column may be NaN where it does not
+    exist for a sample.
     """
     rows = []
     for b, sample in enumerate(samples):
         values = {name: float(column[b]) for name, column in norms.items()}
         # as the table holds them: a norm beyond float32 is infinite there
         with np.errstate(over="ignore"):
-            finite = bool(np.isfinite(np.array([float(loss[b]), *values.values()]).astype(np.float32)).all())
+            finite = bool(
+                np.isfinite(np.array([float(loss[b]), *values.values()]).astype(np.float32)).all()
+            )
         status = "nonfinite" if not finite else "no_target" if num_target_tokens[b] == 0 else "ok"
         rows.append(
             {

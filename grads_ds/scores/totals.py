@@ -1,4 +1,6 @@
-"""What can be added up over rows, parts and ranks, so that no row is lost, doubled or altered unseen. No torch import."""
+"""What can be added up over rows, parts and ranks, so that no row is lost, doubled or altered
+unseen. No torch import.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ def summed_columns(table_schema: pa.Schema) -> list[str]:
 
 @dataclass
 class Totals:
-    """What can be added up over ranks: `counts` int64 [rows, id sum, id digest, one per status]; `sums` float64 per summed column.
+    """What can be added up over ranks: `counts` int64 [rows, id sum, id digest, one per status];
+    `sums` float64 per summed column.
 
-    The digest adds up a scrambled form of every id, modulo 2^64: two wrong ids that happen to add up do not pass.
-    Sums leave out values that are not finite; those are counted by status.
+    The digest adds up a scrambled form of every id, modulo 2^64: two wrong ids that happen to add
+    up do not pass. Sums leave out values that are not finite; those are counted by status.
     """
 
     columns: list[str]
@@ -40,7 +43,12 @@ class Totals:
         statuses = table["status"]
         by_status = [int(pc.sum(pc.equal(statuses, status)).as_py() or 0) for status in STATUSES]
         with np.errstate(over="ignore"):
-            self.counts += [len(ids), int(ids.sum()), int(_scrambled(ids).sum().view(np.int64)), *by_status]
+            self.counts += [
+                len(ids),
+                int(ids.sum()),
+                int(_scrambled(ids).sum().view(np.int64)),
+                *by_status,
+            ]
         for place, name in enumerate(self.columns):
             values = table[name].to_numpy().astype(np.float64)
             self.sums[place] += values[np.isfinite(values)].sum()
@@ -59,7 +67,8 @@ class Totals:
         ]
         close = np.isclose(self.sums, other.sums, rtol=1e-9, atol=0)
         return found + [
-            f"sum of {self.columns[i]} {self.sums[i]!r} and {other.sums[i]!r}" for i in np.flatnonzero(~close)
+            f"sum of {self.columns[i]} {self.sums[i]!r} and {other.sums[i]!r}"
+            for i in np.flatnonzero(~close)
         ]
 
     def status(self) -> dict[str, int]:

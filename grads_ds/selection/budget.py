@@ -1,7 +1,8 @@
-"""How many: a fraction, a count, tokens, or adapted to the distribution; and how the budget spreads over
-strata.
+"""How many: a fraction, a count, tokens, or adapted to the distribution; and how the budget spreads
+over strata.
 
-Every rule takes the front of one order of preference, so that a larger budget holds every smaller one.
+Every rule takes the front of one order of preference, so that a larger budget holds every smaller
+one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from grads_ds.selection.numbers import Floats, Ints
 
 @dataclass(frozen=True)
 class Budget:
-    """`samples`: how many at most; `tokens`: how many tokens at most (None: no limit); `rule`: in words."""
+    """`samples`: how many at most; `tokens`: how many tokens at most (None: no limit); `rule`: in
+    words.
+    """
 
     samples: int
     tokens: int | None
@@ -26,11 +29,13 @@ class Budget:
     warnings: tuple[str, ...] = ()
 
 
-def resolve_budget(settings: SelectConfig, pool_size: int, judged: int, gain: Floats | None) -> Budget:
+def resolve_budget(
+    settings: SelectConfig, pool_size: int, judged: int, gain: Floats | None
+) -> Budget:
     """The budget of a pool of `pool_size` rows of which `judged` can be chosen.
 
-    A fraction is of the whole pool, rounded half up, at least one sample. Raises UserError when a count
-    exceeds the pool or when `auto` meets a method without a distribution.
+    A fraction is of the whole pool, rounded half up, at least one sample. Raises UserError when a
+    count exceeds the pool or when `auto` meets a method without a distribution.
     """
     if settings.budget_tokens is not None:
         return Budget(
@@ -41,9 +46,8 @@ def resolve_budget(settings: SelectConfig, pool_size: int, judged: int, gain: Fl
     if settings.budget == "auto":
         if gain is None:
             raise UserError(
-                f"select.budget: auto adapts to the distribution of GrADS's signal; method {settings.method} "
-                "has none; "
-                "give a fraction or a count"
+                "select.budget: auto adapts to the distribution of GrADS's signal; method"
+                f" {settings.method} has none; give a fraction or a count"
             )
         count = above_mean(gain)
         return Budget(count, None, f"auto: the {count} samples above the pool's mean preference")
@@ -52,8 +56,8 @@ def resolve_budget(settings: SelectConfig, pool_size: int, judged: int, gain: Fl
         count = int(budget)
         if count > pool_size:
             raise UserError(
-                f"select.budget: wanted at most the pool's {pool_size} samples; found {count}; lower it or "
-                "give 1.0 for all"
+                f"select.budget: wanted at most the pool's {pool_size} samples; found {count};"
+                " lower it or give 1.0 for all"
             )
         rule = f"{count} samples"
     else:
@@ -66,7 +70,8 @@ def resolve_budget(settings: SelectConfig, pool_size: int, judged: int, gain: Fl
 
 
 def above_mean(gain: Floats) -> int:
-    """Samples whose gain exceeds the mean; where the Lorenz curve of the gains lies farthest from equality.
+    """Samples whose gain exceeds the mean; where the Lorenz curve of the gains lies farthest from
+    equality.
 
     All equal: every sample (no part of the pool stands out).
     """
@@ -78,8 +83,8 @@ def spread(order: Ints, strata: NDArray[np.int64], balance: str) -> Ints:
     """The order in which strata take turns, each giving its samples in the order they stood.
 
     Proportional: the j-th sample (from 0) of a stratum of n goes to place (j + 1/2) / n, Webster's
-    (Sainte-Lague's) rule, whose quotas never shrink as the budget grows. Equal: to place j; small strata run
-    out and leave the rest to the others.
+    (Sainte-Lague's) rule, whose quotas never shrink as the budget grows. Equal: to place j; small
+    strata run out and leave the rest to the others.
     """
     if not len(order):
         return order
@@ -102,8 +107,8 @@ def front(order: Ints, budget: Budget, tokens: Ints | None) -> int:
     fits = int(np.searchsorted(total, budget.tokens, side="right"))
     if fits == 0 and count:
         raise UserError(
-            f"select.budget_tokens: wanted room for the first sample's {int(total[0])} tokens; found "
-            f"{budget.tokens}; raise it"
+            f"select.budget_tokens: wanted room for the first sample's {int(total[0])} tokens;"
+            f" found {budget.tokens}; raise it"
         )
     return fits
 

@@ -1,7 +1,8 @@
-"""One choice: score table and settings in, chosen samples and the reason for each out. Pure; no files.
+"""One choice: score table and settings in, chosen samples and the reason for each out. Pure; no
+files.
 
-All rows of the table are kept, in the order of sample_id; rows that cannot be chosen carry a reason instead
-of a rank.
+All rows of the table are kept, in the order of sample_id; rows that cannot be chosen carry a reason
+instead of a rank.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from grads_ds.selection.methods import score
 from grads_ds.selection.numbers import Floats, Ints
 from grads_ds.selection.table import ScoreTable
 
-# (row) -> None when the row is unlike every row accepted so far (and is now one of them), else the one it is
-# like
+# (row) -> None when the row is unlike every row accepted so far (and is now one of them), else the
+# one it is like
 SeenBefore = Callable[[int], int | None]
 
 
@@ -29,8 +30,9 @@ SeenBefore = Callable[[int], int | None]
 class Choice:
     """Arrays of the table's length, NaN or 0 where a row has none, and the choice itself.
 
-    `rank`: 1 is best. `reason`: indices into `reasons`. `weight`: mean 1 over the chosen, 0 elsewhere.
-    `chosen`: rows of the table in order of preference. `report`: what stands in selection.json.
+    `rank`: 1 is best. `reason`: indices into `reasons`. `weight`: mean 1 over the chosen, 0
+    elsewhere. `chosen`: rows of the table in order of preference. `report`: what stands in
+    selection.json.
     """
 
     sample_id: Ints
@@ -53,17 +55,19 @@ def choose(
     strata: NDArray[np.int64] | None = None,
     seen_before: SeenBefore | None = None,
 ) -> Choice:
-    """Choose from `table`. `strata`: a small non-negative code per row; `seen_before`: see `duplicates`.
+    """Choose from `table`. `strata`: a small non-negative code per row; `seen_before`: see
+    `duplicates`.
 
-    Raises UserError when no row can be chosen, a column is missing, or the budget does not fit the pool.
+    Raises UserError when no row can be chosen, a column is missing, or the budget does not fit the
+    pool.
     """
     n = len(table)
     good = table.eligible()
     statuses = table.count_by_status()
     if not good.any():
         raise UserError(
-            f"select: wanted at least one sample of status ok with finite scores; found {statuses}; "
-            "look into the probe's log"
+            f"select: wanted at least one sample of status ok with finite scores; found {statuses};"
+            " look into the probe's log"
         )
     rows = np.flatnonzero(good)
     part = table.rows(good) if len(rows) < n else table
@@ -71,8 +75,8 @@ def choose(
     judged = np.flatnonzero(np.isfinite(scored.preference))
     if not len(judged):
         raise UserError(
-            f"select.method: {settings.method} has a finite score for none of {len(part)} samples; choose "
-            "another method or look into its columns"
+            f"select.method: {settings.method} has a finite score for none of {len(part)} samples;"
+            " choose another method or look into its columns"
         )
     heard = [*scored.warnings]
     if len(rows) < n:
@@ -97,7 +101,9 @@ def choose(
         tokens = table.floats("num_tokens").astype(np.int64)
     chosen, twins = _take(order, budget, tokens, seen_before)
     if seen_before is not None and budget.tokens is None and len(chosen) < budget.samples:
-        heard.append(f"{len(chosen)} of {budget.samples} samples: all others are near-duplicates of these")
+        heard.append(
+            f"{len(chosen)} of {budget.samples} samples: all others are near-duplicates of these"
+        )
 
     signal, density, wanted = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
     signal[rows], wanted[rows] = scored.signal, scored.preference
@@ -107,8 +113,12 @@ def choose(
     rank[order] = np.arange(1, len(order) + 1)
     selected = np.zeros(n, dtype=bool)
     selected[chosen] = True
-    reason, reasons = reasons_of(table, settings, good, wanted, signal, selected, twins, stratified=strata is not None)
-    told = numbers_of(table, part, good, scored, settings, wanted, signal, chosen, seed, strata is not None)
+    reason, reasons = reasons_of(
+        table, settings, good, wanted, signal, selected, twins, stratified=strata is not None
+    )
+    told = numbers_of(
+        table, part, good, scored, settings, wanted, signal, chosen, seed, strata is not None
+    )
     heard += length_warning(settings, told["length"])
     report: dict[str, Any] = {
         "method": settings.method,
@@ -125,13 +135,25 @@ def choose(
         "notes": scored.notes,
     }
     weight = weigh(settings, selected, density, rank)
-    return Choice(table.sample_id, signal, density, selected, rank, reason, reasons, weight, chosen, report, heard)
+    return Choice(
+        table.sample_id,
+        signal,
+        density,
+        selected,
+        rank,
+        reason,
+        reasons,
+        weight,
+        chosen,
+        report,
+        heard,
+    )
 
 
 def _take(
     order: Ints, budget: budgets.Budget, tokens: Ints | None, seen_before: SeenBefore | None
 ) -> tuple[Ints, dict[int, int]]:
-    """The front of the order that the budget holds, and {dropped row: the accepted row it is like}."""
+    """The front of the order within the budget, and {dropped row: accepted row it is like}."""
     if seen_before is None:
         return order[: budgets.front(order, budget, tokens)], {}
     kept: list[int] = []
@@ -155,18 +177,21 @@ def _take(
     return np.array(kept, dtype=np.int64), twins
 
 
-def weigh(settings: SelectConfig, selected: NDArray[np.bool_], density: Floats, rank: Ints) -> Floats:
-    """Training weights of mean 1 over the chosen. Raises UserError when they want a density and none exists.
+def weigh(
+    settings: SelectConfig, selected: NDArray[np.bool_], density: Floats, rank: Ints
+) -> Floats:
+    """Training weights of mean 1 over the chosen. Raises UserError when they want a density and
+    none exists.
 
-    inverse_density: 1 / density, which evens out the distribution of the signal; preference: falling from the
-    first place to the last.
+    inverse_density: 1 / density, which evens out the distribution of the signal; preference:
+    falling from the first place to the last.
     """
     weight = selected.astype(np.float64)
     if settings.weights == "inverse_density":
         if not np.isfinite(density[selected]).all():
             raise UserError(
-                f"select.weights: inverse_density wants a method with a density; found {settings.method}; "
-                "use grads or weights: none"
+                "select.weights: inverse_density wants a method with a density; found"
+                f" {settings.method}; use grads or weights: none"
             )
         weight[selected] = 1.0 / density[selected]
     elif settings.weights == "preference" and selected.any():

@@ -1,8 +1,8 @@
-"""All methods side by side at the same budgets: how much of each kind of sample each keeps, and how far they
-agree.
+"""All methods side by side at the same budgets: how much of each kind of sample each keeps, and how
+far they agree.
 
-Works on a score table in memory; the stage writes the result to selection/comparison.json. Methods whose
-columns were not recorded are listed with the reason.
+Works on a score table in memory; the stage writes the result to selection/comparison.json. Methods
+whose columns were not recorded are listed with the reason.
 """
 
 from __future__ import annotations
@@ -25,11 +25,20 @@ Fields = Mapping[str, tuple[NDArray[np.int64], list[str]]]
 
 
 def contestants(main: SelectConfig) -> dict[str, dict[str, Any]]:
-    """The settings compared, by name: every region of GrADS with the main signal, the first also without its trend in length,
-    then every rival."""
-    regions: dict[str, dict[str, Any]] = {f"grads {name}": {"method": "grads", "region": name} for name in _REGIONS}
-    regions["grads density, length-corrected"] = {"method": "grads", "region": "density", "length_correction": True}
-    rivals = {name: {"method": name} for name in SelectConfig.METHODS if name not in ("grads", "mixture")}
+    """The settings compared, by name: every region of GrADS with the main signal, the first also
+    without its trend in length, then every rival.
+    """
+    regions: dict[str, dict[str, Any]] = {
+        f"grads {name}": {"method": "grads", "region": name} for name in _REGIONS
+    }
+    regions["grads density, length-corrected"] = {
+        "method": "grads",
+        "region": "density",
+        "length_correction": True,
+    }
+    rivals = {
+        name: {"method": name} for name in SelectConfig.METHODS if name not in ("grads", "mixture")
+    }
     mixed = {"mixture": {"method": "mixture"}} if main.mixture else {}
     return regions | rivals | mixed
 
@@ -45,10 +54,11 @@ def compare(
     chosen: NDArray[np.bool_],
     budgets: Sequence[float] = BUDGETS,
 ) -> dict[str, Any]:
-    """Per method and budget: samples, overlap with `chosen` (per row of the table), and per field and value
-    the share of its samples kept. `fields`: codes per row of the table and their values.
+    """Per method and budget: samples, overlap with `chosen` (per row of the table), and per field
+    and value the share of its samples kept. `fields`: codes per row of the table and their values.
 
-    Strata, near-duplicates, corrections for length and forget_less are left out: the methods are compared as they are.
+    Strata, near-duplicates, corrections for length and forget_less are left out: the methods are
+    compared as they are.
     """
     fields = {name: pair for name, pair in fields.items() if 1 < len(pair[1]) <= FIELD_VALUES}
     plain = main.model_dump(exclude={"variants"}) | {
@@ -80,7 +90,11 @@ def _entry(selected: NDArray[np.bool_], main: NDArray[np.bool_], fields: Fields)
     for name, (codes, values) in fields.items():
         pool = np.bincount(codes, minlength=len(values))
         mine = np.bincount(codes[selected], minlength=len(values))
-        kept[name] = {word: round(int(m) / int(p), 6) for word, m, p in zip(values, mine, pool, strict=True) if p}
+        kept[name] = {
+            word: round(int(m) / int(p), 6)
+            for word, m, p in zip(values, mine, pool, strict=True)
+            if p
+        }
     return {
         "samples": int(np.count_nonzero(selected)),
         "overlap_with_selected": both,
@@ -97,7 +111,9 @@ def as_markdown(comparison: Mapping[str, Any], field: str) -> str:
     lines = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
     for name, entry in methods.items():
         cells = [
-            f"{entry[budget]['kept'][field].get(word, 0):.1%}" for budget in comparison["budgets"] for word in values
+            f"{entry[budget]['kept'][field].get(word, 0):.1%}"
+            for budget in comparison["budgets"]
+            for word in values
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Covering a feature space with few samples: k-centre, exactly on small pools and by nested grids on large
-ones.
+"""Covering a feature space with few samples: k-centre, exactly on small pools and by nested grids
+on large ones.
 
-Up to `EXACT_LARGEST` samples: farthest-first traversal (Gonzalez 1985), within twice the best radius at every
-k. Above it: grids of halving cell size; each level chooses one sample of every occupied cell not yet
-represented, so that the order covers coarsely first, then finer, in time linear in the number of samples.
-Both orders are nested in k.
+Up to `EXACT_LARGEST` samples: farthest-first traversal (Gonzalez 1985), within twice the best
+radius at every k. Above it: grids of halving cell size; each level chooses one sample of every
+occupied cell not yet represented, so that the order covers coarsely first, then finer, in time
+linear in the number of samples. Both orders are nested in k.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ LEVELS = 10
 
 
 def cover_preference(features: Floats, sample_id: Ints, seed: int) -> Floats:
-    """A preference (higher first) whose k best samples cover `features` (n x d); ties in a cell go by seeded
-    key."""
+    """A preference (higher first) whose k best samples cover `features` (n x d); ties in a cell go
+    by seeded key.
+    """
     draw = uniforms(random_keys(sample_id, seed, purpose=4))
     if len(features) <= EXACT_LARGEST:
         return farthest_first(features)
@@ -27,8 +28,9 @@ def cover_preference(features: Floats, sample_id: Ints, seed: int) -> Floats:
 
 
 def farthest_first(features: Floats) -> Floats:
-    """Minus the step at which each sample is taken; the first is the one nearest the middle, ties by
-    position."""
+    """Minus the step at which each sample is taken; the first is the one nearest the middle, ties
+    by position.
+    """
     n = len(features)
     centre = np.median(features, axis=0)
     distance = np.full(n, np.inf)
@@ -43,8 +45,9 @@ def farthest_first(features: Floats) -> Floats:
 
 
 def grid_cover(features: Floats, draw: Floats) -> Floats:
-    """Minus (level at which a sample represents its cell) plus a draw in (0, 1) that orders a level's
-    samples."""
+    """Minus (level at which a sample represents its cell) plus a draw in (0, 1) that orders a
+    level's samples.
+    """
     n = len(features)
     low = features.min(axis=0)
     size = float(np.max(features.max(axis=0) - low)) or 1.0

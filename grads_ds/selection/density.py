@@ -1,10 +1,11 @@
 """Kernel density of the signal at every sample, in time linear in their number.
 
-The samples are binned linearly on a grid finer than the kernel and smoothed there by KDEpy's FFT estimator
-(Gaussian kernel); each sample's density is interpolated from the grid. A boundary at which norms pile up is
-mirrored: the mass that the kernel would lose beyond it is folded back. Bandwidths: Silverman 0.9 min(s,
-IQR/1.34) n^(-1/5), Scott min(s, IQR/1.35) n^(-1/5), ISJ (Botev, Grotowski, Kroese 2010) for several modes.
-Two columns (signal `joint`) are whitened and smoothed on a two-dimensional grid.
+The samples are binned linearly on a grid finer than the kernel and smoothed there by KDEpy's FFT
+estimator (Gaussian kernel); each sample's density is interpolated from the grid. A boundary at
+which norms pile up is mirrored: the mass that the kernel would lose beyond it is folded back.
+Bandwidths: Silverman 0.9 min(s, IQR/1.34) n^(-1/5), Scott min(s, IQR/1.35) n^(-1/5), ISJ (Botev,
+Grotowski, Kroese 2010) for several modes. Two columns (signal `joint`) are whitened and smoothed on
+a two-dimensional grid.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ GRID_STEPS_PER_BANDWIDTH = 16
 GRID_LARGEST = 2**18  # beyond it the farthest samples are treated as standing alone
 ISJ_SMALLEST = 50  # below it the fixed-point iteration has no support to converge on
 REACH = 5.0  # bandwidths beyond the outermost sample that the grid covers
-# KDEpy 1.1.12 cuts its kernel where it falls below 1e-4 in absolute terms, so that its result depends on the
-# unit of the data; handed over in a unit that makes the bandwidth this, the cut lies beyond five bandwidths
+# KDEpy 1.1.12 cuts its kernel where it falls below 1e-4 in absolute terms, so that its result
+# depends on the unit of the data; handed over in a unit that makes the bandwidth this, the cut lies
+# beyond five bandwidths
 KDEPY_WIDTH = 0.01
 JOINT_GRID = 1024  # points per axis at most
-JOINT_REACH = 12.0  # robust z-scores beyond this are drawn in to it before the two-dimensional estimate
+# robust z-scores beyond this are drawn in to it before the two-dimensional estimate
+JOINT_REACH = 12.0
 
 
 @dataclass(frozen=True)
 class Density:
-    """`at_samples` (n), the curve (`grid`, `curve`; empty in two dimensions) and how it came about."""
+    """`at_samples` (n), the curve (`grid`, `curve`; empty in 2-D) and how it was made."""
 
     at_samples: Floats
     grid: Floats
@@ -38,11 +41,13 @@ class Density:
     warnings: tuple[str, ...]
 
 
-def estimate(values: Floats, bandwidth: str | float = "silverman", mirror_at: float | None = None) -> Density:
+def estimate(
+    values: Floats, bandwidth: str | float = "silverman", mirror_at: float | None = None
+) -> Density:
     """Density of `values` (n >= 1, finite) at each of them, per unit of the values' axis.
 
-    `mirror_at`: a lower end of the axis, at or below the smallest value. All-equal values (one sample among
-    them) have no width: each gets density 1 and the bandwidth is 0.
+    `mirror_at`: a lower end of the axis, at or below the smallest value. All-equal values (one
+    sample among them) have no width: each gets density 1 and the bandwidth is 0.
     """
     n = len(values)
     low, high = float(values.min()), float(values.max())
@@ -76,11 +81,12 @@ def estimate(values: Floats, bandwidth: str | float = "silverman", mirror_at: fl
 
 
 def estimate_joint(x: Floats, y: Floats, bandwidth: str | float = "silverman") -> Density:
-    """Two-dimensional density of (x, y) at each sample; one-dimensional when y says nothing beyond x.
+    """Two-dimensional density of (x, y) at each sample; one-dimensional when y says nothing beyond
+    x.
 
-    The columns are standardised and decorrelated first; a rule's width is n^(-1/6) (Silverman's and Scott's
-    rules agree in two dimensions; ISJ has no such form and stands for the same), a number is taken in those
-    units.
+    The columns are standardised and decorrelated first; a rule's width is n^(-1/6) (Silverman's and
+    Scott's rules agree in two dimensions; ISJ has no such form and stands for the same), a number
+    is taken in those units.
     """
     n = len(x)
     u, v, notes = _whitened(x, y)
@@ -118,7 +124,9 @@ def choose_bandwidth(values: Floats, rule: str | float) -> tuple[float, list[str
     notes: list[str] = []
     n = len(values)
     if rule == "isj" and n < ISJ_SMALLEST:
-        notes.append(f"ISJ wants at least {ISJ_SMALLEST} samples, found {n}: Silverman's rule instead")
+        notes.append(
+            f"ISJ wants at least {ISJ_SMALLEST} samples, found {n}: Silverman's rule instead"
+        )
         rule = "silverman"
     if rule == "isj":
         from KDEpy.bw_selection import improved_sheather_jones
@@ -144,10 +152,13 @@ def choose_bandwidth(values: Floats, rule: str | float) -> tuple[float, list[str
 def _window(
     values: Floats, low: float, high: float, width: float, mirror_at: float | None
 ) -> tuple[tuple[float, float], int]:
-    """The stretch that the grid covers and the number of samples outside it (0 unless outliers would blow up
-    the grid)."""
+    """The stretch that the grid covers and the number of samples outside it (0 unless outliers
+    would blow up the grid).
+    """
     low = low if mirror_at is None else mirror_at
-    room = (GRID_LARGEST - 2 * REACH * GRID_STEPS_PER_BANDWIDTH - 4) * width / GRID_STEPS_PER_BANDWIDTH
+    room = (
+        (GRID_LARGEST - 2 * REACH * GRID_STEPS_PER_BANDWIDTH - 4) * width / GRID_STEPS_PER_BANDWIDTH
+    )
     if high - low <= room:
         return (low, high), 0
     middle = float(np.partition(values, len(values) // 2)[len(values) // 2])
@@ -174,7 +185,12 @@ def _bin_2d(a: Floats, b: Floats, size: int) -> Floats:
     i, j = np.floor(a).astype(np.int64), np.floor(b).astype(np.int64)
     s, t = np.rint((a - i) * 1024.0) / 1024.0, np.rint((b - j) * 1024.0) / 1024.0
     total = np.zeros(size * size)
-    for di, dj, share in ((0, 0, (1 - s) * (1 - t)), (1, 0, s * (1 - t)), (0, 1, (1 - s) * t), (1, 1, s * t)):
+    for di, dj, share in (
+        (0, 0, (1 - s) * (1 - t)),
+        (1, 0, s * (1 - t)),
+        (0, 1, (1 - s) * t),
+        (1, 1, s * t),
+    ):
         total += np.bincount((i + di) * size + j + dj, weights=share, minlength=size * size)
     return total.reshape(size, size)
 
@@ -205,7 +221,8 @@ def _smooth_2d(counts: Floats, step: float, width: float) -> Floats:
 
 
 def _interpolate(curve: Floats, place: Floats) -> Floats:
-    # plain multiplications and additions, each rounded alike everywhere; np.interp may contract them
+    # plain multiplications and additions, each rounded alike everywhere; np.interp may contract
+    # them
     place = np.clip(place, 0.0, float(len(curve) - 1))
     left = place.astype(np.int64)  # place >= 0: the floor
     np.minimum(left, len(curve) - 2, out=left)
@@ -225,8 +242,9 @@ def _interpolate_2d(surface: Floats, a: Floats, b: Floats) -> Floats:
 
 
 def _whitened(x: Floats, y: Floats) -> tuple[Floats, Floats | None, list[str]]:
-    """Two columns of robust z-scores, decorrelated; None for the second when it is a function of the
-    first."""
+    """Two columns of robust z-scores, decorrelated; None for the second when it is a function of
+    the first.
+    """
     if not np.any(y != y[0]):
         return x, None, ["the second group's norms are all equal: density of the first alone"]
     if not np.any(x != x[0]):

@@ -19,18 +19,18 @@ _WORD = re.compile(r"\w+")
 
 
 def seen_before(text_of: Callable[[int], str], threshold: float) -> Callable[[int], int | None]:
-    """A function of a row: the accepted row it resembles (estimated Jaccard >= `threshold`), else None, and
-    it is accepted.
+    """A function of a row: the accepted row it resembles (estimated Jaccard >= `threshold`), else
+    None, and it is accepted.
 
-    `text_of` gives a row's JSON. Of several alike the earliest accepted is named. Raises UserError without
-    datasketch.
+    `text_of` gives a row's JSON. Of several alike the earliest accepted is named. Raises UserError
+    without datasketch.
     """
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError:
         raise UserError(
-            "select.near_duplicates: wanted the package datasketch; found none installed; pip install "
-            "datasketch, or set near_duplicates: null"
+            "select.near_duplicates: wanted the package datasketch; found none installed; pip"
+            " install datasketch, or set near_duplicates: null"
         ) from None
     # the buckets only propose: the estimate decides, so they may be generous
     buckets = MinHashLSH(threshold=max(0.05, threshold - 0.1), num_perm=PERMUTATIONS)
@@ -62,7 +62,12 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, dict):
-        return [text for key in sorted(value) if key not in ("role", "from") for text in _texts(value[key])]
+        return [
+            text
+            for key in sorted(value)
+            if key not in ("role", "from")
+            for text in _texts(value[key])
+        ]
     if isinstance(value, list):
         return [text for item in value for text in _texts(item)]
     return []

@@ -1,4 +1,6 @@
-"""Why each sample is in or out, and the numbers behind a choice: what selection.json and the report show."""
+"""Why each sample is in or out, and the numbers behind a choice: what selection.json and the report
+show.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def numbers_of(
     seed: int,
     stratified: bool,
 ) -> dict[str, Any]:
-    """Thresholds, bandwidth, quantiles, curve, region, overlap with random and the length diagnostic."""
+    """Thresholds, bandwidth, quantiles, curve, region, overlap with random and the length
+    diagnostic.
+    """
     worst = float(np.min(wanted[chosen]))
     found = {
         "thresholds": {
@@ -81,14 +85,18 @@ def numbers_of(
         },
         "bandwidth": None if scored.density is None else _json(scored.density.bandwidth),
         "signal_quantiles": quantiles(scored.signal),
-        "curve": None if scored.density is None else curve(scored.density, signal[chosen], scored.signal),
+        "curve": (
+            None if scored.density is None else curve(scored.density, signal[chosen], scored.signal)
+        ),
         "region": None if stratified else region(scored, settings, worst),
         "versus_random": versus_random(table.sample_id, good, chosen, seed),
         "length": None,
     }
     if "num_target_tokens" in table.columns:
         lengths = table.floats("num_target_tokens")
-        found["length"] = length_diagnostic(part.floats("num_target_tokens"), scored.signal, lengths[chosen])
+        found["length"] = length_diagnostic(
+            part.floats("num_target_tokens"), scored.signal, lengths[chosen]
+        )
     return found
 
 
@@ -97,28 +105,43 @@ def quantiles(values: Floats) -> dict[str, float | None]:
     values = values[np.isfinite(values)]
     if not len(values):
         return {}
-    return {f"{mark:g}": _json(value) for mark, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)}
+    return {
+        f"{mark:g}": _json(value)
+        for mark, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
+    }
 
 
 def curve(density: Density, inside: Floats, values: Floats) -> dict[str, list[float] | None] | None:
-    """The density of the pool, and of the chosen, along the signal's central 99.8 %; None without a grid."""
+    """The density of the pool, and of the chosen, along the signal's central 99.8 %; None without a
+    grid.
+    """
     if not len(density.grid):
         return None
     # outliers would leave the picture to two points
     low, high = np.quantile(values, [0.001, 0.999])
     reach = 3 * density.bandwidth
-    x = np.linspace(max(low - reach, density.grid[0]), min(high + reach, density.grid[-1]), CURVE_POINTS)
+    x = np.linspace(
+        max(low - reach, density.grid[0]), min(high + reach, density.grid[-1]), CURVE_POINTS
+    )
     pool = np.interp(x, density.grid, density.curve)
     mine = estimate(inside)
-    own = _list(np.interp(x, mine.grid, mine.curve, left=0.0, right=0.0)) if len(mine.grid) else None
+    own = (
+        _list(np.interp(x, mine.grid, mine.curve, left=0.0, right=0.0)) if len(mine.grid) else None
+    )
     return {"signal": _list(x), "pool": _list(pool), "selected": own}
 
 
 def region(scored: Scored, settings: SelectConfig, worst: float) -> list[list[float]] | None:
-    """The stretches of the signal whose preference is at least the least chosen one's; None where the rule is
-    not one of the signal alone."""
+    """The stretches of the signal whose preference is at least the least chosen one's; None where
+    the rule is not one of the signal alone.
+    """
     density = scored.density
-    if settings.method != "grads" or settings.forget_less > 0 or density is None or not len(density.grid):
+    if (
+        settings.method != "grads"
+        or settings.forget_less > 0
+        or density is None
+        or not len(density.grid)
+    ):
         return None
     if settings.region == "density":
         return intervals(density.grid, density.curve >= worst)
@@ -128,7 +151,9 @@ def region(scored: Scored, settings: SelectConfig, worst: float) -> list[list[fl
     return None
 
 
-def versus_random(sample_id: Ints, good: NDArray[np.bool_], chosen: Ints, seed: int) -> dict[str, Any]:
+def versus_random(
+    sample_id: Ints, good: NDArray[np.bool_], chosen: Ints, seed: int
+) -> dict[str, Any]:
     """Overlap with the subset of the same size that method random chooses with the same seed."""
     rows = np.flatnonzero(good)
     k = len(chosen)
@@ -145,7 +170,9 @@ def versus_random(sample_id: Ints, good: NDArray[np.bool_], chosen: Ints, seed: 
 
 
 def length_diagnostic(lengths: Floats, signal: Floats, chosen: Floats) -> dict[str, Any]:
-    """Does the signal only measure length? Its rank correlation with target tokens, and mean lengths."""
+    """Does the signal only measure length? Its rank correlation with target tokens, and mean
+    lengths.
+    """
     step = -(-len(lengths) // DIAGNOSED)
     return {
         "spearman_signal_length": spearman(signal[::step], lengths[::step]),

@@ -1,8 +1,10 @@
-"""The criteria by name: GrADS itself, its controls (random, length_matched), mixtures by rank, the rivals, and plugins.
+"""The criteria by name: GrADS itself, its controls (random, length_matched), mixtures by rank, the
+rivals, and plugins.
 
-A criterion is a function (table of eligible rows, settings, seed) -> Scored. A plugin is the same in another
-package: an entry point of group `grads_ds.selection` naming a function (table, settings, seed) -> array of
-preferences, higher first, NaN for a sample it cannot judge (example in docs/selection.md).
+A criterion is a function (table of eligible rows, settings, seed) -> Scored. A plugin is the same
+in another package: an entry point of group `grads_ds.selection` naming a function (table, settings,
+seed) -> array of preferences, higher first, NaN for a sample it cannot judge (example in
+docs/selection.md).
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ BINS, BIN_SAMPLES = 200, 20  # of length_matched: the most bins, the fewest samp
 
 @dataclass(frozen=True)
 class Scored:
-    """What a criterion says of each row: `preference` (higher first, NaN: cannot judge), the `signal` it
-    looks at, that signal's density where it is part of the method, and notes for selection.json."""
+    """What a criterion says of each row: `preference` (higher first, NaN: cannot judge), the
+    `signal` it looks at, that signal's density where it is part of the method, and notes for
+    selection.json.
+    """
 
     preference: Floats
     signal: Floats
@@ -42,7 +46,10 @@ Criterion = Callable[[ScoreTable, SelectConfig, int], Scored]
 
 
 def score(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Apply the method that the settings name. Raises UserError for missing columns or a faulty plugin."""
+    """Apply the method that the settings name.
+
+    Raises UserError for missing columns or a faulty plugin.
+    """
     from grads_ds.selection.rivals import RIVALS
 
     built_in: dict[str, Criterion] = {
@@ -70,15 +77,23 @@ def signal_and_density(table: ScoreTable, settings: SelectConfig) -> tuple[Signa
 
 
 def grads(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Gradient-aware data selection: signal, density, region; with `forget_less`, less the conflict with an
-    anchor."""
+    """Gradient-aware data selection: signal, density, region; with `forget_less`, less the conflict
+    with an anchor.
+    """
     signal, density = signal_and_density(table, settings)
-    wanted = region.preference(settings, table.sample_id, signal.values, density.at_samples, signal.magnitude, seed)
+    wanted = region.preference(
+        settings, table.sample_id, signal.values, density.at_samples, signal.magnitude, seed
+    )
     notes = dict(signal.notes)
     heard = list(density.warnings)
     groups = settings.groups if settings.signal in SelectConfig.COMBINATIONS else []
-    if len(groups) > 1 and all(np.array_equal(table.norms(groups[0]), table.norms(g)) for g in groups[1:]):
-        heard.append(f"groups {', '.join(groups)} have the same norms, as tied weights do: the signal is one group's")
+    if len(groups) > 1 and all(
+        np.array_equal(table.norms(groups[0]), table.norms(g)) for g in groups[1:]
+    ):
+        heard.append(
+            f"groups {', '.join(groups)} have the same norms, as tied weights do: the signal is one"
+            " group's"
+        )
     if settings.region == "band":
         notes["band_edges"] = list(region.band_edges(signal.values, settings.band))
     gain = {"density": density.at_samples, "sample": density.at_samples, "mass": wanted}.get(
@@ -93,14 +108,19 @@ def grads(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def conflict(table: ScoreTable) -> Floats:
-    """How far each sample's gradient opposes the anchor's: max(0, -cosine), the mean over the recorded
-    groups."""
+    """How far each sample's gradient opposes the anchor's: max(0, -cosine), the mean over the
+    recorded groups.
+    """
     cosines = table.prefixed("anchor_cosine_")
-    return rounded(np.mean([np.maximum(0.0, -np.nan_to_num(value)) for value in cosines.values()], axis=0))
+    return rounded(
+        np.mean([np.maximum(0.0, -np.nan_to_num(value)) for value in cosines.values()], axis=0)
+    )
 
 
 def random(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Uniformly at random, from the seed and the sample's id; the signal shown is GrADS's, for comparison."""
+    """Uniformly at random, from the seed and the sample's id; the signal shown is GrADS's, for
+    comparison.
+    """
     draw = uniforms(random_keys(table.sample_id, seed))
     try:
         signal, density = signal_and_density(table, settings)
@@ -110,15 +130,17 @@ def random(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def length_matched(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """A control: random, but as long as what GrADS chooses. Within bins of like length, GrADS's preferences are dealt out at random.
+    """A control: random, but as long as what GrADS chooses. Within bins of like length, GrADS's
+    preferences are dealt out at random.
 
-    At every budget the subset holds as many samples of each bin as GrADS's at the same settings. Bins: up to 200, of 20 samples or
-    more each where lengths differ; equal lengths share a bin.
+    At every budget the subset holds as many samples of each bin as GrADS's at the same settings.
+    Bins: up to 200, of 20 samples or more each where lengths differ; equal lengths share a bin.
     """
     scored = grads(table, settings, seed)
     of_sample = length_bins(table.floats("num_target_tokens"))
     ranked = np.lexsort((-scored.preference, of_sample))  # by bin, then as GrADS prefers them
-    drawn = np.lexsort((random_keys(table.sample_id, seed, purpose=5), of_sample))  # by bin, then at random
+    # by bin, then at random
+    drawn = np.lexsort((random_keys(table.sample_id, seed, purpose=5), of_sample))
     wanted = np.empty(len(table))
     wanted[drawn] = scored.preference[ranked]
     notes: dict[str, object] = {"length_bins": len(np.unique(of_sample))}
@@ -126,14 +148,19 @@ def length_matched(table: ScoreTable, settings: SelectConfig, seed: int) -> Scor
 
 
 def length_bins(lengths: Floats) -> NDArray[np.int64]:
-    """The bin of each sample: samples ranked by length, cut into equal parts; equal lengths are never parted."""
+    """The bin of each sample: samples ranked by length, cut into equal parts; equal lengths are
+    never parted.
+    """
     parts = int(np.clip(len(lengths) // BIN_SAMPLES, 1, BINS))
     shorter = np.searchsorted(np.sort(lengths), lengths, side="left")
     return np.asarray(shorter * parts // len(lengths), dtype=np.int64)
 
 
 def mixture(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """The weighted mean of several methods' ranks. A sample that one of them cannot judge is left out."""
+    """The weighted mean of several methods' ranks.
+
+    A sample that one of them cannot judge is left out.
+    """
     total = sum(settings.mixture.values())
     wanted = np.zeros(len(table))
     notes: dict[str, object] = {}
@@ -151,7 +178,8 @@ def plugin(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     found = [entry for entry in entry_points(group=PLUGIN_GROUP) if entry.name == settings.method]
     if not found:
         raise UserError(
-            f"select.method: wanted an installed plugin; found none of the name {settings.method}; install it"
+            f"select.method: wanted an installed plugin; found none of the name {settings.method};"
+            " install it"
         )
     try:
         wanted = np.asarray(found[0].load()(table, settings, seed), dtype=np.float64)
@@ -159,12 +187,12 @@ def plugin(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
         raise
     except Exception as error:
         raise UserError(
-            f"select.method: plugin {settings.method} ({found[0].value}) failed: {type(error).__name__}: "
-            f"{error}; mend it"
+            f"select.method: plugin {settings.method} ({found[0].value}) failed:"
+            f" {type(error).__name__}: {error}; mend it"
         ) from error
     if wanted.shape != (len(table),):
         raise UserError(
-            f"select.method: wanted {len(table)} preferences of plugin {settings.method}; found shape "
-            f"{wanted.shape}; mend it"
+            f"select.method: wanted {len(table)} preferences of plugin {settings.method}; found"
+            f" shape {wanted.shape}; mend it"
         )
     return Scored(wanted, wanted, None, None, {"plugin": found[0].value})

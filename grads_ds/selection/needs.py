@@ -1,4 +1,5 @@
-"""What a selection will ask of the score table, known before the probe spends hours on recording it.
+"""What a selection will ask of the score table, known before the probe spends hours on recording
+it.
 
 Reads the config, and the columns of an existing scores/table.parquet; writes nothing.
 """
@@ -30,8 +31,9 @@ _RECORDED_BY = {
 
 
 def check_select(config: Config, run_dir: Path) -> list[str]:
-    """Faults of `select` and its variants that the probe, as configured, would leave: columns it will not
-    record, strata that the pool will not carry."""
+    """Faults of `select` and its variants that the probe, as configured, would leave: columns it
+    will not record, strata that the pool will not carry.
+    """
     have = recorded(config, run_dir)
     faults = []
     for name in (None, *config.select.variants):
@@ -43,9 +45,8 @@ def check_select(config: Config, run_dir: Path) -> list[str]:
         known = ["source", *config.data.metadata]
         if settings.strata is not None and settings.strata not in known:
             faults.append(
-                f"{where}.strata: wanted one of {', '.join(known)}; found {settings.strata}; choose one of "
-                "these "
-                "or add it to data.metadata"
+                f"{where}.strata: wanted one of {', '.join(known)}; found {settings.strata}; choose"
+                " one of these or add it to data.metadata"
             )
     return faults
 
@@ -81,7 +82,11 @@ def recorded(config: Config, run_dir: Path) -> set[str]:
 
 def _there(column: str, have: set[str]) -> bool:
     before, _, after = column.partition("<group>")
-    return any(name.startswith(before) and name.endswith(after) for name in have) if "<" in column else column in have
+    return (
+        any(name.startswith(before) and name.endswith(after) for name in have)
+        if "<" in column
+        else column in have
+    )
 
 
 def _fault(where: str, column: str, config: Config) -> str:
@@ -93,20 +98,24 @@ def _fault(where: str, column: str, config: Config) -> str:
             f"{', '.join(config.probe.layers)}; set probe.layers: {layers}"
         )
     extra = _RECORDED_BY[column]
-    change = f"add {extra} to probe.extras" + (" and name its set in probe.anchor" if extra == "anchor" else "")
+    change = f"add {extra} to probe.extras" + (
+        " and name its set in probe.anchor" if extra == "anchor" else ""
+    )
     return (
-        f"{where}: wanted column {column} in the score table; the probe does not record it as configured; "
-        f"{change}, or choose another method"
+        f"{where}: wanted column {column} in the score table; the probe does not record it as"
+        f" configured; {change}, or choose another method"
     )
 
 
 def anchor_leak(config: Config, settings: SelectConfig) -> str | None:
-    """What to say when a choice looks at an anchor that is also evaluated: that set's gain is no longer held out."""
+    """What to say when a choice looks at an anchor that is also evaluated: that set's gain is no
+    longer held out.
+    """
     if "anchor" not in config.probe.extras or config.anchor_sources():
         return None
     if not any(_RECORDED_BY.get(column) == "anchor" for column in needed(settings)):
         return None
     return (
-        f"the choice looks at the held-out set {config.anchor_set()} (probe.anchor): its loss after training is no "
-        "longer a fair test; give probe.anchor files of their own"
+        f"the choice looks at the held-out set {config.anchor_set()} (probe.anchor): its loss after"
+        " training is no longer a fair test; give probe.anchor files of their own"
     )

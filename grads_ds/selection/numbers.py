@@ -1,10 +1,10 @@
-"""Numbers that come out the same on every machine: rounding, and random keys made from a seed and a sample's
-id.
+"""Numbers that come out the same on every machine: rounding, and random keys made from a seed and a
+sample's id.
 
-Vendors' logarithms, sums and Fourier transforms differ in the last bits; a choice must not. Such results are
-rounded to a grid much finer than the float32 scores and much coarser than those differences, and ties are
-broken by sample_id. Random keys come from integer arithmetic alone and do not depend on the order or number
-of rows.
+Vendors' logarithms, sums and Fourier transforms differ in the last bits; a choice must not. Such
+results are rounded to a grid much finer than the float32 scores and much coarser than those
+differences, and ties are broken by sample_id. Random keys come from integer arithmetic alone and do
+not depend on the order or number of rows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _STEPS = float(2**32)
 
 
 def rounded(values: Floats, unit: float = 1.0) -> Floats:
-    """`values` rounded to multiples of unit / 2^32 (unit: a power of two, or a size that all machines agree
-    on)."""
+    """`values` rounded to multiples of unit / 2^32 (unit: a power of two, or a size that all
+    machines agree on).
+    """
     # in place: at ten million rows a fresh array costs more than the arithmetic
     scale = _STEPS / unit
     out = values * scale
@@ -36,10 +37,14 @@ def rounded_scalar(value: float) -> float:
 
 
 def random_keys(sample_id: Ints, seed: int, purpose: int = 0) -> NDArray[np.uint64]:
-    """One well-mixed 64-bit key per sample (splitmix64 of seed, purpose and id). Uniform, independent of row
-    order."""
+    """One well-mixed 64-bit key per sample (splitmix64 of seed, purpose and id). Uniform,
+    independent of row order.
+    """
     with np.errstate(over="ignore"):
-        start = _mix(np.array([seed], dtype=np.uint64) + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1))
+        start = _mix(
+            np.array([seed], dtype=np.uint64)
+            + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1)
+        )
         keys = sample_id.astype(np.uint64)
         keys += start
         return _mix(keys)
@@ -64,7 +69,10 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def rank_shares(scores: Floats) -> Floats:
-    """Each score's place as a share in (0, 1): equal scores share their mean place. NaN stays NaN."""
+    """Each score's place as a share in (0, 1): equal scores share their mean place.
+
+    NaN stays NaN.
+    """
     good = np.isfinite(scores)
     shares = np.full(len(scores), np.nan)
     values = scores[good]

@@ -1,4 +1,4 @@
-"""A choice in the forms people use: an order for the rows, Arrow tables, and text for a terminal."""
+"""A choice in the forms people use: an order of the rows, Arrow tables, terminal text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from grads_ds.selection.choose import Choice
 from grads_ds.selection.numbers import Ints, random_keys
 
-COLUMNS_LARGEST = 512 * 2**20  # bytes of JSON beyond which rows stay texts: columns would have to fit memory
+# bytes of JSON beyond which rows stay texts: columns would have to fit memory
+COLUMNS_LARGEST = 512 * 2**20
 
 
 def ordered(choice: Choice, order: str, seed: int) -> Ints:
@@ -22,7 +23,9 @@ def ordered(choice: Choice, order: str, seed: int) -> Ints:
     if order == "signal":
         return chosen[np.lexsort((choice.sample_id[chosen], -choice.signal[chosen]))]
     if order == "shuffled":
-        return chosen[np.argsort(random_keys(choice.sample_id[chosen], seed, purpose=3), kind="stable")]
+        return chosen[
+            np.argsort(random_keys(choice.sample_id[chosen], seed, purpose=3), kind="stable")
+        ]
     return np.sort(chosen) if order == "pool" else chosen
 
 
@@ -43,15 +46,18 @@ def to_arrow(choice: Choice) -> pa.Table:
 
 
 def write_choice(choice: Choice, to: Path) -> None:
-    """selection.parquet: plain strings for readers (no Arrow schema), a dictionary on disk for the reasons
-    alone."""
+    """selection.parquet: plain strings for readers (no Arrow schema), a dictionary on disk for the
+    reasons alone.
+    """
     pq.write_table(to_arrow(choice), to, store_schema=False, use_dictionary=["reason"])
 
 
 def write_dataset(jsonl: Path, choice: Choice, order: Ints, to: Path) -> None:
-    """The chosen rows with their scores (grads_ columns) as one parquet file, which `datasets` loads.
+    """The chosen rows with their scores (grads_ columns) as one parquet file, which `datasets`
+    loads.
 
-    The user's fields become columns; rows that have no common schema, or are too many, stay JSON in `row`.
+    The user's fields become columns; rows that have no common schema, or are too many, stay JSON in
+    `row`.
     """
     table = _columns(jsonl, len(order))
     scores = {
@@ -96,7 +102,9 @@ def _columns(jsonl: Path, count: int) -> pa.Table | None:
 
 
 def _dated(kind: pa.DataType) -> bool:
-    """Whether a type holds a timestamp, which JSON never said: the columns would differ from the rows."""
+    """Whether a type holds a timestamp, which JSON never said: the columns would differ from the
+    rows.
+    """
     if pa.types.is_nested(kind):
         return any(_dated(kind.field(i).type) for i in range(kind.num_fields))
     return bool(pa.types.is_timestamp(kind))
@@ -107,15 +115,21 @@ def in_words(name: str, report: dict[str, Any]) -> str:
     counts, budget, edge = report["counts"], report["budget"], report["thresholds"]
     lines = [
         f"{name}: method {report['method']}, {budget['rule']}",
-        f"  chosen     {counts['selected']} of {counts['pool']} samples ({budget['fraction_of_pool']:.2%})"
+        f"  chosen     {counts['selected']} of {counts['pool']} samples"
+        f" ({budget['fraction_of_pool']:.2%})"
         + (f", {budget['tokens']} tokens" if budget["tokens"] is not None else ""),
         f"  signal     {_short(edge['signal_min'])} to {_short(edge['signal_max'])}; pool "
-        + ", ".join(f"{mark}: {_short(value)}" for mark, value in report["signal_quantiles"].items()),
+        + ", ".join(
+            f"{mark}: {_short(value)}" for mark, value in report["signal_quantiles"].items()
+        ),
         f"  threshold  preference {_short(edge['preference'])}"
         + (f", bandwidth {_short(report['bandwidth'])}" if report["bandwidth"] else ""),
     ]
     if report["region"]:
-        lines.append("  region     " + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in report["region"]))
+        lines.append(
+            "  region     "
+            + ", ".join(f"{low:.4g} to {high:.4g}" for low, high in report["region"])
+        )
     random = report["versus_random"]
     lines.append(
         f"  random     {random['overlap']} samples in common with random at this size "
@@ -124,14 +138,16 @@ def in_words(name: str, report: dict[str, Any]) -> str:
     if report["length"]:
         length = report["length"]
         lines.append(
-            f"  length     rank correlation of signal and target tokens "
+            "  length     rank correlation of signal and target tokens "
             f"{_short(length['spearman_signal_length'])}; "
             f"mean tokens {length['mean_target_tokens_selected']:g} chosen, "
             f"{length['mean_target_tokens_pool']:g} pool"
         )
     for field, values in report["composition"].items():
         shown = [f"{word} {entry['kept'] or 0:.1%}" for word, entry in list(values.items())[:8]]
-        lines.append(f"  kept by {field}: " + ", ".join(shown) + (" ..." if len(values) > 8 else ""))
+        lines.append(
+            f"  kept by {field}: " + ", ".join(shown) + (" ..." if len(values) > 8 else "")
+        )
     lines += [f"  warning    {text}" for text in report["warnings"]]
     return "\n".join(lines)
 

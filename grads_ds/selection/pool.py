@@ -1,7 +1,8 @@
-"""The prepared pool read with pyarrow alone: source, metadata and the user's own rows, without tokens,
-without torch.
+"""The prepared pool read with pyarrow alone: source, metadata and the user's own rows, without
+tokens, without torch.
 
-A folder written by `datasets.save_to_disk` holds state.json and Arrow streams; they are mapped, not loaded.
+A folder written by `datasets.save_to_disk` holds state.json and Arrow streams; they are mapped, not
+loaded.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ class Pool:
         missing = np.flatnonzero(self.sample_id[place] != sample_id)
         if len(missing):
             raise UserError(
-                f"select: wanted every scored sample in the prepared pool; found {len(missing)} missing, the "
-                "first sample_id "
-                f"{sample_id[missing[0]]}; the pool was prepared anew: run the probe again"
+                f"select: wanted every scored sample in the prepared pool; found {len(missing)}"
+                f" missing, the first sample_id {sample_id[missing[0]]}; the pool was prepared"
+                " anew: run the probe again"
             )
         return np.asarray(place, dtype=np.int64)
 
@@ -52,13 +53,15 @@ class Pool:
         read = self.row_reader(positions)
         for start in range(0, len(positions), BATCH):
             texts = [""] * len(positions[start : start + BATCH])
-            for i in np.argsort(positions[start : start + BATCH], kind="stable").tolist():  # as the file goes
+            # as the file goes
+            for i in np.argsort(positions[start : start + BATCH], kind="stable").tolist():
                 texts[i] = read(start + i)
             yield from texts
 
     def row_reader(self, positions: Ints) -> Callable[[int], str]:
         """A function of i: the user's row (JSON) at positions[i]."""
-        # pyarrow's take (26.0) first copies the whole column into one array, which fails beyond 2 GB of text
+        # pyarrow's take (26.0) first copies the whole column into one array, which fails beyond 2
+        # GB of text
         chunks = self.table["row"].chunks
         starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
         of = np.searchsorted(starts, positions, side="right") - 1
@@ -78,18 +81,25 @@ class Pool:
                 words = [_word(value.get(name)) for value in objects]
                 values = sorted(set(words))
                 index = {word: i for i, word in enumerate(values)}
-                found[name] = (np.array([index[word] for word in words], dtype=np.int64)[codes], values)
+                found[name] = (
+                    np.array([index[word] for word in words], dtype=np.int64)[codes],
+                    values,
+                )
         return found
 
 
 def read_pool(folder: Path) -> Pool:
     """Map the folder's Arrow files. Raises UserError when it is not a prepared pool."""
     try:
-        names = [item["filename"] for item in json.loads((folder / "state.json").read_text())["_data_files"]]
+        names = [
+            item["filename"]
+            for item in json.loads((folder / "state.json").read_text())["_data_files"]
+        ]
         table = pa.concat_tables([_stream(folder / name) for name in names])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"select: wanted the prepared pool at {folder}; found none that can be read ({error}); run prepare first"
+            f"select: wanted the prepared pool at {folder}; found none that can be read ({error});"
+            " run prepare first"
         ) from None
     lacking = [name for name in ("sample_id", "source", "row") if name not in table.column_names]
     if lacking:
@@ -103,7 +113,8 @@ def read_pool(folder: Path) -> Pool:
 def composition(
     fields: dict[str, tuple[NDArray[np.int64], list[str]]], selected: NDArray[np.bool_]
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Per field and value: samples in the pool and among the chosen, the share of each, and the share kept.
+    """Per field and value: samples in the pool and among the chosen, the share of each, and the
+    share kept.
 
     `selected`: per pool row. The rarest values beyond the first fifty are summed under "(other)".
     """
@@ -133,12 +144,18 @@ def _shares(pool: int, total: int, kept: int, chosen: int) -> dict[str, Any]:
 
 def _stream(path: Path) -> pa.Table:
     with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
-        keep = [name for name in ("sample_id", "source", "row", "metadata") if name in reader.schema.names]
+        keep = [
+            name
+            for name in ("sample_id", "source", "row", "metadata")
+            if name in reader.schema.names
+        ]
         return pa.Table.from_batches(list(reader), schema=reader.schema).select(keep)
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
-    coded = pc.dictionary_encode(pc.fill_null(column.cast(pa.large_string()), "")).unify_dictionaries()
+    coded = pc.dictionary_encode(
+        pc.fill_null(column.cast(pa.large_string()), "")
+    ).unify_dictionaries()
     if coded.num_chunks == 0:
         return np.empty(0, dtype=np.int64), []
     codes = np.concatenate([chunk.indices.to_numpy(zero_copy_only=False) for chunk in coded.chunks])
@@ -146,4 +163,10 @@ def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def _word(value: Any) -> str:
-    return "(none)" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return (
+        "(none)"
+        if value is None
+        else value
+        if isinstance(value, str)
+        else json.dumps(value, sort_keys=True)
+    )

@@ -3,11 +3,14 @@
     density    its density: the chosen are the highest-density region that holds the budget
     magnitude  its combined norm: the top
     mass       density x combined norm: where most of the pool's gradient lies
-    band       inside two quantiles of the signal, drawn evenly; outside them by distance, if the budget is
+    band       inside two quantiles of the signal, drawn evenly; outside them by distance, if the
+               budget is
                larger
-    sample     drawn without replacement with probability in proportion to its density (Efraimidis and
+    sample     drawn without replacement with probability in proportion to its density (Efraimidis
+               and
                Spirakis 2006)
-A larger budget adds samples and drops none, in every region. Equal preferences are ordered by sample_id.
+A larger budget adds samples and drops none, in every region. Equal preferences are ordered by
+sample_id.
 """
 
 from __future__ import annotations
@@ -19,7 +22,12 @@ from grads_ds.selection.numbers import Floats, Ints, random_keys, rank_shares, r
 
 
 def preference(
-    settings: SelectConfig, sample_id: Ints, values: Floats, density: Floats, magnitude: Floats, seed: int
+    settings: SelectConfig,
+    sample_id: Ints,
+    values: Floats,
+    density: Floats,
+    magnitude: Floats,
+    seed: int,
 ) -> Floats:
     """The region rule's preference of each sample, float64, finite."""
     if settings.region == "density":
@@ -34,7 +42,9 @@ def preference(
     return weighted_draw(density, sample_id, seed)
 
 
-def band_preference(values: Floats, band: tuple[float, float], sample_id: Ints, seed: int) -> Floats:
+def band_preference(
+    values: Floats, band: tuple[float, float], sample_id: Ints, seed: int
+) -> Floats:
     """Between 0 and 1, at random, inside the band; below 0, by distance in rank, outside."""
     low, high = band_edges(values, band)
     inside = (values >= low) & (values <= high)
@@ -56,8 +66,9 @@ def band_edges(values: Floats, band: tuple[float, float]) -> tuple[float, float]
 
 
 def weighted_draw(weights: Floats, sample_id: Ints, seed: int) -> Floats:
-    """Keys whose k largest are a draw of k without replacement, each step in proportion to `weights` (>
-    0)."""
+    """Keys whose k largest are a draw of k without replacement, each step in proportion to
+    `weights` (> 0).
+    """
     gumbel = -np.log(-np.log(uniforms(random_keys(sample_id, seed, purpose=2))))
     return rounded(np.log(np.maximum(weights, np.finfo(np.float64).tiny)) + gumbel)
 
@@ -67,4 +78,6 @@ def intervals(grid: Floats, inside: np.ndarray) -> list[list[float]]:
     if not len(grid):
         return []
     edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(np.int8), [0]])))
-    return [[float(grid[a]), float(grid[b - 1])] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return [
+        [float(grid[a]), float(grid[b - 1])] for a, b in zip(edges[::2], edges[1::2], strict=True)
+    ]

@@ -1,7 +1,7 @@
 """Other people's criteria, on the same table and at the same budget.
 
-Each is a function (table of eligible rows, settings, seed) -> Scored. Columns that the probe records only on
-request are asked for by name.
+Each is a function (table of eligible rows, settings, seed) -> Scored. Columns that the probe
+records only on request are asked for by name.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def length(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def grand(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """GraNd: largest gradient norm first, over all recorded groups (Paul et al. 2021, arXiv 2107.07075)."""
+    """GraNd: largest gradient norm first, over all recorded groups (Paul et al.
+
+    2021, arXiv 2107.07075).
+    """
     if "total" in table.norm_groups:
         return _plain(table.norms("total"), {"groups": ["total"]})
     groups = table.norm_groups or ["embedding"]
@@ -51,28 +54,37 @@ def el2n(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def ifd(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Instruction-following difficulty, highest below 1 first; from 1 on the prompt misleads (Li et al. 2024,
-    arXiv 2308.12032), these come last. Wants column ifd."""
+    """Instruction-following difficulty, highest below 1 first; from 1 on the prompt misleads (Li et
+    al. 2024, arXiv 2308.12032), these come last. Wants column ifd.
+    """
     values = table.floats("ifd")
     wanted = np.where(values < 1.0, values, -values)
     return Scored(np.where(np.isfinite(values), wanted, np.nan), values)
 
 
 def snr(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Lowest gradient signal-to-noise over two checkpoints first: mean norm over its spread, the mean over
-    the groups (after GradFiltering). Wants columns <group>_grad_norm_early beside <group>_grad_norm."""
+    """Lowest gradient signal-to-noise over two checkpoints first: mean norm over its spread, the
+    mean over the groups (after GradFiltering). Wants columns <group>_grad_norm_early beside
+    <group>_grad_norm.
+    """
     early = [name for name in table.columns if name.endswith(NORM_SUFFIX + "_early")]
     if not early:
         table.floats(f"<group>{NORM_SUFFIX}_early")
     total = np.zeros(len(table))
     for name in early:
-        then, now = positive(table.floats(name)), positive(table.floats(name.removesuffix("_early")))
+        then, now = (
+            positive(table.floats(name)),
+            positive(table.floats(name.removesuffix("_early"))),
+        )
         total += np.log(then + now) - np.log(np.abs(now - then) + 1e-6 * (then + now))
     return Scored(rounded(-total / len(early)), rounded(total / len(early)))
 
 
 def anchor_conflict(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Least opposed to the anchor first: highest mean cosine. Wants columns anchor_cosine_<group>."""
+    """Least opposed to the anchor first: highest mean cosine.
+
+    Wants columns anchor_cosine_<group>.
+    """
     return _plain(_mean_cosine(table))
 
 
@@ -84,15 +96,16 @@ def orthogonal(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def less(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Largest first-order influence on the anchor's loss first, over the recorded groups (after LESS, Xia et
-    al. 2024, arXiv 2402.04333, without its optimizer correction). Wants columns
-    anchor_inner_product_<group>."""
+    """Largest first-order influence on the anchor's loss first, over the recorded groups (after
+    LESS, Xia et al. 2024, arXiv 2402.04333, without its optimizer correction). Wants columns
+    anchor_inner_product_<group>.
+    """
     total: Floats = np.sum(list(table.prefixed("anchor_inner_product_").values()), axis=0)
     return _plain(total)
 
 
 def k_center(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Diversity: a cover of the space of cheap features (log norms, loss, log length), see `cover`."""
+    """Diversity: a cover of cheap features (log norms, loss, log length), see `cover`."""
     features = [np.log(positive(table.norms(group))) for group in table.norm_groups]
     if "loss" in table.columns:
         features.append(table.floats("loss"))

@@ -2,15 +2,16 @@
 
 With a_g the norm of group g (float64, >= 0), in this order:
     length correction   log a_g less its least-squares trend in log(target tokens), when asked for
-    standardisation     robust: a_g over its median; the signal then has no unit and no group outweighs
+    standardisation     robust: a_g over its median; the signal then has no unit and no group
+                        outweighs
                         another by its size
     combination         sum      mean_g a_g                      product  (prod_g a_g)^(1/G)
                         l2       sqrt(mean_g a_g^2)              zscore   mean_g of robust z-scores
                         joint    two-dimensional, see density    <group>  that group's norm alone
     scale               log: the logarithm of it; linear: as it is
-Every combination is a mean, so a column given twice changes nothing. The magnitude handed to the region rules
-is the combined norm on the linear scale (for zscore and joint the geometric mean), relative to the median
-sample's norms.
+Every combination is a mean, so a column given twice changes nothing. The magnitude handed to the
+region rules is the combined norm on the linear scale (for zscore and joint the geometric mean),
+relative to the median sample's norms.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from grads_ds.selection.table import ScoreTable
 
 @dataclass(frozen=True)
 class Signal:
-    """`values`: the signal; `magnitude`: combined norm (linear, > 0 unless all norms are zero); `parts`:
-    joint's two columns.
+    """`values`: the signal; `magnitude`: combined norm (linear, > 0 unless all norms are zero);
+    `parts`: joint's two columns.
 
-    `zero`: where a zero norm lies on the signal's axis, None where it has no place (logarithms, z-scores).
+    `zero`: where a zero norm lies on the signal's axis, None where it has no place (logarithms,
+    z-scores).
     """
 
     values: Floats
@@ -49,9 +51,12 @@ def build_signal(table: ScoreTable, settings: SelectConfig) -> Signal:
         lengths = table.floats("num_target_tokens")
         corrected = [without_length(norm, lengths) for norm in norms]
         norms = [norm for norm, _ in corrected]
-        notes["length_slope"] = {group: slope for group, (_, slope) in zip(groups, corrected, strict=True)}
+        notes["length_slope"] = {
+            group: slope for group, (_, slope) in zip(groups, corrected, strict=True)
+        }
     zeros = np.min(norms, axis=0) == 0
-    # rounded last: linear norms rounded first would put everything far below the median in one place
+    # rounded last: linear norms rounded first would put everything far below the median in one
+    # place
     logs = [np.log(positive(norm)) for norm in norms]
     if settings.standardise == "robust":
         medians = [typical(norm) for norm in norms]
@@ -86,7 +91,8 @@ def _mean(parts: list[Floats]) -> Floats:
 
 
 def positive(norm: Floats) -> Floats:
-    """Norms whose zeros are replaced by the column's smallest positive value, so that a logarithm exists.
+    """Norms whose zeros are replaced by the column's smallest positive value, so that a logarithm
+    exists.
 
     A column of zeros alone becomes ones: all samples equal. Equivariant to scaling.
     """
@@ -112,7 +118,9 @@ def typical(norm: Floats) -> float:
 
 
 def robust_z(values: Floats) -> Floats:
-    """(x - median) / (1.4826 MAD); the mean absolute deviation stands in where half the values are equal."""
+    """(x - median) / (1.4826 MAD); the mean absolute deviation stands in where half the values are
+    equal.
+    """
     offset = values - centre(values)
     size = 1.4826 * centre(np.abs(offset)) or 1.2533 * float(np.mean(np.abs(offset)))
     return rounded(offset / size) if size > 0 else np.zeros_like(values)

@@ -1,11 +1,15 @@
 """The selection stage: reads scores/table.parquet and prepared/pool, writes selection/.
 
     selection/selected.jsonl     the chosen rows as the user gave them
-    selection/selected.parquet   the same rows as columns, with their scores: load_dataset("parquet", ...)
-    selection/selection.parquet  sample_id, signal, density, selected, rank (1 is best), reason, weight: every
+    selection/selected.parquet   the same rows as columns, with their scores:
+                                 load_dataset("parquet", ...)
+    selection/selection.parquet  sample_id, signal, density, selected, rank (1 is best), reason,
+                                 weight: every
                                  row of the table
-    selection/selection.json     settings, thresholds, counts, composition, overlap with random, warnings
-    selection/comparison.json    every method at 5 % and 50 %: kinds kept, overlap (main choice, up to 200,000
+    selection/selection.json     settings, thresholds, counts, composition, overlap with random,
+                                 warnings
+    selection/comparison.json    every method at 5 % and 50 %: kinds kept, overlap (main choice, up
+                                 to 200,000
                                  samples)
     selection/variants/<name>/   the same four for each of select.variants
 
@@ -36,7 +40,10 @@ Fields = dict[str, tuple[NDArray[np.int64], list[str]]]
 
 
 def run_select(config: Config, run_dir: Path) -> None:
-    """Choose the main subset and every variant and publish their files. Raises UserError as the parts do."""
+    """Choose the main subset and every variant and publish their files.
+
+    Raises UserError as the parts do.
+    """
     for name in (None, *config.select.variants):
         run_variant(config, run_dir, name)
 
@@ -60,7 +67,11 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
         write_dataset(folder / "selected.jsonl", choice, order, aside)
     with atomic_path(folder / "selection.parquet") as aside:
         write_choice(choice, aside)
-    report = {"name": name or "selected", **report, "seconds": round(time.perf_counter() - started, 3)}
+    report = {
+        "name": name or "selected",
+        **report,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
     if name is None:
         with_rivals(folder / "comparison.json", config, table, fields, choice)
     publish_json(folder / "selection.json", report)
@@ -68,10 +79,14 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     return report
 
 
-def with_rivals(path: Path, config: Config, table: ScoreTable, fields: Fields, choice: Choice) -> None:
-    """Publish the comparison of all methods at 5 % and 50 %, unless the pool is too large for it."""
+def with_rivals(
+    path: Path, config: Config, table: ScoreTable, fields: Fields, choice: Choice
+) -> None:
+    """Publish the comparison of all methods at 5 % and 50 %, unless the pool is too large."""
     if len(table) <= compare.LARGEST:
-        publish_json(path, compare.compare(table, fields, config.select, config.seed, choice.selected))
+        publish_json(
+            path, compare.compare(table, fields, config.select, config.seed, choice.selected)
+        )
     else:
         path.unlink(missing_ok=True)  # an older pool's
 
@@ -79,7 +94,8 @@ def with_rivals(path: Path, config: Config, table: ScoreTable, fields: Fields, c
 def preview(config: Config, run_dir: Path) -> str:
     """What `run_select` would choose, as text for a terminal. Writes nothing."""
     return "\n\n".join(
-        in_words(name or "selected", decide(config, name, run_dir)[-1]) for name in (None, *config.select.variants)
+        in_words(name or "selected", decide(config, name, run_dir)[-1])
+        for name in (None, *config.select.variants)
     )
 
 
@@ -88,8 +104,12 @@ def selection_dir(run_dir: Path, name: str | None) -> Path:
     return run_dir / "selection" if name is None else run_dir / "selection" / "variants" / name
 
 
-def decide(config: Config, name: str | None, run_dir: Path) -> tuple[ScoreTable, Pool, Fields, Choice, dict[str, Any]]:
-    """Everything but writing: the inputs (fields: per row of the table), the choice of one subset and its report."""
+def decide(
+    config: Config, name: str | None, run_dir: Path
+) -> tuple[ScoreTable, Pool, Fields, Choice, dict[str, Any]]:
+    """Everything but writing: the inputs (fields: per row of the table), the choice of one subset
+    and its report.
+    """
     settings, seed = config.select.resolve(name), config.seed
     table = read_table(run_dir / "scores" / "table.parquet")
     pool = read_pool(run_dir / "prepared" / "pool")
@@ -125,7 +145,7 @@ def strata_codes(fields: Fields, name: str | None, positions: Ints) -> NDArray[n
         return None
     if name not in fields:
         raise UserError(
-            f"select.strata: wanted one of {', '.join(fields)}; found {name}; choose one of these or add it "
-            "to data.metadata"
+            f"select.strata: wanted one of {', '.join(fields)}; found {name}; choose one of these"
+            " or add it to data.metadata"
         )
     return fields[name][0][positions]

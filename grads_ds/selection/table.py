@@ -1,7 +1,8 @@
-"""The score table in memory: numpy columns in the order of sample_id, and which rows can be chosen at all.
+"""The score table in memory: numpy columns in the order of sample_id, and which rows can be chosen
+at all.
 
-Reads scores/table.parquet. A column that a method needs and the table lacks is refused by name, with the way
-to record it.
+Reads scores/table.parquet. A column that a method needs and the table lacks is refused by name,
+with the way to record it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ _HOW_TO_RECORD = {
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """`sample_id` (ascending, unique), `status` (indices into `status_words`), the other columns by name."""
+    """`sample_id` (ascending, unique), `status` (indices into `status_words`), the other columns by
+    name.
+    """
 
     sample_id: Ints
     status: NDArray[np.int8]
@@ -46,12 +49,17 @@ class ScoreTable:
     @property
     def norm_groups(self) -> list[str]:
         """Names of the groups whose gradient norms were recorded."""
-        return [name.removesuffix(NORM_SUFFIX) for name in self.columns if name.endswith(NORM_SUFFIX)]
+        return [
+            name.removesuffix(NORM_SUFFIX) for name in self.columns if name.endswith(NORM_SUFFIX)
+        ]
 
     def floats(self, name: str) -> Floats:
         """A column as float64. Raises UserError when the table has no such column."""
         if name not in self.columns:
-            how = next((text for key, text in _HOW_TO_RECORD.items() if key in name), "record it with the probe")
+            how = next(
+                (text for key, text in _HOW_TO_RECORD.items() if key in name),
+                "record it with the probe",
+            )
             raise UserError(
                 f"select: wanted column {name} in the score table; found "
                 f"{', '.join(self.columns) or 'none'}; {how}, or choose another method"
@@ -63,8 +71,15 @@ class ScoreTable:
         return self.floats(group + NORM_SUFFIX)
 
     def prefixed(self, prefix: str) -> dict[str, Floats]:
-        """Every column whose name starts so, by the rest of its name. Raises UserError when there is none."""
-        found = {name.removeprefix(prefix): self.floats(name) for name in self.columns if name.startswith(prefix)}
+        """Every column whose name starts so, by the rest of its name.
+
+        Raises UserError when there is none.
+        """
+        found = {
+            name.removeprefix(prefix): self.floats(name)
+            for name in self.columns
+            if name.startswith(prefix)
+        }
         if not found:
             self.floats(prefix + "<group>")
         return found
@@ -81,7 +96,9 @@ class ScoreTable:
     def count_by_status(self) -> dict[str, int]:
         """Rows per status, every status that occurs."""
         counts = np.bincount(self.status, minlength=len(self.status_words))
-        return {word: int(count) for word, count in zip(self.status_words, counts, strict=True) if count}
+        return {
+            word: int(count) for word, count in zip(self.status_words, counts, strict=True) if count
+        }
 
     def eligible(self) -> NDArray[np.bool_]:
         """Rows that may be chosen: status ok, and a finite loss and finite, non-negative norms."""
@@ -96,9 +113,14 @@ class ScoreTable:
 
 
 def read_table(path: Path) -> ScoreTable:
-    """Read the merged score table. Raises UserError when it is missing, empty, or holds a sample twice."""
+    """Read the merged score table.
+
+    Raises UserError when it is missing, empty, or holds a sample twice.
+    """
     if not path.is_file():
-        raise UserError(f"select: wanted the score table; found none at {path}; run the probe first")
+        raise UserError(
+            f"select: wanted the score table; found none at {path}; run the probe first"
+        )
     # the hashes are a gigabyte of text that no choice looks at
     wanted = [name for name in pq.read_schema(path).names if name != "sample_hash"]
     return from_arrow(pq.read_table(path, columns=wanted, read_dictionary=["status"]))
@@ -107,7 +129,10 @@ def read_table(path: Path) -> ScoreTable:
 def from_arrow(table: pa.Table) -> ScoreTable:
     """The table with its rows in the order of sample_id. Raises UserError as `read_table` does."""
     if table.num_rows == 0:
-        raise UserError("select: wanted scores of at least one sample; found an empty score table; check the pool")
+        raise UserError(
+            "select: wanted scores of at least one sample; found an empty score table; check the"
+            " pool"
+        )
     sample_id = np.asarray(table["sample_id"].to_numpy(), dtype=np.int64)
     # a handful of distinct words for millions of rows: decode the dictionary, not the column
     column = table["status"]
@@ -129,8 +154,7 @@ def from_arrow(table: pa.Table) -> ScoreTable:
     twice = sample_id[1:][sample_id[1:] == sample_id[:-1]]
     if len(twice):
         raise UserError(
-            f"select: wanted every sample once in the score table; found {len(twice)} repeated, the first "
-            "sample_id "
-            f"{twice[0]}; run the probe again"
+            f"select: wanted every sample once in the score table; found {len(twice)} repeated, the"
+            f" first sample_id {twice[0]}; run the probe again"
         )
     return ScoreTable(sample_id, status, tuple(sorted(words)), columns)

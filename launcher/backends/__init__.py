@@ -1,9 +1,11 @@
 """Ways to start one process on every slot: one file each, all with the same two functions.
 
-    commands(job) -> list[Command]      what the launcher starts here; together they start every rank's supervisor
+    commands(job) -> list[Command]      what the launcher starts here; together they start every
+                                        rank's supervisor
     faults(hosts) -> list[str]          why this backend cannot be used from here; empty when it can
 
-Whatever starts them, the ranks report through the job folder; a backend says nothing about how a job went.
+Whatever starts them, the ranks report through the job folder; a backend says nothing about how a
+job went.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 @dataclass(frozen=True)
 class Job:
-    """What a backend has to know: where the job's folder is, who takes part, and the environment of the starting process."""
+    """What a backend has to know: where the job's folder is, who takes part, and the environment of
+    the starting process.
+    """
 
     folder: Path
     hosts: Sequence[Host]
@@ -70,10 +74,14 @@ def load(name: str) -> Backend:
 
 
 def choose(name: str | None, hosts: Sequence[Host]) -> str:
-    """The backend to use: the one asked for; else local for this machine, Slurm inside an allocation, pdsh for a hostfile."""
+    """The backend to use: the one asked for; else local for this machine, Slurm inside an
+    allocation, pdsh for a hostfile.
+    """
     if name is not None:
         if name == "local" and [host.name for host in hosts] != ["localhost"]:
-            raise UserError("--backend local: wanted no hosts but this machine; leave --hosts out, or take pdsh")
+            raise UserError(
+                "--backend local: wanted no hosts but this machine; leave --hosts out, or take pdsh"
+            )
         return name
     if [host.name for host in hosts] == ["localhost"]:
         return "local"
@@ -84,7 +92,8 @@ def missing(*programs: str, package: str) -> list[str]:
     """Faults for programs that are not on PATH."""
     absent = [program for program in programs if not shutil.which(program)]
     return [
-        f"wanted the program {name}; found none on PATH; install {package} (scripts/install.sh --cluster)"
+        f"wanted the program {name}; found none on PATH; install {package} (scripts/install.sh"
+        " --cluster)"
         for name in absent
     ]
 
@@ -92,7 +101,8 @@ def missing(*programs: str, package: str) -> list[str]:
 def not_plain(texts: Sequence[str], what: str) -> list[str]:
     """Faults for words that a remote shell would read as more than themselves."""
     return [
-        f"{what}: {text!r} would pass through a remote shell; wanted letters, digits and @%+=:,./_- only; use another path"
+        f"{what}: {text!r} would pass through a remote shell; wanted letters, digits and @%+=:,./_-"
+        " only; use another path"
         for text in dict.fromkeys(texts)
         if not _PLAIN.fullmatch(text)
     ]

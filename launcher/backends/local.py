@@ -13,7 +13,8 @@ def commands(job: Job) -> list[Command]:
     return [
         Command(
             job.supervisor(),
-            job.environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.ranks)},
+            job.environment
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(job.ranks)},
         )
         for rank in range(job.ranks)
     ]

@@ -21,7 +21,8 @@ def commands(job: Job) -> list[Command]:
     text = "".join(f"{host.name}:{host.slots}\n" for host in job.hosts)
     program = next((name for name in PROGRAMS if shutil.which(name)), PROGRAMS[0])
     call = [program, "-f", str(machines), "-n", str(job.ranks)]
-    # by default its proxies call back to this host's own name, which they may not be able to resolve
+    # by default its proxies call back to this host's own name, which they may not be able to
+    # resolve
     callback = next((found for host in job.hosts if (found := address_towards(host.address))), None)
     if callback:
         call += ["-localhost", callback]
@@ -30,4 +31,8 @@ def commands(job: Job) -> list[Command]:
 
 def faults(hosts: Sequence[Host]) -> list[str]:
     """A missing Hydra."""
-    return [] if any(shutil.which(name) for name in PROGRAMS) else missing(PROGRAMS[0], package="mpich")
+    return (
+        []
+        if any(shutil.which(name) for name in PROGRAMS)
+        else missing(PROGRAMS[0], package="mpich")
+    )

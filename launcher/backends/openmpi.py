@@ -1,6 +1,7 @@
 """Open MPI's mpirun as a starter of processes; the ranks themselves talk gloo or NCCL.
 
-Called directly: DeepSpeed's wrapper (0.19.8) fixes the interface to eth0 and UCX to tcp and refuses chosen hosts.
+Called directly: DeepSpeed's wrapper (0.19.8) fixes the interface to eth0 and UCX to tcp and refuses
+chosen hosts.
 """
 
 from __future__ import annotations
@@ -13,12 +14,26 @@ from launcher.hosts import Host, hostfile_text
 
 
 def commands(job: Job) -> list[Command]:
-    """The `mpirun` call: ranks fill the hosts in their order; no binding, that is the ranks' own matter."""
+    """The `mpirun` call: ranks fill the hosts in their order; no binding, that is the ranks' own
+    matter.
+    """
     hostfile = job.folder / "hostfile"
-    call = ["mpirun", "--hostfile", str(hostfile), "-n", str(job.ranks), "--map-by", "slot", "--bind-to", "none"]
+    call = [
+        "mpirun",
+        "--hostfile",
+        str(hostfile),
+        "-n",
+        str(job.ranks),
+        "--map-by",
+        "slot",
+        "--bind-to",
+        "none",
+    ]
     if os.geteuid() == 0:
         call.append("--allow-run-as-root")  # containers; refused otherwise
-    return [Command([*call, *job.supervisor()], job.environment, {hostfile: hostfile_text(job.hosts)})]
+    return [
+        Command([*call, *job.supervisor()], job.environment, {hostfile: hostfile_text(job.hosts)})
+    ]
 
 
 def faults(hosts: Sequence[Host]) -> list[str]:

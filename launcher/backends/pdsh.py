@@ -1,8 +1,9 @@
 """DeepSpeed's own launcher over pdsh and ssh: `deepspeed --hostfile H --launcher pdsh`.
 
-Its weak places (seen in 0.19.8) are kept out of reach: user arguments, the working directory and variables would pass through
-the remote shell unquoted, so only plain words go that way and the environment travels in a file; a single remote host would
-run here, so multi-node mode is forced; the status it returns and its `pkill` are not used.
+Its weak places (seen in 0.19.8) are kept out of reach: user arguments, the working directory and
+variables would pass through the remote shell unquoted, so only plain words go that way and the
+environment travels in a file; a single remote host would run here, so multi-node mode is forced;
+the status it returns and its `pkill` are not used.
 """
 
 from __future__ import annotations
@@ -21,11 +22,25 @@ def commands(job: Job) -> list[Command]:
     hostfile = job.folder / "hostfile"
     if unfit := not_plain([str(job.folder)], "run_dir"):
         raise UserError(unfit)
-    runner = ["deepspeed.launcher.runner", "--hostfile", str(hostfile), "--launcher", "pdsh", "--force_multi"]
-    # our ranks agree on their own rendezvous; naming an address keeps the runner from asking the first host for one
+    runner = [
+        "deepspeed.launcher.runner",
+        "--hostfile",
+        str(hostfile),
+        "--launcher",
+        "pdsh",
+        "--force_multi",
+    ]
+    # our ranks agree on their own rendezvous; naming an address keeps the runner from asking the
+    # first host for one
     runner += ["--master_addr", job.hosts[0].address, "--no_ssh_check", "--no_local_rank"]
     script = [str(SUPERVISOR), str(job.folder)]
-    return [Command([sys.executable, "-m", *runner, *script], job.environment, {hostfile: hostfile_text(job.hosts)})]
+    return [
+        Command(
+            [sys.executable, "-m", *runner, *script],
+            job.environment,
+            {hostfile: hostfile_text(job.hosts)},
+        )
+    ]
 
 
 def faults(hosts: Sequence[Host]) -> list[str]:

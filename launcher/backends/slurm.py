@@ -10,18 +10,38 @@ from launcher.hosts import Host
 
 
 def commands(job: Job) -> list[Command]:
-    """The `srun` call. Ranks are placed by a list of hosts, one line a rank, so that unequal slots are kept too."""
+    """The `srun` call.
+
+    Ranks are placed by a list of hosts, one line a rank, so that unequal slots are kept too.
+    """
     listed = job.folder / "ranks.hosts"
     text = "".join(f"{host.name}\n" * host.slots for host in job.hosts)
-    call = ["srun", "--nodes", str(len(job.hosts)), "--ntasks", str(job.ranks), "--distribution", "arbitrary"]
+    call = [
+        "srun",
+        "--nodes",
+        str(len(job.hosts)),
+        "--ntasks",
+        str(job.ranks),
+        "--distribution",
+        "arbitrary",
+    ]
     # the supervisors end their ranks; Slurm must not end a supervisor because another one is done
     call += ["--kill-on-bad-exit=0", "--unbuffered", "--export=ALL", "--overlap"]
-    return [Command([*call, *job.supervisor()], job.environment | {"SLURM_HOSTFILE": str(listed)}, {listed: text})]
+    return [
+        Command(
+            [*call, *job.supervisor()],
+            job.environment | {"SLURM_HOSTFILE": str(listed)},
+            {listed: text},
+        )
+    ]
 
 
 def faults(hosts: Sequence[Host]) -> list[str]:
     """A missing srun, or no allocation."""
     found = missing("srun", package="slurm-client")
     if "SLURM_JOB_ID" not in os.environ:
-        found.append("wanted to run inside a Slurm allocation; found no SLURM_JOB_ID; start with salloc or sbatch")
+        found.append(
+            "wanted to run inside a Slurm allocation; found no SLURM_JOB_ID; start with salloc or"
+            " sbatch"
+        )
     return found

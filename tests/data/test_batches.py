@@ -1,5 +1,5 @@
-"""The batch plan: every sample once, within the budget, in equal steps, with little padding and little
-waiting.
+"""The batch plan: every sample once, within the budget, in equal steps, with little padding and
+little waiting.
 """
 
 from __future__ import annotations
@@ -32,14 +32,22 @@ def check(plan: BatchPlan, lengths: np.ndarray, ranks: int, budget: int) -> None
     for batch, tokens in area.items():
         assert tokens <= budget or len(batch) == 1
     if area:
-        work = np.array([[area.get(steps[s], 0) for steps in plan.batches] for s in range(plan.steps)])
+        work = np.array(
+            [[area.get(steps[s], 0) for steps in plan.batches] for s in range(plan.steps)]
+        )
         assert plan.padding_fraction == pytest.approx(1 - lengths.sum() / work.sum())
         assert plan.imbalance == pytest.approx(work.max(axis=1).sum() / work.mean(axis=1).sum() - 1)
-        assert list(work.max(axis=1)) == sorted(work.max(axis=1), reverse=True)  # the costliest comes first
+        # the costliest comes first
+        assert list(work.max(axis=1)) == sorted(work.max(axis=1), reverse=True)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 9), st.integers(1, 700), st.integers(0, 5))
+@given(
+    st.lists(st.integers(1, 300), max_size=80),
+    st.integers(1, 9),
+    st.integers(1, 700),
+    st.integers(0, 5),
+)
 def test_every_plan_is_sound(lengths: list[int], ranks: int, budget: int, seed: int) -> None:
     plan = plan_batches(lengths, ranks, budget, seed)
     check(plan, np.array(lengths, np.int64), ranks, budget)
@@ -71,15 +79,17 @@ def test_realistic_lengths_waste_little(samples: int, budget: int, ranks: int) -
 @pytest.mark.parametrize("ranks", [2, 8])
 def test_real_lengths_waste_little(material: Path, ranks: int) -> None:
     rows = (material / "data/medicine_medquad6k.jsonl").read_text().splitlines()
-    lengths = np.array([sum(len(m["content"].split()) for m in json.loads(row)["messages"]) + 8 for row in rows])
+    lengths = np.array(
+        [sum(len(m["content"].split()) for m in json.loads(row)["messages"]) + 8 for row in rows]
+    )
     plan = plan_batches(lengths, ranks, 16384, seed=0)
     check(plan, lengths, ranks, 16384)
     assert plan.padding_fraction < 0.05 and plan.imbalance < 0.02
 
 
 def test_the_pools_order_changes_only_the_names() -> None:
-    """Shuffling the pool leaves the batches' lengths as they were: the plan hangs on contents, not on the
-    files' order.
+    """Shuffling the pool leaves the batches' lengths as they were: the plan hangs on contents, not
+    on the files' order.
     """
     lengths = realistic(1000)
     order = np.random.default_rng(1).permutation(1000)
@@ -120,7 +130,10 @@ def test_another_cost_is_what_gets_balanced() -> None:
 
     plan = plan_batches(lengths, 4, 8192, 0, cost=cost)
     work = [
-        [sum(cost(np.array(len(b)), lengths[list(b)].max()) for b in [steps[s]] if b) for steps in plan.batches]
+        [
+            sum(cost(np.array(len(b)), lengths[list(b)].max()) for b in [steps[s]] if b)
+            for steps in plan.batches
+        ]
         for s in range(plan.steps)
     ]
     slowest, mean = np.max(work, axis=1), np.mean(work, axis=1)

@@ -1,4 +1,6 @@
-"""Padding adds no target and no attention, on either side, and an idle rank's batch has nothing to learn."""
+"""Padding adds no target and no attention, on either side, and an idle rank's batch has nothing to
+learn.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ ROWS = [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]}, {"input_ids": [8], "
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_rows_come_back_out_of_the_padded_batch(side: str) -> None:
     batch = pad_batch(ROWS, pad_id=5, padding_side=side)  # type: ignore[arg-type]
-    assert {(value.dtype, value.shape) for value in batch.values()} == {(np.dtype(np.int64), (2, 3))}
+    assert {(value.dtype, value.shape) for value in batch.values()} == {
+        (np.dtype(np.int64), (2, 3))
+    }
     for i, row in enumerate(ROWS):
         real = batch["attention_mask"][i] == 1
         assert batch["input_ids"][i][real].tolist() == row["input_ids"]

@@ -1,4 +1,6 @@
-"""Every common format says the same conversation; every fault names its file, its line and what to change."""
+"""Every common format says the same conversation; every fault names its file, its line and what to
+change.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,14 @@ def write(path: Path, rows: list[dict[str, Any]], kind: str) -> Path:
             writer.write_table(table)
     else:
         with path.open("w", newline="") as file:
-            table_writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            table_writer = csv.DictWriter(
+                file, list(rows[0]), delimiter="\t" if kind == "tsv" else ","
+            )
             table_writer.writeheader()
             for row in rows:
-                table_writer.writerow({k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()})
+                table_writer.writerow(
+                    {k: v if isinstance(v, str) else json.dumps(v) for k, v in row.items()}
+                )
     return path
 
 
@@ -85,7 +91,7 @@ def faults_of(*entries: Path | str, style: str = "auto") -> list[str]:
     return caught.value.faults
 
 
-# ---- formats and files -------------------------------------------------------------------------------------
+# ---- formats and files ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -107,7 +113,8 @@ def test_origins_are_lines_that_can_be_opened(tmp_path: Path) -> None:
     blank = tmp_path / "b.jsonl"
     blank.write_text("\n" + json.dumps(ROWS["messages"]) + "\n\n" + json.dumps(ROWS["messages"]))
     assert [s.origin for s in load(blank)] == [f"{blank}:2", f"{blank}:4"]
-    table = write(tmp_path / "c.csv", [ROWS["alpaca"]] * 2, "csv")  # the output has a line break in it
+    # the output has a line break in it
+    table = write(tmp_path / "c.csv", [ROWS["alpaca"]] * 2, "csv")
     assert [s.origin for s in load(table)] == [f"{table}:2", f"{table}:4"]
 
 
@@ -142,8 +149,16 @@ def test_sharegpt_roles_and_function_calls(tmp_path: Path) -> None:
     row = {"conversations": [{"from": a, "value": b} for a, b in turns], "tools": '[{"name": "f"}]'}
     (sample,) = load(write(tmp_path / "x.json", [row], "json"))
     assert sample.messages is not None
-    assert [m["role"] for m in sample.messages] == ["system", "user", "assistant", "tool", "assistant"]
-    assert sample.messages[2]["tool_calls"] == [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]
+    assert [m["role"] for m in sample.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    assert sample.messages[2]["tool_calls"] == [
+        {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    ]
     assert sample.tools == [{"type": "function", "function": {"name": "f"}}]
 
 
@@ -174,7 +189,10 @@ def test_openai_parts_tool_calls_and_nulls_of_arrow(tmp_path: Path) -> None:
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
     ]
-    assert second.messages == [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert second.messages == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]
     parts = {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "q"}]},
@@ -184,10 +202,12 @@ def test_openai_parts_tool_calls_and_nulls_of_arrow(tmp_path: Path) -> None:
     assert load(write(tmp_path / "y.jsonl", [parts], "jsonl"))[0].messages == second.messages
 
 
-# ---- sources -----------------------------------------------------------------------------------------------
+# ---- sources -------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_read_in_name_order_whatever_the_disk_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_read_in_name_order_whatever_the_disk_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("b", "a/2", "a/10", "c"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}) + "\n")
@@ -220,7 +240,9 @@ def test_a_saved_data_set_is_a_source(tmp_path: Path) -> None:
     assert [(s.source, s.messages) for s in load(tmp_path / "mine")] == [("mine", TALK)] * 2
 
 
-def test_hub_ids_go_to_the_hub_and_failures_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_ids_go_to_the_hub_and_failures_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     datasets = pytest.importorskip("datasets")
     asked = []
 
@@ -246,12 +268,15 @@ def test_hub_ids_go_to_the_hub_and_failures_say_so(tmp_path: Path, monkeypatch: 
     assert "neither here nor could it be fetched" in fault and "cannot reach it" in fault
 
 
-# ---- faults ------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 BAD_LINES = {
     "broken json": ('{"messages": [', "valid JSON"),
     "no object": ("[1, 2]", "an object"),
-    "no answer": ('{"messages": [{"role": "user", "content": "q"}]}', "at least one assistant turn"),
+    "no answer": (
+        '{"messages": [{"role": "user", "content": "q"}]}',
+        "at least one assistant turn",
+    ),
     "unknown role": ('{"messages": [{"role": "wizard", "content": "q"}]}', "a role among"),
     "wrong type": ('{"messages": [{"role": "assistant", "content": 7}]}', "content as text"),
     "turns no list": ('{"messages": {"role": "user"}}', "a list of turns"),
@@ -270,7 +295,9 @@ def test_all_faults_at_once_each_with_file_and_line(tmp_path: Path) -> None:
     found = faults_of(path, tmp_path / "missing.jsonl")
     assert len(found) == len(BAD_LINES) + 1
     assert found[0].startswith(str(tmp_path / "missing.jsonl")) and "nothing there" in found[0]
-    for number, (fault, (_, wanted)) in enumerate(zip(found[1:], BAD_LINES.values(), strict=True), start=2):
+    for number, (fault, (_, wanted)) in enumerate(
+        zip(found[1:], BAD_LINES.values(), strict=True), start=2
+    ):
         assert fault.startswith(f"{path}:{number}: wanted "), fault
         assert wanted in fault and "; found " in fault and fault.count(";") >= 2
 
@@ -329,7 +356,7 @@ def test_other_faults_of_the_entries(tmp_path: Path) -> None:
     assert ":2: wanted 3 fields" in faults_of(tmp_path / "t.csv")[0]
 
 
-# ---- real rows ---------------------------------------------------------------------------------------------
+# ---- real rows -----------------------------------------------------------------------------------
 
 REAL = {
     "alpaca_format_general.json": 999,

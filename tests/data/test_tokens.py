@@ -30,7 +30,9 @@ def chat(messages: list[dict[str, Any]], **more: Any) -> Sample:
     return Sample("source", "file:1", {}, messages=messages, **more)
 
 
-def encode(tokenizer: Any, sample: Sample, max_length: int = 2048, overlong: str = "truncate") -> Encoded:
+def encode(
+    tokenizer: Any, sample: Sample, max_length: int = 2048, overlong: str = "truncate"
+) -> Encoded:
     (result,) = Encoder(tokenizer, max_length, overlong).encode([sample])
     if isinstance(result, RowFault):
         raise result
@@ -56,14 +58,16 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def load(template: str | None, spaces: str = "byte", add_bos: bool = False) -> Any:
         key = (template, spaces, add_bos)
         if key not in made:
-            folder = twins.make_tokenizer(tmp_path_factory.mktemp("tokenizer"), template, spaces, add_bos)
+            folder = twins.make_tokenizer(
+                tmp_path_factory.mktemp("tokenizer"), template, spaces, add_bos
+            )
             made[key] = load_tokenizer(ModelConfig(path=str(folder)))
         return made[key]
 
     return load
 
 
-# ---- templates ---------------------------------------------------------------------------------------------
+# ---- templates -----------------------------------------------------------------------------------
 
 SAID = ["It is blue é 🙂, most of the time.", "The grass is green.\n"]
 KINDS = {
@@ -82,16 +86,22 @@ def test_targets_are_the_answers_with_their_end_token(twin: Any, kind: str, spac
     encoded = encode(tokenizer, chat([SYSTEM, *CHAT]))
     assert answers(tokenizer, encoded) == [text + end for text in said]
     # each run ends with the end token itself, not with its letters
-    ends = [i for i, label in enumerate(encoded.labels) if label == tokenizer.convert_tokens_to_ids(end)]
+    ends = [
+        i for i, label in enumerate(encoded.labels) if label == tokenizer.convert_tokens_to_ids(end)
+    ]
     assert len(ends) == 2
 
 
 @pytest.mark.parametrize("spaces", ["byte", "metaspace"])
 def test_blanks_inside_an_answer_are_targets(twin: Any, spaces: str) -> None:
-    """Tokens of blanks alone can come without characters of their own; indentation must be learnt still."""
+    """Tokens of blanks alone can come without characters of their own; indentation must be learnt
+    still.
+    """
     code = "def sky():\n    if blue:\n        return  green   "
     tokenizer = twin(twins.CHATML, spaces)
-    encoded = encode(tokenizer, chat([CHAT[0] | {"content": "a  b   "}, {"role": "assistant", "content": code}]))
+    encoded = encode(
+        tokenizer, chat([CHAT[0] | {"content": "a  b   "}, {"role": "assistant", "content": code}])
+    )
     assert answers(tokenizer, encoded) == [code + "<|im_end|>"]
     # a template that ends turns with a blank: that blank is how the model stops
     bare = "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + '  ' }}{% endfor %}"
@@ -110,7 +120,9 @@ def test_marks_and_derived_spans_agree(twin: Any, spaces: str) -> None:
 def test_marked_labels_are_those_of_transformers(twin: Any) -> None:
     """With marks, transformers itself can tell the assistant tokens: ours are the same."""
     tokenizer = twin(twins.CHATML_MARKED)
-    theirs = tokenizer.apply_chat_template(CHAT, return_assistant_tokens_mask=True, return_dict=True)
+    theirs = tokenizer.apply_chat_template(
+        CHAT, return_assistant_tokens_mask=True, return_dict=True
+    )
     ours = encode(tokenizer, chat(CHAT))
     assert ours.input_ids == theirs["input_ids"]
     assert [int(label != IGNORE) for label in ours.labels] == list(theirs["assistant_masks"])
@@ -119,7 +131,9 @@ def test_marked_labels_are_those_of_transformers(twin: Any) -> None:
 @pytest.mark.parametrize("spaces", ["byte", "metaspace"])
 def test_template_without_generation_prompt_leaves_the_header_out(twin: Any, spaces: str) -> None:
     tokenizer = twin(twins.CHATML_WITHOUT_PROMPT, spaces)
-    assert answers(tokenizer, encode(tokenizer, chat(CHAT))) == [text + "<|im_end|>" for text in SAID]
+    assert answers(tokenizer, encode(tokenizer, chat(CHAT))) == [
+        text + "<|im_end|>" for text in SAID
+    ]
 
 
 def test_inst_template_and_an_opening_assistant_turn(twin: Any) -> None:
@@ -132,16 +146,21 @@ def test_inst_template_and_an_opening_assistant_turn(twin: Any) -> None:
 
 
 def test_turns_that_a_template_words_differently_are_still_found(twin: Any) -> None:
-    """The last turn is rendered with an empty reasoning block, earlier ones without: prefixes do not
-    match.
+    """The last turn is rendered with an empty reasoning block, earlier ones without: prefixes do
+    not match.
     """
     tokenizer = twin(twins.REASONING)
-    got = answers(tokenizer, encode(tokenizer, chat([*CHAT[:3], {"role": "assistant", "content": "It is green."}])))
+    got = answers(
+        tokenizer,
+        encode(tokenizer, chat([*CHAT[:3], {"role": "assistant", "content": "It is green."}])),
+    )
     assert got == [SAID[0] + "<|im_end|>", "<think>\n\n</think>\n\nIt is green.<|im_end|>"]
 
 
 def test_the_next_turns_header_is_never_taken_for_an_end_token(twin: Any) -> None:
-    """A template that ends only the last turn leaves earlier ones open: nothing right can be labelled."""
+    """A template that ends only the last turn leaves earlier ones open: nothing right can be
+    labelled.
+    """
     open_ended = twins.CHATML.replace("<|im_end|>\n", "{{ '<|im_end|>' if loop.last else '' }}")
     tokenizer = twin(open_ended)
     assert answers(tokenizer, encode(tokenizer, chat(CHAT[:2]))) == [SAID[0] + "<|im_end|>"]
@@ -157,7 +176,11 @@ def test_a_turn_that_is_not_trained_on_may_lose_its_reasoning(twin: Any) -> None
 
 
 def test_a_template_that_drops_earlier_reasoning_is_refused(twin: Any) -> None:
-    messages = [CHAT[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBlue."}, *CHAT[2:]]
+    messages = [
+        CHAT[0],
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBlue."},
+        *CHAT[2:],
+    ]
     with pytest.raises(RowFault, match="turn 2") as caught:
         encode(twin(twins.REASONING), chat(messages))
     assert "generation" in caught.value.change
@@ -194,13 +217,14 @@ def test_tool_calls_are_targets_even_for_templates_that_know_none(twin: Any) -> 
     assert second == SAID[1] + "<|im_end|>"
     knows = twins.CHATML.replace(
         "{{ m['content'] }}",
-        "{{ m['content'] }}{% for c in m['tool_calls'] %}CALL {{ c['function']['name'] }}{% endfor %}",
+        "{{ m['content'] }}{% for c in m['tool_calls'] %}CALL {{ c['function']['name'] }}{%"
+        " endfor %}",
     )
     tokenizer = twin(knows)
     assert answers(tokenizer, encode(tokenizer, chat(messages)))[0] == "CALL search<|im_end|>"
 
 
-# ---- BOS, text, truncation ---------------------------------------------------------------------------------
+# ---- BOS, text, truncation -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("template", [None, twins.LLAMA3, twins.CHATML])
@@ -219,7 +243,8 @@ def test_text_rows_are_all_target_as_the_tokenizer_writes_them(twin: Any, add_bo
     tokenizer = twin(None, "byte", add_bos)
     encoded = encode(tokenizer, Sample("s", "f:1", {}, text="The sky is blue."))
     assert encoded.input_ids == encoded.labels == tokenizer("The sky is blue.").input_ids
-    assert num_target_tokens(encoded.labels) == len(encoded.labels) - 1  # nothing comes before the first token
+    # nothing comes before the first token
+    assert num_target_tokens(encoded.labels) == len(encoded.labels) - 1
 
 
 def test_number_of_targets_counts_what_the_shifted_loss_sees() -> None:
@@ -239,7 +264,10 @@ def test_truncation_keeps_a_target_or_drops_the_row(twin: Any) -> None:
     kept = encode(tokenizer, chat(CHAT[:2]), max_length=first + 1)
     assert kept.input_ids == whole.input_ids[: first + 1]
     assert num_target_tokens(kept.labels) == 1 and kept.cut == len(whole.input_ids) - first - 1
-    assert encode(tokenizer, chat(CHAT[:2]), max_length=first).dropped == "no target left within max_length"
+    assert (
+        encode(tokenizer, chat(CHAT[:2]), max_length=first).dropped
+        == "no target left within max_length"
+    )
     assert encode(tokenizer, chat(CHAT[:2]), first + 1, "drop").dropped == "longer than max_length"
     exact = encode(tokenizer, chat(CHAT[:2]), len(whole.input_ids), "drop")
     assert exact.dropped is None and exact.cut == 0
@@ -247,20 +275,27 @@ def test_truncation_keeps_a_target_or_drops_the_row(twin: Any) -> None:
 
 def test_rows_without_content_are_dropped_with_a_reason(twin: Any) -> None:
     tokenizer = twin(twins.CHATML)
-    assert encode(tokenizer, chat([CHAT[0], {"role": "assistant", "content": " "}])).dropped == "every answer is empty"
+    assert (
+        encode(tokenizer, chat([CHAT[0], {"role": "assistant", "content": " "}])).dropped
+        == "every answer is empty"
+    )
     assert encode(tokenizer, Sample("s", "f:1", {}, text=" \n")).dropped == "empty text"
 
 
-# ---- loading -----------------------------------------------------------------------------------------------
+# ---- loading -------------------------------------------------------------------------------------
 
 
 def test_configured_template_replaces_the_tokenizers_own(twin: Any, tmp_path: Path) -> None:
     folder = twins.make_tokenizer(tmp_path / "t", twins.CHATML)
     (tmp_path / "mine.jinja").write_text(twins.LLAMA3)
-    tokenizer = load_tokenizer(ModelConfig(path=str(folder), chat_template=str(tmp_path / "mine.jinja")))
+    tokenizer = load_tokenizer(
+        ModelConfig(path=str(folder), chat_template=str(tmp_path / "mine.jinja"))
+    )
     assert tokenizer.chat_template == twins.LLAMA3
     assert fingerprint(tokenizer) != fingerprint(load_tokenizer(ModelConfig(path=str(folder))))
-    assert fingerprint(load_tokenizer(ModelConfig(path=str(folder)))) == fingerprint(twin(twins.CHATML))
+    assert fingerprint(load_tokenizer(ModelConfig(path=str(folder)))) == fingerprint(
+        twin(twins.CHATML)
+    )
 
 
 def test_tokenizer_faults_are_the_users(tmp_path: Path) -> None:
@@ -282,11 +317,18 @@ def test_a_sentencepiece_model_alone_is_enough(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "corpus.txt"), model_prefix=str(folder / "tokenizer"),
-        vocab_size=400, model_type="bpe", byte_fallback=True, pad_id=-1, minloglevel=2,
-        num_threads=1, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=-1,
+        minloglevel=2,
+        num_threads=1,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
         hard_vocab_limit=False,
-    )  # fmt: skip
+    )
     (folder / "tokenizer.vocab").unlink()
     tokenizer = load_tokenizer(ModelConfig(path=str(folder)))
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
@@ -296,7 +338,7 @@ def test_a_sentencepiece_model_alone_is_enough(tmp_path: Path) -> None:
     assert got == [SAID[0] + "</s>", SAID[1] + "</s>"]
 
 
-# ---- real tokenizers ---------------------------------------------------------------------------------------
+# ---- real tokenizers -----------------------------------------------------------------------------
 
 REAL = {
     "tokenizers/gpt2": "<|endoftext|>",
@@ -314,10 +356,19 @@ def test_real_tokenizers_label_real_rows(material: Path, name: str) -> None:
     """On rows nobody made for it, the target text is the answer and its end token, turn by turn."""
     tokenizer = load_tokenizer(ModelConfig(path=str(material / name)))
     faults = Faults()
-    files = ["general_glaive_multiturn.jsonl", "medicine_medquad6k.jsonl", "sharegpt_format_plain.json"]
+    files = [
+        "general_glaive_multiturn.jsonl",
+        "medicine_medquad6k.jsonl",
+        "sharegpt_format_plain.json",
+    ]
     for file in files:
         samples = [
-            s for s, _ in zip(load_samples([str(material / "data" / file)], "auto", faults), range(15), strict=False)
+            s
+            for s, _ in zip(
+                load_samples([str(material / "data" / file)], "auto", faults),
+                range(15),
+                strict=False,
+            )
         ]
         for sample, encoded in zip(samples, Encoder(tokenizer, 10**6).encode(samples), strict=True):
             assert isinstance(encoded, Encoded)

@@ -1,4 +1,6 @@
-"""The image and the compose cluster: linted, agreeing with each other, and their start script entered by a real ssh."""
+"""The image and the compose cluster: linted, agreeing with each other, and their start script
+entered by a real ssh.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,19 @@ def test_dockerfile_is_clean() -> None:
 
 
 def test_shell_scripts_are_clean() -> None:
-    lint("shellcheck", "--severity=warning", *sorted(DOCKER.glob("*.sh")), *sorted((REPO / "scripts").glob("*.sh")))
+    lint(
+        "shellcheck",
+        "--severity=warning",
+        *sorted(DOCKER.glob("*.sh")),
+        *sorted((REPO / "scripts").glob("*.sh")),
+    )
 
 
 def test_image_is_built_by_the_install_script_alone() -> None:
     """A package named in the Dockerfile would be one that a bare machine lacks."""
-    runs = [line for line in (DOCKER / "Dockerfile").read_text().splitlines() if line.startswith("RUN ")]
+    runs = [
+        line for line in (DOCKER / "Dockerfile").read_text().splitlines() if line.startswith("RUN ")
+    ]
     assert runs and all(line.startswith("RUN bash scripts/install.sh --cluster") for line in runs)
     assert "pip install" not in "".join(runs) and "apt-get" not in "".join(runs)
 
@@ -66,7 +75,11 @@ def test_compose_and_hostfile_name_the_same_nodes() -> None:
 def test_nodes_share_keys_and_runs_and_have_room_to_communicate() -> None:
     tree = compose()
     for node in tree["services"].values():
-        assert {item.split(":")[0] for item in node["volumes"]} >= {"ssh", "runs"} <= set(tree["volumes"])
+        assert (
+            {item.split(":")[0] for item in node["volumes"]}
+            >= {"ssh", "runs"}
+            <= set(tree["volumes"])
+        )
         assert node["shm_size"] != "64mb" and node["ulimits"]["memlock"] == -1
         assert (DOCKER / node["build"]["context"]).resolve() == REPO
         assert (REPO / node["build"]["dockerfile"]).is_file()
@@ -85,7 +98,9 @@ def test_image_leaves_environments_and_runs_of_this_machine_out() -> None:
 
 
 def test_start_script_makes_a_node_that_ssh_enters_without_questions(tmp_path: Path) -> None:
-    """Keys made on the spot, strict host keys, no password; a command given instead of `serve` runs as it is."""
+    """Keys made on the spot, strict host keys, no password; a command given instead of `serve` runs
+    as it is.
+    """
     sshd = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
     if sshd is None or os.geteuid() != 0:
         pytest.skip("needs sshd and root (scripts/install.sh --dev)")
@@ -95,10 +110,14 @@ def test_start_script_makes_a_node_that_ssh_enters_without_questions(tmp_path: P
     # sshd refuses keys below a folder that everyone may write, as /tmp is; $HOME may point there
     home = Path(tempfile.mkdtemp(prefix="a node ", dir=pwd.getpwuid(os.geteuid()).pw_dir))
     environment = os.environ | {
-        "SSH_FOLDER": str(tmp_path / "shared"), "SSH_PORT": str(port), "SSH_HOME": str(home),
-    }  # fmt: skip
+        "SSH_FOLDER": str(tmp_path / "shared"),
+        "SSH_PORT": str(port),
+        "SSH_HOME": str(home),
+    }
     script = str(DOCKER / "node.sh")
-    told = subprocess.run([script, "echo", "as it is"], env=environment, capture_output=True, text=True, timeout=20)
+    told = subprocess.run(
+        [script, "echo", "as it is"], env=environment, capture_output=True, text=True, timeout=20
+    )
     assert told.stdout == "as it is\n"
     node = subprocess.Popen([script, "serve"], env=environment, stderr=subprocess.PIPE, text=True)
     try:
@@ -109,7 +128,9 @@ def test_start_script_makes_a_node_that_ssh_enters_without_questions(tmp_path: P
                 break
             time.sleep(0.1)
         assert result.stdout == "entered\n", result.stderr
-        joined = subprocess.run([script, "join", *ssh], env=environment, capture_output=True, text=True, timeout=20)
+        joined = subprocess.run(
+            [script, "join", *ssh], env=environment, capture_output=True, text=True, timeout=20
+        )
         assert joined.stdout == "entered\n", joined.stderr
     finally:
         node.terminate()

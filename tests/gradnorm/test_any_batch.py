@@ -1,4 +1,6 @@
-"""A sample's norms are its own: the same alone, beside any others, padded on either side, packed, and recomputed."""
+"""A sample's norms are its own: the same alone, beside any others, padded on either side, packed,
+and recomputed.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,18 @@ def packed(batch: dict[str, torch.Tensor], rows: list[list[int]]) -> dict[str, t
         for number, sample in enumerate(row):
             ids, labels = samples[sample]
             here = slice(start, start + len(ids))
-            result["input_ids"][place, here], result["labels"][place, here], result["segment_ids"][place, here] = (
-                ids,
-                labels,
-                number,
-            )
+            (
+                result["input_ids"][place, here],
+                result["labels"][place, here],
+                result["segment_ids"][place, here],
+            ) = (ids, labels, number)
             start += len(ids)
     return result
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gemma3", "gpt2", "bloom", "opt", "mixtral", "gpt-oss", "deepseek-v3"])
+@pytest.mark.parametrize(
+    "name", ["llama-tied", "gemma3", "gpt2", "bloom", "opt", "mixtral", "gpt-oss", "deepseek-v3"]
+)
 @pytest.mark.parametrize("how", ["left", "packed", "reentrant", "non-reentrant", "eager"])
 def test_norms_do_not_depend_on_how_the_batch_is_laid_out(name: str, how: str) -> None:
     model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
@@ -53,7 +57,9 @@ def test_norms_do_not_depend_on_how_the_batch_is_laid_out(name: str, how: str) -
         model.set_attn_implementation("eager")
     else:
         model.train()
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": how == "reentrant"})
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": how == "reentrant"}
+        )
     found = GradNormRecorder(model, "all").score(batch)
     assert max(models.worst(found, true).values()) < 1e-5
     assert found.num_tokens.tolist() == LENGTHS
@@ -61,13 +67,20 @@ def test_norms_do_not_depend_on_how_the_batch_is_laid_out(name: str, how: str) -
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="needs flash-attention and a CUDA device")
+@pytest.mark.skipif(
+    importlib.util.find_spec("flash_attn") is None, reason="needs flash-attention and a CUDA device"
+)
 def test_flash_attention() -> None:
-    model = models.make_model("llama", head_dim=32, attn_implementation="flash_attention_2").to("cuda", torch.bfloat16)
+    model = models.make_model("llama", head_dim=32, attn_implementation="flash_attention_2").to(
+        "cuda", torch.bfloat16
+    )
     batch = {name: tensor.cuda() for name, tensor in models.make_batch(LENGTHS, PROMPTS).items()}
     whole = models.make_model("llama", head_dim=32).to("cuda", torch.bfloat16)
     recorder = GradNormRecorder(model, "all")
-    assert max(models.worst(recorder.score(batch), models.truth(recorder, whole, batch)).values()) < 2e-2
+    assert (
+        max(models.worst(recorder.score(batch), models.truth(recorder, whole, batch)).values())
+        < 2e-2
+    )
 
 
 def test_each_sample_alone_and_in_other_company() -> None:
@@ -98,10 +111,18 @@ def test_each_sample_alone_and_in_other_company() -> None:
 )
 @settings(max_examples=25, deadline=None)
 def test_drawn_shapes_lengths_and_masks(
-    rows: list[tuple[int, int]], seed: int, side: str, name: str, reduction: str, budget: int, shape: dict[str, int]
+    rows: list[tuple[int, int]],
+    seed: int,
+    side: str,
+    name: str,
+    reduction: str,
+    budget: int,
+    shape: dict[str, int],
 ) -> None:
     model = models.make_model(name, **shape)
-    batch = models.make_batch([length for length, _ in rows], [prompt for _, prompt in rows], seed, side)
+    batch = models.make_batch(
+        [length for length, _ in rows], [prompt for _, prompt in rows], seed, side
+    )
     recorder = GradNormRecorder(model, "all", loss_reduction=reduction, head_budget=budget)
     found, true = recorder.score(batch), models.truth(recorder, model, batch, reduction)
     assert max(models.worst(found, true).values()) < 1e-5
@@ -114,22 +135,31 @@ def test_a_sample_without_targets_has_norm_zero_and_says_so() -> None:
     assert found.num_target_tokens.tolist() == [6, 0]
     assert all(float(norm[1]) == 0 < float(norm[0]) for norm in found.norms.values())
     batch["labels"][:] = -100
-    assert all(float(norm.sum()) == 0 for norm in GradNormRecorder(model, "all").score(batch).norms.values())
+    assert all(
+        float(norm.sum()) == 0
+        for norm in GradNormRecorder(model, "all").score(batch).norms.values()
+    )
 
 
 def test_scoring_leaves_the_model_as_it_was() -> None:
     model, batch = models.make_model("mixtral").train(), models.make_batch(LENGTHS, PROMPTS)
     model.lm_head.weight.requires_grad_(False)
     model(**batch).loss.backward()
-    before = copy.deepcopy({name: (p.grad, p.requires_grad, p.detach()) for name, p in model.named_parameters()})
+    before = copy.deepcopy(
+        {name: (p.grad, p.requires_grad, p.detach()) for name, p in model.named_parameters()}
+    )
     keys = {name: sorted(vars(module)) for name, module in model.named_modules()}
     GradNormRecorder(model, "all").score(batch)
     for name, parameter in model.named_parameters():
         grad, required, value = before[name]
         assert parameter.requires_grad == required and torch.equal(parameter, value)
-        assert (grad is None) == (parameter.grad is None) and (grad is None or torch.equal(grad, parameter.grad))
+        assert (grad is None) == (parameter.grad is None) and (
+            grad is None or torch.equal(grad, parameter.grad)
+        )
     assert keys == {name: sorted(vars(module)) for name, module in model.named_modules()}
-    assert all(not m._forward_hooks and not m._forward_pre_hooks and m.training for m in model.modules())
+    assert all(
+        not m._forward_hooks and not m._forward_pre_hooks and m.training for m in model.modules()
+    )
 
 
 def test_head_alone_runs_no_backward(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Every group of every architecture equals one float64 backward per sample within 1e-5, by formulas alone."""
+"""Every group of every architecture equals one float64 backward per sample within 1e-5, by formulas
+alone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 0, 12]
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
-def test_all_groups_are_exact_without_the_one_sample_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_groups_are_exact_without_the_one_sample_path(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*args: object) -> None:
         raise AssertionError("the slow path was taken")
 
@@ -25,7 +29,9 @@ def test_all_groups_are_exact_without_the_one_sample_path(name: str, monkeypatch
     assert float((found.loss - true.loss).abs().max()) < 1e-5
     assert found.num_tokens.tolist() == LENGTHS
     assert found.num_target_tokens.tolist() == [10, 7, 5, 1]
-    assert all(float(norm.min()) > 0 for norm in found.norms.values()), "a group that is nowhere zero was left out"
+    assert all(float(norm.min()) > 0 for norm in found.norms.values()), (
+        "a group that is nowhere zero was left out"
+    )
 
 
 @pytest.mark.parametrize("name", models.ARCHITECTURES)
@@ -40,7 +46,11 @@ def test_every_parameter_has_a_group_and_a_rule(name: str) -> None:
 DEVICES = [
     "cpu",
     pytest.param(
-        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+        "cuda",
+        marks=[
+            pytest.mark.gpu,
+            pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+        ],
     ),
 ]
 

@@ -1,4 +1,6 @@
-"""Inner products and cosines with a reference gradient equal those of the whole gradients, in the pass that gives the norms."""
+"""Inner products and cosines with a reference gradient equal those of the whole gradients, in the
+pass that gives the norms.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,19 @@ def test_direction_against_an_anchor_set(name: str, layers: object) -> None:
     for group in found.inner_products:
         key = "embedding" if recorder.plan.tied and group == "lm_head" else group
         names = [parameter for parameter, g in recorder.plan.groups.items() if g == key]
-        inner = torch.stack([sum(((g[n] * anchor[n].double()).sum() for n in names), torch.zeros(())) for g in samples])
-        size = torch.stack([torch.stack([g[n].square().sum() for n in names]).sum().sqrt() for g in samples])
+        inner = torch.stack(
+            [
+                sum(((g[n] * anchor[n].double()).sum() for n in names), torch.zeros(()))
+                for g in samples
+            ]
+        )
+        size = torch.stack(
+            [torch.stack([g[n].square().sum() for n in names]).sum().sqrt() for g in samples]
+        )
         reference = torch.stack([anchor[n].double().square().sum() for n in names]).sum().sqrt()
-        torch.testing.assert_close(found.cosines[group], inner / size / reference, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            found.cosines[group], inner / size / reference, rtol=0, atol=1e-5
+        )
         torch.testing.assert_close(
             found.inner_products[group], found.cosines[group] * size * reference, rtol=1e-4, atol=0
         )

@@ -21,11 +21,16 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 @settings(max_examples=40, deadline=None)
 def test_linear_forms_agree_with_the_gradient(sizes: tuple[int, int, int, int], seed: int) -> None:
     samples, length, inputs, outputs = sizes
-    acts, grads = draw(samples, length, inputs, seed=seed), draw(samples, length, outputs, seed=seed + 1)
+    acts, grads = (
+        draw(samples, length, inputs, seed=seed),
+        draw(samples, length, outputs, seed=seed + 1),
+    )
     true = torch.stack([(g.T @ a).square().sum() for a, g in zip(acts, grads, strict=True)])
     for form in (linear.gram_norm_squared, linear.direct_norm_squared, linear.weight_norm_squared):
         torch.testing.assert_close(form(acts, grads), true, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(linear.bias_norm_squared(grads), grads.sum(1).square().sum(-1), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        linear.bias_norm_squared(grads), grads.sum(1).square().sum(-1), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_gram_of_shared_activations_is_the_same_and_notices_other_activations() -> None:
@@ -35,9 +40,13 @@ def test_gram_of_shared_activations_is_the_same_and_notices_other_activations() 
         for outputs in (3, 8):
             grads = draw(2, 70, outputs, seed=7)
             expected = linear.direct_norm_squared(acts, grads)
-            torch.testing.assert_close(linear.gram_norm_squared(acts, grads, shared), expected, rtol=1e-9, atol=0)
+            torch.testing.assert_close(
+                linear.gram_norm_squared(acts, grads, shared), expected, rtol=1e-9, atol=0
+            )
         acts *= 2  # changed in place, at the same address
-        torch.testing.assert_close(linear.gram_norm_squared(acts, grads, shared), 4 * expected, rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            linear.gram_norm_squared(acts, grads, shared), 4 * expected, rtol=1e-9, atol=0
+        )
 
 
 def test_direct_form_by_rows_and_samples_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +100,8 @@ def test_normalisation_weight_and_bias(centred: bool, shape: tuple[int, ...]) ->
         expected = torch.autograd.grad((normed * weight * grads[sample]).sum(), weight)[0]
         torch.testing.assert_close(scale[sample], expected)
         torch.testing.assert_close(
-            norm.shift_gradient(grads, len(shape))[sample], grads[sample].flatten(0, -len(shape) - 1).sum(0)
+            norm.shift_gradient(grads, len(shape))[sample],
+            grads[sample].flatten(0, -len(shape) - 1).sum(0),
         )
 
 
@@ -99,7 +109,9 @@ def test_normalisation_weight_and_bias(centred: bool, shape: tuple[int, ...]) ->
     st.lists(st.integers(0, 9), min_size=1, max_size=4),
     st.sampled_from([10**9, 60, 7, 1]),
     st.booleans(),
-    st.sampled_from([LogitTransform(), LogitTransform(0.3), LogitTransform(1.0, 1.5), LogitTransform(2.0, 1.5)]),
+    st.sampled_from(
+        [LogitTransform(), LogitTransform(0.3), LogitTransform(1.0, 1.5), LogitTransform(2.0, 1.5)]
+    ),
     st.integers(2, 11),
 )
 @settings(max_examples=60, deadline=None)
@@ -107,13 +119,21 @@ def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
     counts: list[int], budget: int, biased: bool, transform: LogitTransform, width: int
 ) -> None:
     vocabulary, rows = 17, sum(counts)
-    hidden, weight = draw(rows, width).requires_grad_(), draw(vocabulary, width, seed=1).requires_grad_()
+    hidden, weight = (
+        draw(rows, width).requires_grad_(),
+        draw(vocabulary, width, seed=1).requires_grad_(),
+    )
     bias = draw(vocabulary, seed=2).requires_grad_() if biased else None
     targets = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(3))
-    row_ids = torch.randint(0, vocabulary, (len(counts), 6), generator=torch.Generator().manual_seed(4))
+    row_ids = torch.randint(
+        0, vocabulary, (len(counts), 6), generator=torch.Generator().manual_seed(4)
+    )
     slices = [(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
     weights = torch.tensor([1 / max(1, count) for count in counts], dtype=torch.float64)
-    reference, summed = draw(vocabulary, width, seed=5), torch.zeros(vocabulary, width, dtype=torch.float64)
+    reference, summed = (
+        draw(vocabulary, width, seed=5),
+        torch.zeros(vocabulary, width, dtype=torch.float64),
+    )
     with torch.no_grad():
         found = head_pass(
             hidden,
@@ -132,16 +152,31 @@ def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
     total = torch.zeros_like(summed)
     for sample, (start, stop) in enumerate(slices):
         logits = transform.scale * (hidden[start:stop] @ weight.T + (0 if bias is None else bias))
-        logits = logits if transform.cap is None else transform.cap * torch.tanh(logits / transform.cap)
-        loss = torch.nn.functional.cross_entropy(logits, targets[start:stop], reduction="sum") * weights[sample]
+        logits = (
+            logits if transform.cap is None else transform.cap * torch.tanh(logits / transform.cap)
+        )
+        loss = (
+            torch.nn.functional.cross_entropy(logits, targets[start:stop], reduction="sum")
+            * weights[sample]
+        )
         wanted = [hidden, weight] + ([] if bias is None else [bias])
         grads = torch.autograd.grad(loss, wanted)
         torch.testing.assert_close(found.loss[sample], loss.detach(), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.weight_norm_squared[sample], grads[1].square().sum(), rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.dh[start:stop], grads[0][start:stop], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.rows[sample], grads[1][row_ids[sample]], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.inner[sample], (grads[1] * reference).sum(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            found.weight_norm_squared[sample], grads[1].square().sum(), rtol=1e-9, atol=1e-12
+        )
+        torch.testing.assert_close(
+            found.dh[start:stop], grads[0][start:stop], rtol=1e-9, atol=1e-12
+        )
+        torch.testing.assert_close(
+            found.rows[sample], grads[1][row_ids[sample]], rtol=1e-9, atol=1e-12
+        )
+        torch.testing.assert_close(
+            found.inner[sample], (grads[1] * reference).sum(), rtol=1e-9, atol=1e-12
+        )
         if bias is not None:
-            torch.testing.assert_close(found.bias_norm_squared[sample], grads[2].square().sum(), rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(
+                found.bias_norm_squared[sample], grads[2].square().sum(), rtol=1e-9, atol=1e-12
+            )
         total += grads[1]
     torch.testing.assert_close(summed, total, rtol=1e-9, atol=1e-12)

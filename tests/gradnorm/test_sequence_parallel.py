@@ -1,4 +1,6 @@
-"""With each sequence shared by several ranks (DeepSpeed's Ulysses), every norm is that of the whole sample, on every rank."""
+"""With each sequence shared by several ranks (DeepSpeed's Ulysses), every norm is that of the whole
+sample, on every rank.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,24 @@ from grads_ds.gradnorm import GradNormRecorder
 from ranks import run_on_ranks
 
 CASES: list[tuple[str, Any]] = [
-    ("llama", "all"), ("llama-tied", "all"), ("llama-biased", "all"), ("cohere", ("embedding", "lm_head")),
-    ("qwen3-moe", "all"), ("llama", ("lm_head",)),
-]  # fmt: skip
-SETTINGS: dict[str, Any] = {"num_key_value_heads": 4, "attn_implementation": "sdpa", "sliding_window": None}
+    ("llama", "all"),
+    ("llama-tied", "all"),
+    ("llama-biased", "all"),
+    ("cohere", ("embedding", "lm_head")),
+    ("qwen3-moe", "all"),
+    ("llama", ("lm_head",)),
+]
+SETTINGS: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "attn_implementation": "sdpa",
+    "sliding_window": None,
+}
 
 
 def largest_errors(cases: list[tuple[str, Any]]) -> dict[str, float]:
-    """The largest relative error of each case on this rank; DeepSpeed knows one model shape at a time, and these share theirs."""
+    """The largest relative error of each case on this rank; DeepSpeed knows one model shape at a
+    time, and these share theirs.
+    """
     import torch.distributed as dist
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -51,7 +63,9 @@ def largest_errors(cases: list[tuple[str, Any]]) -> dict[str, float]:
         assert found.num_target_tokens.tolist() == true.num_target_tokens.tolist()
         if anchor is not None:
             mean = recorder.mean_gradient([mine])
-            errors["mean gradient"] = max(float((mean[n] - anchor[n]).norm() / anchor[n].norm()) for n in anchor)
+            errors["mean gradient"] = max(
+                float((mean[n] - anchor[n]).norm() / anchor[n].norm()) for n in anchor
+            )
             ALL_ATTENTION_FUNCTIONS["sdpa"] = plain
             whole.set_reference(anchor)
             cosines = whole.score(batch).cosines["mlp"]
@@ -70,4 +84,7 @@ def largest_errors(cases: list[tuple[str, Any]]) -> dict[str, float]:
 def test_norms_of_sequences_that_ranks_share(world: int, cases: list[tuple[str, Any]]) -> None:
     for rank, errors in enumerate(run_on_ranks(world, largest_errors, cases)):
         assert len(errors) == len(cases) + 2
-        assert not {case: error for case, error in errors.items() if not error < 1e-5}, (rank, errors)
+        assert not {case: error for case, error in errors.items() if not error < 1e-5}, (
+            rank,
+            errors,
+        )

@@ -1,4 +1,6 @@
-"""On several ranks every sample's norms are its own, under every ZeRO stage, also on a rank that has nothing to score."""
+"""On several ranks every sample's norms are its own, under every ZeRO stage, also on a rank that
+has nothing to score.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def _engine(model: Any, stage: int, train: bool, offload: bool = False) -> Any:
     if stage == 3:
         zero["stage3_param_persistence_threshold"] = 0  # take apart the small parameters too
     if offload:
-        zero |= {"offload_param": {"device": "cpu"}} | ({"offload_optimizer": {"device": "cpu"}} if train else {})
+        zero |= {"offload_param": {"device": "cpu"}} | (
+            {"offload_optimizer": {"device": "cpu"}} if train else {}
+        )
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -39,10 +43,14 @@ def _gather(parameters: Any) -> Any:
 
 
 def _batch(rank: int, step: int) -> dict[str, torch.Tensor]:
-    """Different lengths and numbers of samples on every rank; in step 1 no target at all on the last rank."""
+    """Different lengths and numbers of samples on every rank; in step 1 no target at all on the
+    last rank.
+    """
     import torch.distributed as dist
 
-    batch = models.make_batch([9 + rank, 6, 11][: 2 + rank % 2], [2, 1, 3][: 2 + rank % 2], seed=10 * rank + step)
+    batch = models.make_batch(
+        [9 + rank, 6, 11][: 2 + rank % 2], [2, 1, 3][: 2 + rank % 2], seed=10 * rank + step
+    )
     if step == 1 and rank == dist.get_world_size() - 1:
         batch["labels"][:] = -100
     return batch
@@ -54,10 +62,8 @@ def score_frozen(name: str, stage: int, layers: Any, offload: bool) -> list[floa
 
     model = models.make_model(name)
     whole = copy.deepcopy(model)
-    trains = stage in (
-        1,
-        2,
-    )  # these shard an optimizer's state, which a model that only scores has not: score between steps
+    # these shard an optimizer's state, which a model that only scores has not: score between steps
+    trains = stage in (1, 2)
     model.requires_grad_(trains)
     engine = _engine(model, stage, trains, offload) if stage else None
     inner = engine.module if engine else model
@@ -66,7 +72,9 @@ def score_frozen(name: str, stage: int, layers: Any, offload: bool) -> list[floa
     errors = []
     for step in range(3):
         batch = _batch(dist.get_rank(), step)
-        errors.append(max(models.worst(recorder.score(batch), models.truth(plain, whole, batch)).values()))
+        errors.append(
+            max(models.worst(recorder.score(batch), models.truth(plain, whole, batch)).values())
+        )
     if stage == 3:
         engine.optimizer.release_backward_leftovers()
         assert all(p.numel() == 0 for p in inner.parameters()), "parameters stayed gathered"
@@ -74,7 +82,9 @@ def score_frozen(name: str, stage: int, layers: Any, offload: bool) -> list[floa
 
 
 def train_and_record(name: str, stage: int, offload: bool) -> list[float]:
-    """Recording inside DeepSpeed's own training steps; the truth is made of the weights of each step."""
+    """Recording inside DeepSpeed's own training steps; the truth is made of the weights of each
+    step.
+    """
     import torch.distributed as dist
 
     torch.manual_seed(0)
@@ -98,7 +108,9 @@ def train_and_record(name: str, stage: int, offload: bool) -> list[float]:
 
 
 def _trap_of_the_average(engine: Any, own: torch.Tensor) -> None:
-    """After a backward ZeRO-3 holds the mean over all ranks' samples, the same on every rank: nobody's own gradient."""
+    """After a backward ZeRO-3 holds the mean over all ranks' samples, the same on every rank:
+    nobody's own gradient.
+    """
     import torch.distributed as dist
     from deepspeed.utils import safe_get_full_grad
 
@@ -110,7 +122,9 @@ def _trap_of_the_average(engine: Any, own: torch.Tensor) -> None:
 
 
 def record_under_accelerate(name: str) -> list[float]:
-    """Recording in an Accelerate loop (DistributedDataParallel here), accumulating over two micro-batches."""
+    """Recording in an Accelerate loop (DistributedDataParallel here), accumulating over two
+    micro-batches.
+    """
     import torch.distributed as dist
     from accelerate import Accelerator
 
@@ -131,12 +145,24 @@ def record_under_accelerate(name: str) -> list[float]:
     return errors
 
 
-FROZEN: list[tuple[str, int, Any, bool]] = [  # model, ZeRO stage (0: no engine), layers, parameters offloaded
-    ("llama", 3, "all", False), ("llama-tied", 3, ("embedding", "lm_head"), False), ("llama", 3, ("lm_head",), False),
-    ("gpt2", 3, "all", False), ("qwen2-moe", 3, "all", False), ("gpt-oss", 3, "all", False), ("llama-tied", 3, "all", True),
-    ("llama-tied", 2, "all", False), ("llama-tied", 0, "all", False),
-]  # fmt: skip
-TRAINED = [("llama-tied", 1, False), ("llama", 2, False), ("llama-tied", 3, False), ("llama", 3, True)]
+# model, ZeRO stage (0: no engine), layers, parameters offloaded
+FROZEN: list[tuple[str, int, Any, bool]] = [
+    ("llama", 3, "all", False),
+    ("llama-tied", 3, ("embedding", "lm_head"), False),
+    ("llama", 3, ("lm_head",), False),
+    ("gpt2", 3, "all", False),
+    ("qwen2-moe", 3, "all", False),
+    ("gpt-oss", 3, "all", False),
+    ("llama-tied", 3, "all", True),
+    ("llama-tied", 2, "all", False),
+    ("llama-tied", 0, "all", False),
+]
+TRAINED = [
+    ("llama-tied", 1, False),
+    ("llama", 2, False),
+    ("llama-tied", 3, False),
+    ("llama", 3, True),
+]
 
 
 def every_case() -> dict[str, list[float]]:
@@ -153,7 +179,9 @@ def _fsdp_is_refused() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    sharded = fully_shard(models.make_model("llama"), mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    sharded = fully_shard(
+        models.make_model("llama"), mesh=init_device_mesh("cpu", (dist.get_world_size(),))
+    )
     with pytest.raises(ValueError, match="use DeepSpeed"):
         GradNormRecorder(sharded)
 

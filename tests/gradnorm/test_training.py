@@ -1,4 +1,6 @@
-"""Norms recorded while a model trains are those of each sample's own loss, whatever the step's loss was, or the step is refused."""
+"""Norms recorded while a model trains are those of each sample's own loss, whatever the step's loss
+was, or the step is refused.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 1, 12]
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "llama-tied", "gemma2", "granite", "gpt2", "qwen2-moe", "gpt-oss", "phi", "stablelm"]
+    "name",
+    ["llama", "llama-tied", "gemma2", "granite", "gpt2", "qwen2-moe", "gpt-oss", "phi", "stablelm"],
 )
 def test_recording_a_training_step_equals_scoring(name: str) -> None:
     model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
@@ -36,8 +39,11 @@ def test_gradients_of_the_step_are_untouched_and_steps_follow_each_other(reducti
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin)]
     with recorder:
         for step in range(3):
-            parts = [models.make_batch(LENGTHS, PROMPTS, seed=10 * step + part) for part in range(2)]
-            for batch in parts:  # accumulated over two micro-batches, weighed by the number of targets of both
+            parts = [
+                models.make_batch(LENGTHS, PROMPTS, seed=10 * step + part) for part in range(2)
+            ]
+            # accumulated over two micro-batches, weighed by the number of targets of both
+            for batch in parts:
                 items = sum(int((b["labels"][:, 1:] != -100).sum()) for b in parts)
                 true = models.truth(recorder, twin, batch, reduction)
                 model(**batch, num_items_in_batch=items).loss.backward()
@@ -69,7 +75,9 @@ def test_under_activation_checkpointing(reentrant: bool) -> None:
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_mixed_precision_steps(name: str, fused: bool, backward_inside: bool) -> None:
-    """autocast over fp32 weights, as trainers do it: within what bf16 is good for of the fp32 truth."""
+    """autocast over fp32 weights, as trainers do it: within what bf16 is good for of the fp32
+    truth.
+    """
     model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
     recorder = GradNormRecorder(model, "all")
     true = models.truth(recorder, model, batch)
@@ -96,25 +104,36 @@ def test_packed_rows() -> None:
     recorder = GradNormRecorder(model, "all")
     true = models.truth(recorder, model, batch)
     rows = packed(batch, [[0, 1], [2]])
-    single = {name: tensor[:1, :22] for name, tensor in rows.items()}  # the first row, which has no padding
+    # the first row, which has no padding
+    single = {name: tensor[:1, :22] for name, tensor in rows.items()}
     positions = torch.cat([torch.arange(13), torch.arange(9)])[None]
     single["labels"][0, 13] = -100  # as collators do, since the model would shift over the boundary
     with recorder:
         model(
-            input_ids=single["input_ids"], labels=single["labels"], position_ids=positions, use_cache=False
+            input_ids=single["input_ids"],
+            labels=single["labels"],
+            position_ids=positions,
+            use_cache=False,
         ).loss.backward()
         found = recorder.collect()
     for group, norm in found.norms.items():
         torch.testing.assert_close(norm, true.norms[group][:2], rtol=1e-5, atol=0)
     # With a cache, transformers 5.23 lets the samples of a row see each other without a word.
     with recorder, pytest.raises(ValueError, match="use_cache=False"):
-        model(input_ids=single["input_ids"], labels=single["labels"], position_ids=positions, use_cache=True)
+        model(
+            input_ids=single["input_ids"],
+            labels=single["labels"],
+            position_ids=positions,
+            use_cache=True,
+        )
 
 
 def test_lora_adapters_and_the_frozen_embedding_and_head_beside_them() -> None:
     peft = pytest.importorskip("peft")
     model, batch = models.make_model("llama"), models.make_batch(LENGTHS, PROMPTS)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"], lora_dropout=0.0))
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(r=3, target_modules=["q_proj", "down_proj"], lora_dropout=0.0)
+    )
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
@@ -130,7 +149,9 @@ def test_lora_adapters_and_the_frozen_embedding_and_head_beside_them() -> None:
 
 def smoothed(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     logits = model(**batch).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], label_smoothing=0.1)
+    return torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), batch["labels"][:, 1:], label_smoothing=0.1
+    )
 
 
 def with_z_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -140,14 +161,19 @@ def with_z_loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def weighted_tokens(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     logits = model(**batch).logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none")
+    losses = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none"
+    )
     return (losses * torch.linspace(1, 2, losses.shape[1])).mean()
 
 
 @pytest.mark.parametrize("loss", [smoothed, with_z_loss, weighted_tokens])
 def test_losses_of_another_form_are_refused(loss: Any) -> None:
     model, batch = models.make_model("llama"), models.make_batch(LENGTHS, PROMPTS)
-    with GradNormRecorder(model) as recorder, pytest.raises(RuntimeError, match=r"use score\(\) instead"):
+    with (
+        GradNormRecorder(model) as recorder,
+        pytest.raises(RuntimeError, match=r"use score\(\) instead"),
+    ):
         loss(model, batch).backward()
         recorder.collect()
 

@@ -1,4 +1,6 @@
-"""Mistakes that other tools make, each shown to be absent here: every test computes the mistaken value too and tells it apart."""
+"""Mistakes that other tools make, each shown to be absent here: every test computes the mistaken
+value too and tells it apart.
+"""
 
 from __future__ import annotations
 
@@ -22,36 +24,52 @@ LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 0, 11]
 def test_tied_tables_have_a_cross_term() -> None:
     model, batch = models.make_model("llama-tied"), models.make_batch(LENGTHS, PROMPTS)
     found = GradNormRecorder(model).score(batch).norms["embedding"]
-    true = torch.stack([g["model.embed_tokens.weight"].norm() for _, g in reference_gradients(model, batch)])
+    true = torch.stack(
+        [g["model.embed_tokens.weight"].norm() for _, g in reference_gradients(model, batch)]
+    )
     untied = models.make_model("llama-tied", tie_word_embeddings=False)
     untied.load_state_dict({**model.state_dict(), "lm_head.weight": model.lm_head.weight})
     parts = GradNormRecorder(untied).score(batch).norms
     without = (parts["embedding"].square() + parts["lm_head"].square()).sqrt()
     torch.testing.assert_close(found, true, rtol=1e-5, atol=0)
-    assert float(((without - true).abs() / true).max()) > 1e-3, "the trap is not sprung by this example"
+    assert float(((without - true).abs() / true).max()) > 1e-3, (
+        "the trap is not sprung by this example"
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied"])
-def test_the_padding_row_of_the_table_gets_no_gradient_even_where_the_token_is_real(name: str) -> None:
-    model, batch = models.make_model(name, pad_token_id=2, eos_token_id=2), models.make_batch(LENGTHS, PROMPTS)
+def test_the_padding_row_of_the_table_gets_no_gradient_even_where_the_token_is_real(
+    name: str,
+) -> None:
+    model, batch = (
+        models.make_model(name, pad_token_id=2, eos_token_id=2),
+        models.make_batch(LENGTHS, PROMPTS),
+    )
     batch["input_ids"][:, 2:5] = 2  # the end-of-text token, read in the middle of every sample
     batch["labels"][0, 4] = 2
     assert model.get_input_embeddings().padding_idx == 2
     recorder = GradNormRecorder(model, "all")
-    assert max(models.worst(recorder.score(batch), models.truth(recorder, model, batch)).values()) < 1e-5
+    assert (
+        max(models.worst(recorder.score(batch), models.truth(recorder, model, batch)).values())
+        < 1e-5
+    )
     ignoring = models.make_model(name, pad_token_id=None, eos_token_id=2)
     other = GradNormRecorder(ignoring, ("embedding",)).score(batch).norms["embedding"]
     assert float((other / recorder.score(batch).norms["embedding"] - 1).abs().max()) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "olmo2", "cohere", "gpt-oss", "stablelm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gpt2", "olmo2", "cohere", "gpt-oss", "stablelm"]
+)
 def test_normalisation_layers_of_any_class_are_counted(name: str) -> None:
     model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
     recorder = GradNormRecorder(model, ("norm",))
     found = recorder.score(batch).norms["norm"]
     true = torch.stack(
         [
-            torch.stack([g[n].square().sum() for n, kind in recorder.plan.groups.items() if kind == "norm"])
+            torch.stack(
+                [g[n].square().sum() for n, kind in recorder.plan.groups.items() if kind == "norm"]
+            )
             .sum()
             .sqrt()
             for _, g in reference_gradients(model, batch)
@@ -69,7 +87,9 @@ torch.set_num_threads(1)
 from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder
 
-settings = dict(hidden_size=96, intermediate_size=256, num_hidden_layers=10, max_position_embeddings=512)
+settings = dict(
+    hidden_size=96, intermediate_size=256, num_hidden_layers=10, max_position_embeddings=512
+)
 large, small = models.make_batch([256] * 8, [8] * 8), models.make_batch([9], [1])
 for how in (None, True, False):
     model = models.make_model("llama", **settings).train()
@@ -97,16 +117,27 @@ for how in (None, True, False):
 
 
 @pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's /proc to measure peak memory"
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="needs Linux's /proc to measure peak memory",
 )
 def test_recording_every_layer_does_not_undo_activation_checkpointing() -> None:
-    """Hooks that hold the first forward's inputs do, without a word. Measured: the process's peak, in KiB over what it held before."""
+    """Hooks that hold the first forward's inputs do, without a word.
+
+    Measured: the process's peak, in KiB over what it held before.
+    """
     code = _PEAKS.format(tests=str(REPO / "tests"), repo=str(REPO))
-    exact = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | exact)
+    exact = {
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+        "MALLOC_TRIM_THRESHOLD_": "65536",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | exact
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     peaks = [int(line) for line in done.stdout.split()]
-    whole, reentrant, other = peaks[0:3], peaks[3:6], peaks[6:9]  # each: training, scoring, recording while training
+    # each: training, scoring, recording while training
+    whole, reentrant, other = peaks[0:3], peaks[3:6], peaks[6:9]
     for recomputed in (reentrant, other):
         for mode in range(3):
             assert recomputed[mode] < 0.3 * whole[mode], peaks
@@ -122,7 +153,9 @@ def test_sums_of_squares_do_not_drift_in_fp32() -> None:
     running = torch.zeros(())
     for block in table[0, ::400]:
         running += (block * block).sum()
-    assert abs(float(running) / float(table[0, ::400].double().square().sum()) - 1) > 1e-8, "the trap is not sprung"
+    assert abs(float(running) / float(table[0, ::400].double().square().sum()) - 1) > 1e-8, (
+        "the trap is not sprung"
+    )
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -141,21 +174,27 @@ def test_there_is_one_norm_per_sample_and_not_per_key_of_the_batch() -> None:
 
 
 def test_a_batch_mean_does_not_leak_into_the_norms() -> None:
-    """Two samples with very different numbers of targets: under a mean over the batch's tokens each is scaled by the other."""
+    """Two samples with very different numbers of targets: under a mean over the batch's tokens each
+    is scaled by the other.
+    """
     model, batch = models.make_model("llama"), models.make_batch([13, 13], [1, 11])
     recorder = GradNormRecorder(model, "all")
-    assert max(models.worst(recorder.score(batch), models.truth(recorder, model, batch)).values()) < 1e-5
+    assert (
+        max(models.worst(recorder.score(batch), models.truth(recorder, model, batch)).values())
+        < 1e-5
+    )
 
 
 def test_embedding_and_head_are_recorded_by_default() -> None:
-    assert set(GradNormRecorder(models.make_model("llama")).score(models.make_batch([5], [1])).norms) == {
-        "embedding",
-        "lm_head",
-    }
+    assert set(
+        GradNormRecorder(models.make_model("llama")).score(models.make_batch([5], [1])).norms
+    ) == {"embedding", "lm_head"}
 
 
 class Functional(nn.Module):
-    """Uses a weight that belongs to a module it never calls, one layer twice, and a bare parameter of its own."""
+    """Uses a weight that belongs to a module it never calls, one layer twice, and a bare parameter
+    of its own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,9 +208,13 @@ class Functional(nn.Module):
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> object:
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> object:
         hidden = self.embed(input_ids).cumsum(1) + self.shift
-        hidden = torch.tanh(nn.functional.linear(hidden, self.mlp_uncalled.weight, self.mlp_uncalled.bias))
+        hidden = torch.tanh(
+            nn.functional.linear(hidden, self.mlp_uncalled.weight, self.mlp_uncalled.bias)
+        )
         hidden = self.mlp_twice(torch.sin(self.mlp_twice(hidden)))
         from types import SimpleNamespace
 
@@ -188,27 +231,39 @@ def test_what_no_rule_covers_goes_one_sample_at_a_time_and_is_never_left_out() -
 
 
 class ListedExperts(nn.Module):
-    """Experts as older model code keeps them: a list of modules, each called on the rows routed to it."""
+    """Experts as older model code keeps them: a list of modules, each called on the rows routed to
+    it.
+    """
 
     def __init__(self, fused: nn.Module, list_name: str) -> None:
         super().__init__()
-        ends = [(up.detach(), down.detach()) for up, down in zip(fused.gate_up_proj, fused.down_proj, strict=True)]
+        ends = [
+            (up.detach(), down.detach())
+            for up, down in zip(fused.gate_up_proj, fused.down_proj, strict=True)
+        ]
         self.act, self.list_name = nn.SiLU(), list_name
         experts = nn.ModuleList()
         for up, down in ends:
             expert = nn.ModuleDict(
-                {"up": nn.Linear(*up.T.shape, bias=False), "down": nn.Linear(*down.T.shape, bias=False)}
+                {
+                    "up": nn.Linear(*up.T.shape, bias=False),
+                    "down": nn.Linear(*down.T.shape, bias=False),
+                }
             )
             expert["up"].weight.data, expert["down"].weight.data = up.clone(), down.clone()
             experts.append(expert)
         self.add_module(list_name, experts)
 
-    def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
         out = torch.zeros_like(hidden)
         for number, expert in enumerate(self.get_submodule(self.list_name)):
             rows, place = torch.where(chosen == number)
             gate, up = expert["up"](hidden[rows]).chunk(2, -1)
-            out = out.index_add(0, rows, expert["down"](self.act(gate) * up) * weights[rows, place, None])
+            out = out.index_add(
+                0, rows, expert["down"](self.act(gate) * up) * weights[rows, place, None]
+            )
         return out
 
 
@@ -221,9 +276,8 @@ def test_experts_in_a_list_are_as_exact_as_fused_ones(list_name: str) -> None:
         layer.mlp.experts = ListedExperts(layer.mlp.experts, list_name)
     recorder = GradNormRecorder(listed, "all")
     assert max(models.worst(recorder.score(batch), true).values()) < 1e-5
-    if (
-        list_name == "experts"
-    ):  # under a name that says nothing the one-sample path has taken over, which training has not
+    # under a name that says nothing the one-sample path has taken over, which training has not
+    if list_name == "experts":
         with recorder:
             listed(**batch).loss.backward()
             assert max(models.worst(recorder.collect(), true).values()) < 1e-5

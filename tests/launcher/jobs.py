@@ -1,4 +1,6 @@
-"""Small real jobs for the launcher's tests: ranks that run a few lines of Python under the supervisor, without a model."""
+"""Small real jobs for the launcher's tests: ranks that run a few lines of Python under the
+supervisor, without a model.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 """
 
 
-def run_code(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int = 2, **place: Any) -> Outcome:
-    """Run `code` on every rank through `run_job`; `rank`, `world` and `heartbeat` are defined in it."""
+def run_code(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int = 2, **place: Any
+) -> Outcome:
+    """Run `code` on every rank through `run_job`; `rank`, `world` and `heartbeat` are defined in
+    it.
+    """
     script = tmp_path / "rank code.py"
     script.write_text(_BEGIN + code)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
@@ -40,7 +46,8 @@ def folder_of(tmp_path: Path) -> Path:
 
 
 def left_behind(mark: str, seconds: float = 5.0) -> list[str]:
-    """Command lines of processes of this machine that hold `mark` in them, and of Pythons that work below it.
+    """Command lines of processes of this machine that hold `mark` in them, and of Pythons that work
+    below it.
 
     Those that are leaving get some seconds. A rank's own command line need not hold a path.
     """
@@ -50,7 +57,12 @@ def left_behind(mark: str, seconds: float = 5.0) -> list[str]:
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 try:
-                    line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    line = (
+                        (entry / "cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                    )
                     state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
                     where = str((entry / "cwd").readlink())
                 except OSError:

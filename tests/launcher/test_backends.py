@@ -1,4 +1,6 @@
-"""Every backend starts every rank on its host, and the truth arrives whichever runner stood between."""
+"""Every backend starts every rank on its host, and the truth arrives whichever runner stood
+between.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ import socket
 import torch.distributed as dist
 dist.init_process_group("gloo")
 seen = [None] * world
-dist.all_gather_object(seen, [rank, int(os.environ["LOCAL_RANK"]), socket.gethostname(), os.environ.get("GLOO_SOCKET_IFNAME")])
+interface = os.environ.get("GLOO_SOCKET_IFNAME")
+dist.all_gather_object(
+    seen, [rank, int(os.environ["LOCAL_RANK"]), socket.gethostname(), interface]
+)
 assert os.environ["ODD"] == ODD, os.environ["ODD"]
 print("together", __import__("json").dumps(seen), flush=True)
 dist.barrier(); dist.destroy_process_group()
@@ -51,9 +56,16 @@ def two_hosts() -> Iterator[Cluster]:
 @pytest.mark.cluster
 @pytest.mark.parametrize("backend", PROGRAM)
 def test_ranks_start_on_their_hosts_and_failures_come_back(
-    backend: str, two_hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    backend: str,
+    two_hosts: Cluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Unequal slots: three ranks on two hosts meet. Then one fails, and the runner's own status plays no part."""
+    """Unequal slots: three ranks on two hosts meet.
+
+    Then one fails, and the runner's own status plays no part.
+    """
     if not shutil.which(PROGRAM[backend]):
         pytest.skip(f"needs {PROGRAM[backend]}")
     monkeypatch.setenv("PATH", two_hosts.environment["PATH"])
@@ -66,8 +78,17 @@ def test_ranks_start_on_their_hosts_and_failures_come_back(
     outcome = run_code(MEET + FAIL, tmp_path, monkeypatch, **place)
     line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("together"))
     one, two = two_hosts.host_names
-    assert json.loads(line.split(maxsplit=1)[1]) == [[0, 0, one, "eth0"], [1, 1, one, "eth0"], [2, 0, two, "eth0"]]
-    assert (outcome.status, outcome.rank, outcome.host, outcome.error) == (FAILED, 2, two, "ValueError: mine")
+    assert json.loads(line.split(maxsplit=1)[1]) == [
+        [0, 0, one, "eth0"],
+        [1, 1, one, "eth0"],
+        [2, 0, two, "eth0"],
+    ]
+    assert (outcome.status, outcome.rank, outcome.host, outcome.error) == (
+        FAILED,
+        2,
+        two,
+        "ValueError: mine",
+    )
     assert left_behind(str(tmp_path)) == [] and not list(tmp_path.rglob("x"))
 
 
@@ -77,8 +98,12 @@ def test_nothing_of_a_path_or_the_environment_reaches_a_remote_shell(
     for name in ("a;touch x", "$(id)", "with space", "back`tick`"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
-        assert any("remote shell" in fault for fault in backends.load("pdsh").faults([Host("a", 1)]))
-    assert not {"NCCL_SECRET", "PYTHONPATH"} & set(for_runner({"NCCL_SECRET": "x", "PYTHONPATH": "y", "PATH": "/bin"}))
+        assert any(
+            "remote shell" in fault for fault in backends.load("pdsh").faults([Host("a", 1)])
+        )
+    assert not {"NCCL_SECRET", "PYTHONPATH"} & set(
+        for_runner({"NCCL_SECRET": "x", "PYTHONPATH": "y", "PATH": "/bin"})
+    )
 
 
 @pytest.mark.parametrize("name", backends.NAMES)
@@ -89,17 +114,27 @@ def test_a_host_name_with_shell_text_is_refused(
         "a;touch${IFS}x slots=1\n$(touch${IFS}x) slots=1\n`touch${IFS}x` slots=1\ngood slots=1\n"
     )
     (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
-    config = {"run_dir": "run", "model": {"path": "m"}, "deepspeed": "zero3.json", "data": {"train": ["p"]}}
+    config = {
+        "run_dir": "run",
+        "model": {"path": "m"},
+        "deepspeed": "zero3.json",
+        "data": {"train": ["p"]},
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.chdir(tmp_path)
     words = ["probe", "config.yaml", "--hosts", "hosts", "--backend", name]
     if name == "slurm":
-        assert main([*words, "--slurm", "nodes=1"]) == 2  # outside an allocation Slurm chooses the hosts
+        # outside an allocation Slurm chooses the hosts
+        assert main([*words, "--slurm", "nodes=1"]) == 2
         assert "leave --hosts out" in capsys.readouterr().err
         monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert main(words) == 2
     told = capsys.readouterr().err
-    assert told.count("is not a host name") == 3 and not (tmp_path / "x").exists() and not (tmp_path / "run").exists()
+    assert (
+        told.count("is not a host name") == 3
+        and not (tmp_path / "x").exists()
+        and not (tmp_path / "run").exists()
+    )
 
 
 @pytest.mark.parametrize("name", backends.NAMES)

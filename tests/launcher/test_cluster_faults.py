@@ -1,6 +1,7 @@
-"""What goes wrong on clusters, made to happen on two real hosts: the message, the exit status, the time it takes to tell, and that
-nothing is left running. Faults of single ranks are in test_supervision.py, of hosts before a job in
-test_injected_faults.py, of files in test_cli.py."""
+"""What goes wrong on clusters, made to happen on two real hosts: the message, the exit status, the
+time it takes to tell, and that nothing is left running. Faults of single ranks are in
+test_supervision.py, of hosts before a job in test_injected_faults.py, of files in test_cli.py.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +39,12 @@ def hosts() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def place(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, object]]:
-    """Both hosts by Open MPI, which starts fastest; everything of a test must have ended afterwards."""
+def place(
+    hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, object]]:
+    """Both hosts by Open MPI, which starts fastest; everything of a test must have ended
+    afterwards.
+    """
     monkeypatch.setenv("PATH", hosts.environment["PATH"])
     monkeypatch.chdir(tmp_path)
     yield {"hosts": read_hostfile(hosts.hostfile), "backend": "openmpi"}
@@ -51,7 +56,10 @@ def once_running(tmp_path: Path, act: Callable[[], object], ranks: int = 2) -> N
 
     def wait() -> None:
         for _ in range(600):
-            records = [json.loads(f.read_text() or "{}") for f in (tmp_path / "logs").glob("stage/*/rank*.json")]
+            records = [
+                json.loads(f.read_text() or "{}")
+                for f in (tmp_path / "logs").glob("stage/*/rank*.json")
+            ]
             if len(records) == ranks and all("progress" in record for record in records):
                 act()
                 return
@@ -67,7 +75,12 @@ def test_a_host_that_goes_down_in_the_middle(
     try:
         began = time.monotonic()
         outcome = run_code(FOREVER, tmp_path, monkeypatch, **place)
-        told("a host that goes down in the middle", outcome.sentence, outcome.status, time.monotonic() - began)
+        told(
+            "a host that goes down in the middle",
+            outcome.sentence,
+            outcome.status,
+            time.monotonic() - began,
+        )
         assert (outcome.rank, outcome.host) == (1, hosts.host_names[1])
     finally:
         hosts.control("boot", "2")
@@ -81,7 +94,9 @@ def test_an_interrupt_reaches_every_host(
     assert outcome.status == 143
 
 
-def test_a_killed_launcher_leaves_nothing_on_any_host(hosts: Cluster, place: dict[str, object], tmp_path: Path) -> None:
+def test_a_killed_launcher_leaves_nothing_on_any_host(
+    hosts: Cluster, place: dict[str, object], tmp_path: Path
+) -> None:
     """kill -9 of the launcher: the supervisors hear nothing more and end their ranks."""
     code = f"""
 import sys; sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests")!r}]
@@ -92,13 +107,18 @@ from launcher.job import Place, run_job
 from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK
 place = Place(read_hostfile({str(hosts.hostfile)!r}), "openmpi", limits=replace(QUICK, lost=2.0))
-run_job("stage", [sys.executable, "-c", "import time; time.sleep(600)", {str(tmp_path)!r}], place, Path("logs"))
+words = [sys.executable, "-c", "import time; time.sleep(600)", {str(tmp_path)!r}]
+run_job("stage", words, place, Path("logs"))
 """
     launcher = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=hosts.environment)
     records: list[Path] = []
     for _ in range(300):
         time.sleep(0.1)
-        records = [f for f in (tmp_path / "logs").glob("stage/*/rank*.json") if '"running"' in f.read_text()]
+        records = [
+            f
+            for f in (tmp_path / "logs").glob("stage/*/rank*.json")
+            if '"running"' in f.read_text()
+        ]
         if len(records) == 2:
             break
     assert len(records) == 2
@@ -110,7 +130,9 @@ run_job("stage", [sys.executable, "-c", "import time; time.sleep(600)", {str(tmp
 def test_a_hang_names_the_ranks_that_are_elsewhere(
     hosts: Cluster, place: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of three ranks sleeps, the one on the other host is frozen and cannot even give its stack, the last waits for them."""
+    """One of three ranks sleeps, the one on the other host is frozen and cannot even give its
+    stack, the last waits for them.
+    """
     code = """
 import threading
 ready = threading.Event()
@@ -133,9 +155,13 @@ dist.barrier()
     first, second = (host.name for host in place["hosts"])
     began = time.monotonic()
     outcome = run_code(
-        code, tmp_path, monkeypatch, hosts=[Host(first, 2), Host(second, 1)], backend="openmpi",
+        code,
+        tmp_path,
+        monkeypatch,
+        hosts=[Host(first, 2), Host(second, 1)],
+        backend="openmpi",
         limits=replace(QUICK, hang=4.0),
-    )  # fmt: skip
+    )
     seconds = time.monotonic() - began
     one, two = hosts.host_names
     assert f"rank 1 on {one} is in lost_in_thought" in outcome.sentence
@@ -167,11 +193,16 @@ class UntilTold(TrainerCallback):
 config = load_config("config.yaml", [])
 ids = [[7 + (row * 31 + place * 17) % 250 for place in range(96)] for row in range(64)]
 rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-scored = score_samples(config, config.model.path, rows, list(range(64)) * 2000, ["lm_head"], "mean", 384, "recording")
+scored = score_samples(
+    config, config.model.path, rows, list(range(64)) * 2000, ["lm_head"], "mean", 384, "recording"
+)
 while not over("recorded"):
     next(scored)
 scored.close()
-train_model(config, config.sft, rows, config.model.path, Path("m"), Path("w"), Path("tb"), 100000, what="training", callbacks=[UntilTold()])
+train_model(
+    config, config.sft, rows, config.model.path, Path("m"), Path("w"), Path("tb"), 100000,
+    what="training", callbacks=[UntilTold()],
+)
 ranks.finish()
 os._exit(0)
 """
@@ -181,49 +212,74 @@ os._exit(0)
 def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
     hosts: Cluster, place: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rank that is stopped most of the time, as on a host with a busy neighbour: ZeRO-3 goes on, in lockstep with it."""
-    make_tiny_model(
-        tmp_path / "model"
-    )  # for its tokenizer; the work of one so small would be lost in the steps' overhead
-    LlamaForCausalLM(LlamaConfig(
-        vocab_size=300, hidden_size=384, intermediate_size=1024, num_hidden_layers=2, num_attention_heads=4,
-    )).save_pretrained(tmp_path / "model")  # fmt: skip
-    (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}')
+    """A rank that is stopped most of the time, as on a host with a busy neighbour: ZeRO-3 goes on,
+    in lockstep with it.
+    """
+    # for its tokenizer; the work of one so small would be lost in the steps' overhead
+    make_tiny_model(tmp_path / "model")
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300,
+            hidden_size=384,
+            intermediate_size=1024,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+        )
+    ).save_pretrained(tmp_path / "model")
+    (tmp_path / "zero3.json").write_text(
+        '{"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}'
+    )
     config = {
-        "run_dir": ".", "model": {"path": "model", "dtype": "float32"}, "deepspeed": "zero3.json",
-        "data": {"train": ["none.jsonl"]}, "sft": {"batch_size": 8, "micro_batch_size": 4, "checkpoint_steps": 100000},
-    }  # fmt: skip
+        "run_dir": ".",
+        "model": {"path": "model", "dtype": "float32"},
+        "deepspeed": "zero3.json",
+        "data": {"train": ["none.jsonl"]},
+        "sft": {"batch_size": 8, "micro_batch_size": 4, "checkpoint_steps": 100000},
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     log, calm = tmp_path / "logs/stage.log", tmp_path / "calm"
     slow, no_more = (f"rank 1 on {hosts.host_names[1]} is slow{end}" for end in (": ", " no more"))
-    seen: dict[
-        str, tuple[str, float, str]
-    ] = {}  # by what was worked on: what was told, after how many seconds, what status said
+    # by what was worked on: what was told, after how many seconds, what status said
+    seen: dict[str, tuple[str, float, str]] = {}
 
     def slow_down(doing: str, enough: str) -> None:
-        """Once both ranks have been measured, stop rank 1 in bursts until it is named; go on when it keeps up again."""
+        """Once both ranks have been measured, stop rank 1 in bursts until it is named; go on when
+        it keeps up again.
+        """
 
         def measured() -> bool:
-            found = [json.loads(file.read_text() or "{}") for file in (tmp_path / "logs").glob("stage/*/rank*.json")]
+            found = [
+                json.loads(file.read_text() or "{}")
+                for file in (tmp_path / "logs").glob("stage/*/rank*.json")
+            ]
             return bool(found) and all(
-                record.get("progress", {}).get("doing") == doing and len(record["pace"]) == 2 for record in found
+                record.get("progress", {}).get("doing") == doing and len(record["pace"]) == 2
+                for record in found
             )
 
         until(measured)
-        until(
-            lambda: log.read_text().count(slow) == log.read_text().count(no_more)
-        )  # a busy machine may be unfair for a while
+        # a busy machine may be unfair for a while
+        until(lambda: log.read_text().count(slow) == log.read_text().count(no_more))
         already, began = len(log.read_text()), time.monotonic()
-        pid = json.loads(next((tmp_path / "logs").glob("stage/*/rank00001.json")).read_text())["pid"]
+        pid = json.loads(next((tmp_path / "logs").glob("stage/*/rank00001.json")).read_text())[
+            "pid"
+        ]
         calm.unlink(missing_ok=True)
-        bursts = f"while [ ! -e {calm} ] && kill -STOP {pid}; do sleep 0.18; kill -CONT {pid}; sleep 0.03; done"
+        bursts = (
+            f"while [ ! -e {calm} ] && kill -STOP {pid}; do sleep 0.18; kill -CONT {pid}; sleep"
+            " 0.03; done"
+        )
         slower = subprocess.Popen(hosts.on(2, "sh", "-c", bursts))
         until(lambda: slow in log.read_text()[already:])
         seconds = time.monotonic() - began
         job = snapshot(tmp_path)["job"]
         calm.touch()
         slower.wait()
-        seen[doing] = (log.read_text()[already:], seconds, "; ".join(one["sentence"] for one in job["slow"]))
+        seen[doing] = (
+            log.read_text()[already:],
+            seconds,
+            "; ".join(one["sentence"] for one in job["slow"]),
+        )
         until(lambda: doing == "training" or no_more in log.read_text()[already:])
         (tmp_path / enough).touch()
 
@@ -234,12 +290,24 @@ def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
     threading.Thread(target=both, daemon=True).start()
     outcome = run_code(WORK, tmp_path, monkeypatch, **place | {"limits": replace(QUICK, pace=2.0)})
     assert outcome.status == DONE, (outcome, seen)
-    events = [json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()]
+    events = [
+        json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()
+    ]
     named = [(event["event"], event["host"]) for event in events if event.get("rank") == 1]
-    faults = {"recording": "a rank that is slow to record", "training": "a rank that is slow to train"}
+    faults = {
+        "recording": "a rank that is slow to record",
+        "training": "a rank that is slow to train",
+    }
     for doing, (said, seconds, status) in seen.items():
         assert slow in status
-        told(faults[doing], said, outcome.status, seconds, bad=hosts.host_names[1], good=hosts.host_names[0])
+        told(
+            faults[doing],
+            said,
+            outcome.status,
+            seconds,
+            bad=hosts.host_names[1],
+            good=hosts.host_names[0],
+        )
     assert named[:3] == [(event, hosts.host_names[1]) for event in ("slow", "slow no more", "slow")]
 
 
@@ -250,7 +318,11 @@ def until(condition: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("backend", ["openmpi", "pdsh"])
 def test_a_run_directory_that_one_host_does_not_share(
-    backend: str, hosts: Cluster, place: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backend: str,
+    hosts: Cluster,
+    place: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "logs").mkdir()
     subprocess.run(hosts.on(2, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "logs")), check=True)
@@ -261,4 +333,10 @@ def test_a_run_directory_that_one_host_does_not_share(
         subprocess.run(hosts.on(2, "umount", str(tmp_path / "logs")), check=True)
     words = " ".join(f"{outcome.sentence} {outcome.error}".split())
     places = {"bad": hosts.addresses[1], "good": hosts.addresses[0]}
-    told("a run directory that one host does not share", words, outcome.status, time.monotonic() - began, **places)
+    told(
+        "a run directory that one host does not share",
+        words,
+        outcome.status,
+        time.monotonic() - began,
+        **places,
+    )

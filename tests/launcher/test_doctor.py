@@ -23,13 +23,23 @@ from launcher.hosts import Host
 from tests.launcher.faults import told
 
 GOOD: dict[str, Any] = {
-    "host": "a", "resolved": "10.0.0.1", "python": "3.11.7", "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"}, "code": "abc",
-    "gpus": [{"name": "H100", "driver": "550", "memory": "81559"}] * 2, "run_dir": {"free": 2**40, "writable": None},
-    "shared_memory": 2**34, "chosen_interfaces": {}, "interfaces": {"lo": "127.0.0.1", "eth0": "10.0.0.1"}, "ops": {"cpu_adam": None},
+    "host": "a",
+    "resolved": "10.0.0.1",
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"},
+    "code": "abc",
+    "gpus": [{"name": "H100", "driver": "550", "memory": "81559"}] * 2,
+    "run_dir": {"free": 2**40, "writable": None},
+    "shared_memory": 2**34,
+    "chosen_interfaces": {},
+    "interfaces": {"lo": "127.0.0.1", "eth0": "10.0.0.1"},
+    "ops": {"cpu_adam": None},
     "op_locks": {},
-     "open_files": 65536, "locked_memory": -1, "tools": {"g++": "x", "ninja": "x", "nvcc": "x"},
+    "open_files": 65536,
+    "locked_memory": -1,
+    "tools": {"g++": "x", "ninja": "x", "nvcc": "x"},
     "files": {"/models/m": {"digest": "d1"}},
-}  # fmt: skip
+}
 HOSTS = [Host("a", 2), Host("b", 2)]
 
 
@@ -38,30 +48,77 @@ def judged(folder: Path, **changes: Any) -> list[Finding]:
     for rank, fact in ((0, GOOD), (2, copy.deepcopy(GOOD) | {"host": "b"} | changes)):
         (folder / f"host{rank}.json").write_text(json.dumps(fact))
         other = "b" if rank == 0 else "a"
-        (folder / f"reach{rank}.json").write_text(json.dumps({"interface": "eth0", "cannot": {other: None}}))
+        (folder / f"reach{rank}.json").write_text(
+            json.dumps({"interface": "eth0", "cannot": {other: None}})
+        )
     return judge_hosts(HOSTS, folder, ["cpu_adam"])
 
 
 # what differs on host b -> (the check that tells, its level, what the finding or its advice names)
 DIFFERENCES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "another Python": ({"python": "3.12.1"}, "python", "fault", "3.12.1, a has 3.11.7"),
-    "another torch": ({"packages": {"torch": "2.6.0", "deepspeed": "0.19.8"}}, "packages", "fault", "torch 2.6.0, a has 2.13.0"),
-    "no deepspeed": ({"packages": {"torch": "2.13.0", "deepspeed": None}}, "packages", "fault", "deepspeed None"),
+    "another torch": (
+        {"packages": {"torch": "2.6.0", "deepspeed": "0.19.8"}},
+        "packages",
+        "fault",
+        "torch 2.6.0, a has 2.13.0",
+    ),
+    "no deepspeed": (
+        {"packages": {"torch": "2.13.0", "deepspeed": None}},
+        "packages",
+        "fault",
+        "deepspeed None",
+    ),
     "another commit": ({"code": "def"}, "code", "fault", "same commit"),
     "fewer GPUs": ({"gpus": GOOD["gpus"][:1]}, "accelerators", "fault", "slots=2"),
-    "smaller GPUs": ({"gpus": [{"name": "A10", "driver": "550", "memory": "24000"}] * 2}, "accelerators", "fault", "A10"),
-    "a read-only run directory": ({"run_dir": {"free": 2**40, "writable": "Permission denied"}}, "run directory", "fault", "Permission"),
+    "smaller GPUs": (
+        {"gpus": [{"name": "A10", "driver": "550", "memory": "24000"}] * 2},
+        "accelerators",
+        "fault",
+        "A10",
+    ),
+    "a read-only run directory": (
+        {"run_dir": {"free": 2**40, "writable": "Permission denied"}},
+        "run directory",
+        "fault",
+        "Permission",
+    ),
     "a full disk": ({"run_dir": {"free": 2**20, "writable": None}}, "disk", "warning", "make room"),
-    "no compiler": ({"tools": {"g++": None, "ninja": "x", "nvcc": None}}, "compilers", "fault", "no g++, nvcc"),
+    "no compiler": (
+        {"tools": {"g++": None, "ninja": "x", "nvcc": None}},
+        "compilers",
+        "fault",
+        "no g++, nvcc",
+    ),
     "a loopback name": ({"resolved": "127.0.1.1"}, "host name", "warning", "127.0.1.1"),
     "little shared memory": ({"shared_memory": 2**26}, "shared memory", "warning", "shm-size"),
     "few open files": ({"open_files": 1024}, "open files", "warning", "ulimit -n"),
     "little locked memory": ({"locked_memory": 65536}, "locked memory", "warning", "ulimit -l"),
-    "a lock left behind": ({"op_locks": {"cpu_adam": {"path": "/c/lock", "seconds": 3600.0}}}, "op lock", "fault", "rm /c/lock"),
-    "a lock of now": ({"op_locks": {"cpu_adam": {"path": "/c/lock", "seconds": 20.0}}}, "op lock", "warning", "if nothing compiles"),
-    "no model": ({"files": {"/models/m": {"error": "gone"}}}, "files", "fault", "cannot be read: gone"),
-    "another model": ({"files": {"/models/m": {"digest": "d2"}}}, "files", "fault", "differs from a's"),
-}  # fmt: skip
+    "a lock left behind": (
+        {"op_locks": {"cpu_adam": {"path": "/c/lock", "seconds": 3600.0}}},
+        "op lock",
+        "fault",
+        "rm /c/lock",
+    ),
+    "a lock of now": (
+        {"op_locks": {"cpu_adam": {"path": "/c/lock", "seconds": 20.0}}},
+        "op lock",
+        "warning",
+        "if nothing compiles",
+    ),
+    "no model": (
+        {"files": {"/models/m": {"error": "gone"}}},
+        "files",
+        "fault",
+        "cannot be read: gone",
+    ),
+    "another model": (
+        {"files": {"/models/m": {"digest": "d2"}}},
+        "files",
+        "fault",
+        "differs from a's",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", DIFFERENCES)
@@ -77,10 +134,7 @@ def test_a_message_about_the_wrong_host_is_none(tmp_path: Path) -> None:
     """What the tests of injected faults ask for: the right host, and all of it in one line."""
     lines = [str(finding) for finding in judged(tmp_path, open_files=512)]
     told("few open files", "\n".join(lines), 2, 1.0, bad="b", good="a")
-    for wrong in (
-        {"bad": "a", "good": "b"},  # told of b, wanted of a
-        {"bad": "b", "good": "b"},
-    ):
+    for wrong in ({"bad": "a", "good": "b"}, {"bad": "b", "good": "b"}):  # told of b, wanted of a
         with pytest.raises(AssertionError):
             told("few open files", "\n".join(lines), 2, 1.0, **wrong)
     both = [*lines, next(line for line in lines if "limit 512" in line).replace("b: ", "a: ", 1)]
@@ -92,7 +146,11 @@ def test_a_message_about_the_wrong_host_is_none(tmp_path: Path) -> None:
 
 
 def test_equal_hosts_have_no_fault(tmp_path: Path) -> None:
-    assert [f for f in judged(tmp_path, ops={"cpu_adam": "compiled"}) if f.host == "b" and f.level != "ok"] == []
+    assert [
+        f
+        for f in judged(tmp_path, ops={"cpu_adam": "compiled"})
+        if f.host == "b" and f.level != "ok"
+    ] == []
 
 
 def test_a_lock_of_an_op_that_nothing_loads_is_no_finding(tmp_path: Path) -> None:
@@ -105,12 +163,20 @@ def test_a_compilers_lock_is_found_where_torch_would_wait_for_it(tmp_path: Path)
 
     place = tmp_path / "py311_cpu/cpu_adam"
     place.mkdir(parents=True)
-    asked = {"run_dir": str(tmp_path), "files": [], "environment": {"TORCH_EXTENSIONS_DIR": str(tmp_path)}}
+    asked = {
+        "run_dir": str(tmp_path),
+        "files": [],
+        "environment": {"TORCH_EXTENSIONS_DIR": str(tmp_path)},
+    }
     assert host_facts(asked)["op_locks"] == {}
     baton = FileBaton(str(place / "lock"))
     assert baton.try_acquire() and not FileBaton(str(place / "lock")).try_acquire()
     (found,) = host_facts(asked)["op_locks"].items()
-    assert found[0] == "cpu_adam" and found[1]["path"] == str(place / "lock") and 0 <= found[1]["seconds"] < 60
+    assert (
+        found[0] == "cpu_adam"
+        and found[1]["path"] == str(place / "lock")
+        and 0 <= found[1]["seconds"] < 60
+    )
     baton.release()
     assert host_facts(asked)["op_locks"] == {}
 
@@ -121,9 +187,17 @@ def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
         json.dumps({"interface": "eth0", "cannot": {"a": "10.0.0.1:29500: timed out"}})
     )
     slow = {"seconds": 1.0, "bytes_per_second": 1e6, "correct": True}
-    found = {"all_reduce": slow, "all_gather": slow | {"correct": False}, "clocks": [["a", 0.0], ["b", 90.0]]}
+    found = {
+        "all_reduce": slow,
+        "all_gather": slow | {"correct": False},
+        "clocks": [["a", 0.0], ["b", 90.0]],
+    }
     (tmp_path / "collective.json").write_text(json.dumps(found))
-    bad = {finding.check: finding for finding in judge_hosts(HOSTS, tmp_path, []) if finding.level != "ok"}
+    bad = {
+        finding.check: finding
+        for finding in judge_hosts(HOSTS, tmp_path, [])
+        if finding.level != "ok"
+    }
     assert bad["way to a"].host == "b" and "timed out" in bad["way to a"].found
     assert (bad["all_reduce"].level, bad["all_gather"].level) == ("warning", "fault")
     assert "chrony" in bad["clocks"].advice
@@ -132,23 +206,40 @@ def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "backend, megabits, speed, level",
     [
-        ("gloo", 1000, 0.98 * 1.25e8, "ok"), ("gloo", 1000, 0.2 * 1.25e8, "warning"), ("nccl", 400_000, 2e9, "warning"),
-        ("gloo", 400_000, 2e9, "ok"), ("gloo", 400_000, 0.5e9, "warning"), ("gloo", None, 6e7, "ok"), ("gloo", None, 4e7, "warning"),
+        ("gloo", 1000, 0.98 * 1.25e8, "ok"),
+        ("gloo", 1000, 0.2 * 1.25e8, "warning"),
+        ("nccl", 400_000, 2e9, "warning"),
+        ("gloo", 400_000, 2e9, "ok"),
+        ("gloo", 400_000, 0.5e9, "warning"),
+        ("gloo", None, 6e7, "ok"),
+        ("gloo", None, 4e7, "warning"),
     ],
-)  # fmt: skip
+)
 def test_a_collective_is_slow_by_its_link_and_by_what_gloo_can(
     backend: str, megabits: int | None, speed: float, level: str
 ) -> None:
-    """A third of the link, but of gloo no more than a processor copies (docs/bench_collectives.json)."""
-    found = {"backend": backend, "all_reduce": {"seconds": 1.0, "bytes_per_second": speed, "correct": True}}
+    """A third of the link, but of gloo no more than a processor copies
+    (docs/bench_collectives.json).
+    """
+    found = {
+        "backend": backend,
+        "all_reduce": {"seconds": 1.0, "bytes_per_second": speed, "correct": True},
+    }
     assert [finding.level for finding in of_collectives(found, megabits, several=True)] == [level]
 
 
 def test_the_usual_share_is_what_was_measured() -> None:
-    """At the doctor's own size every limited link gave more than thrice what is told as slow, and an unlimited one twice."""
+    """At the doctor's own size every limited link gave more than thrice what is told as slow, and
+    an unlimited one twice.
+    """
     rows = json.loads((REPO / "docs/bench_collectives.json").read_text())["shares"]
     ours = [row for row in rows if row["kib"] == COLLECTIVE_BYTES // 1024]
-    limited = [row[name] for row in ours if "veth" not in row["link"] for name in ("all_reduce", "all_gather")]
+    limited = [
+        row[name]
+        for row in ours
+        if "veth" not in row["link"]
+        for name in ("all_reduce", "all_gather")
+    ]
     assert len(limited) == 6 and min(limited) > 3 * USUAL_SHARE
     (free,) = [row for row in ours if "veth" in row["link"]]
     assert min(free["all_reduce"], free["all_gather"]) * 1.25e9 > 2 * GLOO_BYTES_PER_SECOND
@@ -166,12 +257,18 @@ def test_localhost_is_examined_within_ten_seconds_with_a_working_collective(tmp_
         "data": {"train": ["pool.jsonl"]},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    environment = os.environ | {"PYTHONPATH": str(REPO), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": str(REPO),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
     call = [sys.executable, "-m", "grads_ds", "doctor", "config.yaml", "--ranks", "2", "--json"]
     seconds = []
     for _ in range(3):  # the best of three: this machine may be busy with other tests
         began = time.monotonic()
-        done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
+        )
         seconds.append(time.monotonic() - began)
         if seconds[-1] < 10:
             break

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from grads_ds.config import UserError
-from launcher.hosts import Host, choose_hosts, read_hostfile, slurm_counts, slurm_hosts, this_machine
+from launcher.hosts import (
+    Host,
+    choose_hosts,
+    read_hostfile,
+    slurm_counts,
+    slurm_hosts,
+    this_machine,
+)
 
 
 def test_hosts_comments_and_blank_lines(tmp_path: Path) -> None:
@@ -18,7 +25,10 @@ def test_hosts_comments_and_blank_lines(tmp_path: Path) -> None:
 
 def test_every_faulty_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "hosts"
-    path.write_text("a\nb slots=0\nc slots=2\nc slots=2\nd;touch slots=1\n$(id) slots=1\ne slots=x\nf slots=2 extra\n")
+    path.write_text(
+        "a\nb slots=0\nc slots=2\nc slots=2\nd;touch slots=1\n$(id) slots=1\ne slots=x\nf slots=2"
+        " extra\n"
+    )
     with pytest.raises(UserError) as caught:
         read_hostfile(path)
     found = [int(fault.split(":")[2]) for fault in caught.value.faults]
@@ -50,9 +60,14 @@ def test_include_and_exclude_are_written_as_deepspeed_writes_them() -> None:
 
 @pytest.mark.parametrize(
     "include, exclude, named",
-    [("d", "", "'d' is not one"), ("b:4", "", "slots from 0 to 3"), ("b:x", "", "'x'"),
-     ("a", "b", "found both"), ("", "a@b@c", "no host is left")],
-)  # fmt: skip
+    [
+        ("d", "", "'d' is not one"),
+        ("b:4", "", "slots from 0 to 3"),
+        ("b:x", "", "'x'"),
+        ("a", "b", "found both"),
+        ("", "a@b@c", "no host is left"),
+    ],
+)
 def test_choices_that_do_not_fit_are_named(include: str, exclude: str, named: str) -> None:
     with pytest.raises(UserError, match=named):
         choose_hosts([Host("a", 2), Host("b", 4), Host("c", 1)], include, exclude)
@@ -64,7 +79,9 @@ def test_slurms_numbers() -> None:
     assert slurm_counts("") == slurm_counts("two") == []
 
 
-def test_a_slurm_allocation_gives_the_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slurm_allocation_gives_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """scontrol is a stand-in here; the real one answers in tests/launcher/test_cluster_runs.py."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\necho node1\necho node2\n")

@@ -1,5 +1,7 @@
-"""Faults of hosts, made to happen on two real hosts before anything runs: `grads-ds doctor` (and `run`) tell each of them, with its
-status, within seconds. Independent ones are made to happen together. Faults while a job runs are in test_cluster_faults.py."""
+"""Faults of hosts, made to happen on two real hosts before anything runs: `grads-ds doctor` (and
+`run`) tell each of them, with its status, within seconds. Independent ones are made to happen
+together. Faults while a job runs are in test_cluster_faults.py.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ from tests.launcher.jobs import QUICK, left_behind, run_code
 
 pytestmark = pytest.mark.cluster
 OTHER_PYTHON = next(
-    (p for p in ("/usr/bin/python3.11",) if Path(p).exists() and Path(p) != Path(sys.executable).resolve()), None
+    (
+        p
+        for p in ("/usr/bin/python3.11",)
+        if Path(p).exists() and Path(p) != Path(sys.executable).resolve()
+    ),
+    None,
 )
 
 
@@ -36,7 +43,12 @@ OTHER_PYTHON = next(
 def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A file system of 24 MiB; hosts made afterwards see it too."""
     folder = tmp_path_factory.mktemp("small")
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+        ).returncode
+    ):
         pytest.skip("mounting needs root")
     try:
         yield folder
@@ -61,9 +73,11 @@ def job(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     (tmp_path / "offload.json").write_text(json.dumps(offload))
     (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
     config = {
-        "run_dir": "run", "model": {"path": "model"}, "deepspeed": "zero3.json",
+        "run_dir": "run",
+        "model": {"path": "model"},
+        "deepspeed": "zero3.json",
         "data": {"train": ["pool.jsonl"], "validation": {"domain": "held.jsonl"}},
-    }  # fmt: skip
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("PATH", hosts.environment["PATH"])
     monkeypatch.setenv("PYTHONPATH", str(REPO))
@@ -75,7 +89,9 @@ def job(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 @contextlib.contextmanager
 def mounted(hosts: Cluster, *mounts: tuple[str | Path, str | Path]) -> Iterator[None]:
-    """On host 2, (source, target): a file or folder over another one, or "tmpfs" (with options: "tmpfs,size=64m")."""
+    """On host 2, (source, target): a file or folder over another one, or "tmpfs" (with options:
+    "tmpfs,size=64m").
+    """
     done: list[str] = []
     try:
         for source, target in mounts:
@@ -93,15 +109,31 @@ def mounted(hosts: Cluster, *mounts: tuple[str | Path, str | Path]) -> Iterator[
             subprocess.run(hosts.on(2, "umount", "-l", target), check=True)
 
 
-def examined(capsys: pytest.CaptureFixture[str], hostfile: Path, *words: str) -> tuple[str, int, float]:
-    """(every finding that is not ok, or what stood on stderr; exit status; seconds) of a doctor's visit."""
+def examined(
+    capsys: pytest.CaptureFixture[str], hostfile: Path, *words: str
+) -> tuple[str, int, float]:
+    """(every finding that is not ok, or what stood on stderr; exit status; seconds) of a doctor's
+    visit.
+    """
     capsys.readouterr()
     began = time.monotonic()
-    status = main(["doctor", "config.yaml", "--hosts", str(hostfile), "--backend", "openmpi", "--json", *words])
+    status = main(
+        [
+            "doctor",
+            "config.yaml",
+            "--hosts",
+            str(hostfile),
+            "--backend",
+            "openmpi",
+            "--json",
+            *words,
+        ]
+    )
     seconds = time.monotonic() - began
     out, err = capsys.readouterr()
     found = [f for f in json.loads(out or "[]") if f["level"] != "ok"]
-    lines = (f"{f['host']}: {f['check']}: {f['found']}; {f['advice']}" for f in found)  # one each, whatever they quote
+    # one each, whatever they quote
+    lines = (f"{f['host']}: {f['check']}: {f['found']}; {f['advice']}" for f in found)
     return "\n".join([*(" ".join(line.split()) for line in lines), err]), status, seconds
 
 
@@ -110,7 +142,9 @@ def named(hosts: Cluster) -> dict[str, str]:
     return {"bad": hosts.addresses[1], "good": hosts.addresses[0]}
 
 
-def test_two_good_hosts_are_good(hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_good_hosts_are_good(
+    hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found, status, _ = examined(capsys, hosts.hostfile)
     assert status == 0 and "FAULT" not in found
 
@@ -118,7 +152,7 @@ def test_two_good_hosts_are_good(hosts: Cluster, job: Path, capsys: pytest.Captu
 def test_hosts_that_differ(
     hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dozen faults of the second host and of the link at once: each is told, none hides another."""
+    """A dozen faults of the second host and of the link at once: none hides another."""
     there = job / "there"
     there.mkdir()
     packages = Path(sysconfig.get_paths()["purelib"])
@@ -130,50 +164,82 @@ def test_hosts_that_differ(
     (there / "hosts").write_text(f"127.0.0.1 localhost\n127.0.1.1 {hosts.host_names[1]}\n")
     clock = next(packages.glob("*.pth"))
     (there / "clock.pth").write_text(
-        f"{clock.read_text().rstrip()}\n"
-        "import time; time.ahead = getattr(time, 'ahead', lambda real=time.time: real() + 90); time.time = time.ahead\n"
+        f"{clock.read_text().rstrip()}\nimport time; time.ahead = getattr(time, 'ahead', lambda"
+        " real=time.time: real() + 90); time.time = time.ahead\n"
     )
     gpu = "NVIDIA A100, 550, 81920"
     smi = hosts.hostfile.parent / "bin/nvidia-smi"
     smi.write_text(
-        f'#!/bin/sh\necho "{gpu}"\n[ "$(hostname)" = {hosts.host_names[1]} ] || echo "{gpu.replace("550", "555")}"\n'
+        f'#!/bin/sh\necho "{gpu}"\n[ "$(hostname)" = {hosts.host_names[1]} ] || echo'
+        f' "{gpu.replace("550", "555")}"\n'
     )
     smi.chmod(0o755)
     compiler = Path(shutil.which("g++") or "/usr/bin/g++").resolve()
     mounts: list[tuple[str | Path, str | Path]] = [
-        (there / "METADATA", metadata), (there / "init.py", source), ("tmpfs", job / "model"), ("/proc/1/mem", job / "pool.jsonl"),
-        (there / "held.jsonl", job / "held.jsonl"), (there / "hosts", "/etc/hosts"), (there / "clock.pth", clock),
-        ("tmpfs,size=64m", "/dev/shm"), ("/dev/null", compiler),
-    ]  # fmt: skip
+        (there / "METADATA", metadata),
+        (there / "init.py", source),
+        ("tmpfs", job / "model"),
+        ("/proc/1/mem", job / "pool.jsonl"),
+        (there / "held.jsonl", job / "held.jsonl"),
+        (there / "hosts", "/etc/hosts"),
+        (there / "clock.pth", clock),
+        ("tmpfs,size=64m", "/dev/shm"),
+        ("/dev/null", compiler),
+    ]
     if OTHER_PYTHON:
         mounts.append((OTHER_PYTHON, Path(sys.executable).resolve()))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(there))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     limits = ("prlimit", "--pid", "1")
-    before = subprocess.run(hosts.on(2, *limits, "--nofile", "--memlock", "--noheadings", "-o", "SOFT,HARD"), capture_output=True,
-                            text=True, check=True).stdout.split()  # fmt: skip
+    before = subprocess.run(
+        hosts.on(2, *limits, "--nofile", "--memlock", "--noheadings", "-o", "SOFT,HARD"),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
     try:
         with mounted(hosts, *mounts):
             subprocess.run(hosts.on(2, *limits, "--nofile=512:", "--memlock=65536:"), check=True)
             hosts.control("--rate", "100mbit", "shape")
-            found, status, seconds = examined(capsys, hosts.hostfile, "--set", "deepspeed=offload.json")
+            found, status, seconds = examined(
+                capsys, hosts.hostfile, "--set", "deepspeed=offload.json"
+            )
     finally:
         hosts.control("shape")
         smi.unlink()
         subprocess.run(
-            hosts.on(2, *limits, f"--nofile={before[0]}:{before[1]}", f"--memlock={before[2]}:{before[3]}"), check=True
+            hosts.on(
+                2,
+                *limits,
+                f"--nofile={before[0]}:{before[1]}",
+                f"--memlock={before[2]}:{before[3]}",
+            ),
+            check=True,
         )
     for name in (
-        "a package of another version", "another commit", "no model on one host", "unreadable data on one host",
-        "other data on one host", "no compiler", "an op that is not built", "few open files", "little shared memory",
-        "a loopback host name", "a clock that is wrong", "a missing GPU", "little locked memory", "a slow link",
-    ):  # fmt: skip
+        "a package of another version",
+        "another commit",
+        "no model on one host",
+        "unreadable data on one host",
+        "other data on one host",
+        "no compiler",
+        "an op that is not built",
+        "few open files",
+        "little shared memory",
+        "a loopback host name",
+        "a clock that is wrong",
+        "a missing GPU",
+        "little locked memory",
+        "a slow link",
+    ):
         told(name, found, status, seconds, **named(hosts))
     if OTHER_PYTHON:
         told("another Python", found, status, seconds, **named(hosts))
 
 
-@pytest.mark.parametrize("value, name", [("eth7", "an interface that is not there"), ("lo", "the loopback interface")])
+@pytest.mark.parametrize(
+    "value, name", [("eth7", "an interface that is not there"), ("lo", "the loopback interface")]
+)
 def test_wrong_interface(
     value: str,
     name: str,
@@ -182,28 +248,49 @@ def test_wrong_interface(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The user's own choice stands; where it leads nowhere that is said before a collective hangs on it."""
+    """The user's own choice stands; where it leads nowhere that is said before a collective hangs
+    on it.
+    """
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", value)
     told(name, *examined(capsys, hosts.hostfile), **named(hosts))
 
 
 def test_blocked_ports(hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """ssh passes, the port range does not: host 2 cannot open connections to host 1 there."""
-    rule = ["to", f"{hosts.addresses[0]}/32", "ipproto", "tcp", "dport", "29500-29510", "unreachable"]
+    rule = [
+        "to",
+        f"{hosts.addresses[0]}/32",
+        "ipproto",
+        "tcp",
+        "dport",
+        "29500-29510",
+        "unreachable",
+    ]
     subprocess.run(hosts.on(2, "ip", "rule", "add", *rule), check=True)
     try:
-        told("blocked ports", *examined(capsys, hosts.hostfile, "--ports", "29500-29510"), **named(hosts))
+        told(
+            "blocked ports",
+            *examined(capsys, hosts.hostfile, "--ports", "29500-29510"),
+            **named(hosts),
+        )
     finally:
         subprocess.run(hosts.on(2, "ip", "rule", "del", *rule), check=True)
 
 
 def test_taken_master_port(hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = "import socket, sys; s = socket.socket(); s.bind(('', 29511)); s.listen(); print('up', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen(hosts.on(1, sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    code = (
+        "import socket, sys; s = socket.socket(); s.bind(('', 29511)); s.listen(); print('up',"
+        " flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        hosts.on(1, sys.executable, "-c", code), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert holder.stdout is not None and holder.stdout.readline()
         seen = examined(capsys, hosts.hostfile, "--ports", "29511-29511")
-        told("a master port that is taken", *seen, bad=hosts.host_names[0], good=hosts.host_names[1])
+        told(
+            "a master port that is taken", *seen, bad=hosts.host_names[0], good=hosts.host_names[1]
+        )
     finally:
         holder.communicate()  # a signal would end its way into the host alone
 
@@ -216,14 +303,22 @@ def test_run_directories_that_one_host_cannot_use(
         subprocess.run(hosts.on(2, "mount", "-o", "remount,bind,ro", str(job / "run")), check=True)
         told("no write permission on one host", *examined(capsys, hosts.hostfile), **named(hosts))
     with mounted(hosts, ("tmpfs", job / "run")):
-        told("a run directory that is not shared", *examined(capsys, hosts.hostfile), **named(hosts))
+        told(
+            "a run directory that is not shared", *examined(capsys, hosts.hostfile), **named(hosts)
+        )
     with mounted(
-        hosts, ("tmpfs", REPO / ".venv/bin" if (REPO / ".venv/bin").is_dir() else Path(sys.executable).parent)
+        hosts,
+        (
+            "tmpfs",
+            REPO / ".venv/bin" if (REPO / ".venv/bin").is_dir() else Path(sys.executable).parent,
+        ),
     ):
         told("no environment on one host", *examined(capsys, hosts.hostfile), **named(hosts))
 
 
-def test_little_and_no_disk(hosts: Cluster, job: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_little_and_no_disk(
+    hosts: Cluster, job: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = (
         "--set",
         f"run_dir={small_disk}/run",
@@ -255,22 +350,34 @@ SSH = {
 
 @pytest.mark.parametrize("name", SSH)
 def test_a_host_that_ssh_cannot_enter(
-    name: str, hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    hosts: Cluster,
+    job: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(job / "key")], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(job / "key")], check=True
+    )
     key = (job / "key.pub").read_text()
     (job / "known").write_text("".join(f"{address} {key}" for address in hosts.addresses))
     (job / "bin").mkdir()
-    (job / "bin/ssh").write_text(f'#!/bin/sh\nexec /usr/bin/ssh -F /dev/null {SSH[name].format(folder=job)} "$@"\n')
+    (job / "bin/ssh").write_text(
+        f'#!/bin/sh\nexec /usr/bin/ssh -F /dev/null {SSH[name].format(folder=job)} "$@"\n'
+    )
     (job / "bin/ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{job}/bin:{os.environ['PATH']}")
     told(name, *examined(capsys, hosts.hostfile), **named(hosts))
 
 
-def test_hosts_that_are_not_there(hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A login shell that lets nobody in, names that are none, a cut link, a host without processes."""
+def test_hosts_that_are_not_there(
+    hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A login shell that lets nobody in, unknown names, a cut link, a host without processes."""
     shells = job / "passwd"
-    shells.write_text("root:x:0:0:root:/root:/usr/sbin/nologin\nsshd:x:101:65534::/run/sshd:/usr/sbin/nologin\n")
+    shells.write_text(
+        "root:x:0:0:root:/root:/usr/sbin/nologin\nsshd:x:101:65534::/run/sshd:/usr/sbin/nologin\n"
+    )
     with mounted(hosts, (shells, "/etc/passwd")):
         told("a login shell that refuses", *examined(capsys, hosts.hostfile), **named(hosts))
     for host, name in (
@@ -291,10 +398,20 @@ def test_hosts_that_are_not_there(hosts: Cluster, job: Path, capsys: pytest.Capt
             hosts.control(*mend)
 
 
-def test_run_looks_at_its_hosts_by_itself(hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_looks_at_its_hosts_by_itself(
+    hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No doctor was asked: the stage is refused before a rank starts, within seconds."""
     make_tiny_model(job / "tiny")
-    words = ["config.yaml", "--set", "model.path=tiny", "--set", "probe.epochs=0", "--set", "data.max_length=64"]
+    words = [
+        "config.yaml",
+        "--set",
+        "model.path=tiny",
+        "--set",
+        "probe.epochs=0",
+        "--set",
+        "data.max_length=64",
+    ]
     assert main(["prepare", *words]) == 0
     (job / "other.jsonl").write_text((job / "held.jsonl").read_text().replace("sky", "sea", 1))
     began = time.monotonic()
@@ -332,7 +449,9 @@ def test_locks_of_other_hosts(
 def test_a_disk_that_fills_in_the_middle(
     hosts: Cluster, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rank's own words arrive although nothing new can be written: records go into the space they have."""
+    """The rank's own words arrive although nothing new can be written: records go into the space
+    they have.
+    """
     monkeypatch.setenv("PATH", hosts.environment["PATH"])
     code = f"""
 import traceback
@@ -352,9 +471,18 @@ except OSError:
     began = time.monotonic()
     try:
         outcome = run_code(
-            code, small_disk / "job", monkeypatch, hosts=read_hostfile(hosts.hostfile), backend="openmpi"
+            code,
+            small_disk / "job",
+            monkeypatch,
+            hosts=read_hostfile(hosts.hostfile),
+            backend="openmpi",
         )
     finally:
         (small_disk / "filler").unlink()
-    told("a full disk in the middle", outcome.sentence + outcome.error, outcome.status, time.monotonic() - began)
+    told(
+        "a full disk in the middle",
+        outcome.sentence + outcome.error,
+        outcome.status,
+        time.monotonic() - began,
+    )
     assert left_behind(str(small_disk)) == []

@@ -1,4 +1,7 @@
-"""Rendered Kubernetes jobs fit the schemas and hold the user's words as data. No cluster here: nothing is started."""
+"""Rendered Kubernetes jobs fit the schemas and hold the user's words as data.
+
+No cluster here: nothing is started.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,21 @@ from launcher.kubernetes import HOSTFILE, render
 
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 jsonschema = pytest.importorskip("jsonschema")
-OPTIONS = ["image=registry/grads-ds:1", "nodes=4", "gpus=8", "claim=runs:/runs", "cpu=32", "memory=512Gi"]
+OPTIONS = [
+    "image=registry/grads-ds:1",
+    "nodes=4",
+    "gpus=8",
+    "claim=runs:/runs",
+    "cpu=32",
+    "memory=512Gi",
+]
 ODD = 'a\'b "c" $HOME;touch x\n- {y: z}'
 
 
 def job(*options: str) -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load(render(["run", "config.yaml", "--set", f"seed={ODD}"], [*OPTIONS, *options]))
+    tree: dict[str, Any] = yaml.safe_load(
+        render(["run", "config.yaml", "--set", f"seed={ODD}"], [*OPTIONS, *options])
+    )
     return tree
 
 
@@ -35,7 +47,9 @@ def test_pods_fit_kubernetes_own_schema(role: str) -> None:
 
 
 def test_job_fits_the_operators_schema() -> None:
-    """The mpi-operator's structural schema of kubeflow.org/v2beta1 (mpijob_schema.json says where it is from), unknown fields refused."""
+    """The mpi-operator's structural schema of kubeflow.org/v2beta1 (mpijob_schema.json says where
+    it is from), unknown fields refused.
+    """
     schema = json.loads(Path(__file__).with_name("mpijob_schema.json").read_text())
     check = jsonschema.Draft202012Validator(schema)
     tree = job()
@@ -50,13 +64,18 @@ def test_job_fits_the_operators_schema() -> None:
 @pytest.mark.parametrize(
     "where, value",
     [
-        ("spec.slotsPerWorkers", 8), ("spec.cleanPodPolicy", "Running"), ("spec.slotsPerWorker", "8"),
+        ("spec.slotsPerWorkers", 8),
+        ("spec.cleanPodPolicy", "Running"),
+        ("spec.slotsPerWorker", "8"),
         ("spec.mpiImplementation", "Open MPI"),
-        ("spec.runPolicy.cleanPodPolicy", "running"), ("spec.launcherCreationPolicy", "AfterWorkers"), ("apiVersion", "kubeflow.org/v1"),
-        ("spec.mpiReplicaSpecs.Launcher.replicas", 2), ("spec.mpiReplicaSpecs.Worker.restartPolicy", "Always"),
+        ("spec.runPolicy.cleanPodPolicy", "running"),
+        ("spec.launcherCreationPolicy", "AfterWorkers"),
+        ("apiVersion", "kubeflow.org/v1"),
+        ("spec.mpiReplicaSpecs.Launcher.replicas", 2),
+        ("spec.mpiReplicaSpecs.Worker.restartPolicy", "Always"),
         ("spec.mpiReplicaSpecs.Master", {"template": {"spec": {"containers": [{}]}}}),
     ],
-)  # fmt: skip
+)
 def test_the_schema_refuses_what_the_operator_would_drop_or_refuse(where: str, value: Any) -> None:
     """Fields of the older v1 job, misspelt ones, words for numbers."""
     schema = json.loads(Path(__file__).with_name("mpijob_schema.json").read_text())
@@ -70,11 +89,23 @@ def test_the_schema_refuses_what_the_operator_would_drop_or_refuse(where: str, v
 
 
 def test_words_of_the_command_stay_words() -> None:
-    command = job()["spec"]["mpiReplicaSpecs"]["Launcher"]["template"]["spec"]["containers"][0]["command"]
-    assert f"seed={ODD}" in command and command[-4:] == ["--hosts", HOSTFILE, "--backend", "openmpi"]
+    command = job()["spec"]["mpiReplicaSpecs"]["Launcher"]["template"]["spec"]["containers"][0][
+        "command"
+    ]
+    assert f"seed={ODD}" in command and command[-4:] == [
+        "--hosts",
+        HOSTFILE,
+        "--backend",
+        "openmpi",
+    ]
 
 
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
         render(["run", "c"], ["image=a b", "nodes=0", "claim=runs", "gpu=8"])
-    assert [fault.split(":")[0].split()[1] for fault in caught.value.faults] == ["'gpu=8'", "image", "nodes", "claim"]
+    assert [fault.split(":")[0].split()[1] for fault in caught.value.faults] == [
+        "'gpu=8'",
+        "image",
+        "nodes",
+        "claim",
+    ]

@@ -1,4 +1,6 @@
-"""A slow rank is told by its own work alone, lasting and costly; what all ranks wait for makes nobody slow."""
+"""A slow rank is told by its own work alone, lasting and costly; what all ranks wait for makes
+nobody slow.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,14 @@ from typing import Any
 from launcher.pace import slow
 
 
-def record(rank: int, *steps: float, doing: str = "sft", count: int = 10, **more: Any) -> dict[str, Any]:
-    """A running rank whose own work took `steps` seconds a step in its last windows of ten seconds."""
-    windows = [{"steps": count, "seconds": 10.0, "work": {"computing": s * count, "reading": 0.0}} for s in steps]
+def record(
+    rank: int, *steps: float, doing: str = "sft", count: int = 10, **more: Any
+) -> dict[str, Any]:
+    """A running rank whose work took `steps` seconds a step in its last ten-second windows."""
+    windows = [
+        {"steps": count, "seconds": 10.0, "work": {"computing": s * count, "reading": 0.0}}
+        for s in steps
+    ]
     return {
         "rank": rank,
         "host": f"node{rank}",
@@ -30,8 +37,10 @@ def test_the_slow_one_of_many_and_of_two() -> None:
     assert names(*many, record(7, 0.5, 0.6)) == [7]
     assert names(record(0, 0.8, 0.8), record(1, 0.2, 0.2)) == [0]
     told = slow([record(0, 0.8, 0.8), record(1, 0.2, 0.2)])
-    assert told is not None and told[0].sentence == (
-        "rank 0 on node0 is slow: its own work takes 4.0 times as long as the median rank's "
+    assert (
+        told is not None
+        and told[0].sentence
+        == "rank 0 on node0 is slow: its own work takes 4.0 times as long as the median rank's "
         "(0.8 s computing, 0 s reading a step; the median rank 0.2 s)"
     )
 
@@ -39,9 +48,8 @@ def test_the_slow_one_of_many_and_of_two() -> None:
 def test_one_bad_window_is_not_enough_nor_what_costs_nothing() -> None:
     fast = [record(rank, 0.2, 0.2) for rank in range(3)]
     assert names(*fast, record(3, 0.2, 0.9)) == names(*fast, record(3, 0.9, 0.2)) == []
-    assert (
-        names(*(record(rank, 1e-4, 1e-4) for rank in range(3)), record(3, 4e-4, 4e-4)) == []
-    )  # of a step of one second
+    # of a step of one second
+    assert names(*(record(rank, 1e-4, 1e-4) for rank in range(3)), record(3, 4e-4, 4e-4)) == []
 
 
 def test_ranks_that_cannot_be_compared_are_not() -> None:

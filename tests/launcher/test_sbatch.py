@@ -1,4 +1,6 @@
-"""A Slurm batch script holds the user's words as data, and refuses what sbatch would read as something else."""
+"""A Slurm batch script holds the user's words as data, and refuses what sbatch would read as
+something else.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,21 @@ from launcher.sbatch import render, submit
 def test_words_of_the_command_stay_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     odd = 'x=a\'b "c" $HOME;touch no'
-    script = render(["run", "config.yaml", "--set", odd], ["nodes=2", "comment=two words"], tmp_path / "run")
+    script = render(
+        ["run", "config.yaml", "--set", odd], ["nodes=2", "comment=two words"], tmp_path / "run"
+    )
     head = [line for line in script.splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --nodes=2" in head and '#SBATCH --comment="two words"' in head
     shown = script.replace("exec ", "printf '%s\\n' ")
-    told = subprocess.run(["bash", "-c", shown], capture_output=True, text=True, timeout=20).stdout.splitlines()
+    told = subprocess.run(
+        ["bash", "-c", shown], capture_output=True, text=True, timeout=20
+    ).stdout.splitlines()
     assert told[-1] == odd and not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("option", ["nodes", "nodes=2\n#SBATCH --uid=0", "Nodes=2", "output=x", "$(id)=1", ""])
+@pytest.mark.parametrize(
+    "option", ["nodes", "nodes=2\n#SBATCH --uid=0", "Nodes=2", "output=x", "$(id)=1", ""]
+)
 def test_options_that_are_not_sbatchs_or_not_the_users(option: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--slurm"):
         render(["run", "c"], [option], tmp_path)

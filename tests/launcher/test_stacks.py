@@ -30,13 +30,16 @@ def test_the_rank_that_does_not_wait_comes_first() -> None:
     wait = _WAIT.format(name="all_reduce")
     told = sentence({0: wait, 1: wait, 2: _READ, 3: wait}, HOSTS)
     assert told.startswith(
-        "rank 2 on b is in read (data/readers.py:40 in next_row); ranks 0, 1, 3 are waiting in all_reduce"
+        "rank 2 on b is in read (data/readers.py:40 in next_row); ranks 0, 1, 3 are waiting in"
+        " all_reduce"
     )
 
 
 def test_ranks_in_different_collectives_are_told_apart_the_fewest_first() -> None:
     some, other = _WAIT.format(name="all_reduce"), _WAIT.format(name="barrier")
-    assert sentence({0: some, 1: some, 2: some, 3: other}, HOSTS).startswith("rank 3 on b is waiting in barrier")
+    assert sentence({0: some, 1: some, 2: some, 3: other}, HOSTS).startswith(
+        "rank 3 on b is waiting in barrier"
+    )
 
 
 def test_a_collective_inside_a_backward_pass_is_found_in_its_own_thread() -> None:

@@ -1,4 +1,6 @@
-"""What `grads-ds status` and the metrics say comes from the files of a run alone, while it works and afterwards."""
+"""What `grads-ds status` and the metrics say comes from the files of a run alone, while it works
+and afterwards.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,22 @@ from tests.launcher.jobs import REPO, run_code
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run whose probe is at step 40 of 100 on two hosts, one of which has been silent for a minute."""
+    """A run whose probe is at step 40 of 100 on two hosts, one of which has been silent for a
+    minute.
+    """
     mark_done(tmp_path, "prepare", {}, [], 3.0)
     folder = tmp_path / "logs/probe/2026-01-01T00.00.00"
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps({"hosts": [["a", 1], ["b", 1]]}))
     now = time.time()
-    work = {"doing": "recording", "first": 0, "since": now - 80, "done": 40, "total": 100, "time": now}
+    work = {
+        "doing": "recording",
+        "first": 0,
+        "since": now - 80,
+        "done": 40,
+        "total": 100,
+        "time": now,
+    }
     for rank, (host, age) in enumerate((("a", 0), ("b", 60))):
         record = {
             "rank": rank,
@@ -66,21 +77,42 @@ def test_metrics_are_in_prometheus_text_format(run: Path) -> None:
 
 def test_a_job_leaves_events_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.5)
-    code = "for step in range(4):\n    heartbeat.beat('steps', step, 4)\n    time.sleep(0.6)\nos._exit(3 * rank)"
+    code = (
+        "for step in range(4):\n    heartbeat.beat('steps', step, 4)\n   "
+        " time.sleep(0.6)\nos._exit(3 * rank)"
+    )
     outcome = run_code(code, tmp_path, monkeypatch)
     assert outcome.status == FAILED
-    events = [json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()]
-    assert [events[0]["event"], events[-1]["event"], events[-1]["status"]] == ["start", "end", FAILED]
-    assert any(event["event"] == "progress" and event["doing"] == "steps" and event["total"] == 4 for event in events)
+    events = [
+        json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()
+    ]
+    assert [events[0]["event"], events[-1]["event"], events[-1]["status"]] == [
+        "start",
+        "end",
+        FAILED,
+    ]
+    assert any(
+        event["event"] == "progress" and event["doing"] == "steps" and event["total"] == 4
+        for event in events
+    )
     assert 'stage="stage"} 1' in next(
-        line for line in (tmp_path / "metrics.prom").read_text().splitlines() if "exit_status{" in line
+        line
+        for line in (tmp_path / "metrics.prom").read_text().splitlines()
+        if "exit_status{" in line
     )
     assert "ended with status 1: failed first on rank 1" in in_words(snapshot(tmp_path), ("stage",))
 
 
-def test_the_command_answers_quickly_without_torch_and_refuses_what_is_no_run(run: Path, tmp_path: Path) -> None:
-    code = f"import sys; from grads_ds.cli import main; s = main(['status', {str(run)!r}, '--json']); sys.exit(s or 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=60)
+def test_the_command_answers_quickly_without_torch_and_refuses_what_is_no_run(
+    run: Path, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; from grads_ds.cli import main; s = main(['status', {str(run)!r}, '--json']);"
+        " sys.exit(s or 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["job"]["done"] == 40
     assert main(["status", str(tmp_path / "nowhere")]) == 2

@@ -1,4 +1,6 @@
-"""The truth about how ranks end: statuses, the first failure's own words, hangs, kills; and nothing is left running."""
+"""The truth about how ranks end: statuses, the first failure's own words, hangs, kills; and nothing
+is left running.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ dist.barrier(); dist.destroy_process_group()
     assert "together" in (tmp_path / "logs/stage.log").read_text()
 
 
-def test_environment_arrives_whole_and_is_not_left_lying_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_arrives_whole_and_is_not_left_lying_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     odd = "a 'b' \"c\"\n$HOME;id `x` \\ é"
     monkeypatch.setenv("MY_TOKEN", odd)
     monkeypatch.setenv("HF_HOME", "/some where")
@@ -67,7 +71,9 @@ FAILURES = {
     "a rank that raises": "raise ValueError('my own words')",
     "a rank that is killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "a rank that leaves": "os._exit(3)",
-    "a rank out of memory": "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)",
+    "a rank out of memory": (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)"
+    ),
 }
 
 
@@ -90,12 +96,21 @@ except Exception:
 """
     began = time.monotonic()
     outcome = run_code(code, tmp_path, monkeypatch, ranks=3)
-    told(case, " ".join(f"{outcome.sentence} {outcome.error}".split()), outcome.status, time.monotonic() - began)
+    told(
+        case,
+        " ".join(f"{outcome.sentence} {outcome.error}".split()),
+        outcome.status,
+        time.monotonic() - began,
+    )
     assert outcome.rank == 1
 
 
-def test_an_error_with_status_2_is_the_users_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = run_code("heartbeat.failed('data: wanted more', 2); os._exit(2)", tmp_path, monkeypatch)
+def test_an_error_with_status_2_is_the_users_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = run_code(
+        "heartbeat.failed('data: wanted more', 2); os._exit(2)", tmp_path, monkeypatch
+    )
     assert (outcome.status, outcome.error) == (2, "data: wanted more")
 
 
@@ -119,7 +134,10 @@ time.sleep(600)
     def interrupt() -> None:
         for _ in range(200):
             time.sleep(0.1)
-            records = [json.loads(f.read_text() or "{}") for f in (tmp_path / "logs").glob("stage/*/rank*.json")]
+            records = [
+                json.loads(f.read_text() or "{}")
+                for f in (tmp_path / "logs").glob("stage/*/rank*.json")
+            ]
             if len(records) == 2 and all("progress" in record for record in records):
                 break
         os.kill(os.getpid(), number)
@@ -132,14 +150,18 @@ time.sleep(600)
         told("an interrupt", outcome.sentence, outcome.status, time.monotonic() - began)
 
 
-def test_a_killed_supervisor_takes_its_rank_along_and_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_supervisor_takes_its_rank_along_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = "time.sleep(0.5)\nif rank == 1: os.kill(os.getppid(), signal.SIGKILL)\ntime.sleep(600)"
     began = time.monotonic()
     outcome = run_code(code, tmp_path, monkeypatch, limits=replace(QUICK, lost=4.0))
     told("a supervisor that is killed", outcome.sentence, outcome.status, time.monotonic() - began)
 
 
-def test_a_rank_stopped_from_outside_is_a_preemption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_stopped_from_outside_is_a_preemption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = "time.sleep(0.5)\nif rank == 1: os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(600)"
     began = time.monotonic()
     outcome = run_code(code, tmp_path, monkeypatch)

@@ -1,4 +1,6 @@
-"""`grads-ds plan`: forecasts that move the right way, advice that works when it is followed, no weights read."""
+"""`grads-ds plan`: forecasts that move the right way, advice that works when it is followed, no
+weights read.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,31 @@ from tests.conftest import REPO
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
     tree = {
-        "run_dir": str(tmp_path / "run"), "model": {"path": "absent/model"}, "data": {"train": ["x"], "max_length": 1024},
-        "probe": {"epochs": 0, "tokens_per_microbatch": 2048}, "sft": {"batch_size": 64, "micro_batch_size": 2},
+        "run_dir": str(tmp_path / "run"),
+        "model": {"path": "absent/model"},
+        "data": {"train": ["x"], "max_length": 1024},
+        "probe": {"epochs": 0, "tokens_per_microbatch": 2048},
+        "sft": {"batch_size": 64, "micro_batch_size": 2},
         "deepspeed": str(REPO / "configs/deepspeed/zero3.json"),
-    }  # fmt: skip
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "config.yaml"
 
 
 def planned(file: Path, cluster: Cluster, *overrides: str, name: str = "7B") -> dict[str, Forecast]:
-    return {item.stage: item for item in forecasts(load_config(file, overrides), model_config(name), cluster, 1e8)}
+    return {
+        item.stage: item
+        for item in forecasts(load_config(file, overrides), model_config(name), cluster, 1e8)
+    }
 
 
 def cluster(hosts: int = 1, ranks: int = 8, memory: float = 80, network: float = 50) -> Cluster:
     return Cluster(hosts, ranks, memory * 2**30, 4e14, network * 1e9)
 
 
-def test_more_ranks_shard_the_states_and_checkpointing_trades_memory_for_time(config_file: Path) -> None:
+def test_more_ranks_shard_the_states_and_checkpointing_trades_memory_for_time(
+    config_file: Path,
+) -> None:
     one, four = planned(config_file, cluster(1))["sft"], planned(config_file, cluster(4))["sft"]
     assert four.memory.optimizer == pytest.approx(one.memory.optimizer / 4)
     kept = planned(config_file, cluster(1), "sft.gradient_checkpointing=true")["sft"]
@@ -45,27 +55,41 @@ def test_more_ranks_shard_the_states_and_checkpointing_trades_memory_for_time(co
 
 def test_states_of_a_7b_model_are_16_bytes_a_parameter_over_the_ranks(config_file: Path) -> None:
     memory = planned(config_file, cluster(1))["sft"].memory
-    assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(16 * 6.738e9 / 8, rel=0.01)
+    assert memory.weights + memory.gradients + memory.optimizer == pytest.approx(
+        16 * 6.738e9 / 8, rel=0.01
+    )
 
 
 def test_a_slow_network_is_the_bottleneck_and_is_told(config_file: Path) -> None:
-    fast, slow = planned(config_file, cluster(4))["sft"], planned(config_file, cluster(4, network=1))["sft"]
+    fast, slow = (
+        planned(config_file, cluster(4))["sft"],
+        planned(config_file, cluster(4, network=1))["sft"],
+    )
     assert slow.tokens_per_second < fast.tokens_per_second / 4
     assert any("zero_hpz_partition_size" in line for line in slow.advice)
+    # one host has no network
     assert (
-        planned(config_file, cluster(1, network=1))["sft"].tokens_per_second > slow.tokens_per_second / 4
-    )  # one host has no network
+        planned(config_file, cluster(1, network=1))["sft"].tokens_per_second
+        > slow.tokens_per_second / 4
+    )
 
 
 def test_ranks_that_share_samples_hold_a_slice_of_the_activations_and_take_more_micro_batches(
     config_file: Path,
 ) -> None:
-    alone, shared = (planned(config_file, cluster(2), f"sft.sequence_parallel={n}")["sft"] for n in (1, 4))
+    alone, shared = (
+        planned(config_file, cluster(2), f"sft.sequence_parallel={n}")["sft"] for n in (1, 4)
+    )
     assert shared.memory.activations == pytest.approx(alone.memory.activations / 4, rel=0.05)
     assert shared.memory.optimizer == alone.memory.optimizer
-    assert (alone.micro_batches, shared.micro_batches) == (2, 8)  # of 64 rows, 2 at a time: 16 ranks, 4 groups
-    # queries, keys, values and outcome of 2 rows of 256 tokens, bfloat16, three quarters of them to other ranks, and their gradients
-    assert shared.traffic.exchanged == 32 * 512 * 4 * 4096 * 2 * 0.75 * 2 and not alone.traffic.exchanged
+    # of 64 rows, 2 at a time: 16 ranks, 4 groups
+    assert (alone.micro_batches, shared.micro_batches) == (2, 8)
+    # queries, keys, values and outcome of 2 rows of 256 tokens, bfloat16, three quarters of them to
+    # other ranks, and their gradients
+    assert (
+        shared.traffic.exchanged == 32 * 512 * 4 * 4096 * 2 * 0.75 * 2
+        and not alone.traffic.exchanged
+    )
     assert shared.traffic.between_hosts == alone.traffic.between_hosts  # groups lie within a host
     over = planned(config_file, cluster(4, ranks=2), "sft.sequence_parallel=4")["sft"].traffic
     assert over.between_hosts > over.exchanged
@@ -79,26 +103,36 @@ def test_a_sample_too_long_for_one_gpu_is_shared_by_as_few_as_fit(config_file: P
     assert not found.fits and line.startswith("sft.sequence_parallel: ") and group > 1
     followed = (*long, "sft.micro_batch_size=1")
     assert planned(config_file, cluster(2), *followed, f"sft.sequence_parallel={group}")["sft"].fits
-    assert not planned(config_file, cluster(2), *followed, f"sft.sequence_parallel={group // 2}")["sft"].fits
-    packed = planned(config_file, cluster(2), *long, "sft.packing=true")["sft"]  # which SFT refuses with it
+    assert not planned(config_file, cluster(2), *followed, f"sft.sequence_parallel={group // 2}")[
+        "sft"
+    ].fits
+    # which SFT refuses with it
+    packed = planned(config_file, cluster(2), *long, "sft.packing=true")["sft"]
     assert not any("sequence_parallel" in line for line in packed.advice)
 
 
 @pytest.mark.parametrize(
-    ("n", "found"), [(3, "divisor of the 8 ranks; found 3"), (6, "divisor of its 32 attention heads")]
+    ("n", "found"),
+    [(3, "divisor of the 8 ranks; found 3"), (6, "divisor of its 32 attention heads")],
 )
-def test_groups_that_cannot_be_are_refused_by_the_plan_too(config_file: Path, n: int, found: str) -> None:
+def test_groups_that_cannot_be_are_refused_by_the_plan_too(
+    config_file: Path, n: int, found: str
+) -> None:
     with pytest.raises(UserError, match=found):
         planned(config_file, cluster(1, ranks=8 if n == 3 else 6), f"sft.sequence_parallel={n}")
 
 
 @pytest.mark.parametrize("memory, followed", [(40, "sft.gradient_checkpointing=true"), (24, None)])
-def test_advice_fits_when_it_is_followed(config_file: Path, memory: float, followed: str | None) -> None:
+def test_advice_fits_when_it_is_followed(
+    config_file: Path, memory: float, followed: str | None
+) -> None:
     plan = planned(config_file, cluster(memory=memory), "sft.micro_batch_size=4")["sft"]
     assert not plan.fits and plan.advice
     if followed:
         assert followed.replace("=", ": ") in plan.advice[0]
-        assert planned(config_file, cluster(memory=memory), "sft.micro_batch_size=4", followed)["sft"].fits
+        assert planned(config_file, cluster(memory=memory), "sft.micro_batch_size=4", followed)[
+            "sft"
+        ].fits
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -134,8 +168,18 @@ def test_wrong_words_are_refused(config_file: Path, capsys: pytest.CaptureFixtur
 def test_calibrate_takes_this_hosts_speed(
     config_file: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What it prints, given back by --tflops, is the same plan; the GPU that was named has no say in it."""
-    words = ["plan", str(config_file), "--json", "--set", f"model.path={tiny_model}", "--set", "data.max_length=64"]
+    """What it prints, given back by --tflops, is the same plan; the GPU that was named has no say
+    in it.
+    """
+    words = [
+        "plan",
+        str(config_file),
+        "--json",
+        "--set",
+        f"model.path={tiny_model}",
+        "--set",
+        "data.max_length=64",
+    ]
     main([*words, "--calibrate", "--gpu", "H200"])
     output = capsys.readouterr()
     measured = json.loads(output.out)
@@ -147,7 +191,9 @@ def test_calibrate_takes_this_hosts_speed(
 
 
 def test_the_anchors_gradient_is_whole_on_every_rank(config_file: Path) -> None:
-    """4 bytes for each parameter of the recorded groups, however many ranks there are; what helps is fewer groups, and that is said."""
+    """4 bytes for each parameter of the recorded groups, however many ranks there are; what helps
+    is fewer groups, and that is said.
+    """
     anchor = ("probe.extras=[anchor]", "probe.anchor=general.jsonl")
     without, small = (
         planned(config_file, cluster(8))["recording"],

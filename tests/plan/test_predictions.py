@@ -1,7 +1,9 @@
-"""What `grads-ds plan` predicts against what real ZeRO runs take: the most memory of a step and the bytes of its collectives.
+"""What `grads-ds plan` predicts against what real ZeRO runs take: the most memory of a step and the
+bytes of its collectives.
 
-scripts/plan_errors.py does it for many settings and sizes that take minutes; its results are committed and held against its list here. The
-cases that are run here are the ones that would notice most: every stage's own rules, and what was mispredicted once.
+scripts/plan_errors.py does it for many settings and sizes that take minutes; its results are
+committed and held against its list here. The cases that are run here are the ones that would notice
+most: every stage's own rules, and what was mispredicted once.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ RUN = [
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_memory_and_traffic_are_within_a_tenth(name: str) -> None:
-    """Real engines on two ranks: tensors alive at the worst moment, bytes that go into collectives."""
+    """Real engines on two ranks: peak bytes of live tensors, bytes that go into collectives."""
     case = next(case for case in CASES if case.name == name)
     lines = compare(case, Size(layers=4, width=256, vocabulary=2000))
     assert len(lines) == 2
@@ -41,9 +43,13 @@ def test_memory_and_traffic_are_within_a_tenth(name: str) -> None:
 def test_committed_errors_are_of_every_case_and_within_a_tenth() -> None:
     """docs/plan_errors.json is what the script writes: no case left out, none beyond the limit."""
     lines = json.loads((REPO / "docs/plan_errors.json").read_text())["comparisons"]
-    assert {line["case"] for line in lines if line["what"] == "bytes of memory"} == {case.name for case in CASES}
+    assert {line["case"] for line in lines if line["what"] == "bytes of memory"} == {
+        case.name for case in CASES
+    }
     assert {line["case"] for line in lines if line["what"] == "bytes received"} == {
-        case.name for case in CASES if case.ranks > 1 and (case.what == "sft" or case.zero["stage"] == 3)
+        case.name
+        for case in CASES
+        if case.ranks > 1 and (case.what == "sft" or case.zero["stage"] == 3)
     }
     for line in lines:
         assert abs(line["error %"]) < 100 * LIMIT, line
@@ -59,9 +65,18 @@ def test_named_shapes_have_about_the_parameters_they_are_called_by(name: str) ->
 
 
 def test_a_layers_speed_tells_a_models(tiny_model: Path) -> None:
-    """The calibrated rate tells how long a four-layer model's step takes: within a factor of two, as others use this machine."""
-    changes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
-    config = type(model_config(str(tiny_model))).from_dict(model_config(str(tiny_model)).to_dict() | changes)
+    """The calibrated rate tells how long a four-layer model's step takes: within a factor of two,
+    as others use this machine.
+    """
+    changes = {
+        "hidden_size": 256,
+        "intermediate_size": 688,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    config = type(model_config(str(tiny_model))).from_dict(
+        model_config(str(tiny_model)).to_dict() | changes
+    )
     rows, length = 2, 256
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
     tokens = torch.randint(0, config.vocab_size, (rows, length))
@@ -73,6 +88,11 @@ def test_a_layers_speed_tells_a_models(tiny_model: Path) -> None:
             began = time.perf_counter()
             model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()
             best = min(best, time.perf_counter() - began)
-        flop = layer_flop(model.num_parameters(), config.hidden_size, rows * length, config.num_hidden_layers * length)
+        flop = layer_flop(
+            model.num_parameters(),
+            config.hidden_size,
+            rows * length,
+            config.num_hidden_layers * length,
+        )
         ratios.append(flop / rate / best)
     assert 0.5 < sorted(ratios)[1] < 2, ratios

@@ -1,5 +1,5 @@
-"""A run directory as the stages leave it, made of drawn numbers: every file the report reads, with known
-values.
+"""A run directory as the stages leave it, made of drawn numbers: every file the report reads, with
+known values.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ LOSSES = {  # model -> (domain, general)
     "grads_50": (2.7204, 2.5633),
     "random_50": (2.7311, 2.5702),
 }
-HOSTILE = '<script>alert("x")</script><img src="http://example.org/x.png" onerror=alert(1)> \u202e\x07 \ud800'
+HOSTILE = (
+    '<script>alert("x")</script><img src="http://example.org/x.png" onerror=alert(1)> \u202e\x07'
+    " \ud800"
+)
 
 
 def make_run(
-    tmp_path: Path, n: int = 1200, variants: bool = True, losses: dict[str, tuple[float, float]] | None = None
+    tmp_path: Path,
+    n: int = 1200,
+    variants: bool = True,
+    losses: dict[str, tuple[float, float]] | None = None,
 ) -> Config:
-    """Write a whole run of `n` samples under `tmp_path`/run and return its config. `variants=False`: the main
-    selection alone.
+    """Write a whole run of `n` samples under `tmp_path`/run and return its config.
+    `variants=False`: the main selection alone.
     """
     run_dir = tmp_path / "run"
     names = {
@@ -70,9 +76,10 @@ def make_run(
         "status": status,
     }
     (run_dir / "scores").mkdir(parents=True)
+    # as parts arrive
     pq.write_table(
         pa.table(scores).take(pa.array(rng.permutation(n))), run_dir / "scores/table.parquet"
-    )  # as parts arrive
+    )
     signal = np.where(status == "ok", np.log(embedding * head), np.nan)
     kinds = np.array(KINDS)[np.arange(n) % len(KINDS)]
     sources = np.where(np.arange(n) % 4 == 0, "wiki.jsonl", "clinic.jsonl")
@@ -81,19 +88,33 @@ def make_run(
         settings = config.select.resolve(name)
         folder = run_dir / "selection" if name is None else run_dir / "selection/variants" / name
         write_selection(
-            folder, settings.method, float(settings.budget), signal, {"kind": kinds, "source": sources}, rng
+            folder,
+            settings.method,
+            float(settings.budget),
+            signal,
+            {"kind": kinds, "source": sources},
+            rng,
         )
     write_json(run_dir / "selection/comparison.json", comparison(n))
     write_json(run_dir / "evaluation.json", evaluation(n, losses or LOSSES, config))
-    write_json(run_dir / "prepared/prepared.json", {"pool": {"read": n + 5, "kept": n, "dropped": {"empty": 5}}})
-    for i, unit in enumerate(["prepare", "probe/train", "probe/record", "select/selected", "sft/selected"]):
+    write_json(
+        run_dir / "prepared/prepared.json",
+        {"pool": {"read": n + 5, "kept": n, "dropped": {"empty": 5}}},
+    )
+    for i, unit in enumerate(
+        ["prepare", "probe/train", "probe/record", "select/selected", "sft/selected"]
+    ):
         finished = f"2026-01-0{i + 1}T10:00:00"
         write_json(
             run_dir / f"state/{unit.replace('/', '.')}.json",
             {"unit": unit, "seconds": 12.5 * (i + 1), "finished": finished},
         )
     tree = config.model_dump(mode="json")
-    tree["provenance"] = {"python": "3.11.9", "packages": {"torch": "2.13.0"}, "source_commit": "abc123+"}
+    tree["provenance"] = {
+        "python": "3.11.9",
+        "packages": {"torch": "2.13.0"},
+        "source_commit": "abc123+",
+    }
     (run_dir / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     write_curve(run_dir / "tensorboard/probe", 40, 4.0)
     for i, name in enumerate(["selected", *config.sft.variants]):
@@ -107,16 +128,24 @@ def write_pool(folder: Path, n: int, kinds: np.ndarray, sources: np.ndarray) -> 
     half = n // 2
     for part, (start, stop) in enumerate([(0, half), (half, n)]):
         rows = [
-            json.dumps(
-                {
-                    "messages": [
-                        {"role": "user", "content": f"Question {i}: {'why ' * 200 if i % 2 else HOSTILE}?"},
-                        {"role": "assistant", "content": f"Answer {i}. " + "because " * (i % 300)},
-                    ]
-                }
+            (
+                json.dumps(
+                    {
+                        "messages": [
+                            {
+                                "role": "user",
+                                "content": f"Question {i}: {'why ' * 200 if i % 2 else HOSTILE}?",
+                            },
+                            {
+                                "role": "assistant",
+                                "content": f"Answer {i}. " + "because " * (i % 300),
+                            },
+                        ]
+                    }
+                )
+                if n <= 5000
+                else "{}"
             )
-            if n <= 5000
-            else "{}"
             for i in range(start, stop)
         ]
         table = pa.table(
@@ -129,11 +158,19 @@ def write_pool(folder: Path, n: int, kinds: np.ndarray, sources: np.ndarray) -> 
         )
         with pa.ipc.new_stream(folder / f"data-{part}.arrow", table.schema) as writer:
             writer.write_table(table, max_chunksize=1000)
-    write_json(folder / "state.json", {"_data_files": [{"filename": f"data-{part}.arrow"} for part in (0, 1)]})
+    write_json(
+        folder / "state.json",
+        {"_data_files": [{"filename": f"data-{part}.arrow"} for part in (0, 1)]},
+    )
 
 
 def write_selection(
-    folder: Path, method: str, budget: float, signal: np.ndarray, fields: dict[str, np.ndarray], rng: Any
+    folder: Path,
+    method: str,
+    budget: float,
+    signal: np.ndarray,
+    fields: dict[str, np.ndarray],
+    rng: Any,
 ) -> None:
     """The nearest to the median signal (or a random draw), with density, ranks and the numbers of
     selection.json.
@@ -167,7 +204,10 @@ def write_selection(
     pool = np.exp(-0.5 * ((grid - middle) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
     composition = {
         field: {
-            str(v): {"pool": int((values == v).sum()), "selected": int((values[selected] == v).sum())}
+            str(v): {
+                "pool": int((values == v).sum()),
+                "selected": int((values[selected] == v).sum()),
+            }
             for v in np.unique(values)
         }
         for field, values in fields.items()
@@ -184,7 +224,11 @@ def write_selection(
             },
             "bandwidth": None if method == "random" else 0.0594,
             "curve": {"signal": grid.tolist(), "pool": pool.tolist(), "selected": None},
-            "region": None if method == "random" else [[float(signal[selected].min()), float(signal[selected].max())]],
+            "region": (
+                None
+                if method == "random"
+                else [[float(signal[selected].min()), float(signal[selected].max())]]
+            ),
             "versus_random": {"samples": k, "overlap": k // 20, "expected_by_chance": k * k / n},
             "composition": composition,
             "settings": {"signal": "product", "groups": ["embedding", "lm_head"], "scale": "log"},
@@ -198,7 +242,10 @@ COMPARED = {  # method -> budget -> (overlap, {kind: share kept})
         "0.05": (60, {"clean": 0.08, "off_domain": 0.0}),
         "0.5": (60, {"clean": 0.61, "off_domain": 0.125}),
     },
-    "random": {"0.05": (3, {"clean": 0.05, "off_domain": 0.05}), "0.5": (31, {"clean": 0.5, "off_domain": 0.49})},
+    "random": {
+        "0.05": (3, {"clean": 0.05, "off_domain": 0.05}),
+        "0.5": (31, {"clean": 0.5, "off_domain": 0.49}),
+    },
 }
 
 
@@ -216,7 +263,11 @@ def comparison(n: int) -> dict[str, Any]:
         }
         for method, entries in COMPARED.items()
     }
-    return {"budgets": ["0.05", "0.5"], "methods": methods, "skipped": {"ifd": "select: wanted column ifd"}}
+    return {
+        "budgets": ["0.05", "0.5"],
+        "methods": methods,
+        "skipped": {"ifd": "select: wanted column ifd"},
+    }
 
 
 def evaluation(n: int, losses: dict[str, tuple[float, float]], config: Config) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The verdict says what the numbers say, the unwelcome as plainly as the welcome; intervals are of paired
-differences.
+"""The verdict says what the numbers say, the unwelcome as plainly as the welcome; intervals are of
+paired differences.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def evaluated(**losses: tuple[float, float]) -> dict[str, Any]:
             for n, (d, g) in losses.items()
         },
         "variants": {
-            n: {"method": about[n][0], "budget": 0.05, "num_samples": about[n][1]} for n in losses if n != "base"
+            n: {"method": about[n][0], "budget": 0.05, "num_samples": about[n][1]}
+            for n in losses
+            if n != "base"
         },
     }
 
@@ -58,7 +60,9 @@ def test_a_selection_that_does_not_beat_random_is_said_not_to() -> None:
     text = words(base=(3.0, 2.0), selected=(2.7, 1.9), random=(2.6, 2.0), full=(2.8, 2.2))
     assert "selection did not beat random, it is 0.1000 worse" in text
     assert "the subset is 0.1000 better" in text and "nothing was forgotten" in text
-    assert "did not beat random, they are level" in words(base=(3, 2), selected=(2.6, 2), random=(2.6, 2))
+    assert "did not beat random, they are level" in words(
+        base=(3, 2), selected=(2.6, 2), random=(2.6, 2)
+    )
 
 
 def test_training_that_hurts_is_said_to() -> None:
@@ -69,26 +73,37 @@ def test_training_that_hurts_is_said_to() -> None:
 
 def test_without_a_random_subset_of_the_size_nothing_is_claimed() -> None:
     text = words(base=(3.0, 2.0), selected=(2.5, 2.0), big=(2.4, 2.0))
-    assert "whether the selection is better than chance is not known" in text and "beat random" not in text
+    assert (
+        "whether the selection is better than chance is not known" in text
+        and "beat random" not in text
+    )
 
 
 def test_several_random_draws_are_averaged() -> None:
     text = words(base=(3.0, 2.0), selected=(2.5, 2.0), random=(2.6, 2.0), random_2=(2.8, 2.0))
-    assert "2 random subsets of the same size reach 2.7000 on average: selection beat random by 0.2000." in text
+    assert (
+        "2 random subsets of the same size reach 2.7000 on average: selection beat random by"
+        " 0.2000." in text
+    )
     assert "one random draw" not in text
 
 
 def test_without_models_or_sets_there_is_no_verdict() -> None:
     assert "no verdict" in verdict(outcome_of({}, HERE))[0].text
-    assert "no verdict" in verdict(outcome_of({"models": {"base": {}, "selected": {}}}, HERE))[0].text
+    assert (
+        "no verdict" in verdict(outcome_of({"models": {"base": {}, "selected": {}}}, HERE))[0].text
+    )
 
 
 def test_sets_of_other_names_are_told_apart() -> None:
-    models = {m: {s: {"loss": 1.0} for s in ("pubmed", "alpaca", "gsm8k")} for m in ("base", "selected")}
+    models = {
+        m: {s: {"loss": 1.0} for s in ("pubmed", "alpaca", "gsm8k")} for m in ("base", "selected")
+    }
     outcome = outcome_of({"models": models, "variants": {}}, HERE)
     assert (outcome.domain, outcome.general) == (["pubmed"], ["alpaca", "gsm8k"])
     models = {
-        m: {s: {"loss": 1.0} for s in ("general_math", "domain", "domain_swapped", "general_chat")} for m in models
+        m: {s: {"loss": 1.0} for s in ("general_math", "domain", "domain_swapped", "general_chat")}
+        for m in models
     }
     outcome = outcome_of({"models": models, "variants": {}}, HERE)
     assert (outcome.domain, outcome.general) == (["domain"], ["general_math", "general_chat"])
@@ -98,10 +113,18 @@ def test_intervals_of_differences_come_from_paired_samples(tmp_path: Path) -> No
     rng = np.random.default_rng(1)
     tokens = rng.integers(5, 60, 400)
     base = rng.normal(3.0, 1.0, 400)  # samples differ far more than models do
-    per_model = {"base": base, "random": base - 0.5, "selected": base - 0.52 + rng.normal(0, 0.05, 400)}
-    value = evaluated(**{n: (float((v * tokens).sum() / tokens.sum()), 2.0) for n, v in per_model.items()})
+    per_model = {
+        "base": base,
+        "random": base - 0.5,
+        "selected": base - 0.52 + rng.normal(0, 0.05, 400),
+    }
+    value = evaluated(
+        **{n: (float((v * tokens).sum() / tokens.sum()), 2.0) for n, v in per_model.items()}
+    )
     for name, losses in per_model.items():
-        pq.write_table(pa.table({"loss": losses, "num_target_tokens": tokens}), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"loss": losses, "num_target_tokens": tokens}), tmp_path / f"{name}.parquet"
+        )
         value["models"][name]["domain"]["sample_losses_file"] = f"{name}.parquet"
     outcome = outcome_of(value, tmp_path)
     chosen = outcome.model("selected")
@@ -126,7 +149,9 @@ def test_a_lead_within_chance_is_not_called_a_win(tmp_path: Path) -> None:
     }
     value = evaluated(**{n: (float(v.mean()), 2.0) for n, v in per_model.items()})
     for name, losses in per_model.items():
-        pq.write_table(pa.table({"loss": losses, "num_target_tokens": tokens}), tmp_path / f"{name}.parquet")
+        pq.write_table(
+            pa.table({"loss": losses, "num_target_tokens": tokens}), tmp_path / f"{name}.parquet"
+        )
         value["models"][name]["domain"]["sample_losses_file"] = f"{name}.parquet"
     text = " ".join(s.text for s in verdict(outcome_of(value, tmp_path)))
     assert "did not clearly beat random, its lead of 0.0100 is within chance" in text
@@ -159,6 +184,12 @@ def test_a_long_prompt_does_not_hide_the_answer() -> None:
 
     parts = excerpt(json.dumps({"instruction": "x" * 5000, "input": "", "output": "the answer"}))
     assert [role for role, _ in parts] == ["instruction", "output"]
-    assert parts[1][1] == "the answer" and parts[0][1].endswith("x…") and len(parts[0][1]) == EXCERPT - 10 + 1
+    assert (
+        parts[1][1] == "the answer"
+        and parts[0][1].endswith("x…")
+        and len(parts[0][1]) == EXCERPT - 10 + 1
+    )
     assert excerpt("not json") == [("row", "not json")]
-    assert excerpt(json.dumps({"conversations": [{"from": "human", "value": "hi"}]})) == [("human", "hi")]
+    assert excerpt(json.dumps({"conversations": [{"from": "human", "value": "hi"}]})) == [
+        ("human", "hi")
+    ]

@@ -1,5 +1,5 @@
-"""The page: complete, true to its inputs, safe with hostile rows, self-contained, small; and the plain-text
-table.
+"""The page: complete, true to its inputs, safe with hostile rows, self-contained, small; and the
+plain-text table.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def test_every_section_is_there_and_says_how_to_read_it(run: tuple[Config, Page]
     assert set(links) <= set(ids)
     for part in re.findall(r"<section.*?</section>", page.html, re.S):
         assert '<p class="how">' in part
-    assert (
-        sum(tag == "svg" for tag, _ in page.elements) == 2 + 1 + 1 + 3 + 2 + 2
-    )  # losses, trade-off, signal, its variants, length, curves
+    # losses, trade-off, signal, its variants, length, curves
+    assert sum(tag == "svg" for tag, _ in page.elements) == 2 + 1 + 1 + 3 + 2 + 2
 
 
 def test_evaluation_numbers_are_the_inputs(run: tuple[Config, Page]) -> None:
@@ -91,7 +90,10 @@ def test_evaluation_numbers_are_the_inputs(run: tuple[Config, Page]) -> None:
         assert f"{np.exp(domain):.2f}" in row
         assert f"{domain - 0.04:.4f}–{domain + 0.05:.4f}" in row
         if name != "base":
-            assert f"{domain - LOSSES['base'][0]:+.4f}" in row and f"{general - LOSSES['base'][1]:+.4f}" in row
+            assert (
+                f"{domain - LOSSES['base'][0]:+.4f}" in row
+                and f"{general - LOSSES['base'][1]:+.4f}" in row
+            )
     for name, random in {"selected": "random_5", "grads_50": "random_50"}.items():
         row = text[text.index(f" {name} ") :]
         assert f"{LOSSES[name][0] - LOSSES[random][0]:+.4f}" in row
@@ -106,7 +108,9 @@ def test_headline_names_pool_subset_and_model(run: tuple[Config, Page]) -> None:
 
 def test_verdict_covers_every_subset_that_has_a_random_twin(run: tuple[Config, Page]) -> None:
     text = run[1].text["verdict"]
-    assert "A random subset of the same size reaches 2.8931: selection beat random by 0.0806" in text
+    assert (
+        "A random subset of the same size reaches 2.8931: selection beat random by 0.0806" in text
+    )
     assert "grads_50 (600 samples) beat random of its size: -0.0107" in text
     assert "random_50 (" not in text
 
@@ -114,8 +118,14 @@ def test_verdict_covers_every_subset_that_has_a_random_twin(run: tuple[Config, P
 def test_composition_counts_and_lift_are_the_selections(run: tuple[Config, Page]) -> None:
     config, page = run
     folder = Path(config.run_dir) / "selection"
-    chosen = pq.read_table(folder / "selection.parquet", columns=["sample_id", "selected"]).to_pandas()
-    table = pq.read_table(Path(config.run_dir) / "scores/table.parquet").to_pandas().sort_values("sample_id")
+    chosen = pq.read_table(
+        folder / "selection.parquet", columns=["sample_id", "selected"]
+    ).to_pandas()
+    table = (
+        pq.read_table(Path(config.run_dir) / "scores/table.parquet")
+        .to_pandas()
+        .sort_values("sample_id")
+    )
     text = page.text["composition"]
     wiki = int(chosen.selected[chosen.sample_id % 4 == 0].sum())
     assert f"wiki.jsonl 300 25.0 % {wiki} {wiki / 60 / 0.25:.2f} " in text
@@ -128,7 +138,9 @@ def test_composition_counts_and_lift_are_the_selections(run: tuple[Config, Page]
     mine = int(chosen.selected.to_numpy()[ok][shortest].sum())
     lift = mine / 60 / (shortest.sum() / ok.sum())
     share = 100 * shortest.sum() / ok.sum()
-    assert f"{lengths.min()} to {top} tokens {shortest.sum()} {share:.1f} % {mine} {lift:.2f} " in text
+    assert (
+        f"{lengths.min()} to {top} tokens {shortest.sum()} {share:.1f} % {mine} {lift:.2f} " in text
+    )
 
 
 def test_rivals_show_overlap_and_what_each_keeps_of_each_kind(run: tuple[Config, Page]) -> None:
@@ -141,15 +153,22 @@ def test_rivals_show_overlap_and_what_each_keeps_of_each_kind(run: tuple[Config,
     assert "not run: 1 ifd: select: wanted column ifd" in text
 
 
-def test_norms_and_rank_correlations_are_those_of_the_scored_samples(run: tuple[Config, Page]) -> None:
+def test_norms_and_rank_correlations_are_those_of_the_scored_samples(
+    run: tuple[Config, Page],
+) -> None:
     from scipy.stats import spearmanr
 
     config, page = run
     table = pq.read_table(Path(config.run_dir) / "scores/table.parquet").to_pandas()
     table = table[table.status == "ok"]
-    quantiles = np.quantile(table.embedding_grad_norm.astype(float), [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1])
+    quantiles = np.quantile(
+        table.embedding_grad_norm.astype(float), [0, 0.05, 0.25, 0.5, 0.75, 0.95, 1]
+    )
     assert "embedding norm 1,197 " + " ".join(f"{q:.4g}" for q in quantiles) in page.text["norms"]
-    assert "ok 1,197 , no_target 3" in page.text["norms"] or "ok 1,197, no_target 3" in page.text["norms"]
+    assert (
+        "ok 1,197 , no_target 3" in page.text["norms"]
+        or "ok 1,197, no_target 3" in page.text["norms"]
+    )
     for group in ("embedding", "lm_head"):
         rho = spearmanr(table.num_target_tokens, table[f"{group}_grad_norm"]).statistic
         assert f"{group} norm {rho:+.3f}".replace("-", "−") in page.text["length"]
@@ -157,7 +176,11 @@ def test_norms_and_rank_correlations_are_those_of_the_scored_samples(run: tuple[
 
 def test_samples_are_the_extremes_of_the_signal_with_their_text(run: tuple[Config, Page]) -> None:
     config, page = run
-    table = pq.read_table(Path(config.run_dir) / "selection/selection.parquet").to_pandas().dropna(subset="signal")
+    table = (
+        pq.read_table(Path(config.run_dir) / "selection/selection.parquet")
+        .to_pandas()
+        .dropna(subset="signal")
+    )
     order = table.sort_values("signal").sample_id.tolist()
     first = table.sort_values("rank").sample_id.tolist()[:5]
     shown = [int(i) for i in re.findall(r"sample (\d+) (?:not )?selected", page.text["samples"])]
@@ -172,7 +195,9 @@ def test_hostile_rows_stay_text(run: tuple[Config, Page]) -> None:
     page = run[1]
     assert '<script>alert("x")</script>' in page.text["samples"]  # shown as it stands
     assert not [
-        tag for tag, _ in page.elements if tag in ("script", "img", "iframe", "object", "embed", "base", "form")
+        tag
+        for tag, _ in page.elements
+        if tag in ("script", "img", "iframe", "object", "embed", "base", "form")
     ]
     assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page.html)
@@ -186,7 +211,10 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     value["warnings"] = ["<b onclick=1>careful</b>"]
     write_json(path, value)
     page = report(config)
-    assert "<script>1</script>" in page.text["composition"] and "<b onclick=1>careful</b>" in page.text["signal"]
+    assert (
+        "<script>1</script>" in page.text["composition"]
+        and "<b onclick=1>careful</b>" in page.text["signal"]
+    )
     assert not [attrs for tag, attrs in page.elements if tag == "script" or "onclick" in attrs]
 
 
@@ -199,7 +227,9 @@ def test_nothing_is_loaded_from_outside(run: tuple[Config, Page]) -> None:
         assert "url(" not in str(attrs.get("style", ""))
     styles = "".join(re.findall(r"<style>(.*?)</style>", page.html, re.S))
     assert styles and "url(" not in styles and "@import" not in styles
-    policy = [attrs["content"] for tag, attrs in page.elements if tag == "meta" and "http-equiv" in attrs]
+    policy = [
+        attrs["content"] for tag, attrs in page.elements if tag == "meta" and "http-equiv" in attrs
+    ]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
 
 
@@ -211,7 +241,9 @@ def test_optional_parts_may_be_absent(tmp_path: Path) -> None:
     for name in ("evaluation.json", "config.yaml", "selection/comparison.json"):
         (run_dir / name).unlink()
     path = run_dir / "selection/selection.parquet"
-    pq.write_table(pq.read_table(path, columns=["sample_id", "signal", "density", "selected"]), path)
+    pq.write_table(
+        pq.read_table(path, columns=["sample_id", "signal", "density", "selected"]), path
+    )
     write_json(run_dir / "selection/selection.json", {"method": "grads"})
     page = report(config)
     assert [attrs["id"] for _, attrs in page.elements if "id" in attrs] == SECTIONS
@@ -266,7 +298,8 @@ def test_curves_of_a_resumed_run_are_one_curve(tmp_path: Path) -> None:
 def test_subsets_of_an_earlier_config_are_not_shown(tmp_path: Path) -> None:
     config = make_run(tmp_path, n=200)
     fewer = Config.model_validate(
-        config.model_dump() | {"select": {"variants": {"random_5": {"method": "random"}}}, "sft": {}}
+        config.model_dump()
+        | {"select": {"variants": {"random_5": {"method": "random"}}}, "sft": {}}
     )
     run_report(fewer, Path(config.run_dir))
     page = Page((Path(config.run_dir) / "report.html").read_text())
@@ -311,7 +344,14 @@ def test_plain_table_has_every_model_in_order_with_its_numbers(run: tuple[Config
         "base",
     ]
     rows = [line.split() for line in lines[2:8]]
-    assert [row[0] for row in rows] == ["base", "full", "random_5", "selected", "random_50", "grads_50"]
+    assert [row[0] for row in rows] == [
+        "base",
+        "full",
+        "random_5",
+        "selected",
+        "random_50",
+        "grads_50",
+    ]
     assert [row[2] for row in rows] == ["-", "1,200", "60", "60", "600", "600"]
     for row in rows:
         domain, general = LOSSES[row[0]]
@@ -330,5 +370,10 @@ def test_pool_rows_are_found_whatever_the_shard(tmp_path: Path) -> None:
     config = make_run(tmp_path, n=300, variants=False)
     rows = read_rows(Path(config.run_dir), [0, 149, 150, 299, 10_000])
     assert sorted(rows) == [0, 149, 150, 299]
-    assert all(json.loads(rows[i]["row"])["messages"][1]["content"].startswith(f"Answer {i}.") for i in rows)
-    assert pa.types.is_string(pa.array([rows[0]["source"]]).type) and rows[0]["source"] == "wiki.jsonl"
+    assert all(
+        json.loads(rows[i]["row"])["messages"][1]["content"].startswith(f"Answer {i}.")
+        for i in rows
+    )
+    assert (
+        pa.types.is_string(pa.array([rows[0]["source"]]).type) and rows[0]["source"] == "wiki.jsonl"
+    )

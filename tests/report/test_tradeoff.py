@@ -1,4 +1,6 @@
-"""The page shows what was learned against what was forgotten, and every task's scores for every model."""
+"""The page shows what was learned against what was forgotten, and every task's scores for every
+model.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,22 @@ from tests.report.test_outcome import HERE, evaluated
 
 TASKS = {
     "base": {
-        "questions": {"kind": "multiple_choice", "accuracy": 0.25, "accuracy_ci95": [0.125, 0.375],
-                      "accuracy_by_characters": 0.3125, "num_samples": 16},
-        "lm_eval/local": {"kind": "lm_eval", "acc,none": 0.5, "acc_stderr,none": 0.0625, "sample_len": 16},
+        "questions": {
+            "kind": "multiple_choice",
+            "accuracy": 0.25,
+            "accuracy_ci95": [0.125, 0.375],
+            "accuracy_by_characters": 0.3125,
+            "num_samples": 16,
+        },
+        "lm_eval/local": {
+            "kind": "lm_eval",
+            "acc,none": 0.5,
+            "acc_stderr,none": 0.0625,
+            "sample_len": 16,
+        },
     },
     "selected": {"questions": {"kind": "multiple_choice", "accuracy": 0.75, "num_samples": 16}},
-}  # fmt: skip
+}
 
 
 def places(drawing: str) -> dict[str, tuple[float, float]]:
@@ -29,7 +41,10 @@ def places(drawing: str) -> dict[str, tuple[float, float]]:
 
 def test_more_learned_is_lower_and_more_forgotten_is_further_right() -> None:
     drawing = tradeoff(
-        outcome_of(evaluated(base=(4.0, 3.0), full=(3.0, 3.5), selected=(3.2, 3.1), random=(3.6, 2.9)), HERE)
+        outcome_of(
+            evaluated(base=(4.0, 3.0), full=(3.0, 3.5), selected=(3.2, 3.1), random=(3.6, 2.9)),
+            HERE,
+        )
     )
     assert drawing is not None
     found = places(drawing)

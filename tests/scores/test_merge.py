@@ -1,4 +1,6 @@
-"""Merging parts: every sample once or a refusal, the same table whatever the parts and ranges, sums that catch what ids do not."""
+"""Merging parts: every sample once or a refusal, the same table whatever the parts and ranges, sums
+that catch what ids do not.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,16 @@ def write(folder: Path, *groups: list[int], with_step: bool = False) -> scores.T
 @pytest.mark.parametrize("range_rows", [1, 3, 1000])
 @pytest.mark.parametrize(
     "ids, fault",
-    [([0, 1], r"missing 1 \[2\]"), ([0, 1, 1, 2], r"doubled 1 \[1\]"), ([0, 1, 2, 7], r"unknown 1 \[7\]"), ([-1, 0, 1], "missing 1")],
-)  # fmt: skip
-def test_anything_but_the_pool_is_refused(tmp_path: Path, ids: list[int], fault: str, range_rows: int) -> None:
+    [
+        ([0, 1], r"missing 1 \[2\]"),
+        ([0, 1, 1, 2], r"doubled 1 \[1\]"),
+        ([0, 1, 2, 7], r"unknown 1 \[7\]"),
+        ([-1, 0, 1], "missing 1"),
+    ],
+)
+def test_anything_but_the_pool_is_refused(
+    tmp_path: Path, ids: list[int], fault: str, range_rows: int
+) -> None:
     write(tmp_path / "s", ids)
     with pytest.raises(scores.IncompleteScores, match=fault):
         scores.merge(tmp_path / "s", RECORDING.key, np.arange(3), {}, range_rows=range_rows)
@@ -113,7 +122,8 @@ def test_a_later_start_finds_what_is_there_and_how_it_was_made(tmp_path: Path) -
     other = scores.Recording({"model": "m", "pool": "q"})
     assert scores.finished(folder, other.key, table_schema)[0].size == 0
     scores.merge(folder, RECORDING.key, ids, {})
-    assert scores.prepare_parts(folder, other) == 2  # a finished table's parts give way to another model's
+    # a finished table's parts give way to another model's
+    assert scores.prepare_parts(folder, other) == 2
     assert not list(folder.glob("part-*"))
 
 
@@ -144,7 +154,9 @@ def test_parts_grow_rarer_and_a_value_beyond_float32_is_flagged(
 @pytest.mark.slow
 def test_a_million_rows_take_seconds_and_little_memory() -> None:
     script = Path(__file__).resolve().parents[2] / "scripts/bench_scores.py"
-    done = subprocess.run([sys.executable, script, "--rows", "1000000"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, script, "--rows", "1000000"], capture_output=True, text=True, check=True
+    )
     measured = json.loads(done.stdout.splitlines()[0])
     assert measured["rows"] == 1_000_000
     assert measured["merge"]["seconds"] + measured["reload"]["seconds"] < 30

@@ -1,4 +1,6 @@
-"""The benchmark of gradient norms runs every mode and publishes its table; its speeds are for quiet machines to tell."""
+"""The benchmark of gradient norms runs every mode and publishes its table; its speeds are for quiet
+machines to tell.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,18 @@ def test_every_mode_runs_and_is_published(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "gradnorm-bench.json").read_text())["results"][0]
-    assert len(result["modes"]) + len(result["failed"]) == 9 and set(result["failed"]) <= {"Opacus ghost clipping"}
+    assert len(result["modes"]) + len(result["failed"]) == 9 and set(result["failed"]) <= {
+        "Opacus ghost clipping"
+    }
     assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in result["modes"].values())
-    assert all(f"| {mode} |" in (tmp_path / "gradnorm-bench.md").read_text() for mode in result["modes"])
+    assert all(
+        f"| {mode} |" in (tmp_path / "gradnorm-bench.md").read_text() for mode in result["modes"]
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_the_peak_memory_of_one_mode() -> None:
-    done = subprocess.run([*COMMAND, "--memory", "tiny", "ours: head"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*COMMAND, "--memory", "tiny", "ours: head"], capture_output=True, text=True, check=True
+    )
     assert 0 < float(done.stdout) < 500

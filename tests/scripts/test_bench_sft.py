@@ -1,4 +1,6 @@
-"""The benchmark of fine-tuning runs both trainers on the same steps; their losses agree, and speed is for a longer run to tell."""
+"""The benchmark of fine-tuning runs both trainers on the same steps; their losses agree, and speed
+is for a longer run to tell.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ import pytest
 
 from conftest import REPO
 
-COMMAND = [sys.executable, str(REPO / "scripts/bench_sft.py"), "--pairs", "2", "--layers", "1", "--width", "64"]
+COMMAND = [
+    sys.executable,
+    str(REPO / "scripts/bench_sft.py"),
+    "--pairs",
+    "2",
+    "--layers",
+    "1",
+    "--width",
+    "64",
+]
 
 
 @pytest.mark.slow
@@ -20,7 +31,10 @@ def test_ours_and_trl_train_the_same_steps_in_turn(tmp_path: Path) -> None:
     pytest.importorskip("trl")
     output = tmp_path / "bench.json"
     done = subprocess.run(
-        [*COMMAND, "--vocabulary", "512", "--output", str(output)], capture_output=True, text=True, timeout=280
+        [*COMMAND, "--vocabulary", "512", "--output", str(output)],
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(output.read_text())

@@ -17,8 +17,12 @@ REPO = Path(__file__).resolve().parents[2]
 RANKS = {"quickstart": 2, "7b_one_node": 8, "70b_eight_nodes": 64, "lora_70b_one_node": 8}
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_config_and_its_batches_fit_the_ranks_it_is_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "path", sorted((REPO / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_config_and_its_batches_fit_the_ranks_it_is_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(REPO)
     config = load_config(path)
     ranks = RANKS[path.stem]
@@ -33,13 +37,18 @@ def test_the_memory_a_config_states_is_what_the_plan_says_and_fits(
 ) -> None:
     monkeypatch.chdir(REPO)
     text = (REPO / f"configs/{name}.yaml").read_text()
-    (stated,) = re.findall(r"# Expected memory of a GPU \(grads-ds plan (.*)\):\n#   (.*) of 80 GiB", text)
-    assert main(["plan", f"configs/{name}.yaml", *stated[0].split()]) == 0  # 2 when something does not fit
+    (stated,) = re.findall(
+        r"# Expected memory of a GPU \(grads-ds plan (.*)\):\n#   (.*) of 80 GiB", text
+    )
+    # 2 when something does not fit
+    assert main(["plan", f"configs/{name}.yaml", *stated[0].split()]) == 0
     found = re.findall(r"^(\w+): fits: ([\d.]+) of 80 GiB", capsys.readouterr().out, re.M)
     assert stated[1] == ", ".join(f"{stage} {memory}" for stage, memory in found)
 
 
-@pytest.mark.parametrize("path", sorted(REPO.glob("configs/deepspeed/*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(REPO.glob("configs/deepspeed/*.json")), ids=lambda path: path.stem
+)
 def test_deepspeed_file_leaves_batch_sizes_and_precision_open(path: Path) -> None:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len({key for key, _ in pairs}) == len(pairs), "a key stands twice"
@@ -47,6 +56,10 @@ def test_deepspeed_file_leaves_batch_sizes_and_precision_open(path: Path) -> Non
 
     settings = json.loads(path.read_text(), object_pairs_hook=once)
     assert settings["zero_optimization"]["stage"] == int(path.stem[4])
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+    ):
         assert settings[key] == "auto"
     assert settings["bf16"]["enabled"] == settings["fp16"]["enabled"] == "auto"

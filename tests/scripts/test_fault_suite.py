@@ -1,4 +1,6 @@
-"""A small draw of the fault suite: a probe that is killed while it trains and while it records ends with the undisturbed table."""
+"""A small draw of the fault suite: a probe that is killed while it trains and while it records ends
+with the undisturbed table.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,22 @@ from conftest import REPO
 
 @pytest.mark.slow
 def test_a_probe_struck_three_times_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/fault_suite.py", "--faults", "3", "--seed", "4", "--modes", "train, record"]
+    command = [
+        sys.executable,
+        "scripts/fault_suite.py",
+        "--faults",
+        "3",
+        "--seed",
+        "4",
+        "--modes",
+        "train, record",
+    ]
     done = subprocess.run(
-        [*command, "--output", tmp_path / "said"], cwd=REPO, capture_output=True, text=True, timeout=280
+        [*command, "--output", tmp_path / "said"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     last = (tmp_path / "said").read_text().splitlines()[-1]

@@ -1,4 +1,6 @@
-"""The table of faults in docs/launcher.md is the tests' list: none is missing, none claims another status."""
+"""The table of faults in docs/launcher.md is the tests' list: none is missing, none claims another
+status.
+"""
 
 from __future__ import annotations
 
@@ -21,4 +23,6 @@ def test_the_documented_faults_are_those_that_tests_make_happen() -> None:
     )
     source = "".join((REPO / file).read_text() for file in fault_table.TESTS)
     assert [fault.name for fault in FAULTS if f'"{fault.name}"' not in source] == []
-    assert all(seen["seconds"] < fault.within for fault in FAULTS for seen in [measured[fault.name]])
+    assert all(
+        seen["seconds"] < fault.within for fault in FAULTS for seen in [measured[fault.name]]
+    )

@@ -1,4 +1,6 @@
-"""Exporting a ZeRO-3 model takes the memory of a shard or two; the script that measures it sees a model where one is gathered whole."""
+"""Exporting a ZeRO-3 model takes the memory of a shard or two; the script that measures it sees a
+model where one is gathered whole.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,18 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc to measure memory"
+)
 def test_an_export_grows_by_shards_and_not_by_the_model() -> None:
-    call = [sys.executable, str(REPO / "scripts/measure_export.py"), "--layers", "8", "--shard-mb", "8"]
+    call = [
+        sys.executable,
+        str(REPO / "scripts/measure_export.py"),
+        "--layers",
+        "8",
+        "--shard-mb",
+        "8",
+    ]
     done = subprocess.run(call, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)

@@ -1,4 +1,6 @@
-"""The pool of planted faults holds what it says, and the documented table is the committed numbers'."""
+"""The pool of planted faults holds what it says, and the documented table is the committed
+numbers'.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,13 @@ def rows(name: str, count: int) -> list[dict[str, Any]]:
 def test_the_pool_holds_each_kind_and_trivial_answers_keep_their_questions() -> None:
     domain = rows("d", 950)
     pool = planted_faults.make_pool(domain, rows("o", 150), seed=3)
-    kinds = {"clean": 500, "wrong_answer": 100, "near_duplicate": 100, "off_domain": 100, "trivial": 100}
+    kinds = {
+        "clean": 500,
+        "wrong_answer": 100,
+        "near_duplicate": 100,
+        "off_domain": 100,
+        "trivial": 100,
+    }
     assert Counter(row["kind"] for row in pool) == kinds
     assert pool == planted_faults.make_pool(domain, rows("o", 150), seed=3)
     questions = {row["messages"][0]["content"] for row in pool if row["kind"] != "trivial"}

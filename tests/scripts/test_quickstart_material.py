@@ -1,4 +1,4 @@
-"""The quickstart's material: cleanly split, bad rows marked, repeatable; its tokenizer keeps ids."""
+"""The quickstart's material: split, bad rows marked, repeatable; its tokenizer keeps ids."""
 
 from __future__ import annotations
 
@@ -75,7 +75,11 @@ def test_no_held_out_answer_is_in_anything_that_is_trained_on(material: Path) ->
 @pytest.mark.slow
 def test_wrong_answers_are_wrong_and_good_ones_are_not_repeated(material: Path) -> None:
     pool = rows_of(material, "domain_pool")
-    right = {row["messages"][0]["content"]: row["messages"][1]["content"] for row in pool if row["kind"] == "good"}
+    right = {
+        row["messages"][0]["content"]: row["messages"][1]["content"]
+        for row in pool
+        if row["kind"] == "good"
+    }
     wrong = [row["messages"] for row in pool if row["kind"] == "wrong_answer"]
     assert all(question["content"] in right for question, _ in wrong)
     assert all(right[question["content"]] != answer["content"] for question, answer in wrong)
@@ -83,7 +87,9 @@ def test_wrong_answers_are_wrong_and_good_ones_are_not_repeated(material: Path) 
 
 
 @pytest.mark.slow
-def test_same_seed_and_versions_give_the_same_bytes_and_a_second_run_skips(material: Path, tmp_path: Path) -> None:
+def test_same_seed_and_versions_give_the_same_bytes_and_a_second_run_skips(
+    material: Path, tmp_path: Path
+) -> None:
     build(tmp_path)
     for file in sorted(material.glob("*.jsonl")):
         assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
@@ -109,13 +115,19 @@ def test_paragraphs_keep_prose_and_drop_markup_and_lists() -> None:
 
 def test_distinct_drops_copies_that_differ_in_a_few_words() -> None:
     text = "Return the eigenvalues of a complex Hermitian or real symmetric matrix"
-    kept = corpus.distinct([("a", text), ("b", text + " quickly"), ("a", "something else entirely, with other words")])
+    kept = corpus.distinct(
+        [("a", text), ("b", text + " quickly"), ("a", "something else entirely, with other words")]
+    )
     assert kept == [("a", text)]
 
 
 def test_tokenizer_keeps_sentencepiece_ids_and_marks_the_assistant_tokens(tmp_path: Path) -> None:
-    text = ["What does the function return? It returns a list of words in order, one for each line."] * 3
-    lines = [f"{line} {i} {chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(500) for line in text]
+    text = [
+        "What does the function return? It returns a list of words in order, one for each line."
+    ] * 3
+    lines = [
+        f"{line} {i} {chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(500) for line in text
+    ]
     base.VOCABULARY = 340  # bytes, marks and a few merges: all that this text can carry
     tokenizer = base.train_tokenizer(lines, tmp_path)
     base.check_tokenizer(tokenizer, tmp_path, ["plain", "naïve — 東京\n\ttwo  spaces", lines[7]])
@@ -123,9 +135,15 @@ def test_tokenizer_keeps_sentencepiece_ids_and_marks_the_assistant_tokens(tmp_pa
         {"role": "user", "content": "What does it do?"},
         {"role": "assistant", "content": "It returns."},
     ]
-    encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    kept = [i for i, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark]
+    encoded = tokenizer.apply_chat_template(
+        messages, return_dict=True, return_assistant_tokens_mask=True
+    )
+    kept = [
+        i for i, mark in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mark
+    ]
     assert tokenizer.decode(kept).strip() == "It returns.</s>"
-    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=True)["input_ids"]
+    prompt = tokenizer.apply_chat_template(
+        messages[:1], add_generation_prompt=True, return_dict=True
+    )["input_ids"]
     assert encoded["input_ids"][: len(prompt)] == prompt
     assert tokenizer.pad_token_id not in encoded["input_ids"]

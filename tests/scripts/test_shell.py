@@ -1,4 +1,4 @@
-"""The shell scripts: they parse, refuse what they do not know, and leave a finished install alone."""
+"""The shell scripts parse, refuse what they do not know, and leave a finished install alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def fake_python(root: Path) -> Path:
         "#!/usr/bin/env bash\n"
         'if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin" && cp "$0" "$3/bin/python"\n'
         '    echo "command = x $3" > "$3/pyvenv.cfg"\n'
-        f'elif [ "$1 $2" = "-m pip" ]; then echo "$@" >> "{root}/pip.log"; exit "${{PIP_STATUS:-0}}"\n'
+        f'elif [ "$1 $2" = "-m pip" ]; then echo "$@" >> "{root}/pip.log"; exit'
+        ' "${PIP_STATUS:-0}"\n'
         'elif [[ "$2" == *find_spec* ]]; then exit 0\n'
         'elif [[ "$2" == *sys.executable* ]]; then echo "$0"\n'
         'elif [ "$1" = -c ]; then exit 0\n'
@@ -50,7 +51,9 @@ def fake_python(root: Path) -> Path:
 def install(root: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(fake_python(root)), **variables}
     command = ["bash", str(root / "scripts" / "install.sh"), *arguments]
-    return subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def calls(root: Path) -> int:
@@ -111,6 +114,8 @@ def test_no_new_enough_python_is_said_in_one_line(checkout: Path, tmp_path: Path
     script = (checkout / "scripts" / "install.sh").read_text().replace(" /usr/bin/python3;", ";")
     (checkout / "scripts" / "install.sh").write_text(script)
     command = [str(tools / "bash"), str(checkout / "scripts" / "install.sh")]
-    result = subprocess.run(command, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(
+        command, env={"PATH": str(tools)}, capture_output=True, text=True, timeout=60, check=False
+    )
     assert result.returncode == 1
     assert "wanted Python 3.11 or newer; found Python 3.9.2" in result.stderr

@@ -1,4 +1,6 @@
-"""The study's pools are clean where they say so, held-out rows are in no pool, and its differences are paired."""
+"""The study's pools are clean where they say so, held-out rows are in no pool, and its differences
+are paired.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,16 @@ DOMAIN = rows(150) + [pools.near_duplicate(row, random.Random(7)) for row in row
 
 
 def cell(folder: Path, noise: float = 0.3, seed: int = 1) -> Path:
-    pools.write_cell(folder, DOMAIN, rows(40, seed=2), rows(50, seed=3), pool=90, held_out=30, noise=noise, seed=seed)
+    pools.write_cell(
+        folder,
+        DOMAIN,
+        rows(40, seed=2),
+        rows(50, seed=3),
+        pool=90,
+        held_out=30,
+        noise=noise,
+        seed=seed,
+    )
     return folder
 
 
@@ -70,7 +81,9 @@ def test_the_planted_faults_are_what_they_say(tmp_path: Path) -> None:
         assert ((question, pools.answer(row)) in given) == (row["kind"] == "clean")
 
 
-def test_swapped_rows_have_the_same_questions_and_the_same_answers_none_at_its_place(tmp_path: Path) -> None:
+def test_swapped_rows_have_the_same_questions_and_the_same_answers_none_at_its_place(
+    tmp_path: Path,
+) -> None:
     folder = cell(tmp_path)
     held, swapped = written(folder, "domain"), written(folder, "swapped")
     assert [row["messages"][0] for row in held] == [row["messages"][0] for row in swapped]
@@ -79,7 +92,11 @@ def test_swapped_rows_have_the_same_questions_and_the_same_answers_none_at_its_p
 
 
 def test_the_same_seed_gives_the_same_bytes_another_one_another_split(tmp_path: Path) -> None:
-    one, two, other = cell(tmp_path / "one"), cell(tmp_path / "two"), cell(tmp_path / "other", seed=2)
+    one, two, other = (
+        cell(tmp_path / "one"),
+        cell(tmp_path / "two"),
+        cell(tmp_path / "other", seed=2),
+    )
     for name in ("pool", "domain", "swapped", "general"):
         assert (one / f"{name}.jsonl").read_bytes() == (two / f"{name}.jsonl").read_bytes()
     assert written(one, "domain") != written(other, "domain")
@@ -90,7 +107,9 @@ def test_too_few_distinct_rows_are_refused_with_how_many_there_are() -> None:
         pools.distinct(rows(10) * 3, 20, seed=0)
 
 
-@pytest.mark.parametrize("path", sorted((REPO / "configs/study").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((REPO / "configs/study").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) -> None:
     from grads_ds.config import Config
 
@@ -98,19 +117,29 @@ def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) ->
     assert "random" in described.methods
     for cell_ in study_design.cells(described):
         for equal in study_design.footings(described, cell_):
-            given = study_design.run_config(described, tmp_path, cell_, tmp_path / cell_.folder, equal)
+            given = study_design.run_config(
+                described, tmp_path, cell_, tmp_path / cell_.folder, equal
+            )
             config = Config.model_validate(given)
-            main, *names = [study_design.variant(*pair) for pair in study_design.pairs(described, equal)]
+            main, *names = [
+                study_design.variant(*pair) for pair in study_design.pairs(described, equal)
+            ]
             assert config.sft.variants == ["full", *names]
-            settings = {main: config.select.resolve(None)} | {name: config.select.resolve(name) for name in names}
+            settings = {main: config.select.resolve(None)} | {
+                name: config.select.resolve(name) for name in names
+            }
             for method, budget in study_design.pairs(described, equal):
                 found = settings[study_design.variant(method, budget)].model_dump()
-                plain = type(config.select)(**described.methods[method], budget=budget).model_dump(exclude={"variants"})
+                plain = type(config.select)(**described.methods[method], budget=budget).model_dump(
+                    exclude={"variants"}
+                )
                 assert {key: found[key] for key in plain} == plain
 
 
 def test_a_study_like_another_says_only_what_differs(tmp_path: Path) -> None:
-    noise, main = (study_design.read(REPO / f"configs/study/{name}.yaml") for name in ("noise", "main"))
+    noise, main = (
+        study_design.read(REPO / f"configs/study/{name}.yaml") for name in ("noise", "main")
+    )
     assert noise.methods == main.methods and noise.domains == main.domains
     assert noise.pool != main.pool and set(noise.footings) != set(main.footings)
     assert noise.run == main.run | {"evaluate": main.run["evaluate"] | {"multiple_choice": {}}}
@@ -119,17 +148,37 @@ def test_a_study_like_another_says_only_what_differs(tmp_path: Path) -> None:
         study_design.read(tmp_path / "odd.yaml")
 
 
-def test_a_second_footing_takes_over_the_probe_and_the_whole_pools_model_alone(tmp_path: Path) -> None:
+def test_a_second_footing_takes_over_the_probe_and_the_whole_pools_model_alone(
+    tmp_path: Path,
+) -> None:
     run = tmp_path / "epochs"
-    for file in ("scores/table.parquet", "selection/variants/random_5/selected.jsonl", "selection/variants/full/x",
-                 "sft/model/w", "sft/variants/full/model/w", "sft/variants/random_5/model/w", "evaluation.json",
-                 "evaluation/base.parquet", "tensorboard/events", "state/sft.full.json"):  # fmt: skip
+    for file in (
+        "scores/table.parquet",
+        "selection/variants/random_5/selected.jsonl",
+        "selection/variants/full/x",
+        "sft/model/w",
+        "sft/variants/full/model/w",
+        "sft/variants/random_5/model/w",
+        "evaluation.json",
+        "evaluation/base.parquet",
+        "tensorboard/events",
+        "state/sft.full.json",
+    ):
         (run / file).parent.mkdir(parents=True, exist_ok=True)
         (run / file).write_text("")
     study.shutil.copytree(run, tmp_path / "steps", ignore=study._of_subsets)
-    found = {str(file.relative_to(tmp_path / "steps")) for file in (tmp_path / "steps").rglob("*") if file.is_file()}
-    assert found == {"scores/table.parquet", "selection/variants/random_5/selected.jsonl", "selection/variants/full/x",
-                     "sft/variants/full/model/w", "state/sft.full.json"}  # fmt: skip
+    found = {
+        str(file.relative_to(tmp_path / "steps"))
+        for file in (tmp_path / "steps").rglob("*")
+        if file.is_file()
+    }
+    assert found == {
+        "scores/table.parquet",
+        "selection/variants/random_5/selected.jsonl",
+        "selection/variants/full/x",
+        "sft/variants/full/model/w",
+        "state/sft.full.json",
+    }
 
 
 def test_a_question_is_asked_with_its_own_answer_and_two_others(tmp_path: Path) -> None:
@@ -146,21 +195,45 @@ def test_a_question_is_asked_with_its_own_answer_and_two_others(tmp_path: Path) 
 
 def test_anchor_rows_are_in_no_other_set(tmp_path: Path) -> None:
     pools.write_cell(
-        tmp_path, DOMAIN, rows(40, seed=2), rows(50, seed=3), pool=80, held_out=30, anchor=12, noise=0.3, seed=1
+        tmp_path,
+        DOMAIN,
+        rows(40, seed=2),
+        rows(50, seed=3),
+        pool=80,
+        held_out=30,
+        anchor=12,
+        noise=0.3,
+        seed=1,
     )
-    answers = {name: set(map(pools.answer, written(tmp_path, name))) for name in ("anchor", "pool", "domain")}
+    answers = {
+        name: set(map(pools.answer, written(tmp_path, name)))
+        for name in ("anchor", "pool", "domain")
+    }
     assert len(answers["anchor"]) == 12
     assert not answers["anchor"] & (answers["pool"] | answers["domain"])
 
 
-def test_a_general_anchor_is_of_general_rows_that_are_not_held_out_and_moves_no_other_file(tmp_path: Path) -> None:
+def test_a_general_anchor_is_of_general_rows_that_are_not_held_out_and_moves_no_other_file(
+    tmp_path: Path,
+) -> None:
     general = rows(50, seed=3)
     for source in ("domain", "general"):
         pools.write_cell(
-            tmp_path / source, DOMAIN, rows(40, seed=2), general, pool=80, held_out=30, anchor=12, anchor_from=source,
-            noise=0.3, seed=1,
-        )  # fmt: skip
-    anchor, held_out = written(tmp_path / "general", "anchor"), written(tmp_path / "general", "general")
+            tmp_path / source,
+            DOMAIN,
+            rows(40, seed=2),
+            general,
+            pool=80,
+            held_out=30,
+            anchor=12,
+            anchor_from=source,
+            noise=0.3,
+            seed=1,
+        )
+    anchor, held_out = (
+        written(tmp_path / "general", "anchor"),
+        written(tmp_path / "general", "general"),
+    )
     assert len(anchor) == 12
     assert all(row in general and row not in held_out for row in anchor)
     replayed = written(tmp_path / "domain", "replay")
@@ -170,8 +243,16 @@ def test_a_general_anchor_is_of_general_rows_that_are_not_held_out_and_moves_no_
 
 
 def run(base: float, random_: float, grads: float, general: float = 1.0) -> study_tables.Run:
-    sets = lambda value, other=1.0: {"domain": {"loss": value}, "swapped": {"loss": value}, "general": {"loss": other}}  # noqa: E731
-    models = {"base": sets(base), "full": sets(1.0), "random_5": sets(random_), "grads_5": sets(grads, general)}
+    def sets(value: float, other: float = 1.0) -> dict[str, dict[str, float]]:
+        losses = {"domain": value, "swapped": value, "general": other}
+        return {name: {"loss": loss} for name, loss in losses.items()}
+
+    models = {
+        "base": sets(base),
+        "full": sets(1.0),
+        "random_5": sets(random_),
+        "grads_5": sets(grads, general),
+    }
     accuracy = {name: {"domain": 0.5} for name in models}
     return {"equal": "epochs", "noise": 0.4, "models": models, "accuracy": accuracy}
 
@@ -179,19 +260,30 @@ def run(base: float, random_: float, grads: float, general: float = 1.0) -> stud
 def test_a_difference_is_paired_by_run() -> None:
     # the levels differ wildly from run to run, the difference to random hardly does
     lines = study_tables.table([run(9, 5, 4.9), run(3, 2, 1.9), run(6, 4, 3.9)], 0.05)
-    assert any(line.startswith("| grads | 3 | +2.433 | **+0.100** (+0.100 to +0.100)") for line in lines)
+    assert any(
+        line.startswith("| grads | 3 | +2.433 | **+0.100** (+0.100 to +0.100)") for line in lines
+    )
     assert study_tables.interval([0.5])[1:] == (float("-inf"), float("inf"))
 
 
 def test_the_rule_puts_out_what_loses_significantly_and_weighs_forgetting() -> None:
     losing = [run(5, 4, 4.1), run(5, 4, 4.11), run(5, 4, 4.12)]
     line = study_tables.rule(losing, ["grads"])[-1]
-    assert line.startswith("| grads | 5 %, 40 % faults, equal epochs | -0.110 (-0.135 to -0.085) | yes |")
-    wavering = [run(5, 4, 3.9, general=1.2), run(5, 4, 4.1, general=1.2), run(5, 4, 4.0, general=1.2)]
+    assert line.startswith(
+        "| grads | 5 %, 40 % faults, equal epochs | -0.110 (-0.135 to -0.085) | yes |"
+    )
+    wavering = [
+        run(5, 4, 3.9, general=1.2),
+        run(5, 4, 4.1, general=1.2),
+        run(5, 4, 4.0, general=1.2),
+    ]
     line = study_tables.rule(wavering, ["grads"])[-1]
     assert "| no | -0.200 | -0.200 |" in line  # no gain, and 0.2 nats of general loss
     apart = [run(5, 4, 3.9), {**run(5, 4, 3.0), "equal": "steps"}]
     for name in ("base", "full", "random_5", "grads_5"):
         apart[0]["models"][name.replace("grads", "other")] = apart[0]["models"][name]
     lines = study_tables.rule(apart, ["grads", "other"])[2:]
-    assert [line.split(" | ")[-2:] for line in lines] == [["+0.550", "+0.100 |"], ["+0.100", "+0.100 |"]]
+    assert [line.split(" | ")[-2:] for line in lines] == [
+        ["+0.550", "+0.100 |"],
+        ["+0.100", "+0.100 |"],
+    ]

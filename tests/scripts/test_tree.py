@@ -15,5 +15,9 @@ def test_the_readme_shows_the_tree_as_it_is() -> None:
 
 
 def test_every_source_file_says_what_it_is() -> None:
-    silent = [line for line in TREE["tree"]().splitlines() if line.rstrip().endswith((".py", ".sh", ".yaml"))]
+    silent = [
+        line
+        for line in TREE["tree"]().splitlines()
+        if line.rstrip().endswith((".py", ".sh", ".yaml"))
+    ]
     assert silent == []

@@ -1,5 +1,6 @@
-"""Small runs made up for the tests: a score table and a prepared pool on disk, as the earlier stages leave
-them."""
+"""Small runs made up for the tests: a score table and a prepared pool on disk, as the earlier
+stages leave them.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +47,14 @@ def user_row(i: int) -> dict[str, Any]:
 
 
 def write_run(
-    run_dir: Path, table: pa.Table, rows: list[dict[str, Any]] | None = None, kinds: list[str] | None = None
+    run_dir: Path,
+    table: pa.Table,
+    rows: list[dict[str, Any]] | None = None,
+    kinds: list[str] | None = None,
 ) -> None:
-    """scores/table.parquet and prepared/pool in two files, in the format of `datasets.save_to_disk`."""
+    """scores/table.parquet and prepared/pool in two files, in the format of
+    `datasets.save_to_disk`.
+    """
     n = table.num_rows
     rows = rows or [user_row(i) for i in range(n)]
     (run_dir / "scores").mkdir(parents=True)
@@ -71,10 +77,17 @@ def write_run(
         names.append(f"data-{part:05d}-of-00002.arrow")
         with pa.ipc.new_stream(folder / names[-1], pool.schema) as writer:
             writer.write_table(pool.slice(start, stop - start))
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": name} for name in names]})
+    )
 
 
 def config(run_dir: Path, **select: Any) -> Config:
     return Config.model_validate(
-        {"run_dir": str(run_dir), "model": {"path": "x"}, "data": {"train": ["x"]}, "select": select}
+        {
+            "run_dir": str(run_dir),
+            "model": {"path": "x"},
+            "data": {"train": ["x"]},
+            "select": select,
+        }
     )

@@ -50,20 +50,28 @@ def test_tokens_too_few_for_one_sample() -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6), seed=st.integers(0, 99), data=st.data())
-def test_strata_get_their_shares_at_every_budget(sizes: list[int], seed: int, data: st.DataObject) -> None:
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_strata_get_their_shares_at_every_budget(
+    sizes: list[int], seed: int, data: st.DataObject
+) -> None:
     strata = np.repeat(np.arange(len(sizes)), sizes)
     order = np.random.default_rng(seed).permutation(len(strata))
     k = data.draw(st.integers(1, len(strata)))
     fair = spread(order, strata, "proportional")
     assert sorted(fair.tolist()) == list(range(len(strata)))
     got = np.bincount(strata[fair[:k]], minlength=len(sizes))
-    want = [0] * len(sizes)  # Webster's rule, seat by seat; between equals whoever's next sample stands first
+    # Webster's rule, seat by seat; between equals whoever's next sample stands first
+    want = [0] * len(sizes)
     for _ in range(k):
         claims = [
             ((want[s] + 0.5) / sizes[s], int(np.flatnonzero(strata[order] == s)[want[s]]), s)
-            for s in range(len(sizes)) if want[s] < sizes[s]
-        ]  # fmt: skip
+            for s in range(len(sizes))
+            if want[s] < sizes[s]
+        ]
         want[min(claims)[2]] += 1
     assert got.tolist() == want
     even = np.bincount(strata[spread(order, strata, "equal")[:k]], minlength=len(sizes))

@@ -1,5 +1,6 @@
-"""What must hold of every choice: the budget met exactly, nested budgets nested, nothing depends on row
-order, units or columns given twice, ties go by id, and odd tables are handled as documented."""
+"""What must hold of every choice: the budget met exactly, nested budgets nested, nothing depends on
+row order, units or columns given twice, ties go by id, and odd tables are handled as documented.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +24,20 @@ GRADS = [
     for scale in ("log", "linear")
 ]
 RIVALS = [
-    {"method": name} for name in ("random", "length_matched", "loss", "perplexity_band", "length", "grand", "k_center")
+    {"method": name}
+    for name in (
+        "random",
+        "length_matched",
+        "loss",
+        "perplexity_band",
+        "length",
+        "grand",
+        "k_center",
+    )
 ] + [{"method": "mixture", "mixture": {"loss": 1.0, "grads": 2.0}}]
-ANY_METHOD = st.sampled_from([*GRADS, *RIVALS, {"length_correction": True}, {"bandwidth": "isj", "region": "density"}])
+ANY_METHOD = st.sampled_from(
+    [*GRADS, *RIVALS, {"length_correction": True}, {"bandwidth": "isj", "region": "density"}]
+)
 
 
 def pick(table: ScoreTable, seed: int = 0, **select: Any) -> Choice:
@@ -61,7 +73,13 @@ def alike(row: int, accepted: list[int]) -> int | None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(method=ANY_METHOD, n=st.integers(6, 200), seed=st.integers(0, 99), equal=st.booleans(), data=st.data())
+@given(
+    method=ANY_METHOD,
+    n=st.integers(6, 200),
+    seed=st.integers(0, 99),
+    equal=st.booleans(),
+    data=st.data(),
+)
 def test_budgets_are_nested_with_strata_and_near_duplicates_too(
     method: dict[str, Any], n: int, seed: int, equal: bool, data: st.DataObject
 ) -> None:
@@ -72,8 +90,12 @@ def test_budgets_are_nested_with_strata_and_near_duplicates_too(
     found = []
     for budget in (small, large):
         accepted: list[int] = []
-        wanted = SelectConfig(budget=budget, strata_balance="equal" if equal else "proportional", **method)
-        found.append(choose(table, wanted, seed, strata, lambda row, accepted=accepted: alike(row, accepted)))
+        wanted = SelectConfig(
+            budget=budget, strata_balance="equal" if equal else "proportional", **method
+        )
+        found.append(
+            choose(table, wanted, seed, strata, lambda row, accepted=accepted: alike(row, accepted))
+        )
     assert [len(choice.chosen) for choice in found] == [small, large]  # dropped twins are replaced
     assert ids(found[1])[:small] == ids(found[0])
     assert len({i // 3 for i in ids(found[1])}) == large
@@ -101,10 +123,11 @@ def test_the_unit_of_each_norm_changes_nothing(
 ) -> None:
     table = score_table(n, seed)
     scaled = score_table(
-        n, seed,
+        n,
+        seed,
         embedding_grad_norm=units[0] * table.norms("embedding"),
         lm_head_grad_norm=units[1] * table.norms("lm_head"),
-    )  # fmt: skip
+    )
     assert ids(pick(table, budget=0.3, **method)) == ids(pick(scaled, budget=0.3, **method))
 
 
@@ -136,7 +159,10 @@ def test_all_equal_and_all_zero_norms(method: dict[str, Any], value: float) -> N
     )
     if not seeded:
         assert ids(choice) == list(range(7))  # ties go to the lowest ids
-        assert any("same preference" in text for text in choice.warnings) or method.get("method") == "k_center"
+        assert (
+            any("same preference" in text for text in choice.warnings)
+            or method.get("method") == "k_center"
+        )
 
 
 def test_ties_at_the_threshold_go_by_id() -> None:
@@ -177,7 +203,9 @@ def test_flagged_samples_do_not_bend_the_density() -> None:
     status = ["ok"] * 50 + ["no_target"] * 10
     norms = np.concatenate([score_table(50).norms("embedding"), np.zeros(10)])
     heads = np.concatenate([score_table(50).norms("lm_head"), np.zeros(10)])
-    flagged = pick(score_table(n, status=status, embedding_grad_norm=norms, lm_head_grad_norm=heads), budget=9)
+    flagged = pick(
+        score_table(n, status=status, embedding_grad_norm=norms, lm_head_grad_norm=heads), budget=9
+    )
     assert ids(flagged) == ids(pick(score_table(50), budget=9))
 
 
@@ -204,13 +232,16 @@ def test_region_chooses_where_it_says() -> None:
     band = pick(table, budget=300, region="band", band=(0.5, 0.75)).chosen
     low, high = np.quantile(signal, [0.5, 0.75])
     assert low <= signal[band].min() <= signal[band].max() <= high
-    massive, middle = (np.median(signal[pick(table, budget=100, region=r).chosen]) for r in ("mass", "density"))
+    massive, middle = (
+        np.median(signal[pick(table, budget=100, region=r).chosen]) for r in ("mass", "density")
+    )
     assert massive > middle
 
 
 @pytest.mark.parametrize("sigma", [0.3, 0.6])
 def test_mass_of_log_normal_norms_lies_where_the_formula_says(sigma: float) -> None:
-    # density of log a is N(0, sigma^2); times a = exp(log a) it is N(sigma^2, sigma^2) up to a factor
+    # density of log a is N(0, sigma^2); times a = exp(log a) it is N(sigma^2, sigma^2) up to a
+    # factor
     norms = np.exp(np.random.default_rng(0).normal(0, sigma, 100_000))
     table = score_table(100_000, embedding_grad_norm=norms)
     choice = pick(table, budget=0.3, signal="embedding", region="mass")
@@ -239,13 +270,20 @@ def test_sampling_by_density_prefers_the_dense_and_reaches_the_rare() -> None:
 def test_forget_less_weight_zero_is_plain_and_weight_turns_from_conflict() -> None:
     n = 1000
     rng = np.random.default_rng(0)
-    table = score_table(n, anchor_cosine_embedding=rng.uniform(-1, 1, n), anchor_cosine_lm_head=rng.uniform(-1, 1, n))
+    table = score_table(
+        n,
+        anchor_cosine_embedding=rng.uniform(-1, 1, n),
+        anchor_cosine_lm_head=rng.uniform(-1, 1, n),
+    )
     plain, zero = pick(score_table(n), budget=200), pick(table, budget=200, forget_less=0.0)
     assert ids(plain) == ids(zero)
     conflict = (
-        np.maximum(0, -table.floats("anchor_cosine_embedding")) + np.maximum(0, -table.floats("anchor_cosine_lm_head"))
+        np.maximum(0, -table.floats("anchor_cosine_embedding"))
+        + np.maximum(0, -table.floats("anchor_cosine_lm_head"))
     ) / 2
-    means = [conflict[pick(table, budget=200, forget_less=w).chosen].mean() for w in (0.0, 0.5, 2.0)]
+    means = [
+        conflict[pick(table, budget=200, forget_less=w).chosen].mean() for w in (0.0, 0.5, 2.0)
+    ]
     assert means[0] > 1.5 * means[1] > 1.5 * means[2]
     agreeing = score_table(n, anchor_cosine_embedding=np.full(n, 0.3))
     assert set(ids(pick(agreeing, budget=200, forget_less=2.0))) == set(ids(plain))
@@ -261,7 +299,9 @@ def test_auto_budget_takes_what_stands_above_the_mean() -> None:
         assert 0.2 < kept / 3000 < 0.8
         assert "auto" in choice.report["budget"]["rule"]
     density = pick(table, budget="auto", region="density").density
-    assert len(pick(table, budget="auto", region="density").chosen) == np.sum(density > density.mean())
+    assert len(pick(table, budget="auto", region="density").chosen) == np.sum(
+        density > density.mean()
+    )
     with pytest.raises(UserError, match="auto adapts"):
         pick(table, budget="auto", method="random")
 
@@ -282,7 +322,9 @@ def test_a_signal_that_is_only_length_and_tied_groups_are_said() -> None:
     n = 300
     tokens = np.random.default_rng(0).integers(5, 500, n)
     like_length = (tokens**-0.5).astype(np.float32)
-    table = score_table(n, num_target_tokens=tokens, embedding_grad_norm=like_length, lm_head_grad_norm=like_length)
+    table = score_table(
+        n, num_target_tokens=tokens, embedding_grad_norm=like_length, lm_head_grad_norm=like_length
+    )
     said = " | ".join(pick(table).warnings)
     assert "mostly length: rank correlation -1.00" in said
     assert "length_correction: true" in said
@@ -301,6 +343,8 @@ def test_tokens_of_dropped_near_duplicates_are_free_again() -> None:
         kept.append(row)
         return None
 
-    choice = choose(table, SelectConfig(method="loss", budget_tokens=45), 0, seen_before=pairs_alike)
+    choice = choose(
+        table, SelectConfig(method="loss", budget_tokens=45), 0, seen_before=pairs_alike
+    )
     assert ids(choice) == kept == [0, 2, 4, 6]
     assert choice.report["budget"]["tokens"] == 40

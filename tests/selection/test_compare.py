@@ -1,4 +1,4 @@
-"""The comparison counts what each method keeps of planted kinds, and lists what it could not run."""
+"""The comparison counts what each method keeps of planted kinds and lists what could not run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def test_planted_kinds_are_counted_as_kept(tmp_path: Path) -> None:
     loud = np.array([kind == "loud" for kind in kinds])
     rng = np.random.default_rng(0)
     norms = {
-        f"{g}_grad_norm": np.exp(rng.normal(0, 0.3, n)) * np.where(loud, 50.0, 1.0) for g in ("embedding", "lm_head")
+        f"{g}_grad_norm": np.exp(rng.normal(0, 0.3, n)) * np.where(loud, 50.0, 1.0)
+        for g in ("embedding", "lm_head")
     }
     write_run(tmp_path, arrow_table(n, **norms), kinds=kinds)
     run_select(config(tmp_path, budget=0.05, region="magnitude"), tmp_path)

@@ -1,5 +1,6 @@
-"""The density is the kernel density estimate, converges to the truth, and its regions are the analytic
-ones."""
+"""The density is the kernel density estimate, converges to the truth, and its regions are the
+analytic ones.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from grads_ds.selection.density import choose_bandwidth, estimate, estimate_join
 def direct(values: np.ndarray, width: float, mirror_at: float | None = None) -> np.ndarray:
     """The definition: every sample's kernel summed at every sample, mirrored samples included."""
     centres = values if mirror_at is None else np.concatenate([values, 2 * mirror_at - values])
-    return norm.pdf((values[:, None] - centres[None, :]) / width).sum(axis=1) / (width * len(values))
+    return norm.pdf((values[:, None] - centres[None, :]) / width).sum(axis=1) / (
+        width * len(values)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -29,12 +32,14 @@ def direct(values: np.ndarray, width: float, mirror_at: float | None = None) -> 
     mirrored=st.booleans(),
     scale=st.sampled_from([1e-3, 1.0, 1e4]),
 )
-def test_fast_density_is_the_sum_of_kernels(n: int, seed: int, width: float, mirrored: bool, scale: float) -> None:
+def test_fast_density_is_the_sum_of_kernels(
+    n: int, seed: int, width: float, mirrored: bool, scale: float
+) -> None:
     values = np.abs(np.random.default_rng(seed).normal(size=n)) * scale
     got = estimate(values, width * scale, 0.0 if mirrored else None)
     want = direct(values, width * scale, 0.0 if mirrored else None)
-    # binning and interpolation each cost step^2 / 8 times the largest curvature, K(0) / width^3; and the
-    # kernel is cut at five bandwidths
+    # binning and interpolation each cost step^2 / 8 times the largest curvature, K(0) / width^3;
+    # and the kernel is cut at five bandwidths
     bound = (2 * (1 / 16) ** 2 / 8 + 5e-6) * norm.pdf(0) / (width * scale)
     np.testing.assert_allclose(got.at_samples, want, rtol=0, atol=2 * bound if mirrored else bound)
 
@@ -56,7 +61,9 @@ def mixture_hdr_level(mass: float) -> float:
     """The density level above which `mass` of the mixture lies, by numerical integration."""
     x = np.linspace(-8, 10, 400_001)
     p = mixture_pdf(x)
-    return float(brentq(lambda level: np.sum(p[p >= level]) * (x[1] - x[0]) - mass, 1e-6, p.max() - 1e-6))
+    return float(
+        brentq(lambda level: np.sum(p[p >= level]) * (x[1] - x[0]) - mass, 1e-6, p.max() - 1e-6)
+    )
 
 
 @pytest.mark.parametrize("mass", [0.05, 0.5, 0.9])
@@ -92,12 +99,16 @@ def test_mirror_keeps_the_mass_that_piles_up_at_zero() -> None:
     bare, mirrored = estimate(values), estimate(values, mirror_at=0.0)
     assert np.mean(bare.at_samples[near]) < 0.65  # the truth is 1: half of each kernel is lost
     np.testing.assert_allclose(np.mean(mirrored.at_samples[near]), 1.0, atol=0.08)
-    assert np.sum(mirrored.curve) * (mirrored.grid[1] - mirrored.grid[0]) == pytest.approx(1.0, abs=0.01)
+    assert np.sum(mirrored.curve) * (mirrored.grid[1] - mirrored.grid[0]) == pytest.approx(
+        1.0, abs=0.01
+    )
 
 
 def test_rules_of_thumb_and_isj() -> None:
     normal = np.random.default_rng(0).normal(0, 2.0, 10_000)
-    assert choose_bandwidth(normal, "silverman")[0] == pytest.approx(0.9 * 2.0 * 10_000**-0.2, rel=0.03)
+    assert choose_bandwidth(normal, "silverman")[0] == pytest.approx(
+        0.9 * 2.0 * 10_000**-0.2, rel=0.03
+    )
     assert choose_bandwidth(normal, "scott")[0] == pytest.approx(2.0 * 10_000**-0.2, rel=0.03)
     far_apart = np.concatenate([normal, normal + 40])
     assert choose_bandwidth(far_apart, "isj")[0] < choose_bandwidth(far_apart, "silverman")[0] / 3
@@ -128,7 +139,9 @@ def test_outliers_do_not_blow_up_the_grid() -> None:
     got = estimate(values)
     assert len(got.grid) <= 2**18 + 100
     assert any("3 samples" in text for text in got.warnings)
-    np.testing.assert_allclose(got.at_samples[-3:], norm.pdf(0) / (len(values) * got.bandwidth), rtol=1e-6)
+    np.testing.assert_allclose(
+        got.at_samples[-3:], norm.pdf(0) / (len(values) * got.bandwidth), rtol=1e-6
+    )
     inner = estimate(values[:-3], got.bandwidth)
     np.testing.assert_allclose(got.at_samples[:-3], inner.at_samples, rtol=0.01)
 
@@ -138,7 +151,8 @@ def test_joint_density_of_a_correlated_normal() -> None:
     x = rng.normal(size=40_000)
     y = 0.8 * x + 0.6 * rng.normal(size=40_000)
     got = estimate_joint(x, y).at_samples
-    truth = norm.pdf(x) * norm.pdf((y - 0.8 * x) / 0.6)  # in the whitened units, which are the data's own here
+    # in the whitened units, which are the data's own here
+    truth = norm.pdf(x) * norm.pdf((y - 0.8 * x) / 0.6)
     inside = truth > 0.2 * truth.max()
     assert np.corrcoef(got[inside], truth[inside])[0, 1] > 0.99
     np.testing.assert_allclose(np.median(got[inside] / truth[inside]), 1.0, atol=0.05)

@@ -1,4 +1,6 @@
-"""What select leaves is what people and sft take up: rows that prepare reads as the same samples again, and weights."""
+"""What select leaves is what people and sft take up: rows that prepare reads as the same samples
+again, and weights.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,12 @@ from selection.pools import arrow_table
 
 N = 24
 FORMATS: dict[str, Any] = {
-    "messages": lambda q, a: {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]},
-    "sharegpt": lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]},
+    "messages": lambda q, a: {
+        "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+    },
+    "sharegpt": lambda q, a: {
+        "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]
+    },
     "alpaca": lambda q, a: {"instruction": q, "input": "", "output": a},
     "prompt_completion": lambda q, a: {"prompt": q, "completion": a},
     "text": lambda q, a: {"text": f"{q}\n{a}"},
@@ -58,7 +64,11 @@ def test_the_chosen_rows_given_back_as_training_data_are_the_same_samples(
     ]
     config = finished(tmp_path, tiny_model, rows, select={"budget": 10, "order": "pool"})
     folder = Path(config.run_dir) / "selection"
-    chosen = [json.loads(line) for line in (folder / "selected.jsonl").read_text("utf-8").split("\n") if line]
+    chosen = [
+        json.loads(line)
+        for line in (folder / "selected.jsonl").read_text("utf-8").split("\n")
+        if line
+    ]
     table = pq.read_table(folder / "selection.parquet").to_pandas()
     ids = table[table["selected"]]["sample_id"].tolist()
     assert chosen == [rows[i] for i in ids] and len(ids) == 10
@@ -67,18 +77,26 @@ def test_the_chosen_rows_given_back_as_training_data_are_the_same_samples(
         | {"data": {"train": [str(folder / "selected.jsonl")], "max_length": 64}}
     )
     run_prepare(again, tmp_path / "again")
-    before, after = (load_from_disk(str(run / "prepared/pool")) for run in (Path(config.run_dir), tmp_path / "again"))
+    before, after = (
+        load_from_disk(str(run / "prepared/pool"))
+        for run in (Path(config.run_dir), tmp_path / "again")
+    )
     assert after["input_ids"][:] == before.select(ids)["input_ids"][:]
     assert after["labels"][:] == before.select(ids)["labels"][:]
 
 
 @pytest.mark.parametrize("weights", ["inverse_density", "preference"])
-def test_sft_counts_each_sample_by_the_weight_it_was_given(tmp_path: Path, tiny_model: Path, weights: str) -> None:
+def test_sft_counts_each_sample_by_the_weight_it_was_given(
+    tmp_path: Path, tiny_model: Path, weights: str
+) -> None:
     rows = [FORMATS["alpaca"](f"what is {i}?", "blue " * (i % 7 + 1)) for i in range(N)]
     config = finished(
-        tmp_path, tiny_model, rows,
-        select={"budget": 10, "region": "sample", "weights": weights, "order": "shuffled"}, sft={"weights": True},
-    )  # fmt: skip
+        tmp_path,
+        tiny_model,
+        rows,
+        select={"budget": 10, "region": "sample", "weights": weights, "order": "shuffled"},
+        sft={"weights": True},
+    )
     run = Path(config.run_dir)
     trained, _ = training_rows(config, run, "selected")
     table = pq.read_table(run / "selection/selection.parquet").to_pandas()

@@ -14,7 +14,9 @@ from grads_ds.selection.pool import Pool, composition, read_pool
 
 
 def test_rows_are_read_in_the_order_asked_for_from_uneven_chunks() -> None:
-    chunks = [[f"row {i}" for i in range(a, b)] for a, b in ((0, 1), (1, 1), (1, 900), (900, 20_000))]
+    chunks = [
+        [f"row {i}" for i in range(a, b)] for a, b in ((0, 1), (1, 1), (1, 900), (900, 20_000))
+    ]
     column = pa.chunked_array([pa.array(chunk, pa.string()) for chunk in chunks])
     pool = Pool(pa.table({"row": column}), np.arange(20_000))
     positions = np.random.default_rng(0).permutation(20_000)
@@ -23,7 +25,8 @@ def test_rows_are_read_in_the_order_asked_for_from_uneven_chunks() -> None:
 
 def test_rows_of_more_text_than_one_arrow_array_holds() -> None:
     block = pa.array(["x" * 2**20] * 64)
-    column = pa.chunked_array([block] * 33)  # one block 33 times: 2.06 GB of text in 64 MB of memory
+    # one block 33 times: 2.06 GB of text in 64 MB of memory
+    column = pa.chunked_array([block] * 33)
     pool = Pool(pa.table({"row": column}), np.arange(33 * 64))
     assert [len(text) for text in pool.rows(np.array([2111, 0]))] == [2**20, 2**20]
 

@@ -1,4 +1,6 @@
-"""On norms drawn from a known distribution, what `choose` takes approaches the region that the distribution's formula gives."""
+"""On norms drawn from a known distribution, what `choose` takes approaches the region that the
+distribution's formula gives.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,13 @@ def draw(n: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     which = rng.choice(len(MIXTURE), n, p=[w for w, _, _ in MIXTURE])
     return (
-        np.array([m for _, m, _ in MIXTURE])[which] + rng.normal(size=n) * np.array([s for _, _, s in MIXTURE])[which]
+        np.array([m for _, m, _ in MIXTURE])[which]
+        + rng.normal(size=n) * np.array([s for _, _, s in MIXTURE])[which]
     )
 
 
-# settings, budget (one whose edges lie on slopes: where the preference is flat, the smallest error moves them), truth
+# settings, budget (one whose edges lie on slopes: where the preference is flat, the smallest error
+# moves them), truth
 REGIONS: dict[str, tuple[dict[str, object], float, Callable[[np.ndarray, float], np.ndarray]]] = {
     "density": ({"region": "density"}, 0.6, lambda x, share: pdf(x) >= level(pdf, share)),
     "mass": ({"region": "mass"}, 0.6, lambda x, share: massive(x) >= level(massive, share)),
@@ -72,7 +76,9 @@ def test_a_region_of_a_known_mixture_is_the_analytic_one(name: str) -> None:
             logs = draw(n, seed)
             table = score_table(n, embedding_grad_norm=np.exp(logs))
             chosen = choose(
-                table, SelectConfig(signal="embedding", budget=share, bandwidth="isj", **settings), 0
+                table,
+                SelectConfig(signal="embedding", budget=share, bandwidth="isj", **settings),
+                0,
             ).selected
             misplaced.append(np.mean(chosen != truth(logs, share)))
         wrong.append(float(np.mean(misplaced)))
@@ -81,7 +87,9 @@ def test_a_region_of_a_known_mixture_is_the_analytic_one(name: str) -> None:
 
 
 def test_the_joint_region_of_a_normal_is_its_ellipse() -> None:
-    """Norms of two groups, correlated, of different spread: the highest-density half lies within Mahalanobis distance chi2."""
+    """Norms of two groups, correlated, of different spread: the highest-density half lies within
+    Mahalanobis distance chi2.
+    """
     correlation, spreads, share = 0.6, (0.5, 1.5), 0.5
     wrong = []
     for n in SIZES:
@@ -90,7 +98,11 @@ def test_the_joint_region_of_a_normal_is_its_ellipse() -> None:
             rng = np.random.default_rng(seed)
             a = rng.normal(size=n)
             b = correlation * a + np.sqrt(1 - correlation**2) * rng.normal(size=n)
-            table = score_table(n, embedding_grad_norm=np.exp(spreads[0] * a), lm_head_grad_norm=np.exp(spreads[1] * b))
+            table = score_table(
+                n,
+                embedding_grad_norm=np.exp(spreads[0] * a),
+                lm_head_grad_norm=np.exp(spreads[1] * b),
+            )
             chosen = choose(table, SelectConfig(signal="joint", budget=share), 0).selected
             distance = (a**2 - 2 * correlation * a * b + b**2) / (1 - correlation**2)
             misplaced.append(np.mean(chosen != (distance <= chi2.ppf(share, 2))))
@@ -100,12 +112,18 @@ def test_the_joint_region_of_a_normal_is_its_ellipse() -> None:
 
 
 def test_sampling_draws_in_proportion_to_the_density() -> None:
-    """At a small budget the chosen are distributed as density squared: the pool's own density times the chance of being drawn."""
+    """At a small budget the chosen are distributed as density squared: the pool's own density times
+    the chance of being drawn.
+    """
     n = 200_000
     logs = draw(n, 0)
     table = score_table(n, embedding_grad_norm=np.exp(logs))
-    chosen = logs[choose(table, SelectConfig(signal="embedding", budget=0.01, region="sample"), 0).chosen]
+    chosen = logs[
+        choose(table, SelectConfig(signal="embedding", budget=0.01, region="sample"), 0).chosen
+    ]
     squared = pdf(LINE) ** 2
     law = np.cumsum(squared) / squared.sum()
-    distance = np.abs(np.searchsorted(np.sort(chosen), LINE, side="right") / len(chosen) - law).max()
+    distance = np.abs(
+        np.searchsorted(np.sort(chosen), LINE, side="right") / len(chosen) - law
+    ).max()
     assert distance < 1.63 / np.sqrt(len(chosen))  # Kolmogorov-Smirnov at 1 %

@@ -1,5 +1,6 @@
-"""Each rival ranks as its definition says, asks for the columns it lacks by name, and third parties can add
-their own."""
+"""Each rival ranks as its definition says, asks for the columns it lacks by name, and third parties
+can add their own.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ FIVE = {
 
 
 def order(method: str, table: ScoreTable | None = None, **select: Any) -> list[int]:
-    choice = choose(table or score_table(5, **FIVE), SelectConfig(method=method, budget=1.0, **select), 0)
+    choice = choose(
+        table or score_table(5, **FIVE), SelectConfig(method=method, budget=1.0, **select), 0
+    )
     return choice.sample_id[choice.chosen].tolist()
 
 
@@ -63,11 +66,14 @@ def test_grand_takes_the_total_where_it_was_recorded() -> None:
 @pytest.mark.parametrize(
     ("method", "column"),
     [
-        ("ifd", "ifd"), ("el2n", "el2n"), ("anchor_conflict", "anchor_cosine_<group>"),
-        ("orthogonal", "anchor_cosine_<group>"), ("less", "anchor_inner_product_<group>"),
+        ("ifd", "ifd"),
+        ("el2n", "el2n"),
+        ("anchor_conflict", "anchor_cosine_<group>"),
+        ("orthogonal", "anchor_cosine_<group>"),
+        ("less", "anchor_inner_product_<group>"),
         ("snr", "<group>_grad_norm_early"),
     ],
-)  # fmt: skip
+)
 def test_a_missing_column_is_named_with_the_way_to_record_it(method: str, column: str) -> None:
     with pytest.raises(UserError, match=f"wanted column {column} .*found num_tokens.*record"):
         order(method, score_table(5))
@@ -109,7 +115,9 @@ def test_length_matched_is_random_among_samples_as_long_as_grads_chooses() -> No
     wanted = np.bincount(bins[grads.chosen], minlength=n)
     hits = np.zeros(n)
     for seed in range(200):
-        matched = choose(table, SelectConfig(method="length_matched", budget=budget, region="magnitude"), seed)
+        matched = choose(
+            table, SelectConfig(method="length_matched", budget=budget, region="magnitude"), seed
+        )
         assert (np.bincount(bins[matched.chosen], minlength=n) == wanted).all()
         hits[matched.chosen] += 1
     # within a bin every sample is as likely as the others: binomial counts about the bin's share
@@ -119,7 +127,10 @@ def test_length_matched_is_random_among_samples_as_long_as_grads_chooses() -> No
     assert abs(normal.std() - 1) < 0.08
     assert abs(np.corrcoef(hits - 200 * share, grads.signal)[0, 1]) < 0.08
     # the lengths GrADS chooses are far from the pool's, and the control's are as far
-    off = {name: lengths[c.chosen].mean() - lengths.mean() for name, c in (("grads", grads), ("matched", matched))}
+    off = {
+        name: lengths[c.chosen].mean() - lengths.mean()
+        for name, c in (("grads", grads), ("matched", matched))
+    }
     assert off["grads"] < -30
     assert off["matched"] == pytest.approx(off["grads"], abs=1.5)
 
@@ -128,7 +139,10 @@ def test_length_matched_follows_the_settings_of_grads() -> None:
     table = score_table(400)
     bins = length_bins(table.floats("num_target_tokens"))
     for settings in ({"region": "density"}, {"region": "mass", "signal": "l2"}, {"budget": "auto"}):
-        pair = [choose(table, SelectConfig(method=m, **settings), 3).chosen for m in ("grads", "length_matched")]
+        pair = [
+            choose(table, SelectConfig(method=m, **settings), 3).chosen
+            for m in ("grads", "length_matched")
+        ]
         counts = [np.bincount(bins[chosen], minlength=400).tolist() for chosen in pair]
         assert counts[0] == counts[1]
         assert set(pair[0]) != set(pair[1])
@@ -181,13 +195,19 @@ def broken(table, settings, seed):
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package with three criteria, installed the way pip leaves one; the first is the documentation's example."""
-    example = DOCUMENTED.partition("    # their_criteria.py\n")[2].partition("    # pyproject.toml")[0]
+    """A package with three criteria, installed the way pip leaves one; the first is the
+    documentation's example.
+    """
+    example = DOCUMENTED.partition("    # their_criteria.py\n")[2].partition(
+        "    # pyproject.toml"
+    )[0]
     (tmp_path / "their_criteria.py").write_text(textwrap.dedent(example) + FAULTY)
     info = tmp_path / "their_criteria-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-criteria\nVersion: 1.0\n")
-    names = "\n".join(f"{name} = their_criteria:{name}" for name in ("shortest", "faulty", "broken"))
+    names = "\n".join(
+        f"{name} = their_criteria:{name}" for name in ("shortest", "faulty", "broken")
+    )
     (info / "entry_points.txt").write_text(f"[grads_ds.selection]\n{names}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "their_criteria", raising=False)
@@ -198,7 +218,9 @@ def test_a_plugin_is_a_method_like_any_other() -> None:
     assert order("shortest") == [1, 4, 2, 3, 0]
     assert order("shortest", plugin_options={"floor": 25}) == [2, 3, 0]
     assert order("mixture", mixture={"shortest": 1.0}) == [1, 4, 2, 3, 0]
-    with pytest.raises(UserError, match=r"wanted 5 preferences of plugin faulty; found shape \(3,\)"):
+    with pytest.raises(
+        UserError, match=r"wanted 5 preferences of plugin faulty; found shape \(3,\)"
+    ):
         order("faulty")
     with pytest.raises(UserError, match=r"plugin broken .* failed: KeyError"):
         order("broken")

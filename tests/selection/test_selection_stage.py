@@ -1,5 +1,6 @@
-"""The stage on files: what it writes, that it writes whole files only, and that the choice is the same
-everywhere."""
+"""The stage on files: what it writes, that it writes whole files only, and that the choice is the
+same everywhere.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def lines(folder: Path) -> list[Any]:
-    return [json.loads(line) for line in (folder / "selected.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (folder / "selected.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def report(folder: Path) -> dict[str, Any]:
@@ -51,8 +55,14 @@ def test_files_of_the_main_choice_and_its_variants(tmp_path: Path) -> None:
             "weight",
         ]
         assert [str(kind) for kind in table.schema.types] == [
-            "int64", "double", "double", "bool", "int64", "string", "double",
-        ]  # fmt: skip
+            "int64",
+            "double",
+            "double",
+            "bool",
+            "int64",
+            "string",
+            "double",
+        ]
         rows = table.to_pylist()
         assert [row["sample_id"] for row in rows] == list(range(400))
         chosen = sorted((row for row in rows if row["selected"]), key=lambda row: row["rank"])
@@ -73,17 +83,25 @@ def test_files_of_the_main_choice_and_its_variants(tmp_path: Path) -> None:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in pq.read_table(folder / "selection.parquet").to_pylist() if row["selected"]]
+    return [
+        row for row in pq.read_table(folder / "selection.parquet").to_pylist() if row["selected"]
+    ]
 
 
 def test_rows_come_back_as_the_user_gave_them(tmp_path: Path) -> None:
     odd = ['line\nbreak "quoted" \\', "ünï — 漢字 \u2028", "2024-01-01", "1e400", ""]
-    rows = [{"instruction": text, "nested": {"a": [1, None, 2.5]}, "n": i} for i, text in enumerate(odd * 8)]
+    rows = [
+        {"instruction": text, "nested": {"a": [1, None, 2.5]}, "n": i}
+        for i, text in enumerate(odd * 8)
+    ]
     write_run(tmp_path, arrow_table(40), rows)
     stage.run_select(config(tmp_path, budget=1.0, order="pool"), tmp_path)
     assert lines_by_newline(tmp_path / "selection/selected.jsonl") == rows
     scored = pq.read_table(tmp_path / "selection/selected.parquet")
-    assert [row["instruction"] for row in scored.to_pylist()] in ([row["instruction"] for row in rows], [])
+    assert [row["instruction"] for row in scored.to_pylist()] in (
+        [row["instruction"] for row in rows],
+        [],
+    )
     assert scored["grads_sample_id"].to_pylist() == list(range(40))
 
 
@@ -122,14 +140,20 @@ def test_order_of_the_rows(tmp_path: Path, order: str) -> None:
 
 def test_redoing_one_variant_leaves_the_others_alone(tmp_path: Path) -> None:
     write_run(tmp_path, arrow_table(100))
-    stage.run_select(config(tmp_path, variants={"a": {"budget": 10}, "b": {"budget": 20}}), tmp_path)
+    stage.run_select(
+        config(tmp_path, variants={"a": {"budget": 10}, "b": {"budget": 20}}), tmp_path
+    )
     before = (tmp_path / "selection/variants/a/selection.json").read_text()
-    stage.run_variant(config(tmp_path, variants={"a": {"budget": 30}, "b": {"budget": 40}}), tmp_path, "b")
+    stage.run_variant(
+        config(tmp_path, variants={"a": {"budget": 30}, "b": {"budget": 40}}), tmp_path, "b"
+    )
     assert (tmp_path / "selection/variants/a/selection.json").read_text() == before
     assert len(lines(tmp_path / "selection/variants/b")) == 40
 
 
-def test_a_failure_leaves_the_finished_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_finished_files_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_run(tmp_path, arrow_table(100))
     stage.run_select(config(tmp_path, budget=10), tmp_path)
     folder = tmp_path / "selection"
@@ -224,7 +248,10 @@ def test_preview_from_the_command_line(
     made = config(tmp_path / "run", budget=0.1, variants={"random": {"method": "random"}})
     (tmp_path / "config.yaml").write_text(made.model_dump_json())
     before = sorted(tmp_path.rglob("*"))
-    assert main(["select", str(tmp_path / "config.yaml"), "--preview", "--set", "select.budget=0.2"]) == 0
+    assert (
+        main(["select", str(tmp_path / "config.yaml"), "--preview", "--set", "select.budget=0.2"])
+        == 0
+    )
     assert "chosen     60 of 300 samples (20.00%)" in capsys.readouterr().out
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "run/scores/table.parquet").unlink()
@@ -233,12 +260,18 @@ def test_preview_from_the_command_line(
 
 
 EVERYTHING = {
-    "joint": {"signal": "joint"}, "linear": {"scale": "linear", "region": "density", "bandwidth": "isj"},
-    "sample": {"region": "sample"}, "length": {"length_correction": True, "signal": "l2"},
-    "zscore": {"signal": "zscore", "region": "magnitude"}, "auto": {"budget": "auto"},
-    "cover": {"method": "k_center"}, "mix": {"method": "mixture", "mixture": {"loss": 1, "grads": 2}},
-    "random": {"method": "random"}, "band": {"method": "perplexity_band"}, "twins": {"near_duplicates": 0.9},
-}  # fmt: skip
+    "joint": {"signal": "joint"},
+    "linear": {"scale": "linear", "region": "density", "bandwidth": "isj"},
+    "sample": {"region": "sample"},
+    "length": {"length_correction": True, "signal": "l2"},
+    "zscore": {"signal": "zscore", "region": "magnitude"},
+    "auto": {"budget": "auto"},
+    "cover": {"method": "k_center"},
+    "mix": {"method": "mixture", "mixture": {"loss": 1, "grads": 2}},
+    "random": {"method": "random"},
+    "band": {"method": "perplexity_band"},
+    "twins": {"near_duplicates": 0.9},
+}
 OTHER_MACHINE = """
 import json, sys
 from pathlib import Path
@@ -250,12 +283,16 @@ assert "torch" not in sys.modules, "torch was imported"
 
 
 def test_same_choice_to_the_row_with_other_vector_instructions_and_threads(tmp_path: Path) -> None:
-    """numpy's logarithms, exponentials and sums differ in their last bits between processors; the choice must
-    not."""
+    """numpy's logarithms, exponentials and sums differ in their last bits between processors; the
+    choice must not.
+    """
     results = []
     for name, env in {
         "fast": {"OMP_NUM_THREADS": "2"},
-        "plain": {"OMP_NUM_THREADS": "1", "NPY_DISABLE_CPU_FEATURES": "AVX512_SPR AVX512_ICL X86_V4 X86_V3"},
+        "plain": {
+            "OMP_NUM_THREADS": "1",
+            "NPY_DISABLE_CPU_FEATURES": "AVX512_SPR AVX512_ICL X86_V4 X86_V3",
+        },
     }.items():
         run = tmp_path / name
         write_run(run, arrow_table(6000))
@@ -263,8 +300,9 @@ def test_same_choice_to_the_row_with_other_vector_instructions_and_threads(tmp_p
         path.write_text(config(run, variants=EVERYTHING).model_dump_json())
         subprocess.run(
             [sys.executable, "-c", OTHER_MACHINE, str(path), str(run)],
-            check=True, env=os.environ | {"PYTHONPATH": str(REPO)} | env,
-        )  # fmt: skip
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(REPO)} | env,
+        )
         results.append(
             {
                 str(file.parent.relative_to(run)): (
@@ -277,4 +315,6 @@ def test_same_choice_to_the_row_with_other_vector_instructions_and_threads(tmp_p
     assert len(results[0]) == len(EVERYTHING) + 1
     for where, (rows, table) in results[0].items():
         assert rows == results[1][where][0], where
-        assert table.select(["selected", "rank"]).equals(results[1][where][1].select(["selected", "rank"])), where
+        assert table.select(["selected", "rank"]).equals(
+            results[1][where][1].select(["selected", "rank"])
+        ), where

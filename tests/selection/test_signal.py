@@ -23,9 +23,12 @@ def slow(signal: str, scale: str) -> list[float]:
     out = []
     for a, b in zip(*columns, strict=True):
         value = {
-            "sum": (a + b) / 2, "product": math.sqrt(a * b), "l2": math.sqrt((a * a + b * b) / 2),
-            "embedding": a, "lm_head": b,
-        }[signal]  # fmt: skip
+            "sum": (a + b) / 2,
+            "product": math.sqrt(a * b),
+            "l2": math.sqrt((a * a + b * b) / 2),
+            "embedding": a,
+            "lm_head": b,
+        }[signal]
         out.append(math.log(value) if scale == "log" else value)
     return out
 
@@ -69,21 +72,27 @@ def test_standardisation_keeps_a_large_group_from_drowning_a_small_one() -> None
     plain = build_signal(table, SelectConfig(signal="sum", standardise="none")).values
     fair = build_signal(table, SelectConfig(signal="sum")).values
     assert spearman(plain, table.norms("lm_head")) == 1.0
-    np.testing.assert_allclose(fair, build_signal(TABLE, SelectConfig(signal="sum")).values, atol=1e-6)
+    np.testing.assert_allclose(
+        fair, build_signal(TABLE, SelectConfig(signal="sum")).values, atol=1e-6
+    )
 
 
 def test_zero_norms_have_a_place_on_the_log_scale() -> None:
     norms = np.array([0.0, 2.0, 0.5, 0.0, 8.0])
     np.testing.assert_array_equal(positive(norms), [0.5, 2.0, 0.5, 0.5, 8.0])
     np.testing.assert_array_equal(positive(np.zeros(3)), np.ones(3))
-    got = build_signal(score_table(5, embedding_grad_norm=norms), SelectConfig(signal="embedding", scale="linear"))
+    got = build_signal(
+        score_table(5, embedding_grad_norm=norms), SelectConfig(signal="embedding", scale="linear")
+    )
     assert got.zero == 0.0
     assert got.values[0] == got.values[3] == 0.0
 
 
 def test_norms_far_below_the_median_keep_their_order_on_the_log_scale() -> None:
     norms = np.array([1e-30, 1e-20, 1.0, 1.0, 1.0, 1e25])
-    got = build_signal(score_table(6, embedding_grad_norm=norms), SelectConfig(signal="embedding")).values
+    got = build_signal(
+        score_table(6, embedding_grad_norm=norms), SelectConfig(signal="embedding")
+    ).values
     np.testing.assert_allclose(got, np.log(norms), rtol=1e-9, atol=1e-9)
 
 
@@ -103,5 +112,7 @@ def test_length_correction_of_equal_lengths_is_none() -> None:
 
 
 def test_a_group_that_was_not_recorded_is_named() -> None:
-    with pytest.raises(UserError, match=r"total_grad_norm.*found.*lm_head_grad_norm.*probe\.layers"):
+    with pytest.raises(
+        UserError, match=r"total_grad_norm.*found.*lm_head_grad_norm.*probe\.layers"
+    ):
         build_signal(TABLE, SelectConfig(signal="total"))
