@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
-from grads_ds.config.load import load_config  # noqa: E402
-from grads_ds.gradnorm.reference import reference_norms  # noqa: E402
-from grads_ds.gradnorm.rules import plan_sites  # noqa: E402
+from grads_ds.config.load import load_config
+from grads_ds.gradnorm.reference import reference_norms
+from grads_ds.gradnorm.rules import plan_sites
 
 
 def main() -> int:
