@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -40,6 +41,15 @@ class UserError(Exception):
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def expanded(value: Any) -> Any:
+    """A path, or a list of them, with `~` and `$VAR` replaced: here alone, so that the same files
+    are read and watched for changes.
+    """
+    if isinstance(value, list):
+        return [expanded(item) for item in value]
+    return os.path.expanduser(os.path.expandvars(value)) if isinstance(value, str) else value
 
 
 class LoraConfig(_Record):
@@ -73,6 +83,11 @@ class ModelConfig(_Record):
     )
     trust_remote_code: bool = Field(False, description="run model code that ships with the weights")
 
+    @field_validator("path", "chat_template", mode="before")
+    @classmethod
+    def _paths_are_expanded(cls, value: Any) -> Any:
+        return expanded(value)
+
 
 class DataConfig(_Record):
     """The pool to choose from and the held-out sets to judge by."""
@@ -87,8 +102,27 @@ class DataConfig(_Record):
         default_factory=list,
         description="general training rows that sft.replay mixes in against forgetting",
     )
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"] = Field(
-        "auto", description="row format; auto looks at each source's keys"
+    format: Literal[
+        "auto",
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "prompt_completion",
+        "prompt_completion_text",
+        "text",
+    ] = Field(
+        "auto",
+        description=(
+            "row format; auto looks at each source's keys. prompt_completion is a chat of two"
+            " turns, prompt_completion_text plain text of which the completion is learned"
+        ),
+    )
+    dropped_content: Literal["refuse", "count"] = Field(
+        "refuse",
+        description=(
+            "what of a row the chat template leaves out (a system prompt, tool schemas, calls and"
+            " results, reasoning): refuse the row, or leave it out and count it"
+        ),
     )
     max_length: int = Field(2048, ge=8, description="longest sample, in tokens")
     overlong: Literal["truncate", "drop"] = Field(
@@ -102,7 +136,16 @@ class DataConfig(_Record):
     @field_validator("train", "replay", mode="before")
     @classmethod
     def _one_source_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return expanded([value] if isinstance(value, str) else value)
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _sources_are_expanded(cls, value: Any) -> Any:
+        return (
+            {name: expanded(sources) for name, sources in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
     @field_validator("validation")
     @classmethod
@@ -192,6 +235,11 @@ class ProbeConfig(TrainingConfig):
             " its own"
         ),
     )
+
+    @field_validator("anchor", mode="before")
+    @classmethod
+    def _anchor_is_expanded(cls, value: Any) -> Any:
+        return expanded(value)
 
     @field_validator("extras")
     @classmethod
