@@ -35,8 +35,10 @@ def suffix(path: Path) -> str:
     """The kind of a file by its ending, without that of a packing; "" when it cannot be read."""
     name = path.name.lower()
     packing = next((ending for ending in _PACKINGS if name.endswith(ending)), "")
-    kind = Path(name.removesuffix(packing)).suffix
-    return kind if kind in (_PACKABLE if packing else SUFFIXES) else ""
+    stem = Path(name.removesuffix(packing))
+    if stem.suffix == ".txt" and Path(stem.stem).suffix in SUFFIXES:  # data.jsonl.txt is neither
+        return ""
+    return stem.suffix if stem.suffix in (_PACKABLE if packing else SUFFIXES) else ""
 
 
 def files_of(folder: Path, faults: Faults) -> list[Path]:
@@ -46,6 +48,10 @@ def files_of(folder: Path, faults: Faults) -> list[Path]:
     """
     left: dict[str, list[str]] = {}
     files = _walk(folder, left)
+    texts = [file for file in files if suffix(file) == ".txt"]
+    if 0 < len(texts) < len(files):  # licences and notes, most often
+        files = [file for file in files if file not in texts]
+        left["text beside rows"] = [str(file.relative_to(folder)) for file in texts]
     splits = {file: _split(file.relative_to(folder), _card_splits(folder)) for file in files}
     if "train" in splits.values() and set(splits.values()) - {"train", None}:
         for file, split in splits.items():
@@ -104,7 +110,8 @@ def _walk(folder: Path, left: dict[str, list[str]]) -> list[Path]:
             elif name in _NOT_ROWS:
                 leave(path, "a description of the data")
             elif not suffix(path):
-                leave(path, f"the ending {path.suffix}" if path.suffix else "no ending")
+                ending = "".join(path.suffixes[-2:])
+                leave(path, f"the ending {ending}" if ending else "no ending")
             else:
                 files.append(path)
     return sorted(files, key=lambda file: file.relative_to(folder).parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import IO, Any, cast
 import zstandard
 
 from grads_ds.data.faults import Faults
+
+CHUNK = 2**20  # packed bytes read at a time
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,44 @@ class Input:
     source: str
 
 
+class _Zstd(io.RawIOBase):
+    """The bytes of a zstd file, frame after frame. Raises EOFError where it ends inside a frame,
+    which the library's own reader takes for the end of the data.
+    """
+
+    def __init__(self, path: str):
+        self._file = open(path, "rb")  # noqa: SIM115 (closed in close)
+        self._frame: Any = None
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            packed = self._frame.unused_data if self._frame and self._frame.eof else b""
+            packed = packed or self._file.read(CHUNK)
+            if not packed:
+                if self._frame and not self._frame.eof:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._ready = self._frame.decompress(packed)
+        part, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
 PACKED: dict[str, Any] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
     ".xz": lzma.open,
-    ".zst": zstandard.open,
+    ".zst": lambda path, mode: io.BufferedReader(_Zstd(path), CHUNK),
 }
 
 
@@ -59,4 +95,5 @@ def lines(item: Input, faults: Faults) -> Iterator[tuple[int, str]]:
                         f"{item.path}:{number}", "UTF-8 text", where, "save the file as UTF-8"
                     )
     except (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError) as error:
-        faults.add(item.path, "a readable file", str(error), "replace it")
+        reason = str(error) or type(error).__name__
+        faults.add(item.path, "a readable file", reason, "replace it")
