@@ -19,6 +19,7 @@ from grads_ds.data.faults import RowFault
 from grads_ds.data.template import Span
 
 _OWN, _TYPED = 0xF0000, 0x100000  # supplementary private use areas A and B
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece writes what it has no piece for
 _PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
 Offsets = list[tuple[int, int]]
@@ -34,7 +35,9 @@ class ControlTokens:
         self.ids = {
             str(token): number
             for number, token in added.items()
-            if (token.special or str(token) in named) and str(token).strip()
+            if (token.special or str(token) in named)
+            and str(token).strip()
+            and not _BYTE.fullmatch(str(token))
         }
         self.added = {str(token): token for token in added.values()}
         self.texts = sorted(self.ids, key=len, reverse=True)

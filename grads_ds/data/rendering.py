@@ -81,6 +81,7 @@ class Renderer:
                 messages,
                 lambda turns, prompt: template.render(turns, tools, prompt)[0],
                 self.special,
+                ends,
             )
         return Rendered(text, spans, typed, left_out, notes)
 

@@ -92,7 +92,11 @@ def _with_end(text: str, span: Span, special: tuple[str, ...], ends: tuple[str, 
 
 
 def assistant_spans(
-    text: str, messages: list[Message], render: Render, special: tuple[str, ...]
+    text: str,
+    messages: list[Message],
+    render: Render,
+    special: tuple[str, ...],
+    ends: tuple[str, ...] = (),
 ) -> list[Span]:
     """Spans of the assistant turns in `text` = render(messages, False), for a template without
     marks.
@@ -113,10 +117,10 @@ def assistant_spans(
         if start is not None and until is not None:
             span = (start, len(until))
         else:
-            span = _by_stand_in(text, until, messages, k, render, special)
-        span = _trimmed(text, span, special)
-        said = text[span[0] : span[1]]
+            span = _by_stand_in(text, until, messages, k, render, special, ends)
         answers = [piece.text for piece in pieces_of(k, message) if piece.kind == "answer"]
+        span = _to_first_end(text, _trimmed(text, span, special), answers, ends)
+        said = text[span[0] : span[1]]
         if not all(stands_in(said, answer) for answer in answers):
             raise RowFault(
                 f"the chat template to keep turn {k + 1} as it stands",
@@ -165,10 +169,11 @@ def _by_stand_in(
     k: int,
     render: Render,
     special: tuple[str, ...],
+    ends: tuple[str, ...],
 ) -> Span:
     """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn
-    token behind it: a special token that also ends `until`, the conversation up to that turn (where
-    it renders).
+    token behind it: one of `ends`, or a special token that also ends `until`, the conversation up
+    to that turn (where it renders).
     """
     changed = _attempt(
         render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False
@@ -178,13 +183,23 @@ def _by_stand_in(
         end = len(text) - len(rest)
         if begin <= end and text[:begin] == changed[:begin] and text[end:] == rest:
             mark = next((s for s in special if rest.lstrip().startswith(s)), None)
-            if mark and (until is None or until.rstrip().endswith(mark)):
+            if mark and (mark in ends or until is None or until.rstrip().endswith(mark)):
                 return begin, end + len(rest) - len(rest.lstrip()) + len(mark)
     raise RowFault(
         f"a chat template in which turn {k + 1} can be found again",
         "one that renders it differently once more turns follow",
         _USE_MARKS,
     )
+
+
+def _to_first_end(text: str, span: Span, answers: list[str], ends: tuple[str, ...]) -> Span:
+    """The span cut behind the first end token that follows the answer."""
+    said = text[span[0] : span[1]]
+    if not answers or (at := said.rfind(answers[-1])) < 0:
+        return span
+    behind = at + len(answers[-1])
+    found = [place + len(token) for token in ends if (place := said.find(token, behind)) >= 0]
+    return (span[0], span[0] + min(found)) if found else span
 
 
 def _trimmed(text: str, span: Span, special: tuple[str, ...]) -> Span:

@@ -12,12 +12,12 @@ from grads_ds.data.tokens import Encoded, Encoder
 
 
 def encode(
-    base: Any, template: str, row: dict[str, Any], dropped: str = "refuse", **keys: Any
+    base: Any, template: str, row: dict[str, Any], dropped: str = "refuse", style: str | None = None
 ) -> Encoded:
     """The row under the template. Raises RowFault."""
     base.chat_template = template
-    sample = normalise(RawRow("s", "f:1", "f", row), detect(row) or "")
-    (result,) = Encoder(base, 4096, dropped_content=dropped, **keys).encode([sample])
+    sample = normalise(RawRow("s", "f:1", "f", row), style or detect(row) or "")
+    (result,) = Encoder(base, 4096, dropped_content=dropped).encode([sample])
     if isinstance(result, RowFault):
         raise result
     return result

@@ -1,5 +1,5 @@
-"""Tool calls and schemas reach the tokens in whichever form a row writes them, or the row is refused,
-or the loss is counted.
+"""Tool calls and schemas reach the tokens in whichever form a row writes them, or the row is
+refused, or the loss is counted.
 """
 
 from __future__ import annotations
