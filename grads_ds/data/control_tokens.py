@@ -15,7 +15,7 @@ from typing import Any
 
 from grads_ds.data.carried import TAGS
 from grads_ds.data.conversation import Message
-from grads_ds.data.faults import RowFault
+from grads_ds.data.problems import RowFault
 from grads_ds.data.template import Span
 
 _OWN, _TYPED = 0xF0000, 0x100000  # supplementary private use areas A and B

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grads_ds.data.exclusions import read_marks
-from grads_ds.data.faults import RowFault, found_text
+from grads_ds.data.problems import RowFault, found_text
 from grads_ds.data.strict_json import loads
 from grads_ds.data.tools import call_of, calls_of, text_calls
 

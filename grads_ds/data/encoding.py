@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grads_ds.config import Config
-from grads_ds.data.faults import RowFault
+from grads_ds.config.config import Config
 from grads_ds.data.leaks import Prints
 from grads_ds.data.model_limits import model_limits
+from grads_ds.data.problems import RowFault
 from grads_ds.data.spool import read_sample
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoder

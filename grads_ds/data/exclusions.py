@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from grads_ds.data.faults import RowFault, found_text
+from grads_ds.data.problems import RowFault, found_text
 
 LEARN = frozenset(
     ("weight", "train", "training", "trainable", "learn", "loss", "loss_weight", "loss_mask")

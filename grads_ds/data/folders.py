@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from grads_ds.data.faults import Faults
+from grads_ds.data.problems import Faults
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _PACKABLE = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")

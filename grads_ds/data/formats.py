@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from grads_ds.data.conversation import Message, turn_list
-from grads_ds.data.faults import Faults, RowFault, found_text
 from grads_ds.data.messages import SYSTEM_FIELDS, conversation_of, turns_field
+from grads_ds.data.problems import Faults, RowFault, found_text
 from grads_ds.data.sources import RawRow, find_inputs, read
 
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")

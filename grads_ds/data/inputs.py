@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from grads_ds.data.faults import Faults
+from grads_ds.data.problems import Faults
 
 CHUNK = 2**20  # packed bytes read at a time
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from grads_ds.data.carried import TAGS, missing, pieces_of, twin_of
 from grads_ds.data.conversation import Message
-from grads_ds.data.faults import RowFault
+from grads_ds.data.problems import RowFault
 from grads_ds.data.template import Span, Template
 
 _FIX = "correct the generation marks of the template, or set model.chat_template"

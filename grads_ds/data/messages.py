@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grads_ds.data.conversation import Conversation, Message, read_turns, text_of, turn_list
-from grads_ds.data.faults import RowFault, found_text
+from grads_ds.data.problems import RowFault, found_text
 from grads_ds.data.tools import schemas_of
 
 TURN_FIELDS = ("messages", "conversations", "conversation")

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grads_ds.config import Config, ModelConfig
+from grads_ds.config.config import Config
+from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.tokenizer import load_tokenizer
 
 _LEARNED = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings)\.weight$")

@@ -3,9 +3,9 @@ tokenised rows.
 
 Reads the spool that `spool_samples` wrote (one JSON line per sample, so that memory does not grow
 with the pool); writes the set's folder. Columns: sample_id int64 (0..N-1 over the kept rows, in the
-order read), input_ids and labels list<int32> (labels IGNORE where no target), sample_hash (of the
-row as given), source (file stem, folder or hub name), origin (`file:line`), row (the row as given,
-JSON) and metadata (JSON of the fields asked for).
+order read), input_ids and labels list<int32> (labels IGNORE_INDEX where no target), sample_hash (of
+the row as given), source (file stem, folder or hub name), origin (`file:line`), row (the row as
+given, JSON) and metadata (JSON of the fields asked for).
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from grads_ds.config import Config
+from grads_ds.config.config import Config
 from grads_ds.data.encoding import COLUMNS, Chunk, set_worker, start_worker, work
-from grads_ds.data.faults import Faults
 from grads_ds.data.leaks import Leaks
+from grads_ds.data.problems import Faults
 from grads_ds.data.tokens import num_target_tokens
 
 CHUNK = 512  # rows tokenised and written at a time

@@ -13,9 +13,9 @@ from typing import Any
 from grads_ds.data.carried import Piece, kind_of, missing
 from grads_ds.data.control_tokens import ControlTokens
 from grads_ds.data.conversation import Message
-from grads_ds.data.faults import RowFault
 from grads_ds.data.formats import Sample
 from grads_ds.data.marks import Findings, end_tokens, examine
+from grads_ds.data.problems import RowFault
 from grads_ds.data.template import Span, Template
 from grads_ds.data.turns import assistant_spans, marked_spans
 

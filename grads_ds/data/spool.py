@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from grads_ds.data.faults import Faults
 from grads_ds.data.formats import Sample
+from grads_ds.data.problems import Faults
 
 NO_NUMBERS = "rows with NaN or Infinity, written as null"
 

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from grads_ds.data.faults import Faults
 from grads_ds.data.inputs import Input, lines
+from grads_ds.data.problems import Faults
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?(?::([\w.-]+))?")
 # objects that may well be empty; another one of nulls alone was never there

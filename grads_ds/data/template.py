@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grads_ds.data.conversation import Message
-from grads_ds.data.faults import RowFault
+from grads_ds.data.problems import RowFault
 
 Span = tuple[int, int]  # [start, end) in characters
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")

@@ -6,9 +6,9 @@ Probe, SFT and evaluation all use what stands here:
   be learned, each with the token that ends it (so that the model learns to stop), and nothing else;
 - text rows: tokenised as the tokenizer does it (with the BOS/EOS it adds); every token is a target;
   of a prompt and a completion as text the completion and the EOS token behind it;
-- `labels` are aligned with `input_ids`, IGNORE where a token is no target. The model shifts them:
-  the loss at position t is that of labels[t + 1], so labels[0] never counts and `num_target_tokens`
-  is the count over labels[1:].
+- `labels` are aligned with `input_ids`, IGNORE_INDEX where a token is no target. The model shifts
+  them: the loss at position t is that of labels[t + 1], so labels[0] never counts and
+  `num_target_tokens` is the count over labels[1:].
 
 Where the answers lie is taken from the template's `{% generation %}` marks, else derived by
 `turns.assistant_spans`; whether the template kept what the row says is checked by `carried`.
@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from grads_ds.data.collate import IGNORE
-from grads_ds.data.faults import RowFault
+from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
+from grads_ds.data.problems import RowFault
 from grads_ds.data.rendering import Rendered, Renderer, says, teaches
 from grads_ds.data.template import Span
 
@@ -47,10 +47,10 @@ class Encoded:
 
 
 def num_target_tokens(labels: Sequence[int]) -> int:
-    """Tokens the loss is on: labels after the first that are not IGNORE (the first token has no
-    context).
+    """Tokens the loss is on: labels after the first that are not IGNORE_INDEX (the first token has
+    no context).
     """
-    return sum(label != IGNORE for label in labels[1:])
+    return sum(label != IGNORE_INDEX for label in labels[1:])
 
 
 class Encoder:
@@ -178,7 +178,7 @@ def _labels(
     """(labels; where the last token of each span is): a token is a target when it holds at least
     one character of a span.
     """
-    labels, spans, at, before = [IGNORE] * len(ids), sorted(spans), 0, 0
+    labels, spans, at, before = [IGNORE_INDEX] * len(ids), sorted(spans), 0, 0
     last: dict[int, int] = {}
     for i, (start, end) in enumerate(offsets):
         # byte-level tokenizers trim blanks off; such a token begins where the last one ended

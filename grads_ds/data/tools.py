@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from grads_ds.data.faults import RowFault, found_text
+from grads_ds.data.problems import RowFault, found_text
 from grads_ds.data.strict_json import loads
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")

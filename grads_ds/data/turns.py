@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from grads_ds.data.carried import pieces_of, stands_in
 from grads_ds.data.conversation import Message
-from grads_ds.data.faults import RowFault
+from grads_ds.data.problems import RowFault
 from grads_ds.data.template import Span
 
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from grads_ds.data.collate import IGNORE
-from grads_ds.data.faults import RowFault
+from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import detect, normalise
+from grads_ds.data.problems import RowFault
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokens import Encoded, Encoder
 
@@ -28,7 +28,7 @@ def text(base: Any, encoded: Encoded) -> str:
 
 
 def targets(base: Any, encoded: Encoded) -> str:
-    return str(base.decode([label for label in encoded.labels if label != IGNORE]))
+    return str(base.decode([label for label in encoded.labels if label != IGNORE_INDEX]))
 
 
 def chat(*contents: str, **more: Any) -> dict[str, Any]:

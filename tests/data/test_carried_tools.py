@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from grads_ds.config import ModelConfig
-from grads_ds.data.faults import RowFault
+from grads_ds.config.model_and_data import ModelConfig
+from grads_ds.data.problems import RowFault
 from grads_ds.data.tokenizer import load_tokenizer
 from tests.data import twins
 from tests.data.rows import encode, targets, text

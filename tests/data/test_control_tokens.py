@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from grads_ds.config import ModelConfig
+from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.control_tokens import ControlTokens
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoder

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from grads_ds.config import ModelConfig
-from grads_ds.data.faults import RowFault
+from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.formats import detect, normalise
+from grads_ds.data.problems import RowFault
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokenizer import load_tokenizer
-from grads_ds.exports import TOOLS
+from grads_ds.export.subset import TOOLS
 from tests.data import twins
 from tests.data.rows import encode, targets
 

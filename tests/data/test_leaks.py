@@ -1,4 +1,6 @@
-"""Held-out rows that are in the pool are found by what is trained on; near-duplicates are counted."""
+"""Held-out rows that are in the pool are found by what is trained on; near-duplicates are
+counted.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from grads_ds.config import Config
+from grads_ds.config.config import Config
 from grads_ds.data.leaks import word_grams
-from grads_ds.prepare import run_prepare
+from grads_ds.data.stage import run_prepare
 
 LONG = (
     "the sky is blue because small particles scatter short waves of light more than long ones and"
@@ -49,8 +51,9 @@ def prepared(tmp_path: Path, model: Path, pool: list[Any], held: list[Any]) -> d
 def test_shared_rows_are_found_whatever_else_is_in_them(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pool = [answered("red", id=1), {"instruction": "what is it", "output": "blue"}, answered("no")]
-    held = [answered("red", id=2), answered("blue", source="web"), answered("green")]
+    pool = [answered("red", id=1), answered("blue", tags=["old"]), answered("no")]
+    turns = [{"from": "human", "value": "what is it"}, {"from": "gpt", "value": "blue"}]
+    held = [{"conversations": turns, "id": 2}, {"conversations": turns, "tags": []}]
     record = prepared(tmp_path, tiny_model, pool, held)
     assert (record["also_in_pool"], record["near_in_pool"]) == (2, 0)
     assert "2 of its rows are in the pool too, token for token" in capsys.readouterr().out

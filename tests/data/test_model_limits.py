@@ -11,9 +11,10 @@ import yaml
 
 from conftest import make_tiny_model
 from grads_ds.cli import main
-from grads_ds.config import Config, UserError
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
 from grads_ds.data.model_limits import fit_faults, model_limits
-from grads_ds.prepare import run_prepare
+from grads_ds.data.stage import run_prepare
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grads_ds.config import UserError
-from grads_ds.data.faults import Faults
+from grads_ds.config.errors import UserError
 from grads_ds.data.formats import Sample, load_samples
+from grads_ds.data.problems import Faults
 
 ROW = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
 TALK = json.loads(ROW)["messages"]

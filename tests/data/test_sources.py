@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import zstandard
 
-from grads_ds.config import DataConfig, UserError
-from grads_ds.data.faults import Faults
+from grads_ds.config.errors import UserError
+from grads_ds.config.model_and_data import DataConfig
 from grads_ds.data.formats import load_samples
+from grads_ds.data.problems import Faults
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
