@@ -9,6 +9,7 @@ the copy as tokens. So nothing is cut at the borders and every merge is the toke
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_right
 from typing import Any
@@ -20,6 +21,7 @@ from grads_ds.data.template import Span
 
 _OWN, _TYPED = 0xF0000, 0x100000  # supplementary private use areas A and B
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # how SentencePiece writes what it has no piece for
+_WORDED = re.compile(r"<\|.+\|>")  # control tokens that were added as ordinary ones
 _PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
 Offsets = list[tuple[int, int]]
@@ -35,7 +37,7 @@ class ControlTokens:
         self.ids = {
             str(token): number
             for number, token in added.items()
-            if (token.special or str(token) in named)
+            if (token.special or str(token) in named or _WORDED.fullmatch(str(token)))
             and str(token).strip()
             and not _BYTE.fullmatch(str(token))
         }
@@ -127,7 +129,10 @@ class ControlTokens:
         if self._copy is None:
             from tokenizers import AddedToken, Tokenizer
 
-            copy = Tokenizer.from_str(self.tokenizer.backend_tokenizer.to_str())
+            parts = json.loads(self.tokenizer.backend_tokenizer.to_str())
+            for token in parts["added_tokens"]:  # so that all of them are taken for text
+                token["special"] = token["special"] or token["content"] in self.ids
+            copy = Tokenizer.from_str(json.dumps(parts))
             copy.no_truncation()
             copy.no_padding()
             for i, text in enumerate(self.texts):

@@ -11,6 +11,7 @@ given, JSON) and metadata (JSON of the fields asked for).
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 from collections import Counter, defaultdict
@@ -124,6 +125,18 @@ def write_set(
         with multiprocessing.get_context("spawn").Pool(processes, start_worker, (config,)) as pool:
             chunks = pool.imap(work, _chunks(file))
             return _write(chunks, rows, folder, bar, faults, leaks)
+
+
+def trained_ends(run_dir: Path) -> list[int]:
+    """The tokens that end the pool's answers, the most frequent first; none where nothing is
+    prepared.
+    """
+    try:
+        record = json.loads((run_dir / "prepared/prepared.json").read_text(encoding="utf-8"))
+    except OSError:
+        return []
+    ends = record["sets"]["pool"].get("answer_ends", {})
+    return [int(end) for end in sorted(ends, key=lambda end: (-ends[end], int(end)))]
 
 
 # ---- writing -------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class Rendered:
 
     text: str
     spans: list[Span]
+    ends: tuple[str, ...] = ()  # tokens that end an answer
     typed: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
@@ -47,6 +48,8 @@ class Renderer:
         self.tokenizer, self.refuses = tokenizer, dropped_content == "refuse"
         self.control = ControlTokens(tokenizer)
         self.special = tuple(self.control.texts)
+        added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+        self._added = tuple(sorted((t for t in added if t.strip()), key=len, reverse=True))
         self._templates: dict[bool, tuple[Template, tuple[str, ...]]] = {}
         self._kinds: dict[Any, Findings] = {}
 
@@ -74,23 +77,23 @@ class Renderer:
         if template.marked:
             if found.fault:
                 raise found.fault
-            spans = marked_spans(text, marks, found.owners, messages, self.special, ends)
+            spans = marked_spans(text, marks, found.owners, messages, (*self.special, *ends), ends)
         else:
             spans = assistant_spans(
                 text,
                 messages,
                 lambda turns, prompt: template.render(turns, tools, prompt)[0],
-                self.special,
+                (*self.special, *ends),
                 ends,
             )
-        return Rendered(text, spans, typed, left_out, notes)
+        return Rendered(text, spans, ends, typed, left_out, notes)
 
     def _template(self, tools: bool) -> tuple[Template, tuple[str, ...]]:
         if tools not in self._templates:
             source = self.tokenizer.get_chat_template(tools=[{}] if tools else None)
             template = Template(source, self.tokenizer.special_tokens_map)
             eos = self.tokenizer.eos_token
-            self._templates[tools] = template, end_tokens(template, self.special, eos)
+            self._templates[tools] = template, end_tokens(template, self._added, eos)
         return self._templates[tools]
 
     def _findings(self, template: Template, messages: list[Message], tools: Any) -> Findings:

@@ -65,7 +65,7 @@ class Encoder:
     ):
         self.tokenizer, self.max_length, self.overlong = tokenizer, max_length, overlong
         self.renderer = Renderer(tokenizer, dropped_content)
-        self.stops = set(tokenizer.added_tokens_decoder) | {tokenizer.eos_token_id}
+        self._stops: dict[tuple[str, ...], set[int]] = {}
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | RowFault]:
         """One result per sample, in order; a RowFault where the template cannot render the sample,
@@ -120,11 +120,20 @@ class Encoder:
         if bos is not None and ids[:2] == [bos, bos]:
             raise RowFault("one BOS token", "two at the beginning", "correct the chat template")
         labels, last = _labels(ids, offsets, spans)
-        ends = [ids[i] for i in last if ids[i] in self.stops and i < self.max_length]
+        stops = self._stops_of(rendered.ends)
+        ends = [ids[i] for i in last if ids[i] in stops and i < self.max_length]
         notes = dict(rendered.notes)
-        if endless := sum(ids[i] not in self.stops for i in last):
+        if endless := sum(ids[i] not in stops for i in last):
             notes[ENDLESS] = endless
         return self._fit(ids, labels, tuple(ends), rendered.left_out, notes)
+
+    def _stops_of(self, ends: tuple[str, ...]) -> set[int]:
+        """Ids that can end an answer: special tokens, and those that the template ends with."""
+        if ends not in self._stops:
+            known = self.tokenizer.get_vocab()
+            of_template = {known[end] for end in ends if end in known}
+            self._stops[ends] = of_template | set(self.renderer.control.ids.values())
+        return self._stops[ends]
 
     def _text(self, text: str, context: int) -> Encoded:
         if not text.strip():
