@@ -203,7 +203,7 @@ def run_config(
         },
         "sft": {**config.get("sft", {}), "variants": ["full", *others], "equal": equal},
         "evaluate": {"multiple_choice": tasks, "chat": True, **config.get("evaluate", {})},
-        "deepspeed": str(REPO / config.get("deepspeed", "configs/deepspeed/zero3.json")),
+        "deepspeed": config.get("deepspeed", "zero3"),
     }
     return config
 

@@ -73,7 +73,7 @@ def run_seed(material: Path, folder: Path, seed: int) -> None:
     config = {
         "run_dir": str(folder / "run"),
         "seed": seed,
-        "deepspeed": str(REPO / "configs/deepspeed/zero3.json"),
+        "deepspeed": "zero3",
         "model": {"path": str(material / MODEL), "dtype": "float32"},
         "data": {"train": [str(folder / "pool.jsonl")], "metadata": ["kind"], "max_length": 192},
         "probe": (
