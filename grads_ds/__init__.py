@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 __all__ = ["GradNormCallback", "GradNormRecorder", "__version__"]
 
 if TYPE_CHECKING:
-    from grads_ds.callback import GradNormCallback
     from grads_ds.gradnorm import GradNormRecorder
+    from grads_ds.probe.callback import GradNormCallback
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
 
         return GradNormRecorder
     if name == "GradNormCallback":
-        from grads_ds.callback import GradNormCallback
+        from grads_ds.probe.callback import GradNormCallback
 
         return GradNormCallback
     raise AttributeError(name)

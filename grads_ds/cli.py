@@ -13,10 +13,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from grads_ds import __version__, heartbeat, ranks
+from grads_ds import __version__
 from grads_ds.commands import doctor, export, plan, run, scores, status
-from grads_ds.config import UserError
-from grads_ds.stages import STAGE_NAMES
+from grads_ds.config.errors import UserError
+from grads_ds.distributed import heartbeat, ranks
+from grads_ds.flow.stages import STAGE_NAMES
 
 
 def parser() -> argparse.ArgumentParser:

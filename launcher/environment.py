@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from grads_ds.config import UserError
-from launcher.hosts import visible_gpus
+from grads_ds.config.errors import UserError
+from grads_ds.launcher.hosts import visible_gpus
 
 # glibc hands every large tensor back to the system and the page faults eat the time: an
 # 8M-parameter training step took 4.2 s without these and 1.25 s with them (2 CPU cores, 2026-11)

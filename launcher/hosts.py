@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from grads_ds.config import UserError
+from grads_ds.config.errors import UserError
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
 _NAME = re.compile(r"(?:[A-Za-z0-9_.-]+@)?[A-Za-z0-9](?:[A-Za-z0-9._:-]*[A-Za-z0-9])?")

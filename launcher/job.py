@@ -21,30 +21,35 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from grads_ds.config import UserError
-from launcher import backends
-from launcher.environment import for_runner, forwarded, of_this_kind_of_machine, write_private
-from launcher.hosts import Host
-from launcher.outcome import Outcome
-from launcher.records import publish
-from launcher.reporting import Reporter
-from launcher.watch import RUNNER_SECONDS, Limits, Watch
+from grads_ds.config.errors import UserError
+from grads_ds.launcher import backends
+from grads_ds.launcher.environment import (
+    for_runner,
+    forwarded,
+    of_this_kind_of_machine,
+    write_private,
+)
+from grads_ds.launcher.hosts import Host
+from grads_ds.launcher.job_outcome import Outcome
+from grads_ds.launcher.records import publish
+from grads_ds.launcher.reporting import Reporter
+from grads_ds.launcher.watch import RUNNER_SECONDS, JobMonitor, Timeouts
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where jobs run and by what means."""
 
     hosts: Sequence[Host]
     backend: str
     ports: tuple[int, int] = (0, 0)  # rank 0 listens on a free one of these; 0, 0: any
-    limits: Limits = field(default_factory=Limits)
+    limits: Timeouts = field(default_factory=Timeouts)
 
 
 def run_job(
-    name: str, command: Sequence[str], place: Place, log_dir: Path, shown: bool = True
+    name: str, command: Sequence[str], place: Placement, log_dir: Path, shown: bool = True
 ) -> Outcome:
     """Run `command` on every slot, rank 0's words on the terminal if `shown`.
 
@@ -84,7 +89,7 @@ def run_job(
 
         reporter = Reporter(log_dir.parent, name, folder.name)
         reporter.note("start", ranks=sum(host.slots for host in place.hosts), backend=place.backend)
-        watch = Watch(folder, place.hosts, place.limits, show, reporter)
+        watch = JobMonitor(folder, place.hosts, place.limits, show, reporter)
         try:
             with _caught_signals(watch):
                 for start in commands:
@@ -117,7 +122,7 @@ def run_job(
             (folder / "environment.json").unlink(missing_ok=True)
 
 
-def describe(command: Sequence[str], place: Place) -> dict[str, Any]:
+def describe(command: Sequence[str], place: Placement) -> dict[str, Any]:
     """What the supervisors are told in `job.json`."""
     return {
         "command": list(command),
@@ -126,7 +131,7 @@ def describe(command: Sequence[str], place: Place) -> dict[str, Any]:
         "devices": [host.devices for host in place.hosts],
         "ports": list(place.ports),
         "grace_seconds": place.limits.grace,
-        "pace_seconds": place.limits.pace,
+        "pace_seconds": place.limits.straggler_window,
         "silent_seconds": (
             2
             # a launcher that says nothing for so long is gone, and its job with it
@@ -135,7 +140,7 @@ def describe(command: Sequence[str], place: Place) -> dict[str, Any]:
     }
 
 
-def dry_run(name: str, command: Sequence[str], place: Place, log_dir: Path) -> str:
+def dry_run(name: str, command: Sequence[str], place: Placement, log_dir: Path) -> str:
     """What `run_job` would start, exactly; variables by name, without their values, which may be
     secrets.
     """
@@ -163,7 +168,7 @@ def _new_folder(parent: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _caught_signals(watch: Watch) -> Iterator[None]:
+def _caught_signals(watch: JobMonitor) -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         watch.interrupted = number
 

@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # by path, this folder stood there, full of short names
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    # started by its path: the folder to import from is the one above the package
+    sys.path[0] = str(Path(__file__).absolute().parents[2])
 
-from launcher.network import free_port, interface_towards
-from launcher.records import UNSEEN, publish, read
-from launcher.runners import rank_of
+from grads_ds.launcher.network import free_port, interface_towards
+from grads_ds.launcher.records import UNSEEN, publish, read
+from grads_ds.launcher.runners import rank_of
 
 BEAT_SECONDS = 1.0
 RENDEZVOUS_SECONDS = 120.0

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.status import prometheus, snapshot
+from grads_ds.launcher.job_status import prometheus, snapshot
 
 REPORT_SECONDS = 10.0
 

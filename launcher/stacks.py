@@ -39,7 +39,7 @@ _COLLECTIVES = re.compile(r"torch/distributed/|deepspeed/comm/|/torch/cuda/")
 
 
 @dataclass(frozen=True)
-class Place:
+class Frame:
     """Where a rank's main thread is: the innermost call, the collective it waits in, the innermost
     line of other code.
     """
@@ -49,7 +49,7 @@ class Place:
     at: str
 
 
-def main_thread(text: str) -> Place | None:
+def main_thread(text: str) -> Frame | None:
     """The place of the last dump's main thread in a faulthandler file, or None."""
     parts = re.split(r"^(?:Current thread|Thread) 0x[0-9a-f]+.*$", text, flags=re.M)
     if len(parts) < 2:
@@ -82,7 +82,7 @@ def main_thread(text: str) -> Place | None:
         frames[0],
     )
     file = "/".join(own["file"].split("/")[-2:])
-    return Place(frames[0]["function"], collective, f"{file}:{own['line']} in {own['function']}")
+    return Frame(frames[0]["function"], collective, f"{file}:{own['line']} in {own['function']}")
 
 
 def sentence(stacks: Mapping[int, str], hosts: Mapping[int, str]) -> str:

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import pace, stacks
-from launcher.hosts import Host
-from launcher.outcome import HANG, NOT_STARTED, STOPPED, Outcome, judge
-from launcher.records import UNSEEN, publish
-from launcher.reporting import Reporter
+from grads_ds.launcher import stacks, stragglers
+from grads_ds.launcher.hosts import Host
+from grads_ds.launcher.job_outcome import HANG, NOT_STARTED, STOPPED, Outcome, judge
+from grads_ds.launcher.records import UNSEEN, publish
+from grads_ds.launcher.reporting import Reporter
 
 POLL_SECONDS = 0.1
 STACK_SECONDS = 3.0
@@ -30,14 +30,15 @@ _ENDED = ("done", "failed", "stopped")
 
 
 @dataclass(frozen=True)
-class Limits:
+class Timeouts:
     """Seconds after which something is a fault."""
 
     start: float = 180.0  # until every rank's supervisor has reported
     lost: float = 30.0  # a supervisor's silence
     hang: float = 1800.0  # a rank without progress (torch's own limit for a collective, too)
     grace: float = 20.0  # from SIGTERM to SIGKILL
-    pace: float = 30.0  # over which a rank's own work is summed; two such windows make a slow rank
+    # over which a rank's own work is summed; two such windows make a straggler
+    straggler_window: float = 30.0
     # after the first trouble, for the others to report theirs: one of them may be the cause
     settle: float = 4.0
 
@@ -58,14 +59,14 @@ class Seen:
         return self.record.get("state") in _ENDED
 
 
-class Watch:
+class JobMonitor:
     """The launcher's side of a job folder."""
 
     def __init__(
         self,
         folder: Path,
         hosts: Sequence[Host],
-        limits: Limits,
+        limits: Timeouts,
         show: Callable[[str], None],
         reporter: Reporter,
     ):
@@ -76,7 +77,7 @@ class Watch:
         self.control: dict[str, Any] = {"beat": 0, "dump": 0, "stop": None}
         self.interrupted: int | None = None  # the signal this process got
         self.order: list[int] = []  # ranks in the order in which they ended
-        self.slow: dict[int, pace.Slow] = {}
+        self.slow: dict[int, stragglers.Straggler] = {}
         self._log_position = 0
         self._told = 0.0
         # there from the start: a network file system remembers absent names for a while
@@ -118,7 +119,7 @@ class Watch:
 
     def _name_slow_ranks(self) -> None:
         """Say which ranks have become slow, once, and which keep up again."""
-        found = pace.slow([seen.record for seen in self.ranks])
+        found = stragglers.find_stragglers([seen.record for seen in self.ranks])
         if found is None:
             return
         slow = {one.rank: one for one in found}

@@ -5,8 +5,8 @@ doctor's bandwidth check.
 
 Brings up two hosts (scripts/local_cluster.sh) whose links are limited to each of several speeds, or
 are as fast as this machine copies, and times the doctor's own all-reduce and all-gather
-(launcher/examine.py) with one rank on each. The declared speed is the limit, or what the kernel
-says of the interface. Prints and writes the share of it that each size reaches.
+(launcher/doctor/on_host.py) with one rank on each. The declared speed is the limit, or what the
+kernel says of the interface. Prints and writes the share of it that each size reaches.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS = 3
 def rank(number: int) -> None:
     """One rank: the sizes in turn, a few rounds; rank 0 prints the best of each."""
     sys.path.insert(0, str(REPO))
-    from launcher.examine import collectives, link_speed
+    from grads_ds.launcher.doctor.on_host import collectives, link_speed
 
     found: dict[str, Any] = {"megabits": link_speed("eth0"), "sizes": {}}
     for size in SIZES:

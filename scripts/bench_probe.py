@@ -83,7 +83,7 @@ def batch_of(samples: int, length: int, vocabulary: int) -> dict[str, Any]:
     """Random tokens of which the second half are targets."""
     import torch
 
-    from grads_ds import ranks
+    from grads_ds.distributed import ranks
 
     draw = torch.Generator().manual_seed(ranks.rank())
     ids = torch.randint(0, vocabulary, (samples, length), generator=draw)
@@ -101,11 +101,12 @@ def traffic_rank(folder: Path, pairs: int, samples: int, length: int) -> None:
     import torch
     from transformers.integrations import HfDeepSpeedConfig
 
-    from grads_ds import ranks
-    from grads_ds.config import load_config
-    from grads_ds.engine import frozen_model, load_model, scoring_settings
+    from grads_ds.config.load import load_config
+    from grads_ds.distributed import ranks
+    from grads_ds.engine.frozen_pass import score_batch
+    from grads_ds.engine.model import frozen_model, load_model
+    from grads_ds.engine.settings import scoring_settings
     from grads_ds.gradnorm import GradNormRecorder
-    from grads_ds.scoring import score_batch
 
     ranks.start()
     config = load_config(folder / "config.yaml")
@@ -141,7 +142,7 @@ def traffic_rank(folder: Path, pairs: int, samples: int, length: int) -> None:
                 # the first of each warms up: hooks are set, the order of layers is learned
                 if pair:
                     found[name].append([*seconds, _sent() - sent])
-    every = ranks.gather(found)
+    every = ranks.all_gather_object(found)
     if ranks.is_main():
         steps = {
             name: [
@@ -247,11 +248,11 @@ def anonymous() -> int:
 
 def memory_rank(folder: Path, samples: int, length: int) -> None:
     """One rank: load, score, write `folder`/memory<rank>.json."""
-    from grads_ds import ranks
-    from grads_ds.config import load_config
-    from grads_ds.engine import frozen_model
+    from grads_ds.config.load import load_config
+    from grads_ds.distributed import ranks
+    from grads_ds.engine.frozen_pass import score_batch
+    from grads_ds.engine.model import frozen_model
     from grads_ds.gradnorm import GradNormRecorder
-    from grads_ds.scoring import score_batch
 
     ranks.start()
     peak = Peak()

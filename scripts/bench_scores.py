@@ -68,7 +68,7 @@ def merge(folder: Path, rows: int) -> None:
 
 def reload(folder: Path, rows: int) -> None:
     """What `select` does, and the sums once more from the table."""
-    from grads_ds.selection.table import read_table
+    from grads_ds.scores.read import read_table
 
     assert len(read_table(folder / "table.parquet").sample_id) == rows
     totals = Totals(summed_columns(scores.schema(scores.columns(LAYERS))))

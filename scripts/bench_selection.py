@@ -57,10 +57,10 @@ def make_table(n: int, path: Path) -> None:
 
 def measure(path: Path, settings: dict[str, object]) -> dict[str, float]:
     """Read, choose, write; seconds of each part and the process's peak memory."""
-    from grads_ds.config import SelectConfig
+    from grads_ds.config.select import SelectConfig
+    from grads_ds.scores.read import read_table
     from grads_ds.selection.choose import choose
     from grads_ds.selection.output import write_choice
-    from grads_ds.selection.table import read_table
 
     import KDEpy  # noqa: F401, isort: skip  # its import is not the selection's time
 

@@ -163,9 +163,9 @@ def ours_rank(folder: Path, steps: int, block: int) -> None:
     """One rank of what `grads-ds sft` does."""
     from datasets import load_from_disk
 
-    from grads_ds import heartbeat, ranks
-    from grads_ds.config import load_config
-    from grads_ds.train import train_model
+    from grads_ds.config.load import load_config
+    from grads_ds.distributed import heartbeat, ranks
+    from grads_ds.training.train import train_model
 
     heartbeat.start()
     ranks.start()
@@ -193,7 +193,7 @@ def trl_rank(folder: Path, steps: int, block: int) -> None:
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from grads_ds import ranks
+    from grads_ds.distributed import ranks
 
     # which nothing here uses, and a compiler would be needed
     ranks.skip_shared_memory_op(deepspeed)
@@ -235,8 +235,8 @@ def trl_rank(folder: Path, steps: int, block: int) -> None:
 
 def launch_ours(folder: Path, steps: int, block: int) -> None:
     """Our launcher with its supervisors around `ours_rank`."""
-    from launcher.hosts import Host
-    from launcher.job import Place, run_job
+    from grads_ds.launcher.hosts import Host
+    from grads_ds.launcher.job import Placement, run_job
 
     command = [
         sys.executable,
@@ -247,7 +247,9 @@ def launch_ours(folder: Path, steps: int, block: int) -> None:
         *numbers(steps, block),
     ]
     raise SystemExit(
-        run_job("sft", command, Place([Host("localhost", RANKS)], "local"), folder / "logs").status
+        run_job(
+            "sft", command, Placement([Host("localhost", RANKS)], "local"), folder / "logs"
+        ).status
     )
 
 

@@ -19,7 +19,8 @@ import trl
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grads_ds import GradNormCallback, ranks
+from grads_ds import GradNormCallback
+from grads_ds.distributed import ranks
 
 
 def main(model: str, chats: str, out: str) -> None:

@@ -81,25 +81,29 @@ def growth(export: Callable[[], Any]) -> int:
 
 def whole(model: Any) -> None:
     """What an export that gathers everything holds on every rank, before it writes."""
-    from grads_ds import engine
+    from grads_ds.engine.model import gathered_parameters
 
-    with engine.gather(list(model.parameters())):
+    with gathered_parameters(list(model.parameters())):
         pass
 
 
 def rank(folder: Path, shard: int) -> None:
     """One rank: exports, gathers and leaves what it saw in a file of its own."""
-    from grads_ds import engine, ranks
-    from grads_ds.config import load_config
+    from grads_ds.config.load import load_config
     from grads_ds.data.tokenizer import load_tokenizer
+    from grads_ds.distributed import ranks
+    from grads_ds.engine import model_folder
+    from grads_ds.engine.model import frozen_model
 
     ranks.start()
     config = load_config(folder / "config.yaml")
     load_tokenizer(config.model)  # with what it imports, which is not the export's
-    engine.SHARD_BYTES = shard
-    with engine.frozen_model(config, config.model.path) as (model, _):
+    model_folder.SHARD_BYTES = shard
+    with frozen_model(config, config.model.path) as (model, _):
         ranks.barrier()
-        found = {"export": growth(lambda: engine.save_model(model, config, folder / "exported"))}
+        found = {
+            "export": growth(lambda: model_folder.save_model(model, config, folder / "exported"))
+        }
         ranks.barrier()
         found["at once"] = growth(lambda: whole(model))
         ranks.barrier()

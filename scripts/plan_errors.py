@@ -5,13 +5,13 @@ a step, bytes on the wire.
     python scripts/plan_errors.py --times           adds the times of a few cases to the output, as
                                                     far as they can be told here
 
-Every case trains (grads_ds/train.py) or records (grads_ds/scoring.py) a random Llama for a few
-steps on 1 or 2 ranks (gloo, CPU) and counts the bytes of all tensors alive, at most, within one
-step of the rank that needs most, and what goes into its collectives. Prints predicted, measured and
-the error of each; ends with status 1 if one is off by 10 % or more. About ten minutes on two cores.
-`--times` runs on one rank without counting, in processor time: a step (or micro-batch) against what
-the rate that grads_ds/plan/calibrate.py finds in the same process predicts. No limit stands on
-these.
+Every case trains (grads_ds/training/train.py) or records (grads_ds/engine/frozen_pass.py) a random
+Llama for a few steps on 1 or 2 ranks (gloo, CPU) and counts the bytes of all tensors alive, at
+most, within one step of the rank that needs most, and what goes into its collectives. Prints
+predicted, measured and the error of each; ends with status 1 if one is off by 10 % or more. About
+ten minutes on two cores. `--times` runs on one rank without counting, in processor time: a step (or
+micro-batch) against what the rate that grads_ds/plan/calibrate.py finds in the same process
+predicts. No limit stands on these.
 """
 
 from __future__ import annotations
@@ -234,8 +234,8 @@ def rank(folder: Path) -> None:
     for name, (place, keyword, times) in COLLECTIVES.items():  # before DeepSpeed looks them up
         setattr(dist, name, counted(getattr(dist, name), place, keyword, times))
 
-    from grads_ds import ranks
-    from grads_ds.config import load_config
+    from grads_ds.config.load import load_config
+    from grads_ds.distributed import ranks
     from grads_ds.plan.live_bytes import LiveBytes
 
     ranks.start()
@@ -270,7 +270,7 @@ def _train(config: Any, folder: Path, counter: Any, moved: dict[str, float]) -> 
     from datasets import load_from_disk
     from transformers import TrainerCallback
 
-    from grads_ds.train import train_model
+    from grads_ds.training.train import train_model
 
     seen: dict[str, float] = {}
 
@@ -313,15 +313,15 @@ def _record(config: Any, folder: Path, counter: Any, moved: dict[str, float]) ->
 
     from datasets import load_from_disk
 
-    from grads_ds import ranks
     from grads_ds.data.batches import plan_batches
-    from grads_ds.extras import Extras
-    from grads_ds.scoring import lengths_of, score_plan
+    from grads_ds.distributed import ranks
+    from grads_ds.engine.frozen_pass import lengths_of, score_plan
+    from grads_ds.probe.extra_columns import ExtraColumns
 
     pool = load_from_disk(str(folder / "run/prepared/pool"))
     lengths = lengths_of(pool)
     plan = plan_batches(lengths, ranks.world(), config.probe.tokens_per_microbatch, config.seed)
-    beside = partial(Extras, config, folder / "run", "key") if config.probe.extras else None
+    beside = partial(ExtraColumns, config, folder / "run", "key") if config.probe.extras else None
     found: list[dict[str, float]] = []
     began = time.process_time()
     for _ in score_plan(
@@ -372,7 +372,7 @@ def measured(case: Case, folder: Path) -> dict[str, float]:
 
 def predicted(case: Case, config_file: Path, rate: float = 1e12) -> dict[str, float]:
     """What the plan says of the same configuration, on ranks that compute at `rate`."""
-    from grads_ds.config import load_config
+    from grads_ds.config.load import load_config
     from grads_ds.plan.forecast import Cluster, forecasts
     from grads_ds.plan.shapes import model_config
 

@@ -222,7 +222,7 @@ def _against(main: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """A variant's settings, with the main selection's own settings put back to their defaults where
     it does not name them.
     """
-    from grads_ds.config import SelectConfig
+    from grads_ds.config.select import SelectConfig
 
     defaults = SelectConfig().model_dump(mode="json")
     return {**{key: defaults[key] for key in main}, **other}

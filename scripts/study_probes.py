@@ -82,7 +82,7 @@ def run_probe(study: Study, material: Path, cell: Cell, name: str, threads: int)
 
 def collect(study: Study, material: Path) -> dict[str, Any]:
     """Every finished probe's numbers beside those of the study's own."""
-    from grads_ds.selection.numbers import spearman
+    from grads_ds.statistics import spearman
 
     main = variant(*pairs(study, EQUAL)[0])
     random = main.replace(pairs(study, EQUAL)[0][0], "random")

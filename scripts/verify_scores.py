@@ -23,9 +23,9 @@ from transformers import AutoModelForCausalLM
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
-from grads_ds.config import load_config  # noqa: E402
+from grads_ds.config.load import load_config  # noqa: E402
 from grads_ds.gradnorm.reference import reference_norms  # noqa: E402
-from grads_ds.gradnorm.rules import make_plan  # noqa: E402
+from grads_ds.gradnorm.rules import plan_sites  # noqa: E402
 
 
 def main() -> int:
@@ -52,7 +52,7 @@ def main() -> int:
         path, dtype=torch.float64, attn_implementation=config.model.attention
     )
     layers = config.probe.layers
-    plan = make_plan(model, layers)
+    plan = plan_sites(model, layers)
     worst = dict.fromkeys(
         ["loss", *(name for name in table.columns if name.endswith("_grad_norm"))], 0.0
     )

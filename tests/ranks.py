@@ -22,7 +22,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parent.parent
 IMPORTED = [
     "grads_ds.probe",
-    "grads_ds.sft",
+    "grads_ds.training.sft",
     "grads_ds.evaluate",
     "transformers.models.llama.modeling_llama",
 ]
@@ -44,7 +44,8 @@ def run_on_ranks(
     context = multiprocessing.get_context(start)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(sys.modules[function.__module__].__file__ or "")
-        Path(folder, "call").write_bytes(pickle.dumps((source.stem, function.__name__, arguments)))
+        module = ".".join(source.relative_to(REPO).with_suffix("").parts)
+        Path(folder, "call").write_bytes(pickle.dumps((module, function.__name__, arguments)))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])
@@ -103,7 +104,7 @@ def _rank(folder: str, tests: str, place: str, environment: dict[str, str]) -> N
     os.chdir(place)
     sys.path[:0] = [str(REPO), str(REPO / "tests"), tests]
     module, name, arguments = pickle.loads(Path(folder, "call").read_bytes())
-    from grads_ds import ranks
+    from grads_ds.distributed import ranks
 
     ranks.start()
     result = getattr(importlib.import_module(module), name)(*arguments)

@@ -16,8 +16,8 @@ REPO = Path(__file__).resolve().parent.parent
 ALLOWED = {
     "launcher": {"launcher", "grads_ds.config", "grads_ds.run_dir"},
     "grads_ds/gradnorm": {"grads_ds.gradnorm"},
-    "grads_ds/config.py": set(),
-    "grads_ds/run_dir.py": {"grads_ds.config"},
+    "grads_ds/config/config.py": set(),
+    "grads_ds/run_dir/units.py": {"grads_ds.config"},
     "grads_ds/scores": {"grads_ds.scores", "grads_ds.config", "grads_ds.run_dir"},
     "grads_ds/selection": {
         "grads_ds.selection",
@@ -39,15 +39,15 @@ LIGHT = [
     "grads_ds.scores",
     "grads_ds.selection.stage",
     "grads_ds.data.formats",
-    "grads_ds.stages",
+    "grads_ds.flow.stages",
     "grads_ds.data.batches",
     "grads_ds.cli",
     "grads_ds.commands.run",
-    "grads_ds.check",
+    "grads_ds.flow.inputs",
     "grads_ds.report",
-    "launcher.hosts",
-    "launcher.job",
-    "grads_ds.heartbeat",
+    "grads_ds.launcher.hosts",
+    "grads_ds.launcher.job",
+    "grads_ds.distributed.heartbeat",
 ]
 
 

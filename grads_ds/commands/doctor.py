@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grads_ds.commands.place import add_place, ops, paths, place_of
+from grads_ds.commands.options import add_placement, placement
 from grads_ds.commands.run import add_config
-from grads_ds.config import load_config
-from launcher.doctor import examine
-from launcher.findings import Finding
-from launcher.outcome import DONE, WRONG_INPUT
+from grads_ds.config.load import load_config
+from grads_ds.flow.host_needs import compiled_ops, input_paths
+from grads_ds.launcher.doctor.examine import examine
+from grads_ds.launcher.doctor.findings import Finding
+from grads_ds.launcher.job_outcome import DONE, WRONG_INPUT
 
 _MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
 
@@ -26,7 +27,7 @@ def add(commands: Any) -> None:
         "doctor", help="check every host before anything expensive starts"
     )
     add_config(command)
-    add_place(command)
+    add_placement(command)
     command.add_argument("--json", action="store_true", help="findings as JSON")
     command.set_defaults(handler=handle)
 
@@ -34,7 +35,9 @@ def add(commands: Any) -> None:
 def handle(args: argparse.Namespace) -> int:
     """Examine, print, and say by the status whether a run may start."""
     config = load_config(args.config, args.set)
-    findings = examine(place_of(args), Path(config.run_dir), paths(config), ops(config))
+    findings = examine(
+        placement(args), Path(config.run_dir), input_paths(config), compiled_ops(config)
+    )
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.commands.run import add_config
-from grads_ds.config import load_config
+from grads_ds.config.load import load_config
 
 TOOLS = ("trl", "llamafactory", "axolotl", "megatron")
 
@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     """Export, and say what was written."""
-    from grads_ds.exports import export_subset
+    from grads_ds.export.subset import export_subset
 
     config = load_config(args.config, args.set)
     rows = export_subset(config, Path(config.run_dir), args.variant, args.to, args.out)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.commands.run import add_config
-from grads_ds.config import UserError, load_config
-from launcher.hosts import read_hostfile
+from grads_ds.config.errors import UserError
+from grads_ds.config.load import load_config
+from grads_ds.launcher.hosts import read_hostfile
 
 
 def add(commands: Any) -> None:

@@ -1,35 +1,26 @@
-"""`grads-ds run CONFIG` and one sub-command per stage: the stages that are due, in order, each
-where it belongs.
-
-Reads the config and the hosts; a distributed stage goes to the launcher, the others run here. A
-stage command started by a launcher (`deepspeed --module grads_ds probe CONFIG`) is one rank of that
-stage.
-"""
+"""`grads-ds run CONFIG` and one sub-command per stage: the stages that are due, in order."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grads_ds import ranks
-from grads_ds.check import check_inputs
-from grads_ds.commands.place import add_place, ops, paths, place_of
-from grads_ds.config import Config, UserError, load_config
-from grads_ds.run_dir import lock
-from grads_ds.stages import STAGE_NAMES, STAGES, Stage, Unit, check_upstream, due_units, execute
-from launcher import kubernetes, sbatch
-from launcher.doctor import glance
-from launcher.hosts import shared_by
-from launcher.job import Place, dry_run, run_job
-from launcher.outcome import DONE, FAILED, LOST, WRONG_INPUT, Outcome
+from grads_ds.commands.options import add_placement, placement
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
+from grads_ds.config.load import load_config
+from grads_ds.distributed import ranks
+from grads_ds.flow.execute import execute
+from grads_ds.flow.inputs import check_inputs
+from grads_ds.flow.launch import launch, stage_command
+from grads_ds.flow.stages import STAGE_NAMES, STAGES, due_units
+from grads_ds.launcher.job import dry_run
+from grads_ds.launcher.job_outcome import DONE
+from grads_ds.launcher.submit import kubernetes, sbatch
+from grads_ds.run_dir.lock import lock
 
-BACKOFF_SECONDS = 5.0  # before the first restart; doubled each time
 _HELP = {
     "prepare": "read the data, tokenise it, give every sample an id",
     "probe": "preliminary training, then every sample's gradient norms",
@@ -62,7 +53,7 @@ def add(commands: Any) -> None:
     for command in (run, *by_stage.values()):
         command.set_defaults(handler=handle)
         add_config(command)
-        add_place(command)
+        add_placement(command)
         command.add_argument(
             "--max-restarts",
             type=int,
@@ -125,10 +116,10 @@ def handle(args: argparse.Namespace) -> int:
         return DONE
     if args.command != "run" and ranks.launched():
         return execute(next(stage for stage in STAGES if stage.name == args.command), config)
-    return _by_hand(args, config)
+    return _run_from_shell(args, config)
 
 
-def _by_hand(args: argparse.Namespace, config: Config) -> int:
+def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     first, last = (args.first, args.last) if args.command == "run" else (args.command, args.command)
     begin, end = STAGE_NAMES.index(first), STAGE_NAMES.index(last)
     if begin > end:
@@ -158,11 +149,11 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
             "--slurm, --wait: wanted --backend slurm outside an allocation; found another place;"
             " leave them out"
         )
-    place = place_of(args)
+    place = placement(args)
     if args.dry_run:
         for stage in stages:
             print(
-                dry_run(stage.name, _words(stage.name, args), place, run_dir / "logs")
+                dry_run(stage.name, stage_command(stage.name, args), place, run_dir / "logs")
                 if stage.distributed
                 else f"{stage.name}: here"
             )
@@ -180,7 +171,7 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
                 ]
                 check_inputs(config, due, ranks_in_all)
             status = (
-                _launch(stage, config, args, place) if stage.distributed else execute(stage, config)
+                launch(stage, config, args, place) if stage.distributed else execute(stage, config)
             )
             if status:
                 return status
@@ -189,105 +180,9 @@ def _by_hand(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _launch(stage: Stage, config: Config, args: argparse.Namespace, place: Place) -> int:
-    """Give a distributed stage to the launcher."""
-    run_dir = Path(config.run_dir)
-    check_upstream(stage, config, run_dir)
-    if not due_units(stage, config, run_dir):
-        print(f"{stage.name}: done already, nothing to do", flush=True)
-        return DONE
-    for attempt in range(args.max_restarts + 1):
-        try:  # all hosts each time: one that was left out may be back
-            present = _present(config, due_units(stage, config, run_dir), place, args.elastic)
-        except UserError as error:
-            if attempt == 0:
-                raise
-            # they were as they must be before, and may be so again: a host that starts takes its
-            # time
-            outcome = Outcome(
-                LOST, "the hosts are no longer as they must be", "\n".join(error.faults)
-            )
-        else:
-            outcome = run_job(stage.name, _words(stage.name, args), present, run_dir / "logs")
-        if outcome.status == DONE and due_units(stage, config, run_dir):
-            outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
-        if outcome.status in (DONE, WRONG_INPUT):
-            break  # rank 0 has listed the faults
-        _tell(
-            run_dir / "logs" / f"{stage.name}.log",
-            f"{stage.name}: {outcome.sentence}",
-            outcome.error,
-        )
-        if attempt == args.max_restarts or not outcome.may_pass:
-            break
-        pause = min(BACKOFF_SECONDS * 2**attempt, 60.0)
-        _tell(
-            run_dir / "logs" / f"{stage.name}.log",
-            f"restart {attempt + 1} of {args.max_restarts} in {pause:.0f} s",
-            "",
-        )
-        time.sleep(pause)
-    return outcome.status
-
-
-def _present(config: Config, due: list[tuple[Unit, str]], place: Place, elastic: bool) -> Place:
-    """The place, once its hosts have been looked at; with `elastic`, less those that cannot be
-    entered or have a fault.
-
-    Raises UserError with every fault otherwise. Warnings are printed.
-    """
-    lost, findings = glance(place, Path(config.run_dir), paths(config), ops(config))
-    faults = dict(lost)
-    for finding in findings:
-        name = next(
-            (host.name for host in place.hosts if host.address == finding.host), finding.host
-        )
-        if finding.level == "fault":
-            faults[name] = f"{faults[name]}; {finding}" if name in faults else f"hosts: {finding}"
-        elif finding.level == "warning":
-            print(f"grads-ds: {finding}", file=sys.stderr, flush=True)
-    if not faults:
-        return place
-    left = [host for host in place.hosts if host.name not in faults]
-    if elastic and left:
-        left = shared_by(left, _batches(config, due))
-    if not elastic or not left:
-        raise UserError([*faults.values()])
-    for fault in faults.values():
-        print(f"grads-ds: left out: {fault}", file=sys.stderr, flush=True)
-    return replace(place, hosts=left)
-
-
-def _batches(config: Config, due: list[tuple[Unit, str]]) -> list[int]:
-    """Samples per step of the trainings that are due: the ranks have to share them equally."""
-    names = [unit.name for unit, _ in due]
-    trained = [("sft/", config.sft.batch_size), ("probe/train", config.probe.batch_size)]
-    return [size for begin, size in trained if any(name.startswith(begin) for name in names)]
-
-
-def _words(stage: str, args: argparse.Namespace) -> list[str]:
-    """A rank's own command line."""
-    return [
-        sys.executable,
-        "-m",
-        "grads_ds",
-        stage,
-        args.config,
-        *(part for item in args.set for part in ("--set", item)),
-    ]
-
-
-def _tell(log: Path, sentence: str, error: str) -> None:
-    """Say it last on the terminal, and in the stage's log."""
-    told = f"\ngrads-ds: {sentence}; log: {log}\n{error.rstrip()}".rstrip()
-    print(told, file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError), open(log, "a") as stream:  # the disk may be what is full
-        stream.write(told + "\n")
-
-
-def _same_again(args: argparse.Namespace) -> list[str]:
+def _rerun_arguments(args: argparse.Namespace) -> list[str]:
     """This very command, less where it runs."""
-    words = [args.command, args.config, *_words("", args)[5:]]
+    words = [args.command, args.config, *stage_command("", args)[5:]]
     if args.command == "run":
         words += ["--from", args.first, "--to", args.last]
     words += [
@@ -308,7 +203,7 @@ def _same_again(args: argparse.Namespace) -> list[str]:
 
 def _apply(args: argparse.Namespace, run_dir: Path) -> int:
     """Render this command as a Kubernetes job and hand it to kubectl."""
-    manifest = kubernetes.render(_same_again(args), args.kubernetes)
+    manifest = kubernetes.render(_rerun_arguments(args), args.kubernetes)
     if args.dry_run:
         print(manifest, end="")
         return DONE
@@ -317,7 +212,7 @@ def _apply(args: argparse.Namespace, run_dir: Path) -> int:
 
 def _submit(args: argparse.Namespace, run_dir: Path) -> int:
     """Queue this very command as a Slurm batch job, less what is for sbatch alone."""
-    words = [*_same_again(args), "--backend", "slurm"]
+    words = [*_rerun_arguments(args), "--backend", "slurm"]
     script = sbatch.render(words, args.slurm, run_dir)
     if args.dry_run:
         print(script, end="")
@@ -326,7 +221,7 @@ def _submit(args: argparse.Namespace, run_dir: Path) -> int:
 
 
 def _print_outcome(run_dir: Path) -> None:
-    from grads_ds.report import report_table
+    from grads_ds.report.terminal import report_table
 
     print(report_table(run_dir))
     page = run_dir / "report.html"

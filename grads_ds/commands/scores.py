@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grads_ds.config import UserError
+from grads_ds.config.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,7 +137,7 @@ def compare(run: Path, other: Path, top: list[float]) -> str:
     """
     import numpy as np
 
-    from grads_ds.selection.numbers import spearman
+    from grads_ds.statistics import spearman
 
     wrong = [percent for percent in top if not 0 < percent <= 100]
     if wrong:
@@ -182,7 +182,7 @@ def export(run: Path, form: str, output: Path | None, with_rows: bool) -> None:
     """
     import pyarrow.parquet as pq
 
-    from grads_ds.run_dir import atomic_path
+    from grads_ds.run_dir.publish import atomic_path
 
     file = _table_file(run)
     pool = _pool(run) if with_rows else None

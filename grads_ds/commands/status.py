@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from grads_ds.stages import STAGE_NAMES
-from launcher.status import in_words, prometheus, snapshot
+from grads_ds.flow.stages import STAGE_NAMES
+from grads_ds.launcher.job_status import prometheus, snapshot, to_text
 
 
 def add(commands: Any) -> None:
@@ -31,5 +31,5 @@ def handle(args: argparse.Namespace) -> int:
     elif args.prometheus:
         print(prometheus(seen), end="")
     else:
-        print(in_words(seen, STAGE_NAMES))
+        print(to_text(seen, STAGE_NAMES))
     return 0

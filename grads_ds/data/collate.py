@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-IGNORE = -100  # the label of a token that is not a target
+IGNORE_INDEX = -100  # the label of a token that is not a target
 
 
 def pad_batch(
@@ -20,22 +20,22 @@ def pad_batch(
     """`input_ids`, `labels`, `attention_mask`, each int64 [rows, longest], of samples with
     `input_ids` and `labels`.
 
-    Labels are aligned with input_ids (the model shifts them); padding has label IGNORE and mask 0.
-    Without samples the batch is one dummy row of two tokens that has no target: a rank that has run
-    out of work still takes part in the step.
+    Labels are aligned with input_ids (the model shifts them); padding has label IGNORE_INDEX and
+    mask 0. Without samples the batch is one dummy row of two tokens that has no target: a rank that
+    has run out of work still takes part in the step.
     """
     if not samples:
         ids = np.full((1, 2), pad_id, np.int64)
         return {
             "input_ids": ids,
-            "labels": np.full((1, 2), IGNORE, np.int64),
+            "labels": np.full((1, 2), IGNORE_INDEX, np.int64),
             "attention_mask": np.ones((1, 2), np.int64),
         }
     longest = max(len(sample["input_ids"]) for sample in samples)
     shape = (len(samples), longest)
     batch = {
         "input_ids": np.full(shape, pad_id, np.int64),
-        "labels": np.full(shape, IGNORE, np.int64),
+        "labels": np.full(shape, IGNORE_INDEX, np.int64),
         "attention_mask": np.zeros(shape, np.int64),
     }
     for row, sample in enumerate(samples):

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.data.faults import Faults, RowFault
 from grads_ds.data.messages import TO_MESSAGES, Message, found_text, tools_of, turn_list
+from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.sources import RawRow, find_inputs, read
 
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from grads_ds.data.faults import RowFault
+from grads_ds.data.problems import RowFault
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -23,9 +23,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from grads_ds.config import Config
-from grads_ds.data.faults import Faults, RowFault
+from grads_ds.config.config import Config
 from grads_ds.data.formats import Sample
+from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoder, num_target_tokens
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grads_ds.data.faults import Faults
+from grads_ds.data.problems import Faults
 from grads_ds.data.readers import HUB_ID, READERS, Input
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")

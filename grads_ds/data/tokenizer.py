@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from grads_ds.config import ModelConfig, UserError
+from grads_ds.config.errors import UserError
+from grads_ds.config.model_and_data import ModelConfig
 
 # For tokenizers without a chat template. BOS: the BOS token when the tokenizer adds one itself,
 # else nothing.

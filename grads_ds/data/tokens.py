@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.data.collate import IGNORE
-from grads_ds.data.faults import RowFault
+from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
 from grads_ds.data.messages import Message
+from grads_ds.data.problems import RowFault
 from grads_ds.data.turns import Span, assistant_spans, marked_spans
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -50,7 +50,7 @@ def num_target_tokens(labels: Sequence[int]) -> int:
     """Tokens the loss is on: labels after the first that are not IGNORE (the first token has no
     context).
     """
-    return sum(label != IGNORE for label in labels[1:])
+    return sum(label != IGNORE_INDEX for label in labels[1:])
 
 
 class Encoder:
@@ -158,7 +158,7 @@ class Encoder:
 
 def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
     """A token is a target when it holds at least one character of a span."""
-    labels, spans, at, before = [IGNORE] * len(ids), sorted(spans), 0, 0
+    labels, spans, at, before = [IGNORE_INDEX] * len(ids), sorted(spans), 0, 0
     for i, (start, end) in enumerate(offsets):
         # byte-level tokenizers trim blanks off; such a token begins where the last one ended
         if start == end:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from grads_ds.data.faults import RowFault
 from grads_ds.data.messages import Message
+from grads_ds.data.problems import RowFault
 
 Span = tuple[int, int]  # [start, end) in characters
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm.head import LogitTransform
-from grads_ds.gradnorm.layout import Layout
+from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.formulas.head import LogitTransform
 
 
 @contextlib.contextmanager

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm import sequence
-from grads_ds.gradnorm.head import HeadPass, LogitTransform, Spread, head_pass
-from grads_ds.gradnorm.rules import Plan, head_name
+from grads_ds.gradnorm.formulas import sequence_shards
+from grads_ds.gradnorm.formulas.head import HeadPass, LogitTransform, SequenceShards, head_pass
+from grads_ds.gradnorm.rules import SitePlan, head_name
 from grads_ds.gradnorm.sharding import Gather, gathered
 from grads_ds.gradnorm.sites import Measurement
 
@@ -26,7 +26,7 @@ class HeadRun:
     """
 
     model: nn.Module
-    plan: Plan
+    plan: SitePlan
     transform: LogitTransform
     gather: Gather | None
     budget: int
@@ -52,11 +52,15 @@ class HeadRun:
         )
         spread = None
         if self.group is not None:
-            row_ids_SL = None if row_ids_SL is None else sequence.all_tokens(row_ids_SL, self.group)
-            spread = Spread(
-                partial(sequence.weight_norm_squared, group=self.group),
-                partial(sequence.bias_norm_squared, group=self.group),
-                sequence.largest(int(layout.target_counts.max()), hidden.device, self.group),
+            row_ids_SL = (
+                None if row_ids_SL is None else sequence_shards.all_tokens(row_ids_SL, self.group)
+            )
+            spread = SequenceShards(
+                partial(sequence_shards.weight_norm_squared, group=self.group),
+                partial(sequence_shards.bias_norm_squared, group=self.group),
+                sequence_shards.all_reduce_max(
+                    int(layout.target_counts.max()), hidden.device, self.group
+                ),
             )
         with (
             gathered(list(head.parameters(recurse=False)), self.gather),
@@ -82,7 +86,9 @@ class HeadRun:
             )
         rows = passed.rows
         measurement.head_rows = (
-            sequence.own_rows(rows, self.group) if self.group and rows is not None else rows
+            sequence_shards.reduce_scatter(rows, self.group)
+            if self.group and rows is not None
+            else rows
         )
         return passed
 

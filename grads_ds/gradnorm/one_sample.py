@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, read_layout
+from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.frozen import frozen, model_inputs
-from grads_ds.gradnorm.layout import IGNORED, read_layout
-from grads_ds.gradnorm.linear import accumulate
 from grads_ds.gradnorm.lookup import looked_up, requiring_grad
 
 
@@ -49,7 +49,7 @@ def one_sample_norms(
             layout = read_layout({"input_ids": input_ids[None], "labels": labels[None]})
             with torch.enable_grad():
                 logits = model(**model_inputs(model, layout)).logits[0]
-                keep = labels[1:] != IGNORED
+                keep = labels[1:] != IGNORE_INDEX
                 loss = nn.functional.cross_entropy(
                     accumulate(logits[:-1][keep]), labels[1:][keep], reduction="sum"
                 )

@@ -23,17 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm import frozen, sequence
+from grads_ds.gradnorm import frozen
+from grads_ds.gradnorm.batch_layout import Layout, padded, read_layout, unpad
+from grads_ds.gradnorm.formulas import sequence_shards
+from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET, HeadPass
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.head import DEFAULT_BUDGET, HeadPass
 from grads_ds.gradnorm.head_run import HeadRun
-from grads_ds.gradnorm.layout import Layout, cut_out, padded, read_layout
 from grads_ds.gradnorm.one_sample import one_sample_norms
 from grads_ds.gradnorm.results import GradNorms, References, summarise
-from grads_ds.gradnorm.rules import make_plan
+from grads_ds.gradnorm.rules import plan_sites
 from grads_ds.gradnorm.sharding import Gather, gather_of, unwrapped
 from grads_ds.gradnorm.sites import Measurement
-from grads_ds.gradnorm.training import Watch
+from grads_ds.gradnorm.while_training import TrainingRecorder
 
 
 class GradNormRecorder:
@@ -62,7 +63,7 @@ class GradNormRecorder:
         model = unwrapped(model)
         self.model, self.loss_reduction, self.group = model, loss_reduction, sequence_group
         self.gather = gather or gather_of(model)
-        self.plan = make_plan(model, layers)
+        self.plan = plan_sites(model, layers)
         self.head = HeadRun(
             model,
             self.plan,
@@ -76,7 +77,7 @@ class GradNormRecorder:
         # or its logits are changed in a way not known here: exact all the same, only larger.
         self.plain_head = type(self.plan.head).forward is not nn.Linear.forward
         self._keeps_apart: bool | None = None
-        self._watch: Watch | None = None
+        self._watch: TrainingRecorder | None = None
 
     def score(self, batch: Mapping[str, Tensor]) -> GradNorms:
         """Scores one micro-batch: input_ids, labels (-100 = no target) [B, T], optional
@@ -133,7 +134,7 @@ class GradNormRecorder:
     def _score(self, batch: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> GradNorms:
         layout = read_layout(batch)
         if layout.packed_index is not None and not self._packs(layout):
-            batch = padded(cut_out(batch))
+            batch = padded(unpad(batch))
             layout = read_layout(batch)
         measurement = Measurement(self.plan, layout, self.gather, self.group)
         if self.group is not None and (
@@ -161,13 +162,13 @@ class GradNormRecorder:
             if self._watch is not None:
                 self._watch.paused = False
         if self.group is not None:
-            measurement.sums = sequence.add_up(measurement.sums, self.group)
-            measurement.inner = sequence.add_up(measurement.inner, self.group)
-            loss = sequence.add_up({"loss": loss}, self.group)["loss"]
+            measurement.sums = sequence_shards.all_reduce_sum(measurement.sums, self.group)
+            measurement.inner = sequence_shards.all_reduce_sum(measurement.inner, self.group)
+            loss = sequence_shards.all_reduce_sum({"loss": loss}, self.group)["loss"]
         norms = summarise(self.plan, measurement, loss, self.references)
         if self.group is None:
             return norms
-        counts = sequence.add_up(
+        counts = sequence_shards.all_reduce_sum(
             {"all": norms.num_tokens, "targets": norms.num_target_tokens}, self.group
         )
         return replace(norms, num_tokens=counts["all"], num_target_tokens=counts["targets"])
@@ -294,7 +295,7 @@ class GradNormRecorder:
                 " in this batch"
             )
         found = one_sample_norms(
-            self.model, self.plan.embedding, names, cut_out(batch), self.loss_reduction, in_step
+            self.model, self.plan.embedding, names, unpad(batch), self.loss_reduction, in_step
         )
         measurement.sums.update(found)
 
@@ -303,7 +304,7 @@ class GradNormRecorder:
         if self.loss_reduction == "sum":
             return torch.ones_like(counts_S, dtype=torch.float64)
         if self.group is not None:
-            counts_S = sequence.add_up({"targets": counts_S}, self.group)["targets"]
+            counts_S = sequence_shards.all_reduce_sum({"targets": counts_S}, self.group)["targets"]
         return 1 / counts_S.clamp_min(1).double()
 
     def __enter__(self) -> GradNormRecorder:
@@ -313,7 +314,7 @@ class GradNormRecorder:
             raise ValueError(
                 "under a sequence group norms are measured by score(), not while training"
             )
-        self._watch = Watch(
+        self._watch = TrainingRecorder(
             self.model,
             self.plan,
             self.head.transform,

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm.layout import IGNORED, cut_out
+from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, unpad
 from grads_ds.gradnorm.results import GradNorms
-from grads_ds.gradnorm.rules import Plan
+from grads_ds.gradnorm.rules import SitePlan
 
 
 def reference_gradients(
@@ -33,10 +33,10 @@ def reference_gradients(
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped kernels know no float64
     results = []
-    for input_ids, labels in cut_out(batch):
+    for input_ids, labels in unpad(batch):
         model.zero_grad(set_to_none=True)
         logits = model(input_ids=input_ids[None]).logits[0]
-        keep = labels[1:] != IGNORED
+        keep = labels[1:] != IGNORE_INDEX
         losses = nn.functional.cross_entropy(
             logits[:-1][keep].to(dtype), labels[1:][keep], reduction="none"
         )
@@ -52,7 +52,7 @@ def reference_gradients(
 
 def reference_norms(
     model: nn.Module,
-    plan: Plan,
+    plan: SitePlan,
     batch: Mapping[str, Tensor],
     loss_reduction: str = "mean",
     dtype: torch.dtype = torch.float64,
@@ -82,9 +82,9 @@ def reference_norms(
         group: torch.stack([torch.stack(row).sum().sqrt() for row in rows])
         for group, rows in squares.items()
     }
-    samples = cut_out(batch)
+    samples = unpad(batch)
     tokens = torch.tensor([len(ids) for ids, _ in samples])
-    targets = torch.tensor([int((labels[1:] != IGNORED).sum()) for _, labels in samples])
+    targets = torch.tensor([int((labels[1:] != IGNORE_INDEX).sum()) for _, labels in samples])
     return GradNorms(
         torch.tensor([loss for loss, _ in found], dtype=torch.float64), tokens, targets, norms
     )

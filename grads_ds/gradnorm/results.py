@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grads_ds.gradnorm.groups import OTHER
-from grads_ds.gradnorm.rules import Plan
+from grads_ds.gradnorm.rules import SitePlan
 from grads_ds.gradnorm.sites import Measurement
 
 
@@ -42,7 +42,7 @@ class References:
     norms: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, gradients: Mapping[str, Tensor]) -> References:
+    def of(cls, plan: SitePlan, gradients: Mapping[str, Tensor]) -> References:
         """Checks them against the plan.
 
         Raises ValueError for unknown names and for groups given in part.
@@ -69,7 +69,7 @@ class References:
 
 
 def summarise(
-    plan: Plan,
+    plan: SitePlan,
     measurement: Measurement,
     loss_S: Tensor,
     references: References,

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grads_ds.gradnorm.formulas.norm import normalise
 from grads_ds.gradnorm.groups import full_shape, group_of, parse_layers
-from grads_ds.gradnorm.norm import normalise
 
 _MAX_PROBE = 2**27
 _ONE_OF_EXPERTS = re.compile(r"(?:^|(.*)\.)experts?\.\d+(?:\..*)?$")
@@ -48,7 +48,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SitePlan:
     """What a recorder measures: sites, each parameter's group, and the two ends of the model."""
 
     sites: tuple[Site, ...]
@@ -59,7 +59,7 @@ class Plan:
     tied: bool
 
 
-def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Plan:
+def plan_sites(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> SitePlan:
     """Finds every parameter of the requested groups and the rule for it.
 
     Raises ValueError for what cannot be recorded.
@@ -112,10 +112,10 @@ def make_plan(model: nn.Module, layers: str | tuple[str, ...] | list[str]) -> Pl
         for block, own in experts.items()
     ]
     groups = {name: group for name, group in groups.items() if group in wanted}
-    return Plan(tuple(kept), groups, requested, embedding, head, tied)
+    return SitePlan(tuple(kept), groups, requested, embedding, head, tied)
 
 
-def head_name(model: nn.Module, plan: Plan, local: str) -> str | None:
+def head_name(model: nn.Module, plan: SitePlan, local: str) -> str | None:
     """The full name of the head's "weight" or "bias", if it is to be measured."""
     own = getattr(plan.head, local, None)
     return next((n for n, p in model.named_parameters() if p is own and n in plan.groups), None)

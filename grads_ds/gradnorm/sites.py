@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from grads_ds.gradnorm import embedding, linear, norm, sequence
+from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.formulas import embedding, linear, norm, sequence_shards
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.layout import Layout
-from grads_ds.gradnorm.local import local_norms_squared, standing_alone
 from grads_ds.gradnorm.lookup import LookupHook, looked_up, requiring_grad
-from grads_ds.gradnorm.rules import Plan, Site, parameter_at
+from grads_ds.gradnorm.rerun import isolated, local_norms_squared
+from grads_ds.gradnorm.rules import Site, SitePlan, parameter_at
 from grads_ds.gradnorm.sharding import Gather, gathered
 from grads_ds.gradnorm.tap import tap
 
@@ -38,7 +38,7 @@ class Measurement:
     """
 
     def __init__(
-        self, plan: Plan, layout: Layout, gather: Gather | None, group: Any = None
+        self, plan: SitePlan, layout: Layout, gather: Gather | None, group: Any = None
     ) -> None:
         self.plan, self.layout, self.gather, self.group = plan, layout, gather, group
         self.sums: dict[str, Tensor] = {}
@@ -93,24 +93,24 @@ class Measurement:
         group this rank's share of them.
         """
         return (
-            sequence.shard_norm_squared(gradients_Sx, self.group)
+            sequence_shards.shard_norm_squared(gradients_Sx, self.group)
             if self.group
             else linear.squares(gradients_Sx)
         )
 
     def _weight_squares(self, acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
         if self.group:
-            return sequence.weight_norm_squared(acts_SLI, grads_SLO, self.group)
+            return sequence_shards.weight_norm_squared(acts_SLI, grads_SLO, self.group)
         return linear.weight_norm_squared(acts_SLI, grads_SLO, self._acts_gram)
 
     def _bias_squares(self, grads_SLO: Tensor) -> Tensor:
         if self.group:
-            return sequence.bias_norm_squared(grads_SLO, self.group)
+            return sequence_shards.bias_norm_squared(grads_SLO, self.group)
         return linear.bias_norm_squared(grads_SLO)
 
     def _table_squares(self, ids_SL: Tensor, grads_SLD: Tensor, padding_idx: int | None) -> Tensor:
         if self.group:
-            return sequence.table_norm_squared(ids_SL, grads_SLD, padding_idx, self.group)
+            return sequence_shards.table_norm_squared(ids_SL, grads_SLD, padding_idx, self.group)
         return embedding.embedding_norm_squared(ids_SL, grads_SLD, padding_idx)
 
     def left_out(self) -> list[str]:
@@ -309,7 +309,7 @@ class Measurement:
                 try:
                     with (
                         gathered(list(module.parameters(recurse=False)), self.gather),
-                        standing_alone(module, call, list(saved)),
+                        isolated(module, call, list(saved)),
                     ):
                         own = {local: parameter_at(module, local) for local in site.parameters}
                         found = local_norms_squared(

@@ -13,13 +13,15 @@ from typing import Any
 
 import torch
 
-from grads_ds.check import undivided_ranks, unshared_heads
-from grads_ds.config import Config, SftConfig, TrainingConfig, UserError
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
+from grads_ds.config.training import SftConfig, TrainingConfig
 from grads_ds.plan.memory import Memory, limits_of, scoring_memory, training_memory
-from grads_ds.plan.replay import Limits, Replayed, replay
+from grads_ds.plan.replay_deepspeed_0_19 import Replayed, ZeroSettings, replay
 from grads_ds.plan.shapes import DTYPE_BYTES, Batch, Shape, recorded_elements, shape_of, timeline_of
 from grads_ds.plan.timeline import Timeline
 from grads_ds.plan.traffic import Traffic, scoring_traffic, training_traffic, with_exchange
+from grads_ds.training.division import undivided_ranks, unshared_heads
 
 # dense bf16 peak in FLOP/s and memory in GiB, from the vendors' data sheets
 GPUS = {
@@ -106,7 +108,7 @@ class _Planner:
         )
         self._played: dict[Batch, tuple[Timeline, Replayed]] = {}
 
-    def _play(self, batch: Batch, limits: Limits) -> tuple[Timeline, Replayed]:
+    def _play(self, batch: Batch, limits: ZeroSettings) -> tuple[Timeline, Replayed]:
         if batch not in self._played:
             timeline = timeline_of(self.model, batch)
             self._played[batch] = timeline, replay(timeline, limits)
@@ -195,7 +197,7 @@ class _Planner:
     def scoring(self, tokens: float) -> Forecast:
         """The recording of a pool of `tokens`."""
         probe, cluster, zero = self.config.probe, self.cluster, self.zero
-        # below stage 3 the frozen pass shards nothing (grads_ds/engine.py)
+        # below stage 3 the frozen pass shards nothing (grads_ds/engine/model.py)
         limits = self.limits if self.limits.stage >= 3 else replace(self.limits, stage=0)
         rows = max(1, probe.tokens_per_microbatch // self.length)
         layers = (probe.layers,) if isinstance(probe.layers, str) else tuple(probe.layers)

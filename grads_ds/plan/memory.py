@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.plan.replay import Limits, Replayed
+from grads_ds.plan.replay_deepspeed_0_19 import Replayed, ZeroSettings
 from grads_ds.plan.timeline import Timeline
 
 # what DeepSpeed takes where the JSON says nothing (zero/config.py)
@@ -63,7 +63,7 @@ class Memory:
         )
 
 
-def limits_of(zero: Mapping[str, Any], ranks: int, dtype_bytes: int, width: int) -> Limits:
+def limits_of(zero: Mapping[str, Any], ranks: int, dtype_bytes: int, width: int) -> ZeroSettings:
     """The JSON's zero_optimization, "auto" resolved as transformers does, what is absent as
     DeepSpeed does.
     """
@@ -78,7 +78,7 @@ def limits_of(zero: Mapping[str, Any], ranks: int, dtype_bytes: int, width: int)
         return float(auto.get(key, DEFAULTS[key]) if value == "auto" else value)
 
     stage = int(zero.get("stage", 0))
-    return Limits(
+    return ZeroSettings(
         stage,
         ranks,
         dtype_bytes,
@@ -97,14 +97,14 @@ def elements(timeline: Timeline) -> tuple[int, int]:
     return sum(w.numel for w in weights), sum(w.numel for w in weights if w.trained)
 
 
-def persistent(timeline: Timeline, limits: Limits) -> int:
+def persistent(timeline: Timeline, limits: ZeroSettings) -> int:
     """Parameters in tensors so small that ZeRO-3 keeps them whole on every rank (norms, biases)."""
     return sum(
         w.numel for w in timeline.weights.values() if w.numel <= limits.persistence_threshold
     )
 
 
-def _weights(timeline: Timeline, limits: Limits, zero: Mapping[str, Any]) -> float:
+def _weights(timeline: Timeline, limits: ZeroSettings, zero: Mapping[str, Any]) -> float:
     count, _ = elements(timeline)
     if limits.stage < 3:
         return count * limits.dtype_bytes
@@ -120,7 +120,7 @@ def _weights(timeline: Timeline, limits: Limits, zero: Mapping[str, Any]) -> flo
 def training_memory(
     timeline: Timeline,
     replayed: Replayed,
-    limits: Limits,
+    limits: ZeroSettings,
     zero: Mapping[str, Any],
     ranks_per_host: int,
     micro_batches: int,
@@ -175,7 +175,7 @@ def training_memory(
 def scoring_memory(
     timeline: Timeline,
     replayed: Replayed,
-    limits: Limits,
+    limits: ZeroSettings,
     zero: Mapping[str, Any],
     ranks_per_host: int,
     anchor: float,

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from grads_ds.adapters import with_lora
-from grads_ds.config import LoraConfig, UserError
+from grads_ds.config.errors import UserError
+from grads_ds.config.model_and_data import LoraConfig
+from grads_ds.engine.lora import with_lora
+from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.frozen import head_replaced, stand_in_logits
-from grads_ds.gradnorm.head import DEFAULT_BUDGET
-from grads_ds.gradnorm.rules import make_plan
+from grads_ds.gradnorm.rules import plan_sites
 from grads_ds.plan.live_bytes import LiveBytes
-from grads_ds.plan.timeline import Timeline, Watch, carried_on
+from grads_ds.plan.timeline import EventTracer, Timeline, repeat_middle_layer
 
 # (layers, width, inner width, heads, key-value heads, vocabulary)
 NAMED = {
@@ -182,7 +183,7 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
     if batch.mode == "score":
         model.requires_grad_(False)
     counter = LiveBytes("meta")
-    watch = Watch(model, counter)
+    watch = EventTracer(model, counter)
     tokens = torch.zeros((batch.rows, batch.length), dtype=torch.int64, device="meta")
     for tensor in [*model.parameters(), *model.buffers(), tokens]:
         counter.ignore(tensor)
@@ -199,10 +200,10 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
             loss.backward()
     if layers < RUN_LAYERS:
         return Timeline(watch.events, watch.weights)
-    return carried_on(watch.events, watch.weights, config.num_hidden_layers)
+    return repeat_middle_layer(watch.events, watch.weights, config.num_hidden_layers)
 
 
-def _score(model: Any, watch: Watch, batch: Batch, inputs: dict[str, Any]) -> None:
+def _score(model: Any, watch: EventTracer, batch: Batch, inputs: dict[str, Any]) -> None:
     """As GradNormRecorder.score does it (grads_ds/gradnorm/recorder.py)."""
     head = model.get_output_embeddings()
     vocabulary, width = head.weight.shape
@@ -239,8 +240,8 @@ def head_bytes(
     dtype_bytes: int,
     budget: int = DEFAULT_BUDGET,
 ) -> int:
-    """What grads_ds/gradnorm/head.py holds at most beside its inputs and dL/dh: logits in fp32, and
-    the rows of the weight they take.
+    """What grads_ds/gradnorm/formulas/head.py holds at most beside its inputs and dL/dh: logits in
+    fp32, and the rows of the weight they take.
     """
     whole = length * vocabulary <= budget
     chunk = vocabulary if whole else max(1, budget // length)
@@ -259,6 +260,6 @@ def recorded_elements(config: Any, layers: tuple[str, ...]) -> int:
     counts = []
     for depth in (1, 2):
         model = on_meta(config, torch.bfloat16, depth)
-        recorded = make_plan(model, layers).groups
+        recorded = plan_sites(model, layers).groups
         counts.append(sum(p.numel() for name, p in model.named_parameters() if name in recorded))
     return counts[0] + (config.num_hidden_layers - 1) * (counts[1] - counts[0])

@@ -72,7 +72,7 @@ class _Mark(torch.autograd.Function):
         return grad, None
 
 
-class Watch:
+class EventTracer:
     """Notes the events of `model` while `counter` counts; call `backward_begins` between the
     passes.
     """
@@ -183,7 +183,9 @@ class Watch:
         return taken
 
 
-def carried_on(events: Iterable[Event], weights: Mapping[Name, Weight], layers: int) -> Timeline:
+def repeat_middle_layer(
+    events: Iterable[Event], weights: Mapping[Name, Weight], layers: int
+) -> Timeline:
     """The timeline of a model of `layers` from that of one of three: what happens in the middle one
     happens in all but the outer two.
     """

@@ -2,10 +2,11 @@
 hosts: pure arithmetic.
 
 Ring collectives over N ranks move (N-1)/N of the whole through every rank, an all-reduce twice
-that. Under ZeRO-3 a micro-batch gathers what the replay says (grads_ds/plan/replay.py) and scatters
-the gradients; ZeRO-1 and 2 all-reduce them (DeepSpeed 0.19.8 does not scatter there) and gather the
-updated weights once a step. With hpZ the backward gathers stay inside a host. Sequence parallelism
-exchanges tokens for heads around every attention, within groups of neighbouring ranks.
+that. Under ZeRO-3 a micro-batch gathers what the replay says
+(grads_ds/plan/replay_deepspeed_0_19.py) and scatters the gradients; ZeRO-1 and 2 all-reduce them
+(DeepSpeed 0.19.8 does not scatter there) and gather the updated weights once a step. With hpZ the
+backward gathers stay inside a host. Sequence parallelism exchanges tokens for heads around every
+attention, within groups of neighbouring ranks.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from grads_ds.plan.memory import elements, persistent
-from grads_ds.plan.replay import Limits, Replayed
+from grads_ds.plan.replay_deepspeed_0_19 import Replayed, ZeroSettings
 from grads_ds.plan.timeline import Timeline
 
 
@@ -43,7 +44,11 @@ class Traffic:
 
 
 def training_traffic(
-    timeline: Timeline, replayed: Replayed, limits: Limits, zero: Mapping[str, Any], hosts: int
+    timeline: Timeline,
+    replayed: Replayed,
+    limits: ZeroSettings,
+    zero: Mapping[str, Any],
+    hosts: int,
 ) -> Traffic:
     """Training of what is trainable in `timeline`."""
     scale = limits.dtype_bytes * (limits.ranks - 1) / limits.ranks
@@ -93,7 +98,7 @@ def with_exchange(
 
 
 def scoring_traffic(
-    replayed: Replayed, limits: Limits, zero: Mapping[str, Any], hosts: int
+    replayed: Replayed, limits: ZeroSettings, zero: Mapping[str, Any], hosts: int
 ) -> Traffic:
     """Recording norms: the weights for forward and backward, nothing to reduce.
 

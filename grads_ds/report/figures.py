@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import numpy as np
 from markupsafe import Markup
 
-from grads_ds.report.gather import Floats, Ints, Scores, Subset
 from grads_ds.report.outcome import Outcome
 from grads_ds.report.plot import (
     axes,
@@ -27,6 +26,7 @@ from grads_ds.report.plot import (
     svg,
     word,
 )
+from grads_ds.report.read_run import Floats, Ints, Scores, Subset
 
 BINS = 72
 POINTS = 1500  # pool points drawn one by one; above that the pool is a shaded grid

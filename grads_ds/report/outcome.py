@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from grads_ds.report.gather import MAIN
+from grads_ds.report.read_run import MAIN
 
 # two subsets are of the same size when their numbers of samples differ by at most this share
 SAME_SIZE = 0.02

@@ -14,11 +14,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from grads_ds.report import figures
-from grads_ds.report.gather import MAIN, Run, Scores, Subset, read_rows
+from grads_ds.report.method_comparison import method_comparison
 from grads_ds.report.outcome import Difference, Outcome, outcome_of
-from grads_ds.report.rivals import rivals_of
+from grads_ds.report.read_run import MAIN, Run, Scores, Subset, read_rows
 from grads_ds.report.tables import QUANTILES, composition, examples, norm_table, rank_correlation
-from grads_ds.report.tradeoff import task_rows, tradeoff
+from grads_ds.report.task_table import task_rows, tradeoff
 from grads_ds.report.verdict import verdict
 
 # norms drawn against length; the others only in the table
@@ -69,7 +69,7 @@ def render(run: Run) -> str:
         marked=figures.MARKED,
         correlations=correlations(run.scores, main),
         composition=composition(run),
-        rivals=rivals_of(run.comparison, int(main.selected.sum())),
+        rivals=method_comparison(run.comparison, int(main.selected.sum())),
         norms=norm_table(run.scores),
         quantiles=QUANTILES,
         examples=examples(run, lambda ids: read_rows(run.run_dir, ids)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from grads_ds.report.gather import Bools, Floats, Run, Scores, Subset
+from grads_ds.report.read_run import Bools, Floats, Run, Scores, Subset
 
 LISTED = 16  # values of a field with a line of their own; the rest are summed
 EXAMPLES = 5

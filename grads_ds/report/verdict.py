@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grads_ds.report.gather import MAIN
 from grads_ds.report.outcome import Difference, Measure, Model, Outcome
+from grads_ds.report.read_run import MAIN
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grads_ds.run_dir import atomic_path, publish_json
+from grads_ds.run_dir.publish import atomic_path, publish_json
+from grads_ds.scores.columns import STEP
 from grads_ds.scores.parts import parts
-from grads_ds.scores.table import STEP
 from grads_ds.scores.totals import Totals, summed_columns
 
 RANGE_ROWS = 500_000  # rows sorted at a time: about 100 MB with ten columns

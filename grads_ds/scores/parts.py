@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grads_ds.config import UserError
-from grads_ds.run_dir import atomic_path
+from grads_ds.config.errors import UserError
+from grads_ds.run_dir.publish import atomic_path
 from grads_ds.scores.totals import Totals, summed_columns
 
 FIELD = b"grads_ds"  # the parts' metadata: {"inputs": ..., "start": ...}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grads_ds.scores.table import STATUSES, STEP
+from grads_ds.scores.columns import STATUSES, STEP
 
 _COUNTED = ("sample_id", "sample_hash", "status", STEP)  # columns whose values are not summed
 

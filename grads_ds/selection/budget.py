@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grads_ds.config import SelectConfig, UserError
-from grads_ds.selection.numbers import Floats, Ints
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
+from grads_ds.statistics import Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grads_ds.config import SelectConfig, UserError
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
+from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import budget as budgets
 from grads_ds.selection.explain import length_warning, numbers_of, reasons_of
 from grads_ds.selection.methods import score
-from grads_ds.selection.numbers import Floats, Ints
-from grads_ds.selection.table import ScoreTable
+from grads_ds.statistics import Floats, Ints
 
 # (row) -> None when the row is unlike every row accepted so far (and is now one of them), else the
 # one it is like

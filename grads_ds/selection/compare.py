@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grads_ds.config import SelectConfig, UserError
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
+from grads_ds.scores.read import ScoreTable
 from grads_ds.selection.choose import choose
-from grads_ds.selection.table import ScoreTable
 
 BUDGETS = (0.05, 0.5)
 LARGEST = 200_000  # samples; beyond it the comparison costs more than the choice

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from grads_ds.selection.numbers import Floats, Ints, random_keys, uniforms
+from grads_ds.selection.numbers import random_keys, uniforms
+from grads_ds.statistics import Floats, Ints
 
 EXACT_LARGEST = 5000
 LEVELS = 10

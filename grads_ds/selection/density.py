@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grads_ds.selection.numbers import Floats, rounded, rounded_scalar
+from grads_ds.selection.numbers import rounded, rounded_scalar
+from grads_ds.statistics import Floats
 
 GRID_STEPS_PER_BANDWIDTH = 16
 GRID_LARGEST = 2**18  # beyond it the farthest samples are treated as standing alone

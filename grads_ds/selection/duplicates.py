@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from grads_ds.config import UserError
+from grads_ds.config.errors import UserError
 
 PERMUTATIONS = 128
 SHINGLE = 5

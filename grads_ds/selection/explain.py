@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grads_ds.config import SelectConfig
+from grads_ds.config.select import SelectConfig
+from grads_ds.scores.read import ScoreTable
+from grads_ds.selection.criterion import Scored
 from grads_ds.selection.density import Density, estimate
-from grads_ds.selection.methods import Scored
-from grads_ds.selection.numbers import Floats, Ints, random_keys, spearman
+from grads_ds.selection.numbers import random_keys
 from grads_ds.selection.region import intervals
-from grads_ds.selection.table import ScoreTable
+from grads_ds.statistics import Floats, Ints, spearman
 
 CURVE_POINTS = 256
 DIAGNOSED = 200_000  # samples behind a rank correlation; more add digits, not insight

@@ -11,7 +11,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from grads_ds.selection.choose import Choice
-from grads_ds.selection.numbers import Ints, random_keys
+from grads_ds.selection.numbers import random_keys
+from grads_ds.statistics import Ints
 
 # bytes of JSON beyond which rows stay texts: columns would have to fit memory
 COLUMNS_LARGEST = 512 * 2**20
@@ -110,7 +111,7 @@ def _dated(kind: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(kind))
 
 
-def in_words(name: str, report: dict[str, Any]) -> str:
+def to_text(name: str, report: dict[str, Any]) -> str:
     """A choice's report as lines for a terminal."""
     counts, budget, edge = report["counts"], report["budget"], report["thresholds"]
     lines = [

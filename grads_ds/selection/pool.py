@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from grads_ds.config import UserError
-from grads_ds.selection.numbers import Ints
+from grads_ds.config.errors import UserError
+from grads_ds.statistics import Ints
 
 COMPOSITION_VALUES = 50  # a field with more distinct values is cut to its commonest
 BATCH = 8192

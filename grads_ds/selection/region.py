@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from grads_ds.config import SelectConfig
-from grads_ds.selection.numbers import Floats, Ints, random_keys, rank_shares, rounded, uniforms
+from grads_ds.config.select import SelectConfig
+from grads_ds.selection.numbers import random_keys, rounded, uniforms
+from grads_ds.statistics import Floats, Ints, rank_shares
 
 
 def preference(

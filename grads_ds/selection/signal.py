@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grads_ds.config import SelectConfig
-from grads_ds.selection.numbers import Floats, rounded
-from grads_ds.selection.table import ScoreTable
+from grads_ds.config.select import SelectConfig
+from grads_ds.scores.read import ScoreTable
+from grads_ds.selection.numbers import rounded
+from grads_ds.statistics import Floats
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grads_ds.config import Config, UserError
-from grads_ds.run_dir import atomic_path, publish_json
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
+from grads_ds.run_dir.publish import atomic_path, publish_json
+from grads_ds.scores.read import ScoreTable, read_table
 from grads_ds.selection import compare
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.duplicates import seen_before
-from grads_ds.selection.needs import anchor_leak
-from grads_ds.selection.numbers import Ints
-from grads_ds.selection.output import in_words, ordered, write_choice, write_dataset
+from grads_ds.selection.output import ordered, to_text, write_choice, write_dataset
 from grads_ds.selection.pool import Pool, composition, read_pool
-from grads_ds.selection.table import ScoreTable, read_table
+from grads_ds.selection.requirements import anchor_leak
+from grads_ds.statistics import Ints
 
 Fields = dict[str, tuple[NDArray[np.int64], list[str]]]
 
@@ -75,7 +76,7 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     if name is None:
         with_rivals(folder / "comparison.json", config, table, fields, choice)
     publish_json(folder / "selection.json", report)
-    print("select: " + "\nselect: ".join(in_words(report["name"], report).splitlines()), flush=True)
+    print("select: " + "\nselect: ".join(to_text(report["name"], report).splitlines()), flush=True)
     return report
 
 
@@ -94,7 +95,7 @@ def with_rivals(
 def preview(config: Config, run_dir: Path) -> str:
     """What `run_select` would choose, as text for a terminal. Writes nothing."""
     return "\n\n".join(
-        in_words(name or "selected", decide(config, name, run_dir)[-1])
+        to_text(name or "selected", decide(config, name, run_dir)[-1])
         for name in (None, *config.select.variants)
     )
 

@@ -20,12 +20,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from grads_ds.config import UserError
-from launcher.hosts import Host
+import grads_ds
+from grads_ds.config.errors import UserError
+from grads_ds.launcher.hosts import Host
 
 NAMES = ("local", "pdsh", "openmpi", "mpich", "slurm")
 BY_SSH = ("pdsh", "openmpi", "mpich")  # enter the hosts by ssh
-SUPERVISOR = Path(__file__).resolve().parent.parent / "rank.py"
+SUPERVISOR = Path(grads_ds.__file__).resolve().parent / "launcher" / "rank.py"
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 
@@ -70,7 +71,7 @@ class Backend(Protocol):
 
 def load(name: str) -> Backend:
     """The backend of that name."""
-    return import_module(f"launcher.backends.{name}")  # type: ignore[return-value]
+    return import_module(f"grads_ds.launcher.backends.{name}")  # type: ignore[return-value]
 
 
 def choose(name: str | None, hosts: Sequence[Host]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.backends import Command, Job
-from launcher.hosts import Host
+from grads_ds.launcher.backends import Command, Job
+from grads_ds.launcher.hosts import Host
 
 
 def commands(job: Job) -> list[Command]:

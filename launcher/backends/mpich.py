@@ -8,9 +8,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
-from launcher.backends import Command, Job, missing
-from launcher.hosts import Host
-from launcher.network import address_towards
+from grads_ds.launcher.backends import Command, Job, missing
+from grads_ds.launcher.hosts import Host
+from grads_ds.launcher.network import address_towards
 
 PROGRAMS = ("mpiexec.hydra", "mpiexec.mpich")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from launcher.backends import Command, Job, missing
-from launcher.hosts import Host, hostfile_text
+from grads_ds.launcher.backends import Command, Job, missing
+from grads_ds.launcher.hosts import Host, hostfile_text
 
 
 def commands(job: Job) -> list[Command]:

@@ -12,9 +12,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from grads_ds.config import UserError
-from launcher.backends import SUPERVISOR, Command, Job, missing, not_plain
-from launcher.hosts import Host, hostfile_text
+from grads_ds.config.errors import UserError
+from grads_ds.launcher.backends import SUPERVISOR, Command, Job, missing, not_plain
+from grads_ds.launcher.hosts import Host, hostfile_text
 
 
 def commands(job: Job) -> list[Command]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from launcher.backends import Command, Job, missing
-from launcher.hosts import Host
+from grads_ds.launcher.backends import Command, Job, missing
+from grads_ds.launcher.hosts import Host
 
 
 def commands(job: Job) -> list[Command]:

@@ -18,7 +18,7 @@ import pytest
 from conftest import REPO
 from grads_ds import scores
 from grads_ds.cli import main
-from grads_ds.run_dir import publish_json
+from grads_ds.run_dir.publish import publish_json
 
 ROWS = 40
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grads_ds.data.collate import IGNORE, pad_batch
+from grads_ds.data.collate import IGNORE_INDEX, pad_batch
 
-ROWS = [{"input_ids": [5, 6, 7], "labels": [IGNORE, 6, 7]}, {"input_ids": [8], "labels": [8]}]
+ROWS = [{"input_ids": [5, 6, 7], "labels": [IGNORE_INDEX, 6, 7]}, {"input_ids": [8], "labels": [8]}]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -23,14 +23,14 @@ def test_rows_come_back_out_of_the_padded_batch(side: str) -> None:
         assert batch["input_ids"][i][real].tolist() == row["input_ids"]
         assert batch["labels"][i][real].tolist() == row["labels"]
         assert set(batch["input_ids"][i][~real].tolist()) <= {5}
-        assert set(batch["labels"][i][~real].tolist()) <= {IGNORE}
+        assert set(batch["labels"][i][~real].tolist()) <= {IGNORE_INDEX}
     assert batch["attention_mask"][1].tolist() == ([1, 0, 0] if side == "right" else [0, 0, 1])
 
 
 def test_an_empty_batch_is_one_row_without_targets() -> None:
     batch = pad_batch([], pad_id=3)
     assert batch["input_ids"].tolist() == [[3, 3]]
-    assert batch["labels"].tolist() == [[IGNORE, IGNORE]]
+    assert batch["labels"].tolist() == [[IGNORE_INDEX, IGNORE_INDEX]]
     assert batch["attention_mask"].tolist() == [[1, 1]]
 
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grads_ds.config import UserError
-from grads_ds.data.faults import SHOWN, Faults
+from grads_ds.config.errors import UserError
 from grads_ds.data.formats import Sample, load_samples
+from grads_ds.data.problems import SHOWN, Faults
 
 TALK = [
     {"role": "user", "content": "Which colour?\n\nOf the sky"},

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from grads_ds.config import ModelConfig, UserError
-from grads_ds.data.collate import IGNORE
-from grads_ds.data.faults import Faults, RowFault
+from grads_ds.config.errors import UserError
+from grads_ds.config.model_and_data import ModelConfig
+from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample, load_samples
+from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.tokenizer import PLAIN_TEMPLATE, fingerprint, load_tokenizer
 from grads_ds.data.tokens import Encoded, Encoder, num_target_tokens
 from tests.data import twins
@@ -43,7 +44,7 @@ def answers(tokenizer: Any, encoded: Encoded) -> list[str]:
     """The runs of target tokens, as text."""
     runs: list[list[int]] = [[]]
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-        if label == IGNORE:
+        if label == IGNORE_INDEX:
             runs.append([])
         else:
             assert label == token
@@ -125,7 +126,7 @@ def test_marked_labels_are_those_of_transformers(twin: Any) -> None:
     )
     ours = encode(tokenizer, chat(CHAT))
     assert ours.input_ids == theirs["input_ids"]
-    assert [int(label != IGNORE) for label in ours.labels] == list(theirs["assistant_masks"])
+    assert [int(label != IGNORE_INDEX) for label in ours.labels] == list(theirs["assistant_masks"])
 
 
 @pytest.mark.parametrize("spaces", ["byte", "metaspace"])
@@ -249,10 +250,10 @@ def test_text_rows_are_all_target_as_the_tokenizer_writes_them(twin: Any, add_bo
 
 def test_number_of_targets_counts_what_the_shifted_loss_sees() -> None:
     torch = pytest.importorskip("torch")
-    labels = [7, IGNORE, 5, 6, IGNORE, 3]
+    labels = [7, IGNORE_INDEX, 5, 6, IGNORE_INDEX, 3]
     logits = torch.zeros(1, 6, 11)
     losses = torch.nn.functional.cross_entropy(
-        logits[0, :-1], torch.tensor(labels[1:]), ignore_index=IGNORE, reduction="none"
+        logits[0, :-1], torch.tensor(labels[1:]), ignore_index=IGNORE_INDEX, reduction="none"
     )
     assert num_target_tokens(labels) == int((losses > 0).sum()) == 3
 
@@ -260,7 +261,7 @@ def test_number_of_targets_counts_what_the_shifted_loss_sees() -> None:
 def test_truncation_keeps_a_target_or_drops_the_row(twin: Any) -> None:
     tokenizer = twin(twins.CHATML)
     whole = encode(tokenizer, chat(CHAT[:2]))
-    first = next(i for i, label in enumerate(whole.labels) if label != IGNORE)
+    first = next(i for i, label in enumerate(whole.labels) if label != IGNORE_INDEX)
     kept = encode(tokenizer, chat(CHAT[:2]), max_length=first + 1)
     assert kept.input_ids == whole.input_ids[: first + 1]
     assert num_target_tokens(kept.labels) == 1 and kept.cut == len(whole.input_ids) - first - 1

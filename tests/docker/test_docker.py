@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.hosts import read_hostfile
+from grads_ds.launcher.hosts import read_hostfile
 
 REPO = Path(__file__).resolve().parents[2]
 DOCKER = REPO / "docker"

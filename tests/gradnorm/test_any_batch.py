@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder
-from grads_ds.gradnorm.layout import cut_out, read_layout
+from grads_ds.gradnorm.batch_layout import read_layout, unpad
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 0, 12]
 
 
 def packed(batch: dict[str, torch.Tensor], rows: list[list[int]]) -> dict[str, torch.Tensor]:
     """The samples of a padded batch, several to a row."""
-    samples = cut_out(batch)
+    samples = unpad(batch)
     length = max(sum(len(samples[i][0]) for i in row) for row in rows) + 2
     result = {
         name: torch.full((len(rows), length), fill)

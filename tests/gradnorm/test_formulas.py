@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grads_ds.gradnorm import embedding, linear, norm
-from grads_ds.gradnorm.head import LogitTransform, head_pass
+from grads_ds.gradnorm.formulas import embedding, linear, norm
+from grads_ds.gradnorm.formulas.head import LogitTransform, head_pass
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 140), st.integers(1, 9), st.integers(1, 9))
 

@@ -15,7 +15,7 @@ from torch import nn
 from conftest import REPO
 from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder
-from grads_ds.gradnorm.linear import squares
+from grads_ds.gradnorm.formulas.linear import squares
 from grads_ds.gradnorm.reference import reference_gradients
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 0, 11]

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from launcher.hosts import Host
-from launcher.job import Place, run_job
-from launcher.outcome import Outcome
-from launcher.watch import Limits
+from grads_ds.launcher.hosts import Host
+from grads_ds.launcher.job import Placement, run_job
+from grads_ds.launcher.job_outcome import Outcome
+from grads_ds.launcher.watch import Timeouts
 
 REPO = Path(__file__).resolve().parents[2]
-QUICK = Limits(start=60.0, lost=8.0, hang=600.0, grace=1.5, settle=2.5)
+QUICK = Timeouts(start=60.0, lost=8.0, hang=600.0, grace=1.5, settle=2.5)
 _BEGIN = """
 import os, sys, time, signal
-from grads_ds import heartbeat
+from grads_ds.distributed import heartbeat
 heartbeat.start()
 rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 """
@@ -37,7 +37,7 @@ def run_code(
     script.write_text(_BEGIN + code)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     settings = {"hosts": [Host("localhost", ranks)], "backend": "local", "limits": QUICK} | place
-    return run_job("stage", [sys.executable, str(script)], Place(**settings), tmp_path / "logs")
+    return run_job("stage", [sys.executable, str(script)], Placement(**settings), tmp_path / "logs")
 
 
 def folder_of(tmp_path: Path) -> Path:

@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from grads_ds.cli import main
-from launcher import backends
-from launcher.environment import for_runner
-from launcher.hosts import Host, read_hostfile
-from launcher.outcome import DONE, FAILED
+from grads_ds.launcher import backends
+from grads_ds.launcher.environment import for_runner
+from grads_ds.launcher.hosts import Host, read_hostfile
+from grads_ds.launcher.job_outcome import DONE, FAILED
 from tests.cluster import Cluster, cluster
 from tests.launcher.jobs import left_behind, run_code
 

@@ -21,9 +21,9 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import REPO, make_tiny_model
-from launcher.hosts import Host, read_hostfile
-from launcher.outcome import DONE
-from launcher.status import snapshot
+from grads_ds.launcher.hosts import Host, read_hostfile
+from grads_ds.launcher.job_outcome import DONE
+from grads_ds.launcher.job_status import snapshot
 from tests.cluster import Cluster, cluster
 from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK, left_behind, run_code
@@ -102,11 +102,12 @@ def test_a_killed_launcher_leaves_nothing_on_any_host(
 import sys; sys.path[:0] = [{str(REPO)!r}, {str(REPO / "tests")!r}]
 from pathlib import Path
 from dataclasses import replace
-from launcher.hosts import read_hostfile
-from launcher.job import Place, run_job
+from grads_ds.launcher.hosts import read_hostfile
+from grads_ds.launcher.job import Placement, run_job
 from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK
-place = Place(read_hostfile({str(hosts.hostfile)!r}), "openmpi", limits=replace(QUICK, lost=2.0))
+limits = replace(QUICK, lost=2.0)
+place = Placement(read_hostfile({str(hosts.hostfile)!r}), "openmpi", limits=limits)
 words = [sys.executable, "-c", "import time; time.sleep(600)", {str(tmp_path)!r}]
 run_job("stage", words, place, Path("logs"))
 """
@@ -172,14 +173,14 @@ dist.barrier()
 
 WORK = """
 from pathlib import Path
-from grads_ds import ranks
+from grads_ds.distributed import ranks
 ranks.start()
 import torch, torch.distributed as dist
 from datasets import Dataset
 from transformers import TrainerCallback
-from grads_ds.config import load_config
-from grads_ds.scoring import score_samples
-from grads_ds.train import train_model
+from grads_ds.config.load import load_config
+from grads_ds.engine.frozen_pass import score_samples
+from grads_ds.training.train import train_model
 
 def over(file):  # all ranks at the same step
     seen = torch.tensor(float(os.path.exists(file)))
@@ -288,7 +289,9 @@ def test_a_slow_rank_is_named_while_it_records_and_while_it_trains(
         slow_down("training", "trained")
 
     threading.Thread(target=both, daemon=True).start()
-    outcome = run_code(WORK, tmp_path, monkeypatch, **place | {"limits": replace(QUICK, pace=2.0)})
+    outcome = run_code(
+        WORK, tmp_path, monkeypatch, **place | {"limits": replace(QUICK, straggler_window=2.0)}
+    )
     assert outcome.status == DONE, (outcome, seen)
     events = [
         json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()

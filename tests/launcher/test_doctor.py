@@ -15,11 +15,16 @@ import pytest
 import yaml
 
 from conftest import REPO, write_rows
-from launcher.doctor import judge_hosts
-from launcher.examine import COLLECTIVE_BYTES
-from launcher.facts import host_facts
-from launcher.findings import GLOO_BYTES_PER_SECOND, USUAL_SHARE, Finding, of_collectives
-from launcher.hosts import Host
+from grads_ds.launcher.doctor.examine import judge_hosts
+from grads_ds.launcher.doctor.facts import host_facts
+from grads_ds.launcher.doctor.findings import (
+    GLOO_BYTES_PER_SECOND,
+    USUAL_SHARE,
+    Finding,
+    check_collectives,
+)
+from grads_ds.launcher.doctor.on_host import COLLECTIVE_BYTES
+from grads_ds.launcher.hosts import Host
 from tests.launcher.faults import told
 
 GOOD: dict[str, Any] = {
@@ -225,7 +230,9 @@ def test_a_collective_is_slow_by_its_link_and_by_what_gloo_can(
         "backend": backend,
         "all_reduce": {"seconds": 1.0, "bytes_per_second": speed, "correct": True},
     }
-    assert [finding.level for finding in of_collectives(found, megabits, several=True)] == [level]
+    assert [finding.level for finding in check_collectives(found, megabits, several=True)] == [
+        level
+    ]
 
 
 def test_the_usual_share_is_what_was_measured() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from grads_ds.config import UserError
-from launcher.hosts import (
+from grads_ds.config.errors import UserError
+from grads_ds.launcher.hosts import (
     Host,
     choose_hosts,
     read_hostfile,

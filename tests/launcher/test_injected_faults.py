@@ -22,8 +22,8 @@ import yaml
 
 from conftest import REPO, make_tiny_model, write_rows
 from grads_ds.cli import main
-from launcher import doctor
-from launcher.hosts import read_hostfile
+from grads_ds.launcher.doctor import examine
+from grads_ds.launcher.hosts import read_hostfile
 from tests.cluster import Cluster, cluster
 from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK, left_behind, run_code
@@ -82,7 +82,7 @@ def job(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setenv("PATH", hosts.environment["PATH"])
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "LIMITS", QUICK)
+    monkeypatch.setattr(examine, "LIMITS", QUICK)
     yield tmp_path
     assert left_behind(str(tmp_path)) == []
 

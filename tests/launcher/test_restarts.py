@@ -15,7 +15,7 @@ import yaml
 from conftest import REPO, make_tiny_model, write_rows
 from grads_ds.cli import main
 from grads_ds.commands import run
-from launcher.outcome import FAILED
+from grads_ds.launcher.job_outcome import FAILED
 from tests.cluster import cluster
 from tests.launcher.jobs import left_behind
 

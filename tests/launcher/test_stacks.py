@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.stacks import sentence
+from grads_ds.launcher.stacks import sentence
 
 _WAIT = """Thread 0x00007f0000000001 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 320 in wait

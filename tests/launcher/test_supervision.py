@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.outcome import DONE
+from grads_ds.launcher.job_outcome import DONE
 from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK, folder_of, left_behind, run_code
 

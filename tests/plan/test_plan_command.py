@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from grads_ds.cli import main
-from grads_ds.config import UserError, load_config
+from grads_ds.config.errors import UserError
+from grads_ds.config.load import load_config
 from grads_ds.plan.forecast import Cluster, Forecast, forecasts
 from grads_ds.plan.shapes import NAMED, model_config
 from tests.conftest import REPO

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from grads_ds.config import Config
+from grads_ds.config.config import Config
 
 KINDS = ["clean", "clean", "clean", "wrong_answer", "near_duplicate", "off_domain"]
 LOSSES = {  # model -> (domain, general)

@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from grads_ds.config import Config, UserError
-from grads_ds.report import report_table, run_report
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
+from grads_ds.report.stage import run_report
+from grads_ds.report.terminal import report_table
 from tests.report.synthetic_run import LOSSES, make_run, write_json
 
 SECTIONS = [
@@ -283,7 +285,7 @@ def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path) -> None:
 
 
 def test_curves_of_a_resumed_run_are_one_curve(tmp_path: Path) -> None:
-    from grads_ds.report.gather import read_curve
+    from grads_ds.report.read_run import read_curve
     from tests.report.synthetic_run import write_curve
 
     write_curve(tmp_path / "log", 5, 4.0)
@@ -309,8 +311,8 @@ def test_subsets_of_an_earlier_config_are_not_shown(tmp_path: Path) -> None:
 def test_the_report_imports_no_torch(tmp_path: Path) -> None:
     config = make_run(tmp_path, n=100, variants=False)
     code = (
-        "import sys; from pathlib import Path; from grads_ds.config import Config\n"
-        "from grads_ds.report import run_report\n"
+        "import sys; from pathlib import Path; from grads_ds.config.config import Config\n"
+        "from grads_ds.report.stage import run_report\n"
         f"run_report(Config.model_validate({config.model_dump()!r}), Path({config.run_dir!r}))\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -365,7 +367,7 @@ def test_plain_table_has_every_model_in_order_with_its_numbers(run: tuple[Config
 
 
 def test_pool_rows_are_found_whatever_the_shard(tmp_path: Path) -> None:
-    from grads_ds.report.gather import read_rows
+    from grads_ds.report.read_run import read_rows
 
     config = make_run(tmp_path, n=300, variants=False)
     rows = read_rows(Path(config.run_dir), [0, 149, 150, 299, 10_000])

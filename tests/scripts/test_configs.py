@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from grads_ds.check import check_training
 from grads_ds.cli import main
-from grads_ds.config import load_config
+from grads_ds.config.load import load_config
+from grads_ds.training.division import check_training
 
 REPO = Path(__file__).resolve().parents[2]
 RANKS = {"quickstart": 2, "7b_one_node": 8, "70b_eight_nodes": 64, "lora_70b_one_node": 8}

@@ -111,7 +111,7 @@ def test_too_few_distinct_rows_are_refused_with_how_many_there_are() -> None:
     "path", sorted((REPO / "configs/study").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) -> None:
-    from grads_ds.config import Config
+    from grads_ds.config.config import Config
 
     described = study_design.read(path)
     assert "random" in described.methods

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grads_ds.config import Config
-from grads_ds.selection.table import ScoreTable, from_arrow
+from grads_ds.config.config import Config
+from grads_ds.scores.read import ScoreTable, from_arrow
 
 
 def arrow_table(n: int, seed: int = 0, **columns: Any) -> pa.Table:

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from grads_ds.config import SelectConfig, UserError
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
 from grads_ds.selection.budget import above_mean, spread
 from grads_ds.selection.choose import choose
 from selection.pools import score_table

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grads_ds.config import SelectConfig, UserError
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
+from grads_ds.scores.read import ScoreTable, from_arrow
 from grads_ds.selection.choose import Choice, choose
-from grads_ds.selection.table import ScoreTable, from_arrow
 from selection.pools import arrow_table, score_table
 
 GRADS = [

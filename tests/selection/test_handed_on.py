@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_from_disk
 
-from grads_ds.config import Config
-from grads_ds.prepare import run_prepare
+from grads_ds.config.config import Config
+from grads_ds.data.stage import run_prepare
 from grads_ds.selection.stage import run_select
-from grads_ds.sft import training_rows
+from grads_ds.training.sft import training_rows
 from selection.pools import arrow_table
 
 N = 24

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from grads_ds.config import UserError
+from grads_ds.config.errors import UserError
 from grads_ds.selection.pool import Pool, composition, read_pool
 
 

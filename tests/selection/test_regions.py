@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 
-from grads_ds.config import SelectConfig
+from grads_ds.config.select import SelectConfig
 from grads_ds.selection.choose import choose
 from selection.pools import score_table
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grads_ds.cli import main
-from grads_ds.config import UserError
+from grads_ds.config.errors import UserError
 from grads_ds.selection import stage
 from grads_ds.selection.duplicates import shingles
 from selection.pools import arrow_table, config, user_row, write_run
@@ -275,7 +275,7 @@ EVERYTHING = {
 OTHER_MACHINE = """
 import json, sys
 from pathlib import Path
-from grads_ds.config import Config
+from grads_ds.config.config import Config
 from grads_ds.selection.stage import run_select
 run_select(Config.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
 assert "torch" not in sys.modules, "torch was imported"

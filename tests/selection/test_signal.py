@@ -8,9 +8,10 @@ import statistics
 import numpy as np
 import pytest
 
-from grads_ds.config import SelectConfig, UserError
-from grads_ds.selection.numbers import spearman
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
 from grads_ds.selection.signal import build_signal, positive, robust_z, without_length
+from grads_ds.statistics import spearman
 from selection.pools import score_table
 
 TABLE = score_table(201)  # odd: the lower median is the median

@@ -1,0 +1,90 @@
+"""Sections `model` and `data`: the model to adapt, the pool to choose from, the held-out sets."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from grads_ds.config.record import NAME, Record
+
+
+class LoraConfig(Record):
+    """Low-rank adapters (PEFT) instead of full-parameter training."""
+
+    r: int = Field(16, ge=1, description="rank of the adapters")
+    alpha: float = Field(
+        32.0, gt=0, description="scale of the adapters (alpha / r multiplies their output)"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout on the adapters' input during training"
+    )
+    target_modules: str | list[str] = Field(
+        "all-linear", description="module names, or 'all-linear'"
+    )
+
+
+class ModelConfig(Record):
+    """The model to adapt."""
+
+    path: str = Field(description="a Hugging Face folder or hub id")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field(
+        "bfloat16", description="dtype of weights and activations"
+    )
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = Field(
+        "sdpa", description="attention implementation"
+    )
+    lora: LoraConfig | None = Field(None, description="null trains every parameter")
+    chat_template: str | None = Field(
+        None, description="a Jinja file replacing the tokenizer's own chat template"
+    )
+    trust_remote_code: bool = Field(False, description="run model code that ships with the weights")
+
+
+class DataConfig(Record):
+    """The pool to choose from and the held-out sets to judge by."""
+
+    train: list[str] = Field(
+        min_length=1, description="files, folders or hub ids; together they are the pool"
+    )
+    validation: dict[str, str | list[str]] = Field(
+        default_factory=dict, description="held-out sets by name, e.g. {domain: ..., general: ...}"
+    )
+    replay: list[str] = Field(
+        default_factory=list,
+        description="general training rows that sft.replay mixes in against forgetting",
+    )
+    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"] = Field(
+        "auto", description="row format; auto looks at each source's keys"
+    )
+    max_length: int = Field(2048, ge=8, description="longest sample, in tokens")
+    overlong: Literal["truncate", "drop"] = Field(
+        "truncate", description="what happens to a sample above max_length"
+    )
+    metadata: list[str] = Field(
+        default_factory=list,
+        description="row fields carried along for the report's composition tables",
+    )
+
+    @field_validator("train", "replay", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("validation")
+    @classmethod
+    def _names_are_folder_names(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            if not NAME.fullmatch(name) or name in ("pool", "replay"):
+                raise ValueError(
+                    f"the set name {name!r} must be letters, digits, '_', '-' or '.', and neither"
+                    " 'pool' nor 'replay'"
+                )
+        return value
+
+    def validation_sources(self) -> dict[str, list[str]]:
+        """The held-out sets, each as a list of sources."""
+        return {
+            name: [src] if isinstance(src, str) else list(src)
+            for name, src in self.validation.items()
+        }

@@ -1,0 +1,101 @@
+"""Section `probe`: the preliminary phase and the recording of gradient norms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from grads_ds.config.errors import nearest
+from grads_ds.config.training import TrainingConfig
+
+EXTRAS = ("ifd", "el2n", "anchor", "early")  # further columns of the score table
+
+
+LAYER_GROUPS = ("embedding", "lm_head", "attention", "mlp", "norm", "lora")
+
+
+class ProbeConfig(TrainingConfig):
+    """The preliminary phase and the recording of gradient norms."""
+
+    epochs: float = Field(
+        1.0, ge=0, description="length of the preliminary training; 0 scores the model as it is"
+    )
+    record: Literal["after", "during"] = Field(
+        "after",
+        description=(
+            "after: a frozen pass over the pool; during: while the preliminary phase trains"
+        ),
+    )
+    layers: list[str] | Literal["all"] = Field(
+        default_factory=lambda: ["embedding", "lm_head"],
+        description=(
+            f"parameter groups whose norms are recorded: any of {', '.join(LAYER_GROUPS)}, or all"
+        ),
+    )
+    tokens_per_microbatch: int = Field(
+        16384, ge=8, description="tokens of one frozen micro-batch per rank, padding included"
+    )
+    flush_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="scores at most this old are lost with a killed rank (or 2 % of a long pass)",
+    )
+    loss_reduction: Literal["mean", "sum"] = Field(
+        "mean", description="a sample's loss is the mean or the sum over its target tokens"
+    )
+    extras: list[str] = Field(
+        default_factory=list,
+        description=(
+            f"further columns, for the rivals of selection: any of {', '.join(EXTRAS)}"
+            " (docs/selection.md)"
+        ),
+    )
+    anchor: str | list[str] | None = Field(
+        None,
+        description=(
+            "extras anchor: a set of data.validation by name, or files, folders or hub ids of"
+            " its own"
+        ),
+    )
+
+    @field_validator("extras")
+    @classmethod
+    def _known_extras(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in EXTRAS:
+                raise ValueError(f"{name!r} is not an extra column{nearest(name, EXTRAS)}")
+        return list(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _extras_fit(self) -> ProbeConfig:
+        if ("anchor" in self.extras) != (self.anchor is not None):
+            raise ValueError(
+                "extras: [anchor] and anchor: SET want each other; found one alone; give both or"
+                " neither"
+            )
+        if "early" in self.extras and self.epochs == 0:
+            raise ValueError(
+                "extras early compares with the model before training; found epochs 0; set epochs"
+                " above 0"
+            )
+        if self.extras and self.record == "during" and self.epochs > 0:
+            raise ValueError(
+                "extras are recorded on frozen weights; found record: during; set record: after"
+            )
+        return self
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _known_groups(cls, value: Any) -> Any:
+        if value == "all" or value == ["all"]:
+            return "all"
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list) or not names:
+            raise ValueError(f"wanted a list of {', '.join(LAYER_GROUPS)}, or all")
+        for name in names:
+            if name not in LAYER_GROUPS:
+                raise ValueError(
+                    f"{name!r} is not a layer group{nearest(str(name), [*LAYER_GROUPS, 'all'])}"
+                )
+        return list(dict.fromkeys(names))

@@ -1,0 +1,204 @@
+"""Section `select`: how the subset is chosen from the score table."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from grads_ds.config.errors import nearest
+from grads_ds.config.probe import LAYER_GROUPS
+from grads_ds.config.record import Record
+
+
+class SelectConfig(Record):
+    """How the subset is chosen from the score table (docs/selection.md tells what each choice
+    means).
+    """
+
+    METHODS: ClassVar[tuple[str, ...]] = (
+        "grads",
+        "random",
+        "length_matched",
+        "loss",
+        "perplexity_band",
+        "length",
+        "grand",
+        "el2n",
+        "ifd",
+        "k_center",
+        "snr",
+        "anchor_conflict",
+        "orthogonal",
+        "less",
+        "mixture",
+    )
+    COMBINATIONS: ClassVar[tuple[str, ...]] = ("sum", "product", "l2", "zscore", "joint")
+
+    method: str = Field(
+        "grads", description="grads, a rival (docs/selection.md) or the name of an installed plugin"
+    )
+    budget: float | Literal["auto"] = Field(
+        0.05,
+        description=(
+            "fraction (0, 1] of the pool (1 is all of it), number of samples (>= 2), or auto"
+        ),
+    )
+    budget_tokens: int | None = Field(
+        None, ge=1, description="budget in tokens of the chosen samples; replaces budget"
+    )
+    signal: str = Field(
+        "product",
+        description=(
+            "how norms become one: sum, product, l2, zscore, joint, or one group's name, e.g."
+            " lm_head, total"
+        ),
+    )
+    groups: list[str] = Field(
+        default_factory=lambda: ["embedding", "lm_head"],
+        min_length=1,
+        description="parameter groups that signal combines",
+    )
+    scale: Literal["log", "linear"] = Field(
+        "log", description="scale on which the signal's density is estimated"
+    )
+    standardise: Literal["robust", "none"] = Field(
+        "robust", description="robust: each group's norms over their median"
+    )
+    length_correction: bool = Field(
+        False, description="norms less their trend in the number of target tokens (log-log)"
+    )
+    bandwidth: Literal["silverman", "scott", "isj"] | float = Field(
+        "silverman", description="kernel width: a rule, or a number in units of the signal"
+    )
+    boundary: Literal["auto", "mirror", "none"] = Field(
+        "auto", description="mirror the density at zero; auto: on the linear scale only"
+    )
+    region: Literal["density", "magnitude", "mass", "band", "sample"] = Field(
+        "density", description="which part of the signal's distribution is chosen"
+    )
+    band: tuple[float, float] = Field(
+        (0.25, 0.75), description="quantiles of region band and of method perplexity_band"
+    )
+    forget_less: float = Field(
+        0.0,
+        ge=0,
+        description=(
+            "grads: places (share of the pool) lost per unit of conflict with the general anchor"
+        ),
+    )
+    mixture: dict[str, float] = Field(
+        default_factory=dict, description="method mixture: weight of each method's rank"
+    )
+    strata: str | None = Field(
+        None, description="source, or a data.metadata field: spread the budget over its values"
+    )
+    strata_balance: Literal["proportional", "equal"] = Field(
+        "proportional", description="each stratum's share: as in the pool, or the same for all"
+    )
+    near_duplicates: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=(
+            "Jaccard similarity from which a later sample is dropped and replaced; null keeps all"
+        ),
+    )
+    order: Literal["preference", "signal", "shuffled", "pool"] = Field(
+        "preference", description="order of selected.jsonl"
+    )
+    weights: Literal["none", "inverse_density", "preference"] = Field(
+        "none",
+        description=(
+            "column weight of selection.parquet (mean 1 over the chosen) for weighted training"
+        ),
+    )
+    plugin_options: dict[str, Any] = Field(
+        default_factory=dict, description="handed to a plugin method as it stands"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="named subsets chosen beside the main one: settings that differ from it",
+    )
+
+    @field_validator("method")
+    @classmethod
+    def _known_method(cls, value: str) -> str:
+        if value not in cls.METHODS:
+            plugins = sorted(entry.name for entry in entry_points(group="grads_ds.selection"))
+            if value not in plugins:
+                raise ValueError(
+                    f"{value!r} is not a selection method{nearest(value, [*cls.METHODS, *plugins])}"
+                )
+        return value
+
+    @field_validator("signal")
+    @classmethod
+    def _known_signal(cls, value: str) -> str:
+        known = [*cls.COMBINATIONS, *LAYER_GROUPS, "total"]
+        if value not in known:
+            raise ValueError(f"{value!r} is not a signal{nearest(value, known)}")
+        return value
+
+    @field_validator("groups")
+    @classmethod
+    def _known_groups(cls, value: list[str]) -> list[str]:
+        known = [*LAYER_GROUPS, "total"]
+        for name in value:
+            if name not in known:
+                raise ValueError(f"{name!r} is not a layer group{nearest(name, known)}")
+        return list(dict.fromkeys(value))
+
+    @field_validator("bandwidth")
+    @classmethod
+    def _positive(cls, value: str | float) -> str | float:
+        if isinstance(value, float) and not 0 < value < float("inf"):
+            raise ValueError(f"wanted silverman, scott, isj or a number above 0; found {value:g}")
+        return value
+
+    @field_validator("band")
+    @classmethod
+    def _quantiles(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] < value[1] <= 1:
+            raise ValueError(
+                f"wanted two quantiles, low before high, within 0 and 1; found {list(value)}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _mixture_fits(self) -> SelectConfig:
+        if self.method == "mixture" and not self.mixture:
+            raise ValueError(
+                "method mixture wants mixture: {method: weight, ...}; found none; name at least one"
+                " method"
+            )
+        for name, weight in self.mixture.items():
+            if name == "mixture":
+                raise ValueError("a mixture cannot hold itself; remove mixture from select.mixture")
+            type(self)._known_method(name)
+            if not 0 < weight < float("inf"):
+                raise ValueError(
+                    f"the weight of {name} in mixture must be above 0; found {weight:g}"
+                )
+        if self.signal == "joint" and len(self.groups) != 2:
+            raise ValueError(
+                f"signal joint wants two groups; found {self.groups}; give groups: [embedding,"
+                " lm_head]"
+            )
+        return self
+
+    @field_validator("budget")
+    @classmethod
+    def _a_budget(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not (0 < value <= 1 or (value >= 2 and value % 1 == 0)):
+            raise ValueError(
+                "wanted a fraction above 0 and up to 1, a whole number of samples from 2 on, or"
+                f" auto; found {value:g}"
+            )
+        return value
+
+    def resolve(self, name: str | None) -> SelectConfig:
+        """The settings of one named subset (None: the main one), without `variants`."""
+        base = self.model_dump(exclude={"variants"})
+        return SelectConfig(**(base | (self.variants[name] if name else {})))

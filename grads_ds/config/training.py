@@ -1,0 +1,100 @@
+"""Section `sft`, and the settings it shares with the preliminary phase."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from grads_ds.config.record import Record
+
+
+class TrainingConfig(Record):
+    """Optimisation settings shared by the preliminary phase and SFT."""
+
+    epochs: float = Field(3.0, ge=0, description="passes over the training rows; may be a fraction")
+    learning_rate: float = Field(1.0e-5, gt=0, description="peak learning rate")
+    batch_size: int = Field(32, ge=1, description="samples per optimizer step, over all ranks")
+    micro_batch_size: int = Field(
+        4, ge=1, description="samples per rank and forward pass (at most)"
+    )
+    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="decay of the learning rate"
+    )
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps spent warming up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass"
+    )
+    checkpoint_steps: int = Field(
+        500, ge=1, description="optimizer steps between resumable checkpoints"
+    )
+    checkpoints_kept: int = Field(
+        2, ge=1, description="finished checkpoints kept while training; older ones are removed"
+    )
+
+
+class EarlyStoppingConfig(Record):
+    """When fine-tuning ends before its last step; the model kept is that of the lowest held-out
+    loss.
+    """
+
+    set: str = Field("domain", description="the set of data.validation whose loss is watched")
+    every: int = Field(
+        50, ge=1, description="optimizer steps between two looks, each with a checkpoint"
+    )
+    patience: int = Field(
+        3, ge=1, description="looks in a row without a lower loss after which training ends"
+    )
+    min_delta: float = Field(
+        0.0, ge=0, description="nats by which the loss has to fall to count as lower"
+    )
+
+
+class SftConfig(TrainingConfig):
+    """Fine-tuning on the chosen rows."""
+
+    variants: list[str] = Field(
+        default_factory=list,
+        description=(
+            "also trained, for comparison: names of select.variants, or full (the whole pool)"
+        ),
+    )
+    equal: Literal["epochs", "steps"] = Field(
+        "epochs",
+        description=(
+            "what every variant shares: the number of epochs, or the full pool's optimizer steps"
+        ),
+    )
+    packing: bool = Field(
+        False,
+        description=(
+            "the samples of a micro-batch share rows of up to data.max_length tokens, none seeing"
+            " another; same steps, no padding"
+        ),
+    )
+    sequence_parallel: int = Field(
+        1,
+        ge=1,
+        description=(
+            "ranks that share the tokens of each sample (Ulysses), for samples too long for one GPU"
+        ),
+    )
+    adapter: bool = Field(
+        False,
+        description=(
+            "with model.lora: the adapter is also written by itself, to the folder adapter beside"
+            " the merged model"
+        ),
+    )
+    weights: bool = Field(
+        False, description="samples count by the weight that select.weights gave them"
+    )
+    replay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training rows that are drawn from data.replay; 0.1 is one in ten",
+    )
+    early_stopping: EarlyStoppingConfig | None = Field(None, description="null trains all steps")

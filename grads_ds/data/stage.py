@@ -1,0 +1,163 @@
+"""prepare: the user's files -> tokenised samples with stable ids and target masks, one folder per
+set.
+
+Reads `data.train`, `data.validation` and the tokenizer of `model.path`; writes `prepared/` in the
+run directory as a whole or not at all: `pool/` and one folder per validation set (each for
+`datasets.load_from_disk`, columns in `data/prepared.py`) and `prepared.json` with every count. Runs
+on one process of one host, by `grads-ds prepare CONFIG`, or first in `grads-ds run CONFIG`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from grads_ds.config.config import ANCHOR_SET, Config
+from grads_ds.config.errors import UserError
+from grads_ds.data.formats import load_samples
+from grads_ds.data.prepared import Counts, spool_samples, write_set
+from grads_ds.data.problems import Faults
+from grads_ds.data.sources import find_inputs
+from grads_ds.data.tokenizer import check_tokenizer, fingerprint, load_tokenizer
+from grads_ds.run_dir.publish import atomic_path, publish_json
+
+
+def check_prepare(config: Config) -> list[str]:
+    """Faults that can be seen before any row is read: missing or empty files, no tokenizer, no
+    template file.
+    """
+    faults = Faults()
+    for name, entries in config.prepared_sets().items():
+        where = {"pool": "data.train", "replay": "data.replay"}.get(name, f"data.validation.{name}")
+        if config.anchor_sources() and name == ANCHOR_SET:
+            where = "probe.anchor"
+        mine = Faults()
+        for item in find_inputs(entries, mine):
+            if item.kind.startswith(".") and os.path.getsize(item.path) == 0:
+                mine.add(
+                    item.path,
+                    "at least one row",
+                    "an empty file",
+                    "fill it or remove it from the config",
+                )
+        for text in mine.shown:
+            faults.add_text(f"{where}: {text}")
+    return faults.shown + check_tokenizer(config.model)
+
+
+def run_prepare(config: Config, run_dir: Path) -> None:
+    """Tokenise the pool and the validation sets into `run_dir`/prepared.
+
+    All rows of all sets are read and checked before the first is tokenised; on any fault nothing is
+    published and UserError lists what was found.
+    """
+    quick = check_prepare(config)
+    if quick:
+        raise UserError(quick)
+    with atomic_path(run_dir / "prepared") as folder:
+        folder.mkdir()
+        spool, faults, rows = folder / "spool", Faults(), {}
+        spool.mkdir()
+        for name, entries in config.prepared_sets().items():
+            samples = load_samples(entries, config.data.format, faults)
+            bar = tqdm(samples, desc=f"reading {name}", unit=" rows")
+            rows[name] = spool_samples(bar, spool / name, faults)
+        faults.raise_if_any()
+
+        tokenizer = load_tokenizer(config.model)
+        counts: dict[str, Counts] = {}
+        for name, number in rows.items():
+            counts[name] = write_set(config, tokenizer, spool / name, number, folder / name, faults)
+            (spool / name).unlink()
+        spool.rmdir()
+        for name, count in counts.items():
+            if not count.kept and not faults.count:
+                reasons = ", ".join(
+                    f"{reason}: {n:,}" for reason, n in sorted(count.dropped.items())
+                )
+                found = f"none of {count.read:,} ({reasons})"
+                faults.add(
+                    f"data: {name}",
+                    "at least one usable row",
+                    found,
+                    "raise data.max_length or give other data",
+                )
+        faults.raise_if_any()
+        anchor = ANCHOR_SET if config.anchor_sources() else None
+        _count_shared(folder, counts, anchor)
+        pad = (
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        )
+        publish_json(
+            folder / "prepared.json",
+            {
+                "tokenizer": {
+                    "path": config.model.path,
+                    "fingerprint": fingerprint(tokenizer),
+                    "vocabulary": len(tokenizer),
+                },
+                "pad_token_id": pad if pad is not None else 0,
+                "max_length": config.data.max_length,
+                "overlong": config.data.overlong,
+                "sets": {name: count.record() for name, count in counts.items()},
+            },
+        )
+    for name, count in counts.items():
+        print(f"prepare: {name}: {count.summary()}", flush=True)
+        if count.also_in_pool and name != anchor:
+            print(
+                f"prepare: {name}: {count.also_in_pool:,} of its rows are in the pool too, word for"
+                " word",
+                flush=True,
+            )
+    if anchor:
+        _warn_of_leaks(counts[anchor])
+
+
+def _warn_of_leaks(anchor: Counts) -> None:
+    """What the anchor shares with what it is to be compared with. Told and not refused: large
+    corpora share a few rows, and a choice by a held-out set itself is allowed too, with a warning
+    of its own (docs/selection.md).
+    """
+    for name, shared in anchor.also_held_out.items():
+        print(
+            f"prepare: WARNING: probe.anchor: {shared:,} of its {anchor.kept:,} rows are in"
+            f" data.validation.{name} too, word for word: a choice that looks at the anchor is"
+            f" fitted to them, and the loss on {name} is no fair test of it; take them out of one"
+            " of the two",
+            file=sys.stderr,
+            flush=True,
+        )
+    if anchor.also_in_pool:
+        print(
+            f"prepare: WARNING: probe.anchor: {anchor.also_in_pool:,} of its {anchor.kept:,} rows"
+            " are in data.train too, word for word: each of them is compared with a gradient that"
+            " holds its own; take them out of one of the two",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _count_shared(folder: Path, counts: dict[str, Counts], anchor: str | None) -> None:
+    """Held-out rows that are also in the pool: their loss says nothing about new text, so the
+    number is shown. Of an anchor of its own also those that are in a held-out set.
+    """
+    import pyarrow.compute as pc
+    from datasets import load_from_disk
+
+    hashes = {
+        name: load_from_disk(str(folder / name)).data.column("sample_hash") for name in counts
+    }
+
+    def shared(mine: str, other: str) -> int:
+        return int(pc.sum(pc.is_in(hashes[mine], value_set=hashes[other])).as_py())
+
+    for name, count in counts.items():
+        if name not in ("pool", "replay"):
+            count.also_in_pool = shared(name, "pool")
+    for name in counts if anchor else ():
+        if name not in ("pool", "replay", anchor) and (rows := shared(str(anchor), name)):
+            counts[str(anchor)].also_held_out[name] = rows

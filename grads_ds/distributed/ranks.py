@@ -1,0 +1,185 @@
+"""The ranks of one job: start and stop the process group, act on rank 0, share what it found.
+
+Reads the launcher's environment (RANK, WORLD_SIZE, LOCAL_RANK, ...). torch and deepspeed are
+imported only by `start`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+from grads_ds.config.errors import UserError
+
+T = TypeVar("T")
+SHARED_MEMORY_OP = "deepspeed_shm_comm"
+
+
+def launched() -> bool:
+    """Whether a launcher started this process as one of its ranks."""
+    return "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
+
+
+def launched_rank() -> int:
+    """This process's rank by the launcher's environment; 0 without one."""
+    return int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
+
+
+def foreign_variables() -> list[str]:
+    """The fault of a shell that still holds another job's RANK or WORLD_SIZE; none where they agree
+    with Open MPI's.
+
+    mpirun hands the shell's variables to the ranks of its own host alone. DeepSpeed lets RANK and
+    its kin win over MPI, so that rank 0 would run as a world of one and the others wait for it in
+    MPI without end. Ranks that torchrun starts below one MPI process rightly disagree with it.
+    """
+    if "OMPI_COMM_WORLD_RANK" not in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        return []
+    pairs = (("RANK", "OMPI_COMM_WORLD_RANK"), ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"))
+    return [
+        f"{name}: wanted {os.environ[theirs]}, as mpirun says; found {os.environ[name]} in the"
+        f" shell that called mpirun; unset {name}"
+        for name, theirs in pairs
+        if os.environ.get(name, os.environ[theirs]) != os.environ[theirs]
+    ]
+
+
+def start() -> None:
+    """Join the process group (gloo on CPU, NCCL on GPUs). A process started alone becomes a world
+    of one.
+
+    Raises UserError where the environment holds another job's rank.
+    """
+    import deepspeed
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    if faults := foreign_variables():
+        raise UserError(faults)
+    if not launched():
+        os.environ |= {
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "0",
+        }
+    skip_shared_memory_op(deepspeed)
+    quote_torch_lib_path()
+    deepspeed.init_distributed(verbose=False)
+
+
+def skip_shared_memory_op(deepspeed: Any) -> None:
+    """Keep DeepSpeed from compiling its shared-memory collectives on CPU ranks; training does not
+    use them.
+
+    The compiler fails where the environment's path holds a space, and one killed while it compiles
+    leaves a lock that every later start waits on without end (both seen with DeepSpeed 0.19.8,
+    whose table of usable ops is not a public name).
+    """
+    ops = getattr(deepspeed.ops, "__compatible_ops__", {})
+    if SHARED_MEMORY_OP in ops:
+        ops[SHARED_MEMORY_OP] = False
+
+
+def quote_torch_lib_path() -> None:
+    """Let DeepSpeed's ops be compiled where torch lies below a folder with a space in its name.
+
+    torch.utils.cpp_extension (seen with torch 2.13.0) gives its library folder to the shell
+    unquoted.
+    """
+    import torch
+
+    if any(character.isspace() for character in torch.__path__[0]):
+        from torch.utils import cpp_extension
+
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(os.path.join(torch.__path__[0], "lib"))
+
+
+def finish() -> None:
+    """Leave together: a rank that goes without a barrier can abort the others."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    if "mpi4py.MPI" in sys.modules:  # mpirun takes a rank that ends without this for a failure
+        mpi = sys.modules["mpi4py.MPI"]
+        if mpi.Is_initialized() and not mpi.Is_finalized():
+            mpi.Finalize()
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a job."""
+    dist = _dist()
+    return dist.get_rank() if dist else 0
+
+
+def world() -> int:
+    """The number of ranks; 1 outside a job."""
+    dist = _dist()
+    return dist.get_world_size() if dist else 1
+
+
+def is_main() -> bool:
+    """Whether this is rank 0."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    dist = _dist()
+    if dist:
+        dist.barrier()
+
+
+def from_main(find: Callable[[], T]) -> T:
+    """Call `find` on rank 0 alone and return its value on every rank.
+
+    A UserError raised there is raised everywhere.
+    """
+    dist = _dist()
+    if not dist:
+        return find()
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = find()
+        except UserError as error:
+            box[1] = error.faults
+    dist.broadcast_object_list(box, src=0)
+    if box[1] is not None:
+        raise UserError(box[1])
+    return box[0]
+
+
+@contextlib.contextmanager
+def on_main(make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Hold a context on rank 0 alone; a UserError raised on entering it is raised on every rank."""
+    with contextlib.ExitStack() as stack:
+        from_main(lambda: (stack.enter_context(make()), None)[1])
+        yield
+
+
+def all_gather_object(value: T) -> list[T]:
+    """Every rank's value, on every rank, in rank order."""
+    dist = _dist()
+    if not dist:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _dist() -> Any:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    dist = torch.distributed
+    return dist if dist.is_available() and dist.is_initialized() else None

@@ -1,0 +1,147 @@
+"""A frozen pass over prepared samples: every sample's loss and gradient norms, on all ranks, in any
+order of batches.
+
+Reads a prepared data set and a model folder; yields per-sample results to whoever writes them. No
+optimizer, no weight gradients, no gradient reduction: under ZeRO-3 the traffic is the parameters'
+all-gathers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from grads_ds.config.config import Config
+from grads_ds.data.batches import BatchPlan, plan_batches
+from grads_ds.data.collate import pad_batch
+from grads_ds.distributed import ranks
+from grads_ds.distributed.device import device
+from grads_ds.distributed.progress import with_progress
+from grads_ds.distributed.step_timing import attached, reading
+from grads_ds.engine.model import frozen_model
+from grads_ds.gradnorm import GradNormRecorder, GradNorms
+
+
+class ColumnRecorder(Protocol):
+    """Scores a micro-batch and records more than its norms: extra columns, float64 [B] each."""
+
+    def score(
+        self, samples: Sequence[Mapping[str, Any]]
+    ) -> tuple[GradNorms, dict[str, np.ndarray]]: ...
+
+
+def lengths_of(rows: Any) -> np.ndarray:
+    """Number of tokens of every sample of a prepared data set, int64 [N], without reading the
+    tokens into Python.
+    """
+    import pyarrow.compute as pc
+
+    return (
+        pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_numpy().astype(np.int64)
+    )
+
+
+def score_samples(
+    config: Config,
+    model_path: str | Path,
+    rows: Any,
+    indices: Sequence[int],
+    layers: str | list[str] | tuple[str, ...],
+    loss_reduction: str,
+    tokens_per_microbatch: int,
+    what: str,
+) -> Iterator[tuple[list[int], GradNorms]]:
+    """Score `rows[indices]` with the model at `model_path`; yields (indices into rows, results) of
+    this rank's micro-batches.
+
+    Every rank must call this with the same arguments and exhaust it.
+    """
+    indices = list(indices)
+    lengths = lengths_of(rows)
+    plan = plan_batches(lengths[indices], ranks.world(), tokens_per_microbatch, config.seed)
+    batches = tuple(
+        tuple(tuple(indices[i] for i in batch) for batch in rank) for rank in plan.batches
+    )
+    for mine, norms, _ in score_plan(
+        config,
+        model_path,
+        rows,
+        replace(plan, batches=batches),
+        lengths,
+        layers,
+        loss_reduction,
+        what,
+    ):
+        yield mine, norms
+
+
+def score_plan(
+    config: Config,
+    model_path: str | Path,
+    rows: Any,
+    plan: BatchPlan,
+    lengths: np.ndarray,
+    layers: str | list[str] | tuple[str, ...],
+    loss_reduction: str,
+    what: str,
+    log_dir: Path | None = None,
+    beside: Callable[[GradNormRecorder, Any], ColumnRecorder] | None = None,
+) -> Iterator[tuple[list[int], GradNorms, dict[str, np.ndarray]]]:
+    """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows,
+    results, extra columns) of this rank's.
+
+    `beside` makes what records the extra columns, from the recorder and the engine; without it
+    there are none.
+
+    All ranks take the same number of steps (ZeRO-3 runs in lockstep): a rank without work scores an
+    empty batch and yields nothing for it. Every rank must call this with the same arguments and
+    exhaust it.
+    """
+    if not plan.steps:
+        return
+    if ranks.is_main():
+        print(f"{what}: {plan.summary()}", flush=True)
+    with frozen_model(config, model_path) as (model, engine), attached(model):
+        recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction)
+        extras = beside(recorder, engine) if beside is not None else None
+        for mine in with_progress(plan, lengths, what, log_dir):
+            with reading():
+                samples = [rows[i] for i in mine]
+            columns: dict[str, np.ndarray] = {}
+            if extras is not None:
+                norms, columns = extras.score(samples)
+            else:
+                norms = score_batch(recorder, engine, to_device(samples))
+            if mine:
+                yield list(mine), norms, columns
+
+
+def to_device(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """Prepared rows as one padded batch of tensors [B, T] where this rank computes."""
+    return {
+        key: torch.from_numpy(value).to(device()) for key, value in pad_batch(samples, 0).items()
+    }
+
+
+def score_batch(
+    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor]
+) -> GradNorms:
+    """One step of the pass: this rank's micro-batch on the frozen engine.
+
+    Every rank calls this as often as the others.
+    """
+    norms = recorder.score(batch)
+    release(engine)
+    return norms
+
+
+def release(engine: Any) -> None:
+    """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding)."""
+    leftovers = getattr(engine.optimizer, "release_backward_leftovers", None)
+    if leftovers is not None:
+        leftovers()

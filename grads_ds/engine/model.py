@@ -1,0 +1,58 @@
+"""A Hugging Face model on a DeepSpeed engine: loading it sharded, gathering its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.integrations import HfDeepSpeedConfig
+
+from grads_ds.config.config import Config
+from grads_ds.engine.settings import scoring_settings
+from grads_ds.workarounds import close
+
+
+def load_model(config: Config, path: str | Path) -> nn.Module:
+    """The causal language model at `path` in the configured dtype.
+
+    Sharded as it loads while an HfDeepSpeedConfig is alive.
+    """
+    return AutoModelForCausalLM.from_pretrained(
+        path,
+        dtype=getattr(torch, config.model.dtype),
+        attn_implementation=config.model.attention,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+
+
+@contextlib.contextmanager
+def frozen_model(config: Config, path: str | Path) -> Iterator[tuple[nn.Module, Any]]:
+    """The model at `path` on an engine without optimizer or gradients. Yields (module, engine).
+
+    Under ZeRO-3 each rank holds its share of the parameters only. Call the module, not the engine,
+    whose output hook refuses a backward that the engine did not start.
+    """
+    settings = scoring_settings(config)
+    holder = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives, to load sharded
+    model = load_model(config, path)
+    model.requires_grad_(False)
+    model.eval()
+    engine, *_ = deepspeed.initialize(model=model, config=settings)
+    try:
+        yield engine.module, engine
+    finally:
+        close(engine)
+        del holder
+
+
+def gathered_parameters(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:
+    """Whole parameters for the length of a `with`, whatever the ZeRO stage."""
+    parameters = [p for p in parameters if hasattr(p, "ds_id")]
+    return deepspeed.zero.GatheredParameters(parameters) if parameters else contextlib.nullcontext()

@@ -1,0 +1,181 @@
+"""A trained model -> a Hugging Face folder of safetensors, shard by shard."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from grads_ds.config.config import Config
+from grads_ds.data.tokenizer import load_tokenizer
+from grads_ds.distributed import ranks
+from grads_ds.engine.model import gathered_parameters
+from grads_ds.run_dir.publish import atomic_path
+
+# one safetensors file holds about this much; also the writer's peak host memory
+SHARD_BYTES = 4 * 2**30
+
+
+def save_model(model: nn.Module, config: Config, folder: Path, card: str | None = None) -> None:
+    """Write a Hugging Face folder: safetensors shards, config, generation config, the tokenizer and
+    template prepare used.
+
+    Every rank takes part; rank 0 writes. Parameters are gathered one by one and written shard by
+    shard, so that rank 0's memory stays near one shard. Tied weights are written once. `card`
+    becomes README.md. `folder` appears when it is complete.
+    """
+    from safetensors.torch import save_file
+
+    main = ranks.is_main()
+    publish: AbstractContextManager[Path] = (
+        atomic_path(folder) if main else contextlib.nullcontext(folder)
+    )
+    with publish as aside:
+        shard: dict[str, torch.Tensor] = {}
+        index: dict[str, str] = {}
+        files: list[Path] = []
+        written = 0
+
+        def flush() -> None:
+            nonlocal shard
+            if shard:
+                files.append(aside / f"model-{len(files) + 1:05d}.safetensors")
+                save_file(shard, files[-1], metadata={"format": "pt"})
+                index.update(dict.fromkeys(shard, files[-1].name))
+                shard = {}
+
+        if main:
+            aside.mkdir()
+        seen: set[int] = set()
+        for name, needed, make in _saved_tensors(model):
+            if id(needed[0]) in seen:  # the second name of a tied weight
+                continue
+            seen.add(id(needed[0]))
+            with gathered_parameters(needed):
+                if not main:
+                    continue
+                tensor = make().detach().cpu().contiguous().clone()
+            if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > SHARD_BYTES:
+                flush()
+            shard[name] = tensor
+            written += tensor.nbytes
+        if main:
+            flush()
+            _write_index(aside, files, index, written)
+            (
+                model.get_base_model() if hasattr(model, "get_base_model") else model
+            ).config.save_pretrained(aside)
+            _save_companions(config, aside)
+            if card is not None:
+                (aside / "README.md").write_text(card)
+
+
+def save_adapter(model: Any, config: Config, folder: Path) -> None:
+    """Write the LoRA adapter alone as PEFT reads it, for tools that put it on the base model
+    themselves. Every rank takes part.
+
+    Adapters are small: they are gathered together. `folder` appears when it is complete.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    names, tensors = zip(
+        *((n, p) for n, p in model.named_parameters() if ".lora_" in n), strict=True
+    )
+    with gathered_parameters(tensors):
+        if not ranks.is_main():
+            return
+        whole = {
+            n: p.detach().cpu().contiguous().clone() for n, p in zip(names, tensors, strict=True)
+        }
+    with atomic_path(folder) as aside:
+        aside.mkdir()
+        save_file(
+            get_peft_model_state_dict(model, state_dict=whole),
+            aside / "adapter_model.safetensors",
+            {"format": "pt"},
+        )
+        model.peft_config[model.active_adapter].save_pretrained(aside)
+        load_tokenizer(config.model).save_pretrained(aside)
+
+
+def _saved_tensors(
+    model: nn.Module,
+) -> Iterator[tuple[str, list[torch.Tensor], Callable[[], torch.Tensor]]]:
+    """(name, tensors it is made from, how) for everything a model folder holds; adapters are folded
+    into their layers.
+    """
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted = {name: module for name, module in plain.named_modules() if hasattr(module, "lora_A")}
+    for name, parameter in plain.named_parameters(remove_duplicate=False):
+        owner = next((prefix for prefix in adapted if name.startswith(prefix + ".")), None)
+        if owner is None:
+            yield name, [parameter], partial(_itself, parameter)
+        elif ".base_layer." in name:
+            layer = adapted[owner]
+            if name.endswith(".weight"):
+                needed = [
+                    parameter,
+                    *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}"),
+                ]
+                yield (
+                    name.replace(".base_layer.", "."),
+                    needed,
+                    partial(_with_adapter, parameter, layer),
+                )
+            else:
+                yield name.replace(".base_layer.", "."), [parameter], partial(_itself, parameter)
+    unsaved = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in plain.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    for name, buffer in plain.named_buffers(remove_duplicate=False):
+        if name not in unsaved:
+            yield name, [buffer], partial(_itself, buffer)
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _with_adapter(weight: torch.Tensor, layer: Any) -> torch.Tensor:
+    # summed in float32 at least: adapters are small beside the weights they change
+    return (weight.float() + layer.get_delta_weight(layer.active_adapters[0]).float()).to(
+        weight.dtype
+    )
+
+
+def _write_index(folder: Path, files: list[Path], index: dict[str, str], written: int) -> None:
+    if len(files) == 1:
+        files[0].rename(folder / "model.safetensors")
+        return
+    total = len(files)
+    names = {
+        file.name: f"model-{number:05d}-of-{total:05d}.safetensors"
+        for number, file in enumerate(files, 1)
+    }
+    for file in files:
+        file.rename(folder / names[file.name])
+    weight_map = {name: names[file] for name, file in index.items()}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": written}, "weight_map": weight_map}, indent=1)
+    )
+
+
+def _save_companions(config: Config, folder: Path) -> None:
+    load_tokenizer(config.model).save_pretrained(folder)
+    with contextlib.suppress(OSError):  # many models have no generation config
+        GenerationConfig.from_pretrained(config.model.path).save_pretrained(folder)
+    source = Path(config.model.path, "tokenizer.model")
+    if source.is_file():
+        shutil.copy2(source, folder / source.name)

@@ -1,0 +1,128 @@
+"""Tasks of the evaluate stage beside held-out loss: multiple choice, exact match, and
+lm-evaluation-harness's own.
+
+Reads JSONL files of {"question", "choices", "answer": index} or {"prompt", "answer": text}, and the
+harness's task files; writes nothing. Every rank calls `run_tasks` with a model on an engine. The
+harness needs the extra: pip install 'grads-ds[eval]'.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grads_ds.config.config import Config
+from grads_ds.config.evaluate import EvaluateConfig
+from grads_ds.data.tokenizer import load_tokenizer
+from grads_ds.engine.model import frozen_model
+from grads_ds.evaluate.generation import encode_pair, generate, log_likelihoods
+from grads_ds.evaluate.task_files import read_choices, read_prompts
+
+
+def wants_tasks(settings: EvaluateConfig) -> bool:
+    """Whether any task is asked for."""
+    return bool(settings.multiple_choice or settings.exact_match or settings.lm_eval)
+
+
+def run_tasks(config: Config, model_path: str, model_name: str) -> dict[str, dict[str, Any]]:
+    """Every task's result for the model at `model_path`, by task name. Every rank calls this."""
+    settings, results = config.evaluate, {}
+    tokenizer = load_tokenizer(config.model)
+    with frozen_model(config, model_path) as (model, _):
+        for name, file in settings.multiple_choice.items():
+            results[name] = multiple_choice(
+                model, tokenizer, read_choices(Path(file)), config, f"{model_name} on {name}"
+            )
+        for name, file in settings.exact_match.items():
+            results[name] = exact_match(
+                model, tokenizer, read_prompts(Path(file)), config, f"{model_name} on {name}"
+            )
+        if settings.lm_eval:
+            from grads_ds.evaluate.lm_eval import run_lm_eval
+
+            results |= run_lm_eval(model, tokenizer, config, model_name)
+    return results
+
+
+def multiple_choice(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, what: str
+) -> dict[str, Any]:
+    """Accuracy when the choice of the highest log-likelihood after the question is taken; also with
+    it divided by the choice's characters. Question and choice are joined by a space, or follow the
+    chat template's assistant turn.
+    """
+    pairs, owners = [], []
+    for number, row in enumerate(rows):
+        for choice in row["choices"]:
+            pairs.append(
+                encode_pair(
+                    tokenizer, *_asked(tokenizer, row["question"], choice, config.evaluate.chat)
+                )
+            )
+            owners.append(number)
+    values, _ = log_likelihoods(
+        model, pairs, config.evaluate.tokens_per_microbatch, _context(model), what
+    )
+    sizes = np.array([max(1, len(choice)) for row in rows for choice in row["choices"]])
+    owner = np.array(owners)
+    right, right_by_size = np.zeros(len(rows)), np.zeros(len(rows))
+    for number, row in enumerate(rows):
+        mine = owner == number
+        right[number] = np.argmax(values[mine]) == row["answer"]
+        right_by_size[number] = np.argmax(values[mine] / sizes[mine]) == row["answer"]
+    return (
+        {"kind": "multiple_choice"}
+        | _accuracy(right, config)
+        | {"accuracy_by_characters": float(right_by_size.mean())}
+    )
+
+
+def exact_match(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, what: str
+) -> dict[str, Any]:
+    """Share of prompts whose greedy continuation, up to its first line break and without outer
+    spaces, is the answer.
+    """
+    prompts = [
+        _chat(tokenizer, row["prompt"]) if config.evaluate.chat else row["prompt"] for row in rows
+    ]
+    settings = config.evaluate
+    texts = generate(
+        model, tokenizer, prompts, settings.max_new_tokens, settings.generation_batch, ["\n"], what
+    )
+    right = np.array(
+        [text.strip() == row["answer"].strip() for text, row in zip(texts, rows, strict=True)],
+        float,
+    )
+    return {"kind": "exact_match"} | _accuracy(right, config)
+
+
+def _asked(tokenizer: Any, question: str, choice: str, chat: bool) -> tuple[str, str]:
+    return (_chat(tokenizer, question), choice) if chat else (question, f" {choice}")
+
+
+def _chat(tokenizer: Any, question: str) -> str:
+    turns = [{"role": "user", "content": question}]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    return text
+
+
+def _context(model: Any) -> int:
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+def _accuracy(right: np.ndarray, config: Config) -> dict[str, Any]:
+    """Accuracy and its 95 % bootstrap interval (percentile method; the same redrawn samples for
+    every model).
+    """
+    draws = np.random.default_rng(config.seed).integers(
+        len(right), size=(config.evaluate.bootstrap, len(right))
+    )
+    low, high = np.quantile(right[draws].mean(axis=1), [0.025, 0.975])
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": [float(low), float(high)],
+        "num_samples": len(right),
+    }

@@ -1,0 +1,76 @@
+"""Run a stage's due units here, on every rank of a distributed stage, and record them."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from grads_ds.config.config import Config
+from grads_ds.distributed import heartbeat
+from grads_ds.flow.stages import Stage, Unit, check_upstream, due_units
+from grads_ds.run_dir.lock import lock
+from grads_ds.run_dir.provenance import save_config
+from grads_ds.run_dir.units import mark_done
+
+
+def execute(stage: Stage, config: Config) -> int:
+    """Run the stage's due units in this process (on every rank of a distributed stage); returns 0.
+
+    Finished units are left alone. Under a launcher, a stage that needs one process runs on rank 0
+    and the others leave.
+    """
+    from grads_ds.distributed import ranks
+
+    run_dir = Path(config.run_dir)
+    heartbeat.beat(f"{stage.name}: starting")
+    if not stage.distributed:
+        if ranks.launched_rank() == 0:
+            with lock(run_dir, f"grads-ds {stage.name}"):
+                _execute_here(stage, config, run_dir)
+        return 0
+    ranks.start()
+    with ranks.on_main(lambda: lock(run_dir, f"grads-ds {stage.name}")):
+        names = [unit.name for unit in stage.units(config, run_dir)]
+        due = ranks.from_main(lambda: _announce(stage, config, run_dir))
+        for name in names:
+            if name not in due:
+                continue
+            unit = _named(stage, config, run_dir, name)
+            began = time.monotonic()
+            heartbeat.beat(f"{name}: loading")
+            unit.work(config, run_dir)
+            heartbeat.beat(f"{name}: finishing")
+            ranks.barrier()
+            ranks.from_main(lambda unit=unit, began=began: _finish(unit, config, run_dir, began))  # type: ignore[misc]
+    ranks.finish()
+    return 0
+
+
+def _execute_here(stage: Stage, config: Config, run_dir: Path) -> None:
+    for name in _announce(stage, config, run_dir):
+        unit = _named(stage, config, run_dir, name)
+        began = time.monotonic()
+        unit.work(config, run_dir)
+        _finish(unit, config, run_dir, began)
+
+
+def _announce(stage: Stage, config: Config, run_dir: Path) -> list[str]:
+    check_upstream(stage, config, run_dir)
+    due = due_units(stage, config, run_dir)
+    for unit, reason in due:
+        print(f"{unit.name}: {reason}", flush=True)
+    if not due:
+        print(f"{stage.name}: done already, nothing to do", flush=True)
+    return [unit.name for unit, _ in due]
+
+
+def _named(stage: Stage, config: Config, run_dir: Path, name: str) -> Unit:
+    return next(unit for unit in stage.units(config, run_dir) if unit.name == name)
+
+
+def _finish(unit: Unit, config: Config, run_dir: Path, began: float) -> None:
+    seconds = time.monotonic() - began
+    # now, not before: a refused input leaves the saved config as it was
+    save_config(config, run_dir)
+    mark_done(run_dir, unit.name, unit.inputs, unit.outputs, seconds)
+    print(f"{unit.name}: done in {seconds:.1f} s", flush=True)

@@ -1,0 +1,35 @@
+"""What a run needs on every host: files it reads, DeepSpeed extensions it compiles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from grads_ds.config.config import Config
+
+
+def input_paths(config: Config) -> list[str]:
+    """Files and folders that a run reads, absolute; hub ids are left to the hub's client."""
+    held_out = [
+        source for sources in config.data.validation_sources().values() for source in sources
+    ]
+    named = [
+        config.model.path,
+        config.deepspeed,
+        *config.data.train,
+        *config.data.replay,
+        *held_out,
+        *config.anchor_sources(),
+    ]
+    return list(dict.fromkeys(str(Path(name).resolve()) for name in named if Path(name).exists()))
+
+
+def compiled_ops(config: Config) -> list[str]:
+    """What DeepSpeed will compile or load for this config's offload."""
+    zero = config.deepspeed_json().get("zero_optimization", {})
+    optimizer, parameters = (
+        zero.get(key, {}).get("device", "none") for key in ("offload_optimizer", "offload_param")
+    )
+    return [
+        *(["cpu_adam"] if optimizer != "none" else []),
+        *(["async_io"] if "nvme" in (optimizer, parameters) else []),
+    ]

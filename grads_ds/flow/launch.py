@@ -1,0 +1,123 @@
+"""Give a distributed stage to the launcher: look at the hosts, start the ranks, restart what may
+pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
+from grads_ds.flow.host_needs import compiled_ops, input_paths
+from grads_ds.flow.stages import Stage, Unit, check_upstream, due_units
+from grads_ds.launcher.doctor.examine import glance
+from grads_ds.launcher.hosts import shared_by
+from grads_ds.launcher.job import Placement, run_job
+from grads_ds.launcher.job_outcome import DONE, FAILED, LOST, WRONG_INPUT, Outcome
+
+BACKOFF_SECONDS = 5.0  # before the first restart; doubled each time
+
+
+def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placement) -> int:
+    """Give a distributed stage to the launcher."""
+    run_dir = Path(config.run_dir)
+    check_upstream(stage, config, run_dir)
+    if not due_units(stage, config, run_dir):
+        print(f"{stage.name}: done already, nothing to do", flush=True)
+        return DONE
+    for attempt in range(args.max_restarts + 1):
+        try:  # all hosts each time: one that was left out may be back
+            present = _present(config, due_units(stage, config, run_dir), place, args.elastic)
+        except UserError as error:
+            if attempt == 0:
+                raise
+            # they were as they must be before, and may be so again: a host that starts takes its
+            # time
+            outcome = Outcome(
+                LOST, "the hosts are no longer as they must be", "\n".join(error.faults)
+            )
+        else:
+            outcome = run_job(
+                stage.name, stage_command(stage.name, args), present, run_dir / "logs"
+            )
+        if outcome.status == DONE and due_units(stage, config, run_dir):
+            outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
+        if outcome.status in (DONE, WRONG_INPUT):
+            break  # rank 0 has listed the faults
+        _report(
+            run_dir / "logs" / f"{stage.name}.log",
+            f"{stage.name}: {outcome.sentence}",
+            outcome.error,
+        )
+        if attempt == args.max_restarts or not outcome.may_pass:
+            break
+        pause = min(BACKOFF_SECONDS * 2**attempt, 60.0)
+        _report(
+            run_dir / "logs" / f"{stage.name}.log",
+            f"restart {attempt + 1} of {args.max_restarts} in {pause:.0f} s",
+            "",
+        )
+        time.sleep(pause)
+    return outcome.status
+
+
+def _present(
+    config: Config, due: list[tuple[Unit, str]], place: Placement, elastic: bool
+) -> Placement:
+    """The place, once its hosts have been looked at; with `elastic`, less those that cannot be
+    entered or have a fault.
+
+    Raises UserError with every fault otherwise. Warnings are printed.
+    """
+    lost, findings = glance(place, Path(config.run_dir), input_paths(config), compiled_ops(config))
+    faults = dict(lost)
+    for finding in findings:
+        name = next(
+            (host.name for host in place.hosts if host.address == finding.host), finding.host
+        )
+        if finding.level == "fault":
+            faults[name] = f"{faults[name]}; {finding}" if name in faults else f"hosts: {finding}"
+        elif finding.level == "warning":
+            print(f"grads-ds: {finding}", file=sys.stderr, flush=True)
+    if not faults:
+        return place
+    left = [host for host in place.hosts if host.name not in faults]
+    if elastic and left:
+        left = shared_by(left, _batches(config, due))
+    if not elastic or not left:
+        raise UserError([*faults.values()])
+    for fault in faults.values():
+        print(f"grads-ds: left out: {fault}", file=sys.stderr, flush=True)
+    return replace(place, hosts=left)
+
+
+def _batches(config: Config, due: list[tuple[Unit, str]]) -> list[int]:
+    """Samples per step of the trainings that are due: the ranks have to share them equally."""
+    names = [unit.name for unit, _ in due]
+    trained = [("sft/", config.sft.batch_size), ("probe/train", config.probe.batch_size)]
+    return [size for begin, size in trained if any(name.startswith(begin) for name in names)]
+
+
+def stage_command(stage: str, args: argparse.Namespace) -> list[str]:
+    """A rank's own command line."""
+    return [
+        sys.executable,
+        "-m",
+        "grads_ds",
+        stage,
+        args.config,
+        *(part for item in args.set for part in ("--set", item)),
+    ]
+
+
+def _report(log: Path, sentence: str, error: str) -> None:
+    """Say it last on the terminal, and in the stage's log."""
+    told = f"\ngrads-ds: {sentence}; log: {log}\n{error.rstrip()}".rstrip()
+    print(told, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError), open(log, "a") as stream:  # the disk may be what is full
+        stream.write(told + "\n")

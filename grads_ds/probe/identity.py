@@ -1,0 +1,67 @@
+"""What a recording depends on: score parts of another recording are never mixed in."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+from grads_ds import scores
+from grads_ds.config.config import Config
+from grads_ds.distributed import ranks
+from grads_ds.distributed.host_consistency import check_hosts_agree
+from grads_ds.run_dir.provenance import package_versions, source_commit
+
+# no score depends on them
+_NOT_INPUTS = ("flush_seconds", "tokens_per_microbatch", "checkpoint_steps", "checkpoints_kept")
+
+
+def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recording:
+    """What the scores depend on and how this start makes them. Raises UserError where hosts differ.
+
+    Every rank calls this.
+    """
+    pool_dir = run_dir / "prepared/pool"
+    extras = config.probe.extras
+    anchor: dict[str, str | Path] = (
+        {"anchor": run_dir / "prepared" / config.anchor_set()} if "anchor" in extras else {}
+    )
+    facts = check_hosts_agree({"data": pool_dir, "model": model_path, **anchor})
+    during = config.probe.record == "during" and config.probe.epochs > 0
+    model = config.model.model_dump(
+        mode="json", include={"dtype", "attention", "trust_remote_code"}
+    )
+    probe = config.probe.model_dump(
+        mode="json", include=None if during else {"layers", "loss_reduction"}
+    )
+    inputs = {
+        "model": model_path,
+        "model files": facts[f"model {model_path}"],
+        "pool": facts[f"data {pool_dir}"],
+        **{f"model.{name}": value for name, value in model.items()},
+        **{f"probe.{name}": value for name, value in probe.items() if name not in _NOT_INPUTS},
+    }
+    if extras:
+        inputs |= {
+            "probe.extras": sorted(extras),
+            "model before": config.model.path if "early" in extras else None,
+        }
+        inputs |= {what: facts[f"{what} {path}"] for what, path in anchor.items()}
+    if during:
+        inputs |= {"seed": config.seed, "model.lora": config.model.model_dump(mode="json")["lora"]}
+        inputs["deepspeed"] = config.deepspeed_json()
+    start = {
+        "ranks": ranks.world(),
+        "hosts": sorted(set(ranks.all_gather_object(platform.node()))),
+        "versions": package_versions(),
+        "code": facts["code of grads_ds"],
+        "source_commit": ranks.from_main(source_commit),
+    }
+    return scores.Recording(inputs, start)
+
+
+def trained_with(done_file: Path, model_dir: Path) -> str | None:
+    try:
+        return str(json.loads(done_file.read_text())["key"]) if model_dir.is_dir() else None
+    except (OSError, ValueError, KeyError):
+        return None

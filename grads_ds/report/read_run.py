@@ -1,0 +1,282 @@
+"""What a run left behind, read into plain arrays and records. Reads the run directory alone; writes
+nothing; no torch.
+
+Only scores/table.parquet and selection/ have to be there. Everything else (variants, evaluation,
+curves, state, the pool's texts) may be absent and is then None or empty, so that a report can be
+made of a run that stopped half-way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
+
+MAIN = "selected"  # the main selection's name among the variants
+NORM_SUFFIX = "_grad_norm"
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """scores/table.parquet in the order of sample_id; every array [N]. `norms` by group: embedding,
+    lm_head, ...
+    """
+
+    sample_id: Ints
+    num_target_tokens: Ints
+    loss: Floats
+    norms: dict[str, Floats]
+    statuses: dict[str, int]
+    ok: Bools
+
+
+@dataclass(frozen=True)
+class Subset:
+    """One selection, its arrays [N] in the order of `Scores`; NaN where a sample has no signal or
+    density.
+    """
+
+    name: str
+    report: dict[str, Any]
+    signal: Floats
+    density: Floats
+    selected: Bools
+    rank: Floats | None
+    reason: pa.ChunkedArray | None
+
+    @property
+    def title(self) -> str:
+        """The name, with the method where the name does not tell it."""
+        method = str(self.report.get("method", "?"))
+        return self.name if method in self.name else f"{self.name} ({method})"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A finished unit of work: its name, how long it took (None: not recorded) and when it was
+    done.
+    """
+
+    unit: str
+    seconds: float | None
+    finished: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the page shows. `curves`: name -> (step, loss). `prepared`, `evaluation`,
+    `comparison`: the JSON files as they stand.
+    """
+
+    run_dir: Path
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    scores: Scores
+    subsets: list[Subset]
+    evaluation: dict[str, Any] | None
+    curves: dict[str, tuple[Ints, Floats]]
+    prepared: dict[str, Any] | None
+    timings: list[Timing]
+    comparison: dict[str, Any] | None
+
+
+def read_run(config: Config, run_dir: Path) -> Run:
+    """Read the run. Raises UserError when there is no score table or no selection, or they do not
+    fit each other.
+    """
+    saved = _yaml(run_dir / "config.yaml")
+    provenance = saved.pop("provenance", None) or {}
+    scores = read_scores(run_dir / "scores/table.parquet")
+    subsets = [read_subset(run_dir / "selection", MAIN, scores)]
+    # a variant of an earlier config may have left its folder: it is not shown
+    for name in config.select.variants:
+        folder = run_dir / "selection/variants" / name
+        if (folder / "selection.json").is_file():
+            subsets.append(read_subset(folder, name, scores))
+    folders = {"probe": run_dir / "tensorboard/probe"}
+    folders |= {
+        name: run_dir / "tensorboard/sft" / name
+        for name in dict.fromkeys([MAIN, *config.sft.variants])
+    }
+    curves = {
+        name: curve for name, folder in folders.items() if (curve := read_curve(folder)) is not None
+    }
+    return Run(
+        run_dir=run_dir,
+        config=saved or config.model_dump(mode="json"),
+        provenance=provenance,
+        scores=scores,
+        subsets=subsets,
+        evaluation=read_json(run_dir / "evaluation.json"),
+        curves=curves,
+        prepared=read_json(run_dir / "prepared/prepared.json"),
+        timings=read_timings(run_dir / "state"),
+        comparison=read_json(run_dir / "selection/comparison.json"),
+    )
+
+
+def read_scores(path: Path) -> Scores:
+    """The score table, sorted by sample_id. Raises UserError when it is missing."""
+    if not path.is_file():
+        raise UserError(
+            f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to"
+            " probe"
+        )
+    table = pq.read_table(path)
+    table = table.drop_columns(
+        [name for name in ("sample_hash", "num_tokens") if name in table.column_names]
+    )
+    order = np.argsort(_ints(table["sample_id"]), kind="stable")
+    status = table["status"].combine_chunks().dictionary_encode()
+    words = status.dictionary.to_pylist()
+    codes = status.indices.to_numpy(zero_copy_only=False)[order]
+    counts = np.bincount(codes, minlength=len(words))
+    return Scores(
+        sample_id=_ints(table["sample_id"])[order],
+        num_target_tokens=_ints(table["num_target_tokens"])[order],
+        loss=_floats(table["loss"])[order],
+        norms={
+            name.removesuffix(NORM_SUFFIX): _floats(table[name])[order]
+            for name in table.column_names
+            if name.endswith(NORM_SUFFIX)
+        },
+        statuses={
+            word: int(count)
+            for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])
+        },
+        ok=np.isin(codes, [i for i, word in enumerate(words) if word == "ok"]),
+    )
+
+
+def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
+    """A selection folder, aligned with `scores`. Raises UserError when it is missing or of another
+    score table.
+    """
+    report = read_json(folder / "selection.json")
+    path = folder / "selection.parquet"
+    if report is None or not path.is_file():
+        raise UserError(
+            f"report: wanted {folder}/selection.parquet and selection.json; found them incomplete; "
+            "run: grads-ds run CONFIG --to select"
+        )
+    have = pq.read_schema(path).names
+    wanted = [
+        c for c in ("sample_id", "signal", "density", "selected", "rank", "reason") if c in have
+    ]
+    table = pq.read_table(path, columns=wanted)
+    ids = _ints(table["sample_id"])
+    order = np.argsort(ids, kind="stable")
+    if not np.array_equal(ids[order], scores.sample_id):
+        raise UserError(
+            f"report: wanted the samples of the score table in {path}; found {len(ids)} rows for "
+            f"{len(scores.sample_id)} scores, or other ids; run: grads-ds run CONFIG --to select"
+        )
+    return Subset(
+        name=name,
+        report=report,
+        signal=_floats(table["signal"])[order],
+        density=_floats(table["density"])[order],
+        selected=table["selected"].to_numpy().astype(bool)[order],
+        rank=_floats(table["rank"])[order] if "rank" in have else None,
+        reason=table["reason"].take(pa.array(order)) if "reason" in have else None,
+    )
+
+
+def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]:
+    """row, source and metadata of these samples of prepared/pool, by id; samples that are not there
+    are left out.
+    """
+    folder = run_dir / "prepared/pool"
+    state = read_json(folder / "state.json")
+    found: dict[int, dict[str, str]] = {}
+    wanted = np.array(sample_ids, dtype=np.int64)
+    for item in (state or {}).get("_data_files", []):
+        path = folder / item["filename"]
+        if not path.is_file():
+            continue
+        with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
+            columns = [c for c in ("row", "source", "metadata") if c in reader.schema.names]
+            # mapped, not loaded: only the pages of the wanted rows are touched
+            for batch in reader:
+                ids = batch.column("sample_id").to_numpy()
+                for place in np.flatnonzero(np.isin(ids, wanted)):
+                    found[int(ids[place])] = {
+                        c: batch.column(c)[int(place)].as_py() or "" for c in columns
+                    }
+    return found
+
+
+def read_curve(folder: Path) -> tuple[Ints, Floats] | None:
+    """(step, loss) of a folder of TensorBoard event files; of a step written twice (a resumed run)
+    the later stands.
+    """
+    if not folder.is_dir():
+        return None
+    # it greets with a warning when TensorFlow is absent, which it always is here
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
+    events.Reload()
+    tags = events.Tags()[SCALARS]
+    tag = next((t for t in ("train/loss", "loss") if t in tags), None)
+    if tag is None:
+        return None
+    # files in the order they were begun
+    points = {event.step: event.value for event in events.Scalars(tag)}
+    if not points:
+        return None
+    steps = np.array(sorted(points), dtype=np.int64)
+    return steps, np.array([points[int(s)] for s in steps], dtype=np.float64)
+
+
+def read_timings(folder: Path) -> list[Timing]:
+    """The finished units, in the order they finished."""
+    timings = []
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        record = read_json(file) or {}
+        seconds = record.get("seconds")
+        unit, finished = str(record.get("unit", file.stem)), str(record.get("finished", ""))
+        timings.append(
+            Timing(unit, float(seconds) if isinstance(seconds, int | float) else None, finished)
+        )
+    return sorted(timings, key=lambda t: t.finished)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None when the file is missing or is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _floats(column: pa.ChunkedArray) -> Floats:
+    return np.asarray(column.cast(pa.float64()).to_numpy(), dtype=np.float64)  # null becomes NaN
+
+
+def _ints(column: pa.ChunkedArray) -> Ints:
+    return np.asarray(column.to_numpy(), dtype=np.int64)

@@ -1,0 +1,69 @@
+"""Digests of content: do two hosts, or two moments, see the same files?
+
+One rule for all of them: files below 64 MiB are read whole, of larger ones the size and 64 blocks
+of 64 KiB spread over them, since other weights differ everywhere. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+WHOLE_BELOW = 64 * 2**20  # bytes; of a larger file, blocks are read
+BLOCKS, BLOCK = 64, 2**16
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+DIGITS = 32
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a whole file, 64 hex digits, as `sha256sum` prints it. Raises OSError."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """sha256 (hex, 64 digits) of a file's content under the rule above. Raises OSError."""
+    size = file.stat().st_size
+    if size < WHOLE_BELOW:
+        return sha256(file)
+    digest = hashlib.sha256(f"{size}:".encode())
+    with file.open("rb") as content:
+        for block in range(BLOCKS):
+            content.seek((size - BLOCK) * block // (BLOCKS - 1))
+            digest.update(content.read(BLOCK))
+    return digest.hexdigest()
+
+
+def content_digest(path: str | Path | None, weights: bool = True) -> str | None:
+    """A digest of what a file or folder holds, by relative names: the same on every host.
+
+    Hidden files (caches, half-written ones) do not count; `weights=False` leaves weight files out.
+    None for a hub id or nothing there. Raises OSError for a file that cannot be read.
+    """
+    if path is None or not Path(path).exists():
+        return None
+    root = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(f for f in root.rglob("*") if f.is_file()) if root.is_dir() else [root]:
+        relative = file.relative_to(root) if root.is_dir() else Path(file.name)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        if weights or file.suffix not in WEIGHTS:
+            digest.update(f"{relative}:{file_digest(file)}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def code_digest() -> str:
+    """A digest of this package's own sources: hosts with different ones run different programs."""
+    package = Path(__file__).parent.parent
+    sources = sorted(
+        Path(folder, name)
+        for folder, _, names in os.walk(package, followlinks=True)
+        for name in names
+        if name.endswith(".py")
+    )
+    digest = hashlib.sha256()
+    for file in sources:
+        digest.update(f"{file.relative_to(package)}:{file_digest(file)}\n".encode())
+    return digest.hexdigest()[:DIGITS]

@@ -1,0 +1,31 @@
+"""Where everything lies in a run directory, and what is there for one configuration."""
+
+from __future__ import annotations
+
+from grads_ds.config.config import Config
+
+MAIN = "selected"  # the name of the main selection among the variants
+
+
+def trained_names(config: Config) -> list[str]:
+    """The models SFT trains: the main selection and the variants, in a fixed order."""
+    return [MAIN, *dict.fromkeys(config.sft.variants)]
+
+
+def selection_folder(name: str) -> str:
+    """Where a subset lies in the run directory."""
+    return "selection" if name == MAIN else f"selection/variants/{name}"
+
+
+def model_folder(name: str) -> str:
+    """Where a trained model lies in the run directory."""
+    return "sft/model" if name == MAIN else f"sft/variants/{name}/model"
+
+
+def scores_unit(config: Config) -> str:
+    """The unit that leaves the score table."""
+    return (
+        "probe/train"
+        if config.probe.epochs > 0 and config.probe.record == "during"
+        else "probe/record"
+    )

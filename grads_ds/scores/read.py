@@ -1,0 +1,160 @@
+"""The score table in memory: numpy columns in the order of sample_id, and which rows can be chosen
+at all.
+
+Reads scores/table.parquet. A column that a method needs and the table lacks is refused by name,
+with the way to record it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from grads_ds.config.errors import UserError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+NORM_SUFFIX = "_grad_norm"
+_HOW_TO_RECORD = {
+    "ifd": "record it: add ifd to probe.extras",
+    "el2n": "record it: add el2n to probe.extras",
+    "anchor_": "record it: add anchor to probe.extras and name a set in probe.anchor",
+    "_early": "record it: add early to probe.extras",
+    NORM_SUFFIX: "add the group to probe.layers and run the probe again",
+}
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """`sample_id` (ascending, unique), `status` (indices into `status_words`), the other columns by
+    name.
+    """
+
+    sample_id: Ints
+    status: NDArray[np.int8]
+    status_words: tuple[str, ...]
+    columns: Mapping[str, NDArray[np.generic]]
+
+    def __len__(self) -> int:
+        return len(self.sample_id)
+
+    @property
+    def norm_groups(self) -> list[str]:
+        """Names of the groups whose gradient norms were recorded."""
+        return [
+            name.removesuffix(NORM_SUFFIX) for name in self.columns if name.endswith(NORM_SUFFIX)
+        ]
+
+    def floats(self, name: str) -> Floats:
+        """A column as float64. Raises UserError when the table has no such column."""
+        if name not in self.columns:
+            how = next(
+                (text for key, text in _HOW_TO_RECORD.items() if key in name),
+                "record it with the probe",
+            )
+            raise UserError(
+                f"select: wanted column {name} in the score table; found "
+                f"{', '.join(self.columns) or 'none'}; {how}, or choose another method"
+            )
+        return np.asarray(self.columns[name], dtype=np.float64)
+
+    def norms(self, group: str) -> Floats:
+        """The gradient norms of one group, float64."""
+        return self.floats(group + NORM_SUFFIX)
+
+    def prefixed(self, prefix: str) -> dict[str, Floats]:
+        """Every column whose name starts so, by the rest of its name.
+
+        Raises UserError when there is none.
+        """
+        found = {
+            name.removeprefix(prefix): self.floats(name)
+            for name in self.columns
+            if name.startswith(prefix)
+        }
+        if not found:
+            self.floats(prefix + "<group>")
+        return found
+
+    def rows(self, keep: NDArray[np.bool_] | Ints) -> ScoreTable:
+        """The table restricted to some rows, in their order."""
+        return ScoreTable(
+            self.sample_id[keep],
+            self.status[keep],
+            self.status_words,
+            {name: values[keep] for name, values in self.columns.items()},
+        )
+
+    def count_by_status(self) -> dict[str, int]:
+        """Rows per status, every status that occurs."""
+        counts = np.bincount(self.status, minlength=len(self.status_words))
+        return {
+            word: int(count) for word, count in zip(self.status_words, counts, strict=True) if count
+        }
+
+    def eligible(self) -> NDArray[np.bool_]:
+        """Rows that may be chosen: status ok, and a finite loss and finite, non-negative norms."""
+        good = self.status == (self.status_words.index("ok") if "ok" in self.status_words else -1)
+        for name, values in self.columns.items():
+            if name.endswith(NORM_SUFFIX):
+                good &= np.isfinite(values)
+                good &= np.greater_equal(values, 0)
+            elif name == "loss":
+                good &= np.isfinite(values)
+        return good
+
+
+def read_table(path: Path) -> ScoreTable:
+    """Read the merged score table.
+
+    Raises UserError when it is missing, empty, or holds a sample twice.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"select: wanted the score table; found none at {path}; run the probe first"
+        )
+    # the hashes are a gigabyte of text that no choice looks at
+    wanted = [name for name in pq.read_schema(path).names if name != "sample_hash"]
+    return from_arrow(pq.read_table(path, columns=wanted, read_dictionary=["status"]))
+
+
+def from_arrow(table: pa.Table) -> ScoreTable:
+    """The table with its rows in the order of sample_id. Raises UserError as `read_table` does."""
+    if table.num_rows == 0:
+        raise UserError(
+            "select: wanted scores of at least one sample; found an empty score table; check the"
+            " pool"
+        )
+    sample_id = np.asarray(table["sample_id"].to_numpy(), dtype=np.int64)
+    # a handful of distinct words for millions of rows: decode the dictionary, not the column
+    column = table["status"]
+    coded = column if pa.types.is_dictionary(column.type) else pc.dictionary_encode(column)
+    coded = coded.unify_dictionaries().combine_chunks()
+    words = [str(word) for word in coded.dictionary.to_pylist()]
+    # alphabetical, so that nothing depends on the order of rows
+    recode = np.array([sorted(words).index(word) for word in words], dtype=np.int8)
+    status = recode[np.asarray(coded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)]
+    columns: dict[str, NDArray[np.generic]] = {}
+    for name in table.column_names:
+        kind = table.schema.field(name).type
+        if name != "sample_id" and (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+            columns[name] = table[name].to_numpy()
+    if np.any(sample_id[1:] <= sample_id[:-1]):
+        order = np.argsort(sample_id, kind="stable")
+        sample_id, status = sample_id[order], status[order]
+        columns = {name: values[order] for name, values in columns.items()}
+    twice = sample_id[1:][sample_id[1:] == sample_id[:-1]]
+    if len(twice):
+        raise UserError(
+            f"select: wanted every sample once in the score table; found {len(twice)} repeated, the"
+            f" first sample_id {twice[0]}; run the probe again"
+        )
+    return ScoreTable(sample_id, status, tuple(sorted(words)), columns)

@@ -1,0 +1,116 @@
+"""The model card: what a trained model was made of, so that a folder found later still says it.
+
+Reads the config, `prepared/prepared.json`, `selection/` and `scores/table.parquet`; returns the
+text of the model's README.md. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grads_ds.config.config import Config
+from grads_ds.run_dir.digests import sha256
+from grads_ds.run_dir.layout import selection_folder
+from grads_ds.run_dir.provenance import package_versions, source_commit
+
+
+def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) -> str:
+    """The card of the model trained on subset `name`, `rows` rows for at most `steps` optimizer
+    steps: data, method, budget, scores.
+    """
+    sets = _json(run_dir / "prepared/prepared.json").get("sets", {})
+    pool = sets.get("pool", {}).get("kept")
+    settings = config.sft.model_dump(
+        mode="json", exclude={"variants", "checkpoint_steps", "checkpoints_kept"}
+    )
+    facts: list[tuple[str, Any]] = [
+        ("base model", config.model.path),
+        (
+            "trained",
+            (
+                f"LoRA, {config.model.lora.model_dump()}, merged"
+                if config.model.lora
+                else "every parameter"
+            ),
+        ),
+        (
+            "pool",
+            (
+                f"{pool:,} samples of {', '.join(config.data.train)}"
+                if pool is not None
+                else ", ".join(config.data.train)
+            ),
+        ),
+        (
+            "rows trained on",
+            f"{rows:,}"
+            + (f", {config.sft.replay:.0%} of them general" if config.sft.replay else ""),
+        ),
+        ("optimizer steps", f"{steps:,} at most"),
+    ]
+    if name == "full":
+        facts.append(("selection", "none: the whole pool"))
+    else:
+        chosen = config.select.resolve(None if name == "selected" else name)
+        report = _json(run_dir / selection_folder(name) / "selection.json")
+        counts = report.get("counts", {})
+        facts += [
+            ("selection method", chosen.method),
+            (
+                "selection budget",
+                (
+                    f"{chosen.budget_tokens or chosen.budget}: {counts.get('selected')} of"
+                    f" {counts.get('pool')} samples"
+                ),
+            ),
+            ("scores' fingerprint", f"sha256 {sha256(run_dir / 'scores/table.parquet')}"),
+        ]
+    facts.append(("source commit", source_commit() or "unknown"))
+    head = {
+        "base_model": config.model.path,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+    }
+    head["tags"] = ["grads-ds", "sft", name]  # type: ignore[assignment]
+    versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(head, sort_keys=False).strip(),
+            "---",
+            "",
+            (
+                f"# {Path(config.model.path).name}, fine-tuned on"
+                f" {'the whole pool' if name == 'full' else f'the subset {name}'}"
+            ),
+            "",
+            (
+                "Made by grads-ds: the pool was scored by its gradients, a subset was chosen, the"
+                " base model was fine-tuned on it."
+            ),
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {what} | {value} |" for what, value in facts),
+            "",
+            "Settings of the training:",
+            "",
+            "```yaml",
+            yaml.safe_dump({"seed": config.seed, "sft": settings}, sort_keys=False).strip(),
+            "```",
+            "",
+            f"Versions: {versions}.",
+            "",
+        ]
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return {}

@@ -1,0 +1,52 @@
+"""A Slurm batch script holds the user's words as data, and refuses what sbatch would read as
+something else.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from grads_ds.config.errors import UserError
+from grads_ds.launcher.submit.sbatch import render, submit
+
+
+def test_words_of_the_command_stay_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = 'x=a\'b "c" $HOME;touch no'
+    script = render(
+        ["run", "config.yaml", "--set", odd], ["nodes=2", "comment=two words"], tmp_path / "run"
+    )
+    head = [line for line in script.splitlines() if line.startswith("#SBATCH")]
+    assert "#SBATCH --nodes=2" in head and '#SBATCH --comment="two words"' in head
+    shown = script.replace("exec ", "printf '%s\\n' ")
+    told = subprocess.run(
+        ["bash", "-c", shown], capture_output=True, text=True, timeout=20
+    ).stdout.splitlines()
+    assert told[-1] == odd and not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "option", ["nodes", "nodes=2\n#SBATCH --uid=0", "Nodes=2", "output=x", "$(id)=1", ""]
+)
+def test_options_that_are_not_sbatchs_or_not_the_users(option: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--slurm"):
+        render(["run", "c"], [option], tmp_path)
+
+
+def test_submitting_prints_the_job_and_keeps_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """sbatch is a stand-in here; the real one runs in tests/launcher/test_cluster_runs.py."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho '41;cluster'\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert submit("#!/bin/bash\n", tmp_path / "run", wait=False) == 0
+    assert "job 41" in capfd.readouterr().out
+    assert [file.read_text() for file in (tmp_path / "run/logs").iterdir()] == ["#!/bin/bash\n"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="wanted sbatch"):
+        submit("", tmp_path / "run", wait=False)

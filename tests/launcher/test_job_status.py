@@ -1,0 +1,119 @@
+"""What `grads-ds status` and the metrics say comes from the files of a run alone, while it works
+and afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from grads_ds.cli import main
+from grads_ds.launcher import reporting
+from grads_ds.launcher.job_outcome import FAILED
+from grads_ds.launcher.job_status import prometheus, snapshot, to_text
+from grads_ds.run_dir.lock import lock
+from grads_ds.run_dir.units import mark_done
+from tests.launcher.jobs import REPO, run_code
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run whose probe is at step 40 of 100 on two hosts, one of which has been silent for a
+    minute.
+    """
+    mark_done(tmp_path, "prepare", {}, [], 3.0)
+    folder = tmp_path / "logs/probe/2026-01-01T00.00.00"
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"hosts": [["a", 1], ["b", 1]]}))
+    now = time.time()
+    work = {
+        "doing": "recording",
+        "first": 0,
+        "since": now - 80,
+        "done": 40,
+        "total": 100,
+        "time": now,
+    }
+    for rank, (host, age) in enumerate((("a", 0), ("b", 60))):
+        record = {
+            "rank": rank,
+            "host": host,
+            "state": "running",
+            "time": now - age,
+            "progress": work | {"time": now - age},
+        }
+        (folder / f"rank{rank:05d}.json").write_text(json.dumps(record))
+    mark = tmp_path / "sft/checkpoints/checkpoint-7/complete"
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    os.utime(mark, (now - 300, now - 300))
+    return tmp_path
+
+
+def test_stage_progress_time_left_lag_and_checkpoint(run: Path) -> None:
+    with lock(run, "grads-ds run"):
+        told = to_text(snapshot(run), ("prepare", "probe", "sft"))
+    assert "grads-ds run on" in told and "prepare in 3 s" in told
+    assert "recording, step 40 of 100 (40 %), 120 s left".replace("120 s", "2 min") in told
+    assert "rank 1 on b lags by 60 s" in told and "rank 1 on b silent for 60 s" in told
+    assert "last checkpoint: step 7, 5 min ago" in told
+
+
+def test_metrics_are_in_prometheus_text_format(run: Path) -> None:
+    lines = prometheus(snapshot(run)).splitlines()
+    sample = re.compile(r'grads_ds_[a-z_]+\{run="[^"]+"(,[a-z]+="[^"]*")*\} -?[0-9.e+]+')
+    assert all(line.startswith("#") or sample.fullmatch(line) for line in lines)
+    types = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(types) == len(set(types))
+    assert any(line.startswith("grads_ds_step{") and line.endswith(" 40") for line in lines)
+    assert any('state="running"} 2' in line for line in lines)
+
+
+def test_a_job_leaves_events_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "REPORT_SECONDS", 0.5)
+    code = (
+        "for step in range(4):\n    heartbeat.beat('steps', step, 4)\n   "
+        " time.sleep(0.6)\nos._exit(3 * rank)"
+    )
+    outcome = run_code(code, tmp_path, monkeypatch)
+    assert outcome.status == FAILED
+    events = [
+        json.loads(line) for line in (tmp_path / "logs/events.jsonl").read_text().splitlines()
+    ]
+    assert [events[0]["event"], events[-1]["event"], events[-1]["status"]] == [
+        "start",
+        "end",
+        FAILED,
+    ]
+    assert any(
+        event["event"] == "progress" and event["doing"] == "steps" and event["total"] == 4
+        for event in events
+    )
+    assert 'stage="stage"} 1' in next(
+        line
+        for line in (tmp_path / "metrics.prom").read_text().splitlines()
+        if "exit_status{" in line
+    )
+    assert "ended with status 1: failed first on rank 1" in to_text(snapshot(tmp_path), ("stage",))
+
+
+def test_the_command_answers_quickly_without_torch_and_refuses_what_is_no_run(
+    run: Path, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; from grads_ds.cli import main; s = main(['status', {str(run)!r}, '--json']);"
+        " sys.exit(s or 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["job"]["done"] == 40
+    assert main(["status", str(tmp_path / "nowhere")]) == 2
