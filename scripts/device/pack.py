@@ -23,7 +23,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from grads_ds.config import UserError
+from grads_ds.config.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 REPO = HERE.parents[1]
@@ -206,7 +206,7 @@ def main() -> None:
     """Command line; exit status 2 where the user has something to change."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=REPO / "runs/device/pack")
-    parser.add_argument("--piece-mib", type=float, default=56)
+    parser.add_argument("--piece-mib", type=float, default=60)
     parser.add_argument("--image", type=Path, default=HERE / "image.txt")
     parser.add_argument("--python", default="3.12", help="the machine's (default: %(default)s)")
     parser.add_argument("--no-model", action="store_true")

@@ -4,7 +4,7 @@
 #   bash scripts/device/pack.sh [--out DIR] [--piece-mib N] [--image FILE] [--python 3.12] [--no-model]
 #
 # Needs the package registry. Writes DIR/piece-1, piece-2, ... (default: runs/device/pack), each at
-# most N MiB (default 56): wheels of what scripts/device/image.txt does not have, DeepSpeed as a
+# most N MiB (default 60): wheels of what scripts/device/image.txt does not have, DeepSpeed as a
 # pure wheel, and SmolLM2-135M. There: check.sh --kit KIT --piece PIECE. A second run fetches only
 # what is missing.
 set -euo pipefail

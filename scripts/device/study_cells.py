@@ -20,6 +20,8 @@ LEAST = 60  # seconds that a first cell needs
 
 def reason_to_skip(step: Step) -> str | None:
     """Why no cell can run here, if so."""
+    if step.cpu:
+        return "a dry run: one cell takes half an hour on a CPU"
     if missing := [str(path.relative_to(REPO)) for path in (STUDY, CONFIG) if not path.is_file()]:
         return f"this checkout has no {' and no '.join(missing)}"
     if step.model is None and not MADE.is_dir():

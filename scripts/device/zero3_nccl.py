@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from step import Step, first_line, random_batch, random_llama, start
 
-from grads_ds import GradNormRecorder, ranks
+from grads_ds import GradNormRecorder
+from grads_ds.distributed import ranks
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 STEPS = 5

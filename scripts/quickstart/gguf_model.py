@@ -18,6 +18,9 @@ SENTENCES = (
 )
 
 
+SPECIALS = {"bos": "bos", "eos": "eos", "pad": "padding"}
+
+
 @dataclass(frozen=True)
 class RealModel:
     """A model that the registry carries. packages: `name==version`, in the order of the file's
@@ -54,10 +57,14 @@ def convert(gguf: Path) -> tuple[Any, Any]:
     model = type(quantized)(config)
     model.load_state_dict(quantized.state_dict())
     model.tie_weights()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    fields = tokenizer_fields(gguf)
+    for role, key in SPECIALS.items():  # not every release of transformers takes over all of them
+        if (token := fields.get(f"{key}_token_id")) is not None:
+            setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(token))
+            for settings in (config, model.generation_config):
+                setattr(settings, f"{role}_token_id", token)
     tokenizer.model_max_length = config.max_position_embeddings
-    if pre_tokenizer_of(gguf) == "smollm":
+    if fields.get("pre") == "smollm":
         # transformers reads the byte-level rule alone; the original splits every digit off first
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
@@ -65,12 +72,18 @@ def convert(gguf: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def pre_tokenizer_of(gguf: Path) -> str | None:
-    """What the GGUF file says of the way its tokenizer cuts text before merging."""
+def tokenizer_fields(gguf: Path) -> dict[str, Any]:
+    """What the GGUF file says of its tokenizer in single values, by the names after
+    `tokenizer.ggml.`: the ids of marks, the way it cuts text before merging.
+    """
     from gguf import GGUFReader
 
-    field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
-    return None if field is None else str(field.contents())
+    found = {}
+    for name, entry in GGUFReader(gguf).fields.items():
+        key = name.removeprefix("tokenizer.ggml.")
+        if key != name and (key == "pre" or key.endswith("_token_id")):
+            found[key] = entry.contents()
+    return found
 
 
 def answer_of(model: Any, tokenizer: Any, spec: RealModel) -> str:

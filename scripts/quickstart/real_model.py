@@ -32,8 +32,8 @@ from pathlib import Path
 
 from gguf_model import RealModel, check, convert
 
-from grads_ds.config import UserError
-from grads_ds.run_dir import atomic_path
+from grads_ds.config.errors import UserError
+from grads_ds.run_dir.publish import atomic_path
 
 RECIPE = 1  # raise it when the folder that is written changes
 RECORD = "real_model.json"
