@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from grads_ds.config.errors import nearest
+from grads_ds.config.record import expanded
 from grads_ds.config.training import TrainingConfig
 
 EXTRAS = ("ifd", "el2n", "anchor", "early")  # further columns of the score table
@@ -58,6 +59,11 @@ class ProbeConfig(TrainingConfig):
             " its own"
         ),
     )
+
+    @field_validator("anchor", mode="before")
+    @classmethod
+    def _anchor_is_expanded(cls, value: Any) -> Any:
+        return expanded(value)
 
     @field_validator("extras")
     @classmethod

@@ -26,7 +26,7 @@ def write(folder: Path, **changes: object) -> Path:
 def faults(path: Path, *overrides: str) -> list[str]:
     with pytest.raises(UserError) as caught:
         load_config(path, overrides)
-    return caught.value.faults
+    return caught.value.problems
 
 
 def test_every_fault_is_listed_at_once_with_the_nearest_name(tmp_path: Path) -> None:
