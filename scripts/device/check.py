@@ -41,7 +41,7 @@ STEPS = (
     Limit("zero3_nccl", 90, 120),
     Limit("throughput", 150, 120),
     Limit("stages", 150, 200),
-    Limit("capacity", 90, 60),
+    Limit("capacity", 120, 60),
     Limit("fused", 150, 60),
     Limit("study_cells", 600, 600),
 )

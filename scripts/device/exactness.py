@@ -2,8 +2,9 @@
 
 Random Llamas, untied with grouped queries and tied, in float32 and bfloat16, one batch of padded
 rows; then, where the kit has it, SmolLM2-135M on sentences. The truth is a loop: the sample alone,
-the same weights in float64, autograd. Also what the batch, the padding and TF32 change, and how
-often one scored batch makes the host wait for the device.
+the same weights in float64, autograd; the same loop in the model's own precision shows what that
+precision costs. Also what batch-mates, padding and TF32 change, and how often one scored batch makes
+the host wait for the device.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative, of every norm 
 GROUPS = {"embed_tokens": "embedding", "lm_head": "lm_head", "self_attn": "attention", "mlp": "mlp"}
 
 
-def true_norms(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """float64 [B] per group, and "total": each sample by itself."""
-    model = copy.deepcopy(model).double().requires_grad_(True)
+def true_norms(
+    model: Any, batch: dict[str, Tensor], dtype: torch.dtype = torch.float64
+) -> dict[str, Tensor]:
+    """float64 [B] per group, and "total": autograd in `dtype` of each sample by itself."""
+    model = copy.deepcopy(model).to(dtype).requires_grad_(True)
     rows = []
     for ids, mask, labels in zip(
         batch["input_ids"], batch["attention_mask"], batch["labels"], strict=True
@@ -36,12 +39,13 @@ def true_norms(model: Any, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         model.zero_grad()
         length = int(mask.sum())
         logits = model(input_ids=ids[None, :length]).logits[0, :-1]
+        logits = logits if dtype == torch.float64 else logits.float()
         torch.nn.functional.cross_entropy(logits, labels[1:length]).backward()
         squares: dict[str, Tensor] = Counter()
         for name, parameter in model.named_parameters():
             group = next((GROUPS[key] for key in GROUPS if key in name), "norm")
-            squares[group] += parameter.grad.square().sum()
-            squares["total"] += parameter.grad.square().sum()
+            squares[group] += parameter.grad.double().square().sum()
+            squares["total"] += parameter.grad.double().square().sum()
         if model.config.tie_word_embeddings:
             squares["lm_head"] = squares["embedding"]
         rows.append(squares)
@@ -86,7 +90,11 @@ def host_waits(recorder: GradNormRecorder, batch: dict[str, Tensor]) -> dict[str
 
 
 def measure(step: Step, name: str, model: Any, batch: dict[str, Tensor]) -> bool:
-    """Record the errors of one model and batch; whether they keep the limit of its precision."""
+    """Record the errors of one model and batch; whether they keep the limit of its precision.
+
+    A deep model in bfloat16 is itself further from float64 than the limit: there the error may be
+    as large as that of autograd in bfloat16, sample by sample, and a quarter more.
+    """
     limit = LIMITS[model.dtype]
     truth = true_norms(model, batch)
     recorder = GradNormRecorder(model, "all")
@@ -99,6 +107,7 @@ def measure(step: Step, name: str, model: Any, batch: dict[str, Tensor]) -> bool
     facts: dict[str, Any] = {
         "limit": limit,
         "error": worst(scored, truth),
+        "error_of_autograd": worst(true_norms(model, batch, model.dtype), truth),
         "same_bits_twice": all(torch.equal(scored[g], again[g]) for g in truth),
         "batch_changes": worst(scored, {g: torch.cat([a[g].cpu() for a in alone]) for g in truth}),
     }
@@ -110,20 +119,25 @@ def measure(step: Step, name: str, model: Any, batch: dict[str, Tensor]) -> bool
         model(**batch).loss.backward()
         facts["error_while_training"] = worst(watching.collect().norms, truth)
     model.zero_grad()
+    allowed = {g: max(limit, 1.25 * own) for g, own in facts["error_of_autograd"].items()}
     facts["exact"] = all(
-        error <= limit for key in ("error", "error_while_training") for error in facts[key].values()
+        facts[key][group] <= allowed[group]
+        for key in ("error", "error_while_training")
+        for group in allowed
     )
     step.record(**{name: facts})
     return bool(facts["exact"])
 
 
-def sentences(folder: Path, device: torch.device) -> dict[str, Tensor]:
-    """Four sentences of the real model, padded, every token but the first a target."""
+def sentences(folder: Path, count: int, device: torch.device) -> dict[str, Tensor]:
+    """So many sentences of the real model, padded, every token but the first a target."""
     from gguf_model import SENTENCES
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    batch = tokenizer(list(SENTENCES), padding=True, padding_side="right", return_tensors="pt")
+    batch = tokenizer(
+        list(SENTENCES[:count]), padding=True, padding_side="right", return_tensors="pt"
+    )
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return {name: tensor.to(device) for name, tensor in (dict(batch) | {"labels": labels}).items()}
 
@@ -150,7 +164,7 @@ def run(step: Step) -> bool:
     for dtype in LIMITS:
         model = AutoModelForCausalLM.from_pretrained(step.model, dtype=dtype).to(step.device).eval()
         name = f"SmolLM2-135M, {str(dtype)[6:]}"
-        good &= attempt(step, name, model, sentences(step.model, step.device))
+        good &= attempt(step, name, model, sentences(step.model, 2 if step.cpu else 4, step.device))
     return good
 
 

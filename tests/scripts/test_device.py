@@ -53,7 +53,7 @@ def test_the_dry_run_on_a_cpu_passes_and_says_what_it_left_out(tmp_path: Path) -
     assert steps["zero3_nccl"]["found"]["training, float32"]["ok"]
     assert steps["throughput"]["found"]["modes"]["ours: all layers"]["tokens_per_second"] > 0
     assert steps["stages"]["found"]["planned"]["recording"] > 0
-    assert steps["capacity"]["found"]["largest"]["layers"] > 4
+    assert steps["capacity"]["found"]["recomputed"]["largest"]["layers"] > 4
     assert steps["kit_model"]["status"] == "skipped"
     assert "there is no kit" in steps["kit_model"]["why"]
     assert "a dry run" in steps["study_cells"]["why"]
