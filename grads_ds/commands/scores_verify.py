@@ -62,7 +62,7 @@ def differences(config: Any, run: Path, samples: int, seed: int) -> tuple[dict[s
     from datasets import load_from_disk
     from tqdm import tqdm
 
-    from grads_ds.scores.columns import columns
+    from grads_ds.config.columns import norm_columns
 
     if config.probe.record == "during":
         raise UserError(
@@ -70,7 +70,7 @@ def differences(config: Any, run: Path, samples: int, seed: int) -> tuple[dict[s
             " steps of a training; verify a run with probe.record: after"
         )
     table = score_table(run)
-    names = ["loss", *columns(config.probe.layers)]
+    names = ["loss", *norm_columns(config.probe.layers)]
     pool = load_from_disk(str(run / "prepared/pool"))
     places = {int(sample): i for i, sample in enumerate(table["sample_id"].to_pylist())}
     statuses = table["status"].to_pylist()

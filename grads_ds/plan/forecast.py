@@ -201,7 +201,8 @@ class _Planner:
         limits = self.limits if self.limits.stage >= 3 else replace(self.limits, stage=0)
         rows = max(1, probe.tokens_per_microbatch // self.length)
         layers = (probe.layers,) if isinstance(probe.layers, str) else tuple(probe.layers)
-        anchor = recorded_elements(self.model, layers) if "anchor" in probe.extras else 0
+        held = len({"anchor", "contrast"} & set(probe.extras))  # reference gradients
+        anchor = held * recorded_elements(self.model, layers)
 
         def memory(rows: int) -> Memory:
             played = self._play(
@@ -219,7 +220,7 @@ class _Planner:
                 advice.append(
                     "probe.extras: the anchor's gradient is whole on every GPU"
                     f" ({needed.anchor / 2**30:.1f} GiB); record fewer groups (probe.layers), or"
-                    " leave anchor out"
+                    " leave anchor and contrast out"
                 )
             else:
                 advice.append("recording needs more GPUs: not even one sample fits")

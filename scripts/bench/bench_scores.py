@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from grads_ds import scores
+from grads_ds.config.columns import norm_columns
 from grads_ds.scores.totals import Totals, summed_columns
 
 LAYERS = ["embedding", "lm_head", "attention", "mlp", "norm"]
@@ -38,7 +39,7 @@ RECORDING = scores.Recording({"model": "synthetic"}, {"ranks": RANKS})
 
 def write_parts(folder: Path, rows: int) -> None:
     """Parts of every rank, ids in the order a batch plan by length gives them: any."""
-    table_schema = scores.schema(scores.columns(LAYERS)).with_metadata(RECORDING.metadata())
+    table_schema = scores.schema(norm_columns(LAYERS)).with_metadata(RECORDING.metadata())
     draw = np.random.default_rng(0)
     order = draw.permutation(rows)
     for number, start in enumerate(range(0, rows, PART_ROWS)):
@@ -49,7 +50,7 @@ def write_parts(folder: Path, rows: int) -> None:
             "sample_hash": [f"{i:032x}" for i in ids.tolist()],
             "num_tokens": draw.integers(5, 2048, size, dtype=np.int32),
             "num_target_tokens": draw.integers(1, 1024, size, dtype=np.int32),
-            **{name: draw.random(size, np.float32) for name in ("loss", *scores.columns(LAYERS))},
+            **{name: draw.random(size, np.float32) for name in ("loss", *norm_columns(LAYERS))},
             "status": ["ok"] * size,
         }
         pq.write_table(
@@ -60,7 +61,7 @@ def write_parts(folder: Path, rows: int) -> None:
 
 def merge(folder: Path, rows: int) -> None:
     """What rank 0 does at the end of a probe: find what is there, then merge and check it."""
-    table_schema = scores.schema(scores.columns(LAYERS))
+    table_schema = scores.schema(norm_columns(LAYERS))
     done, totals, _ = scores.finished(folder, RECORDING.key, table_schema)
     assert len(done) == rows
     scores.merge(folder, RECORDING.key, np.arange(rows), {}, totals)
@@ -71,7 +72,7 @@ def reload(folder: Path, rows: int) -> None:
     from grads_ds.scores.read import read_table
 
     assert len(read_table(folder / "table.parquet").sample_id) == rows
-    totals = Totals(summed_columns(scores.schema(scores.columns(LAYERS))))
+    totals = Totals(summed_columns(scores.schema(norm_columns(LAYERS))))
     for batch in pq.ParquetFile(folder / "table.parquet").iter_batches(500_000):
         totals.add(pa.Table.from_batches([batch]))
     assert totals.counts[0] == rows

@@ -45,10 +45,11 @@ def make_run(folder: Path, norms: np.ndarray, order: list[int] | None = None) ->
     writer = scores.PartWriter(
         folder / "scores", 0, recording, scores.schema(["lm_head_grad_norm"])
     )
-    samples = [
-        {"sample_id": i, "sample_hash": h, "input_ids": [0] * 9}
-        for i, h in enumerate(pool["sample_hash"])
-    ]
+    samples = {
+        "sample_id": list(range(ROWS)),
+        "sample_hash": pool["sample_hash"],
+        "num_tokens": [9] * ROWS,
+    }
     targets = np.full(ROWS, 4)
     writer.add(
         scores.make_rows(
