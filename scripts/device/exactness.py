@@ -3,8 +3,8 @@
 Random Llamas, untied with grouped queries and tied, in float32 and bfloat16, one batch of padded
 rows; then, where the kit has it, SmolLM2-135M on sentences. The truth is a loop: the sample alone,
 the same weights in float64, autograd; the same loop in the model's own precision shows what that
-precision costs. Also what batch-mates, padding and TF32 change, and how often one scored batch makes
-the host wait for the device.
+precision costs. Also what batch-mates, padding and TF32 change, and how often one scored batch
+makes the host wait for the device.
 """
 
 from __future__ import annotations
