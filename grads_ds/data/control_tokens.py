@@ -57,6 +57,9 @@ class ControlTokens:
         changed = []
         for message in messages:
             pattern = self._typed_in_answers if message["role"] == "assistant" else self._typed
+            if len(message) == 2 and not pattern.search(message["content"]):
+                changed.append(message)
+                continue
             new, typed = self._replaced(message, pattern)
             found += typed
             changed.append(new if typed else message)

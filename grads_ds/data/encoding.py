@@ -89,7 +89,8 @@ def work(lines: Sequence[str]) -> Chunk:
         chunk.notes.update(encoded.notes)
         chunk.notes.update(sample.notes)
         chunk.ends.update(map(str, encoded.ends))
-        chunk.prints.add(encoded.input_ids, sample, _worker.compared)
+        if _worker.compared:
+            chunk.prints.add(encoded.input_ids, sample)
         row = json.loads(text)
         asked = {name: row.get(name) for name in _worker.metadata}
         metadata = json.dumps(asked, ensure_ascii=False, sort_keys=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,14 +30,14 @@ class Prints:
     how many of them each row has [N].
     """
 
-    tokens: list[int] = field(default_factory=list)
+    tokens: array[int] = field(default_factory=lambda: array("Q"))
     grams: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, ids: list[int], sample: Sample, with_grams: bool) -> None:
-        """Add one row; its 8-grams only where they will be compared."""
+    def add(self, ids: list[int], sample: Sample) -> None:
+        """Add one row."""
         content = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=8).digest()
         self.tokens.append(int.from_bytes(content, "little"))
-        self.grams.append(word_grams(_learned_text(sample)) if with_grams else _NONE)
+        self.grams.append(word_grams(_learned_text(sample)))
 
 
 _NONE = np.zeros(0, np.uint64)
@@ -65,8 +66,7 @@ def _learned_text(sample: Sample) -> str:
 class Leaks:
     """Collects the prints of all sets and counts what they share."""
 
-    def __init__(self, compared: bool):
-        self.compared = compared  # whether there is a held-out set at all
+    def __init__(self) -> None:
         self._sets: dict[str, Prints] = {}
         self._known: np.ndarray | None = None  # sorted 8-grams of all held-out sets
         self._in_pool = np.zeros(0, bool)
@@ -110,7 +110,7 @@ class Leaks:
 
     def _same(self, name: str, other: str) -> np.ndarray:
         mine, theirs = (
-            np.array(self._sets[key].tokens if key in self._sets else [], np.uint64)
+            np.array(self._sets[key].tokens if key in self._sets else (), np.uint64)
             for key in (name, other)
         )
         return np.isin(mine, theirs)

@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from grads_ds.config.config import ANCHOR_SET, Config
 from grads_ds.config.errors import UserError
-from grads_ds.data.encoding import compares
 from grads_ds.data.formats import load_samples
 from grads_ds.data.leaks import SHARED, Leaks
 from grads_ds.data.model_limits import fit_faults
@@ -76,7 +75,7 @@ def run_prepare(config: Config, run_dir: Path) -> None:
         tokenizer = load_tokenizer(config.model)
         if misfits := fit_faults(config, tokenizer):
             raise UserError(misfits)
-        leaks = Leaks(compares(config))
+        leaks = Leaks()
         written: dict[str, Counts] = {}
         for name in sorted(rows, key=lambda name: name == "pool"):  # the pool is compared last
             written[name] = write_set(

@@ -17,6 +17,7 @@ transformers (and with it torch) is imported when a tokenizer is loaded, not bef
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,8 @@ def num_target_tokens(labels: Sequence[int]) -> int:
     """Tokens the loss is on: labels after the first that are not IGNORE_INDEX (the first token has
     no context).
     """
-    return sum(label != IGNORE_INDEX for label in labels[1:])
+    rest = list(labels[1:])
+    return len(rest) - rest.count(IGNORE_INDEX)
 
 
 class Encoder:
@@ -186,17 +188,35 @@ def _labels(
 ) -> tuple[list[int], list[int]]:
     """(labels; where the last token of each span is): a token is a target when it holds at least
     one character of a span.
+
+    Byte-level tokenizers trim blanks off; a token that is left without characters begins where the
+    one before it ended. Offsets go up, so that the tokens of a span are found by bisection.
     """
-    labels, spans, at, before = [IGNORE_INDEX] * len(ids), sorted(spans), 0, 0
-    last: dict[int, int] = {}
-    for i, (start, end) in enumerate(offsets):
-        # byte-level tokenizers trim blanks off; such a token begins where the last one ended
-        if start == end:
+    starts, stops = [start for start, _ in offsets], [stop for _, stop in offsets]
+    if stops != sorted(stops) or starts != sorted(starts):
+        return _labels_one_by_one(ids, offsets, spans)
+    labels, last = [IGNORE_INDEX] * len(ids), []
+    for begin, end in spans:
+        first, behind = bisect_right(stops, begin), bisect_left(starts, end)
+        while behind < len(ids) and starts[behind] == stops[behind] and stops[behind - 1] < end:
+            behind += 1
+        if first < behind:
+            labels[first:behind] = ids[first:behind]
+            last.append(behind - 1)
+    return labels, last
+
+
+def _labels_one_by_one(
+    ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]
+) -> tuple[list[int], list[int]]:
+    """`_labels` for offsets in any order."""
+    labels, last, before = [IGNORE_INDEX] * len(ids), {}, 0
+    for i, (start, stop) in enumerate(offsets):
+        if start == stop:
             start = min(before, start)
-        before = max(before, end)
-        while at < len(spans) and spans[at][1] <= start:
-            at += 1
-        if at < len(spans) and start < spans[at][1] and end > spans[at][0]:
-            labels[i] = ids[i]
-            last[at] = i
+        before = max(before, stop)
+        for number, (begin, end) in enumerate(spans):
+            if start < end and stop > begin:
+                labels[i] = ids[i]
+                last[number] = i
     return labels, list(last.values())

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import ModelConfig
@@ -15,7 +17,7 @@ from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample, load_samples
 from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.tokenizer import PLAIN_TEMPLATE, fingerprint, load_tokenizer
-from grads_ds.data.tokens import Encoded, Encoder, num_target_tokens
+from grads_ds.data.tokens import Encoded, Encoder, _labels, _labels_one_by_one, num_target_tokens
 from tests.data import twins
 
 CHAT = [
@@ -403,3 +405,26 @@ def _plain(text: str) -> str:
 def test_the_plain_template_is_the_default(material: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(path=str(material / "tokenizers/llama2-32k")))
     assert tokenizer.chat_template == PLAIN_TEMPLATE.replace("{{ BOS }}", "{{ bos_token }}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=30),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=5),
+)
+def test_targets_found_by_bisection_are_those_found_one_by_one(
+    steps: list[tuple[int, int]], drawn: list[tuple[int, int]]
+) -> None:
+    """Offsets with gaps, of no width, and shared by the bytes of one character."""
+    at, offsets = 0, []
+    for gap, width in steps:
+        offsets.append((at + gap, at + gap + width))
+        at += gap + width
+        if width == 4:
+            offsets.append(offsets[-1])
+    at, spans = 0, []
+    for gap, width in drawn:
+        spans.append((at + gap, at + gap + width))
+        at += gap + width
+    ids = list(range(len(offsets)))
+    assert _labels(ids, offsets, spans) == _labels_one_by_one(ids, offsets, spans)
