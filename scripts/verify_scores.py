@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 from grads_ds.config.load import load_config  # noqa: E402
 from grads_ds.gradnorm.reference import reference_norms  # noqa: E402
-from grads_ds.gradnorm.rules import plan_sites  # noqa: E402
+from grads_ds.gradnorm.site_plan import plan_sites  # noqa: E402
 
 
 def main() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,6 @@ from grads_ds.distributed.device import device
 from grads_ds.distributed.progress import with_progress
 from grads_ds.engine.frozen_pass import lengths_of, release, score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
-from grads_ds.gradnorm.batch_layout import Layout, read_layout
-from grads_ds.gradnorm.formulas.error_norm import error_norms
-from grads_ds.gradnorm.formulas.head import LogitTransform
-from grads_ds.gradnorm.sharding import gathered
 from grads_ds.probe.early_norms import EarlyNorms, keep, kept_for
 
 
@@ -71,6 +66,8 @@ class ExtraColumns:
         self.early = (
             EarlyNorms.read(run_dir, early_norms(config)) if "early" in self.wanted else None
         )
+        if "el2n" in self.wanted:
+            recorder.record_error_norms()
         if "anchor" in self.wanted:
             recorder.set_reference(self._anchor(config, run_dir, key))
 
@@ -82,10 +79,9 @@ class ExtraColumns:
         """
         batch = to_device(samples)
         columns: dict[str, np.ndarray] = {}
-        with _seen(self.recorder) as seen:
-            norms = score_batch(self.recorder, self.engine, batch)
-        if "el2n" in self.wanted:
-            columns["el2n"] = self._error_norms(read_layout(batch), seen).cpu().numpy()
+        norms = score_batch(self.recorder, self.engine, batch)
+        if norms.error_norms is not None:
+            columns["el2n"] = norms.error_norms.cpu().numpy()
         if "ifd" in self.wanted:
             bare = score_batch(
                 self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])
@@ -101,20 +97,6 @@ class ExtraColumns:
         if self.early is not None:
             columns |= self.early.of(samples)
         return norms, columns
-
-    def _error_norms(self, layout: Layout, seen: dict[str, Tensor]) -> Tensor:
-        head: Any = self.recorder.plan.head
-        if self.recorder.plain_head:
-            logits = seen["logits"].reshape(-1, seen["logits"].shape[-1])[layout.target_positions]
-            norms = error_norms(logits, None, None, layout.target_ids, LogitTransform())
-        else:
-            hidden = seen["hidden"].reshape(-1, seen["hidden"].shape[-1])[layout.target_positions]
-            with gathered(list(head.parameters(recurse=False)), self.recorder.gather):
-                norms = error_norms(
-                    hidden, head.weight, head.bias, layout.target_ids, self.recorder.head.transform
-                )
-        total = torch.zeros(layout.num_samples, dtype=torch.float64, device=norms.device)
-        return total.index_add_(0, layout.target_samples, norms) / layout.target_counts.clamp_min(1)
 
     def _anchor(self, config: Config, run_dir: Path, key: str) -> dict[str, Tensor]:
         """The anchor set's mean gradient over all ranks, fp32 by parameter name.
@@ -142,17 +124,12 @@ class ExtraColumns:
                 yield to_device([rows[i] for i in mine])
                 release(self.engine)
 
-        mean = self.recorder.mean_gradient(batches())
-        groups = self.recorder.plan.groups
-        part = {groups[name] for name in groups if name not in mean}
-        lost = sorted(part & set(self.groups))
-        if lost:
+        try:
+            mean = self.recorder.mean_gradient(batches())
+        except ValueError as error:  # some have to be measured one sample at a time
             raise UserError(
-                "probe.anchor: wanted groups whose parameters all have a formula; found"
-                f" {', '.join(lost)} with some that have none in this model; leave them out of"
-                " probe.layers"
-            )
-        mean = {name: gradient for name, gradient in mean.items() if groups[name] not in part}
+                f"probe.anchor: {error}; leave their groups out of probe.layers"
+            ) from error
         for gradient in mean.values():
             gradient *= counted / len(rows)
             if ranks.world() > 1:
@@ -181,27 +158,3 @@ def without_prompt(sample: Mapping[str, Any]) -> dict[str, list[int]]:
     ]
     keep = keep or [0]
     return {"input_ids": [ids[i] for i in keep], "labels": [labels[i] for i in keep]}
-
-
-@contextlib.contextmanager
-def _seen(recorder: GradNormRecorder) -> Iterator[dict[str, Tensor]]:
-    """What enters the head (`hidden`) and leaves the model (`logits`, the model's own where the
-    recorder runs the head plainly).
-    """
-    seen: dict[str, Tensor] = {}
-
-    def enters(module: Any, args: tuple[Tensor, ...]) -> None:
-        seen["hidden"] = args[0].detach()
-
-    def leaves(module: Any, args: Any, output: Any) -> None:
-        seen["logits"] = output["logits"].detach()
-
-    handles = [
-        recorder.plan.head.register_forward_pre_hook(enters, prepend=True),
-        recorder.model.register_forward_hook(leaves),
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
