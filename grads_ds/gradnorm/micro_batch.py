@@ -15,8 +15,10 @@ from grads_ds.gradnorm import frozen
 from grads_ds.gradnorm.batch_kind import kind_of
 from grads_ds.gradnorm.batch_layout import Layout, on_the_left, padded, read_layout, unpad
 from grads_ds.gradnorm.formulas import sequence_shards
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.guard import Verdict, check_one_sample
 from grads_ds.gradnorm.head_run import HeadRun
+from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.in_step import Ranks
 from grads_ds.gradnorm.measurement import Measurement
 from grads_ds.gradnorm.one_sample import one_sample_norms
@@ -52,6 +54,7 @@ class Scorer:
         self.model, self.plan, self.head = model, plan, head
         self.sample_weights, self.loss_reduction = sample_weights, loss_reduction
         self.check, self.tokens = check, tokens
+        self.want_heads = False
         self.trials: dict[Hashable, Trial] = {}
         self._checked: dict[Hashable, int] = {}  # how often each kind was
         self._row_by_row: set[Hashable] = set()
@@ -153,6 +156,8 @@ class Scorer:
             norms = replace(norms, error_norms=_mean_of_targets(layout, values.error_norms))
         if self.tokens:
             norms = replace(norms, tokens=token_values(self.plan, measurement, values.losses))
+        if self.want_heads and values.hidden is not None:
+            norms = replace(norms, heads=(self._view(layout, kind, values),))
         if self.head.group is None:
             return norms
         counts = sequence_shards.all_reduce_sum(
@@ -176,6 +181,13 @@ class Scorer:
             self.trials[kind] = replace(trial, own_head=True)
             return self._frozen(layout, kind, references, gradients)
         return measurement, values
+
+    def _view(self, layout: Layout, kind: Hashable, values: TargetValues) -> HeadView:
+        transform = self.trials[kind].transform or LogitTransform()
+        assert values.hidden is not None
+        return HeadView(
+            layout, self.plan.head, values.hidden, values.logits, transform, self.head.gather
+        )
 
     def losses(self, layout: Layout, values: TargetValues) -> Tensor:
         """Each sample's own loss, float64 [S]."""

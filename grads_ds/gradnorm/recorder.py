@@ -16,7 +16,8 @@ DistributedDataParallel made of the model, may be passed in the model's place; c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.head_run import HeadRun
+from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.micro_batch import Scorer
 from grads_ds.gradnorm.results import GradNorms, References
 from grads_ds.gradnorm.sharding import Gather, gather_of, unwrapped
@@ -85,6 +87,7 @@ class GradNormRecorder:
             tokens,
         )
         self._watch: TrainingRecorder | None = None
+        self._views: list[HeadView] = []
 
     def score(self, batch: Mapping[str, Tensor]) -> GradNorms:
         """Scores one micro-batch: input_ids, labels (-100 = no target) [B, T], optional
@@ -131,6 +134,17 @@ class GradNormRecorder:
         """From now on every result of `score` also holds error_norms (EL2N)."""
         self.scorer.head = replace(self.scorer.head, error_norms=True)
 
+    @contextlib.contextmanager
+    def observing(self) -> Iterator[list[HeadView]]:
+        """While active, the list holds what the last scored batch showed at the model's head: one
+        view, or several in the order of the samples where the batch was measured in parts.
+        """
+        self._views, self.scorer.want_heads = [], True
+        try:
+            yield self._views
+        finally:
+            self._views, self.scorer.want_heads = [], False
+
     def _score(self, batch: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> GradNorms:
         if torch.is_inference_mode_enabled():
             raise RuntimeError(
@@ -140,7 +154,9 @@ class GradNormRecorder:
         if self._watch is not None:
             self._watch.paused = True
         try:
-            return self.scorer.score(batch, self.references, gradients)
+            norms = self.scorer.score(batch, self.references, gradients)
+            self._views[:] = norms.heads
+            return replace(norms, heads=())
         finally:
             if self._watch is not None:
                 self._watch.paused = False

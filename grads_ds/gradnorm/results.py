@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.groups import OTHER
+from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.measurement import Measurement
 from grads_ds.gradnorm.sites import SitePlan
 
@@ -26,7 +27,8 @@ class GradNorms:
     recorded. A tied table is one parameter: "embedding" and "lm_head" are then both its norm, and
     "total" counts it once. inner_products, cosines: group -> float64 [S], with a reference set.
     error_norms: EL2N, the mean over a sample's targets of ||softmax - onehot||, float64 [S], on
-    request; tokens: the same batch token by token, on request.
+    request; tokens: the same batch token by token, on request; heads: what the head took and gave,
+    on request, in one or several parts.
     """
 
     loss: Tensor
@@ -37,6 +39,7 @@ class GradNorms:
     cosines: dict[str, Tensor] = field(default_factory=dict)
     error_norms: Tensor | None = None
     tokens: TokenValues | None = None
+    heads: tuple[HeadView, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,4 +199,5 @@ def joined(parts: Sequence[GradNorms]) -> GradNorms:
         by_name([part.cosines for part in parts]),
         errors,
         tokens,
+        tuple(view for part in parts for view in part.heads),
     )

@@ -4,6 +4,7 @@ activations that fills a Measurement.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm import frozen
 from grads_ds.gradnorm.formulas.error_norm import ErrorNorms
+from grads_ds.gradnorm.formulas.head_sums import HeadPass
 from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.head_run import HeadRun
@@ -22,10 +24,15 @@ from grads_ds.gradnorm.rules.table import attached
 
 @dataclass(frozen=True)
 class TargetValues:
-    """Of each target, unweighted, float64 [N]: losses; error_norms on request."""
+    """Of each target, unweighted, float64 [N]: losses; error_norms on request. hidden [B, T, D]:
+    the head's input (None where the head takes something else); logits [B, T, V] where the model's
+    own head ran.
+    """
 
     losses: Tensor
     error_norms: Tensor | None
+    hidden: Tensor | None
+    logits: Tensor | None
 
 
 def score_frozen(
@@ -69,7 +76,7 @@ def _fused_head(
         if hidden.shape[:2] != (layout.rows, layout.length):
             raise frozen.UnknownLogits("the head runs on other positions than the input's")
         with torch.no_grad():
-            taken["hidden"] = hidden
+            taken["hidden"], taken["seen"] = hidden, hidden.detach()
             taken["pass"] = head.run(hidden, measurement, weights_S, transform, not head_only)
             taken["logits"] = frozen.stand_in_logits(hidden)
         return taken["logits"].clone()
@@ -89,8 +96,11 @@ def _fused_head(
                 seed[layout.target_positions] = taken["pass"].dh.to(seed.dtype)
                 if hidden.requires_grad:
                     torch.autograd.backward([hidden], [seed.reshape(hidden.shape)])
+        if "pass" not in taken:
+            raise frozen.UnknownLogits("the head was not called as a module")
     measurement.finish()
-    return TargetValues(taken["pass"].losses, taken["pass"].error_norms)
+    passed: HeadPass = taken["pass"]
+    return TargetValues(passed.losses, passed.error_norms, taken["seen"], None)
 
 
 def _own_head(
@@ -109,7 +119,14 @@ def _own_head(
         )
     if measurement.tied_name:
         measurement.unmeasured.add(measurement.tied_name)
-    with frozen.frozen(model):
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.extend(t.detach() for t in (*args, *kwargs.values())[:1] if isinstance(t, Tensor))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(frozen.frozen(model))
+        stack.callback(plan.head.register_forward_pre_hook(keep, with_kwargs=True).remove)
         _set_grad_root(model, measurement)
         with torch.enable_grad(), attached(measurement, plan.sites):
             logits = frozen.logits_of(model(**inputs))
@@ -135,7 +152,8 @@ def _own_head(
         sums = ErrorNorms(layout.target_ids, rows_NV.detach())
         sums.add(rows_NV.detach(), 0)
         errors = sums.result()
-    return TargetValues(losses_N.detach().double(), errors)
+    hidden = seen[0] if seen else None
+    return TargetValues(losses_N.detach().double(), errors, hidden, logits.detach())
 
 
 def _set_grad_root(model: nn.Module, measurement: Measurement) -> None:
