@@ -24,7 +24,7 @@ def this_process() -> dict[str, Any]:
 def _local(record: dict[str, Any]) -> bool:
     """Whether a record's process could be seen from here, if it lived."""
     boot = str(record.get("process")).partition(":")[0]
-    return boot == _boot() and record.get("namespace") == pid_namespace() is not None
+    return boot == boot_id() and record.get("namespace") == pid_namespace() is not None
 
 
 def process_gone(record: dict[str, Any]) -> bool:
@@ -45,7 +45,7 @@ def process_mark(pid: int) -> str | None:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return f"{_boot()}:{after_name[19]}" if after_name[0] not in "ZX" else None
+    return f"{boot_id()}:{after_name[19]}" if after_name[0] not in "ZX" else None
 
 
 def pid_namespace() -> str | None:
@@ -56,7 +56,8 @@ def pid_namespace() -> str | None:
         return None
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """What tells one boot of a kernel from another."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
