@@ -17,6 +17,7 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
 from conftest import write_rows
+from grads_ds.config.columns import extra_columns
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
@@ -24,7 +25,7 @@ from grads_ds.flow.stages import STAGES, due_units
 from grads_ds.gradnorm.formulas.error_norm import error_norms
 from grads_ds.gradnorm.formulas.head import LogitTransform
 from grads_ds.gradnorm.reference import reference_gradients
-from grads_ds.probe.extra_columns import extra_columns, without_prompt
+from grads_ds.probe.prompts import without_prompt
 from grads_ds.selection.stage import run_select
 from ranks import run_on_ranks
 from tests.probe.test_recording import leave_unfinished, make_config, stage, table_of
@@ -73,7 +74,7 @@ def test_every_extra_column_is_its_definition_on_two_sharded_ranks(
     run = Path(config.run_dir)
     table = table_of(config).set_index("sample_id")
     assert list(table.columns)[-1] == "status"
-    assert set(extra_columns(config)) <= set(table.columns)
+    assert set(extra_columns(config.probe.extras, config.probe.layers)) <= set(table.columns)
     assert set(table["status"]) == {"ok"}
     now = AutoModelForCausalLM.from_pretrained(run / "probe/model", dtype=torch.float64)
     before = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
