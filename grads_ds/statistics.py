@@ -30,6 +30,17 @@ def rank_shares(scores: Floats) -> Floats:
     return shares
 
 
+def area_under_curve(high: Floats, low: Floats) -> float | None:
+    """The chance that a value of `high` exceeds one of `low` (equal: half), the area under the ROC
+    curve; None where either has no finite value.
+    """
+    high, low = high[np.isfinite(high)], np.sort(low[np.isfinite(low)])
+    if not len(high) or not len(low):
+        return None
+    below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
+    return float(below.mean()) / (2 * len(low))
+
+
 def splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finaliser (Steele, Lea, Flood 2014) of uint64 [N], written into `values`."""
     with np.errstate(over="ignore"):

@@ -157,14 +157,14 @@ def _window(
     would blow up the grid).
     """
     low = low if mirror_at is None else mirror_at
-    room = (
+    reach = (
         (GRID_LARGEST - 2 * REACH * GRID_STEPS_PER_BANDWIDTH - 4) * width / GRID_STEPS_PER_BANDWIDTH
     )
-    if high - low <= room:
+    if high - low <= reach:
         return (low, high), 0
     middle = float(np.partition(values, len(values) // 2)[len(values) // 2])
-    start = low if middle - low < room / 2 else middle - room / 2
-    ends = (start, start + room)
+    start = low if middle - low < reach / 2 else middle - reach / 2
+    ends = (start, start + reach)
     return ends, int(np.count_nonzero((values < ends[0]) | (values > ends[1])))
 
 

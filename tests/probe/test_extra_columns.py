@@ -26,8 +26,8 @@ from grads_ds.gradnorm.formulas.error_norm import error_norms
 from grads_ds.gradnorm.formulas.head import LogitTransform
 from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.probe.prompts import without_prompt
-from grads_ds.selection.stage import run_select
 from ranks import run_on_ranks
+from selection.pools import run_select
 from tests.probe.test_recording import leave_unfinished, make_config, stage, table_of
 
 ANCHOR_ROWS = 7

@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grads_ds.selection import compare
-from grads_ds.selection.stage import run_select
-from selection.pools import arrow_table, config, write_run
+from selection.pools import arrow_table, config, run_select, write_run
 
 
 def test_planted_kinds_are_counted_as_kept(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.selection.requirements import check_select
-from grads_ds.selection.stage import run_select
-from selection.pools import arrow_table, config, write_run
+from selection.pools import arrow_table, config, run_select, write_run
 
 
 def faults(select: dict[str, Any], tmp_path: Path, **change: Any) -> list[str]:
