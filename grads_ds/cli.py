@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if ranks.launched_rank() == 0:
             _print_faults(error)
-        heartbeat.failed("\n".join(error.faults), 2)
+        heartbeat.failed("\n".join(error.problems), 2)
         status = 2
     except KeyboardInterrupt:
         print("grads-ds: interrupted; start it again to go on from here", file=sys.stderr)
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_faults(error: UserError) -> None:
-    count = len(error.faults)
+    count = len(error.problems)
     print(f"grads-ds: {count} fault{'s' if count > 1 else ''} in the input", file=sys.stderr)
-    for fault in error.faults:
+    for fault in error.problems:
         print(f"  - {fault}", file=sys.stderr)
     sys.stderr.flush()

@@ -81,7 +81,7 @@ def placement(args: argparse.Namespace) -> Placement:
     try:
         hosts = find_hosts(args.hosts, args.ranks, args.include, args.exclude)
     except UserError as error:
-        raise UserError(faults + error.faults) from None
+        raise UserError(faults + error.problems) from None
     if faults:
         raise UserError(faults)
     limits = Timeouts(start=args.start_seconds, hang=args.hang_seconds)

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 class UserError(Exception):
     """The user's input is wrong.
 
-    Carries every fault found; the command line prints them all and exits with status 2.
+    Carries every problem found; the command line prints them all and exits with status 2.
     """
 
-    def __init__(self, faults: Sequence[str] | str):
-        self.faults: list[str] = [faults] if isinstance(faults, str) else list(faults)
-        super().__init__("\n".join(self.faults))
+    def __init__(self, problems: Sequence[str] | str):
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grads_ds.config.columns import EXTRAS, LAYER_GROUPS, wants_reference
 from grads_ds.config.errors import nearest
+from grads_ds.config.record import expanded
 from grads_ds.config.training import TrainingConfig
 
 
@@ -68,6 +69,11 @@ class ProbeConfig(TrainingConfig):
             " general text; never selected or trained on"
         ),
     )
+
+    @field_validator("anchor", mode="before")
+    @classmethod
+    def _anchor_is_expanded(cls, value: Any) -> Any:
+        return expanded(value)
 
     @field_validator("extras")
     @classmethod

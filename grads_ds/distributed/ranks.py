@@ -152,7 +152,7 @@ def from_main(find: Callable[[], T]) -> T:
         try:
             box[0] = find()
         except UserError as error:
-            box[1] = error.faults
+            box[1] = error.problems
     dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise UserError(box[1])

@@ -5,16 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from grads_ds.config.config import Config
+from grads_ds.config.deepspeed_file import is_preset
 
 
 def input_paths(config: Config) -> list[str]:
-    """Files and folders that a run reads, absolute; hub ids are left to the hub's client."""
+    """Files and folders that a run reads, absolute; hub ids are left to the hub's client, DeepSpeed
+    presets come with the package.
+    """
     held_out = [
         source for sources in config.data.validation_sources().values() for source in sources
     ]
     named = [
         config.model.path,
-        config.deepspeed,
+        *([] if is_preset(config.deepspeed) else [config.deepspeed]),
         *config.data.train,
         *config.data.replay,
         *held_out,

@@ -39,7 +39,7 @@ def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placem
             # they were as they must be before, and may be so again: a host that starts takes its
             # time
             outcome = Outcome(
-                LOST, "the hosts are no longer as they must be", "\n".join(error.faults)
+                LOST, "the hosts are no longer as they must be", "\n".join(error.problems)
             )
         else:
             outcome = run_job(

@@ -300,11 +300,11 @@ def _make_it_fit(
         least = memory(1, True)
         if least.device - least.optimizer - least.gradients <= room:
             return [
-                f"{section}: offload_optimizer to the CPU (configs/deepspeed/zero3_offload.json)"
+                f"{section}: offload_optimizer to the CPU (`deepspeed: zero3_offload`)"
                 " with micro_batch_size: 1 fits"
             ]
     if int(zero.get("stage", 0)) < 3:
-        return [f"{section}: ZeRO stage 3 shards the weights too (configs/deepspeed/zero3.json)"]
+        return [f"{section}: ZeRO stage 3 shards the weights too (`deepspeed: zero3`)"]
     return [f"{section} needs more GPUs, or LoRA (model.lora)"]
 
 

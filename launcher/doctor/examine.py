@@ -79,7 +79,7 @@ def examine(
             "doctor", [*_WORDS, json.dumps(question)], limited, run_dir / "logs", shown=False
         )
     except UserError as error:
-        return findings + [Finding("start", "*", "fault", fault) for fault in error.faults]
+        return findings + [Finding("start", "*", "fault", fault) for fault in error.problems]
     except OSError as error:
         found = f"{run_dir}: {error.strerror or error}"
         return [*findings, Finding("run directory", "*", "fault", found, "make it writable here")]

@@ -88,7 +88,7 @@ def load(*entries: Path | str, style: str = "auto") -> list[Sample]:
 def faults_of(*entries: Path | str, style: str = "auto") -> list[str]:
     with pytest.raises(UserError) as caught:
         load(*entries, style=style)
-    return caught.value.faults
+    return caught.value.problems
 
 
 # ---- formats and files ---------------------------------------------------------------------------
@@ -187,7 +187,11 @@ def test_openai_parts_tool_calls_and_nulls_of_arrow(tmp_path: Path) -> None:
     first, second = load(write(tmp_path / "x.parquet", rows, "parquet"))
     assert first.messages == [
         {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call | {"function": {"name": "f", "arguments": {}}}],
+        },
     ]
     assert second.messages == [
         {"role": "user", "content": "q"},

@@ -190,7 +190,7 @@ def faults_of(config: Config) -> list[str]:
     with pytest.raises(UserError) as caught:
         run_prepare(config, run)
     assert (tree(run) if run.exists() else {}) == before
-    return caught.value.faults
+    return caught.value.problems
 
 
 def test_faults_of_all_sets_come_together_and_leave_earlier_work_whole(
@@ -281,11 +281,13 @@ def test_real_pool_with_the_real_model(material: Path, tmp_path: Path) -> None:
                 ],
                 "validation": {"general": str(data / "general_seed_tasks.jsonl")},
                 "max_length": 512,
+                "dropped_content": "count",  # this template knows no tools
             },
         }
     )
     pool, record = prepare(config)
     counts = record["sets"]["pool"]
+    assert counts["left_out"]["tool schema"] == 191
     assert counts["read"] == 800 == counts["kept"] + sum(counts["dropped"].values())
     assert pool["sample_id"] == list(range(counts["kept"]))
     assert all(any(label != -100 for label in labels[1:]) for labels in pool["labels"])

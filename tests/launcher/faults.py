@@ -1,8 +1,8 @@
 """Every fault that the tests make happen, and what has to come of it: one list, for the tests and
 for the table in docs/launcher.md.
 
-A test that has made a fault happen calls `told` with what it saw. scripts/fault_table.py runs those
-tests, gathers what they measured, and writes the table.
+A test that has made a fault happen calls `told` with what it saw. scripts/faults/table.py runs
+those tests, gathers what they measured, and writes the table.
 """
 
 from __future__ import annotations

@@ -224,7 +224,7 @@ def test_a_collective_is_slow_by_its_link_and_by_what_gloo_can(
     backend: str, megabits: int | None, speed: float, level: str
 ) -> None:
     """A third of the link, but of gloo no more than a processor copies
-    (docs/bench_collectives.json).
+    (docs/results/bench_collectives.json).
     """
     found = {
         "backend": backend,
@@ -239,7 +239,7 @@ def test_the_usual_share_is_what_was_measured() -> None:
     """At the doctor's own size every limited link gave more than thrice what is told as slow, and
     an unlimited one twice.
     """
-    rows = json.loads((REPO / "docs/bench_collectives.json").read_text())["shares"]
+    rows = json.loads((REPO / "docs/results/bench_collectives.json").read_text())["shares"]
     ours = [row for row in rows if row["kib"] == COLLECTIVE_BYTES // 1024]
     limited = [
         row[name]

@@ -31,7 +31,7 @@ def test_every_faulty_line_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError) as caught:
         read_hostfile(path)
-    found = [int(fault.split(":")[2]) for fault in caught.value.faults]
+    found = [int(fault.split(":")[2]) for fault in caught.value.problems]
     assert found == [1, 2, 4, 5, 6, 7, 8]
 
 

@@ -158,7 +158,7 @@ def test_parts_grow_rarer_and_a_value_beyond_float32_is_flagged(
 
 @pytest.mark.slow
 def test_a_million_rows_take_seconds_and_little_memory() -> None:
-    script = Path(__file__).resolve().parents[2] / "scripts/bench_scores.py"
+    script = Path(__file__).resolve().parents[2] / "scripts/bench/bench_scores.py"
     done = subprocess.run(
         [sys.executable, script, "--rows", "1000000"], capture_output=True, text=True, check=True
     )

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from scripts.quickstart import base_model as base
+from scripts.quickstart import corpus
+
 REPO = Path(__file__).resolve().parents[2]
 
 
-def load(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, REPO / "scripts" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-corpus = load("quickstart_corpus")
-base = load("quickstart_base")
-
-
 def build(out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "scripts" / "quickstart_corpus.py"), "--out", str(out)]
+    command = [sys.executable, str(REPO / "scripts/quickstart/corpus.py"), "--out", str(out)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
 
 

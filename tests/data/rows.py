@@ -1,0 +1,40 @@
+"""Rows written down in tests, and what becomes of them under a chat template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grads_ds.data.collate import IGNORE_INDEX
+from grads_ds.data.formats import detect, normalise
+from grads_ds.data.problems import RowFault
+from grads_ds.data.sources import RawRow
+from grads_ds.data.tokens import Encoded, Encoder
+
+
+def encode(
+    base: Any, template: str, row: dict[str, Any], dropped: str = "refuse", style: str | None = None
+) -> Encoded:
+    """The row under the template. Raises RowFault."""
+    base.chat_template = template
+    sample = normalise(RawRow("s", "f:1", "f", row), style or detect(row) or "")
+    (result,) = Encoder(base, 4096, dropped_content=dropped).encode([sample])
+    if isinstance(result, RowFault):
+        raise result
+    return result
+
+
+def text(base: Any, encoded: Encoded) -> str:
+    return str(base.decode(encoded.input_ids))
+
+
+def targets(base: Any, encoded: Encoded) -> str:
+    return str(base.decode([label for label in encoded.labels if label != IGNORE_INDEX]))
+
+
+def chat(*contents: str, **more: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {
+        "messages": [
+            {"role": roles[n % 2], "content": content} for n, content in enumerate(contents)
+        ]
+    } | more
