@@ -41,6 +41,13 @@ def area_under_curve(high: Floats, low: Floats) -> float | None:
     return float(below.mean()) / (2 * len(low))
 
 
+def bootstrap_interval(values: Floats, resamples: int, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean of `values` [N] (percentile method)."""
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """splitmix64's finaliser (Steele, Lea, Flood 2014) of uint64 [N], written into `values`."""
     with np.errstate(over="ignore"):
