@@ -103,19 +103,3 @@ def _entry(selected: NDArray[np.bool_], main: NDArray[np.bool_], fields: Fields)
         "jaccard_with_selected": round(both / either, 6) if either else None,
         "kept": kept,
     }
-
-
-def as_markdown(comparison: Mapping[str, Any], field: str) -> str:
-    """The share of each kind kept, a line per method and a column per budget and value."""
-    methods = comparison["methods"]
-    values = list(next(iter(methods.values()))[comparison["budgets"][0]]["kept"][field])
-    head = [f"{word} at {float(budget):.0%}" for budget in comparison["budgets"] for word in values]
-    lines = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    for name, entry in methods.items():
-        cells = [
-            f"{entry[budget]['kept'][field].get(word, 0):.1%}"
-            for budget in comparison["budgets"]
-            for word in values
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

@@ -8,7 +8,8 @@ from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import region
 from grads_ds.selection.criterion import Scored
-from grads_ds.selection.density import Density, estimate, estimate_joint
+from grads_ds.selection.density import Density, estimate
+from grads_ds.selection.joint_density import estimate_joint
 from grads_ds.selection.numbers import rounded
 from grads_ds.selection.signal import Signal, build_signal
 from grads_ds.statistics import Floats, rank_shares

@@ -14,7 +14,7 @@ import numpy as np
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
-from grads_ds.selection.controls import length_matched, random
+from grads_ds.selection.baselines import length_matched, random
 from grads_ds.selection.criterion import Criterion, Scored
 from grads_ds.selection.grads import grads
 from grads_ds.selection.guided import guided

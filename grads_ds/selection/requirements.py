@@ -41,7 +41,7 @@ def check_select(config: Config, run_dir: Path) -> list[str]:
                 f"{where}: wanted controls, by which guided and filters on auto go; found"
                 " probe.controls 0; set probe.controls: 0.05, or give every filter a side and a cut"
             )
-        known = ["source", "length", *config.data.metadata]
+        known = ["source", *config.data.metadata, "length"]
         if settings.strata is not None and settings.strata not in known:
             problems.append(
                 f"{where}.strata: wanted one of {', '.join(known)}; found {settings.strata}; choose"

@@ -30,8 +30,8 @@ from grads_ds.config.errors import UserError
 from grads_ds.run_dir.publish import atomic_path, publish_json
 from grads_ds.scores.read import ScoreTable, read_table
 from grads_ds.selection import compare
+from grads_ds.selection.baselines import length_bins
 from grads_ds.selection.choose import Choice, choose
-from grads_ds.selection.controls import length_bins
 from grads_ds.selection.duplicates import seen_before
 from grads_ds.selection.output import ordered, to_text, write_choice, write_dataset
 from grads_ds.selection.pool import Pool, composition, read_pool
@@ -145,7 +145,7 @@ def strata_codes(
         return length_bins(table.floats("num_target_tokens"), LENGTH_STRATA)
     if name not in fields:
         raise UserError(
-            f"select.strata: wanted one of {', '.join(fields)}; found {name}; choose one of these"
-            " or add it to data.metadata"
+            f"select.strata: wanted one of {', '.join([*fields, 'length'])}; found {name}; choose"
+            " one of these or add it to data.metadata"
         )
     return fields[name][0][positions]

@@ -23,16 +23,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-from grads_ds.config.errors import UserError  # noqa: E402
-from grads_ds.config.load import load_config  # noqa: E402
-from grads_ds.run_dir.publish import publish_json  # noqa: E402
-from grads_ds.scores.read import ScoreTable, read_table  # noqa: E402
-from grads_ds.selection import signals  # noqa: E402
-from grads_ds.selection.pool import read_pool  # noqa: E402
-from grads_ds.selection.stage import decide  # noqa: E402
-from grads_ds.statistics import area_under_curve, bootstrap_interval  # noqa: E402
-from scripts.study.design import Study, cells, footings, pairs, read, variant  # noqa: E402
-from scripts.study.run import run_cell  # noqa: E402
+from grads_ds.config.errors import UserError
+from grads_ds.config.load import load_config
+from grads_ds.run_dir.publish import publish_json
+from grads_ds.scores.read import ScoreTable, read_table
+from grads_ds.selection import signals
+from grads_ds.selection.pool import read_pool
+from grads_ds.selection.stage import decide
+from grads_ds.statistics import area_under_curve, bootstrap_interval
+from scripts.study.design import Study, cells, footings, pairs, read, variant
+from scripts.study.run import run_cell
 
 RESAMPLES = 10_000
 

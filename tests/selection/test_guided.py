@@ -13,10 +13,9 @@ import pytest
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
+from grads_ds.selection.baselines import length_bins
 from grads_ds.selection.choose import Choice, choose
-from grads_ds.selection.controls import length_bins
 from grads_ds.selection.filters import auto_cut
-from grads_ds.selection.methods import CRITERIA
 from grads_ds.selection.signals import within_length
 from grads_ds.statistics import area_under_curve
 from selection.pools import score_table
@@ -156,7 +155,3 @@ def test_the_area_under_the_curve_counts_pairs() -> None:
     pairs = [(a > b) + 0.5 * (a == b) for a in (3.0, 1.0, 2.0) for b in low]
     assert area_under_curve(high, low) == pytest.approx(np.mean(pairs))
     assert area_under_curve(np.array([np.nan]), low) is None
-
-
-def test_every_method_that_the_config_names_has_its_function() -> None:
-    assert set(SelectConfig.METHODS) == set(CRITERIA)
