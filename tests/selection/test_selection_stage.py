@@ -173,7 +173,7 @@ def test_faults_of_the_run_are_named(tmp_path: Path) -> None:
     write_run(tmp_path, arrow_table(20))
     with pytest.raises(UserError, match="pool's 20 samples; found 21"):
         run_select(config(tmp_path, budget=21), tmp_path)
-    with pytest.raises(UserError, match="wanted one of source; found colour"):
+    with pytest.raises(UserError, match="wanted one of source, length; found colour"):
         run_select(config(tmp_path, strata="colour"), tmp_path)
     pq.write_table(arrow_table(19), tmp_path / "scores/table.parquet")
     with pytest.raises(UserError, match="19 scores for 20 samples"):
