@@ -115,7 +115,8 @@ def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) ->
             given = design.run_config(described, tmp_path, cell_, tmp_path / cell_.folder, equal)
             config = Config.model_validate(given)
             main, *names = [design.variant(*pair) for pair in design.pairs(described, equal)]
-            assert config.sft.variants == ["full", *names]
+            whole = ["full"] if described.full else []
+            assert config.sft.variants == [*whole, *names]
             settings = {main: config.select.resolve(None)} | {
                 name: config.select.resolve(name) for name in names
             }
