@@ -1,4 +1,6 @@
-"""Statistics that several stages share: shares of ranks, rank correlation. No torch import."""
+"""Statistics that several stages share: shares of ranks, rank correlation, area under the curve,
+bootstrap intervals and the one mixing function. No torch import.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,17 @@ def rank_shares(scores: Floats) -> Floats:
         placed[order] = middle[np.cumsum(new) - 1]
         shares[good] = placed
     return shares
+
+
+def splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014) of uint64 [N], written into `values`."""
+    with np.errstate(over="ignore"):
+        values += np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            values ^= values >> np.uint64(shift)
+            values *= np.uint64(factor)
+        values ^= values >> np.uint64(31)
+    return values
 
 
 def spearman(a: Floats, b: Floats) -> float | None:

@@ -67,7 +67,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             )
         raise UserError(faults) from None
     except UserError as error:
-        raise UserError(faults + error.faults) from None
+        raise UserError(faults + error.problems) from None
     if faults:
         raise UserError(faults)
     return config

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from grads_ds.config.columns import LAYER_GROUPS
 from grads_ds.config.errors import nearest
-from grads_ds.config.probe import LAYER_GROUPS
 from grads_ds.config.record import Record
 
 

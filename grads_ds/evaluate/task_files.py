@@ -62,7 +62,7 @@ def task_faults(settings: EvaluateConfig) -> list[str]:
             try:
                 read(Path(file))
             except UserError as error:
-                faults += error.faults
+                faults += error.problems
     if settings.lm_eval and importlib.util.find_spec("lm_eval") is None:
         faults.append(
             "evaluate.lm_eval: wanted lm-evaluation-harness; found none; pip install"

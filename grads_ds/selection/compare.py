@@ -80,7 +80,7 @@ def compare(
                 entry[f"{budget:g}"] = _entry(choice.selected, chosen, fields)
             found[name] = entry
         except UserError as error:
-            skipped[name] = "; ".join(error.faults)
+            skipped[name] = "; ".join(error.problems)
     return {"budgets": [f"{budget:g}" for budget in budgets], "methods": found, "skipped": skipped}
 
 

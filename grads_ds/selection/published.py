@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from grads_ds.config.columns import NORM_SUFFIX
 from grads_ds.config.select import SelectConfig
-from grads_ds.scores.read import NORM_SUFFIX, ScoreTable
+from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import region
 from grads_ds.selection.cover import cover_preference
 from grads_ds.selection.criterion import Criterion, Scored

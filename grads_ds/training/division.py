@@ -38,7 +38,7 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     try:
         user = config.deepspeed_json()
     except UserError as error:
-        return error.faults
+        return error.problems
     micro = micro_batch(settings, ranks)
     zero = user.get("zero_optimization", {})
     if sequence > 1 and (zero.get("stage") != 3 or not zero.get("reduce_scatter", True)):

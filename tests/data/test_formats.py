@@ -88,7 +88,7 @@ def load(*entries: Path | str, style: str = "auto") -> list[Sample]:
 def faults_of(*entries: Path | str, style: str = "auto") -> list[str]:
     with pytest.raises(UserError) as caught:
         load(*entries, style=style)
-    return caught.value.faults
+    return caught.value.problems
 
 
 # ---- formats and files ---------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def faults_of(config: Config) -> list[str]:
     with pytest.raises(UserError) as caught:
         run_prepare(config, run)
     assert (tree(run) if run.exists() else {}) == before
-    return caught.value.faults
+    return caught.value.problems
 
 
 def test_faults_of_all_sets_come_together_and_leave_earlier_work_whole(

@@ -71,7 +71,7 @@ def test_every_host_that_differs_is_named_with_the_difference(
     )
     with pytest.raises(UserError) as refusal:
         check_hosts_agree({"model": tmp_path / "model"})
-    faults = refusal.value.faults
+    faults = refusal.value.problems
     assert [fault.split(":")[0] for fault in faults] == ["changed", "changed", "missing", "missing"]
     assert (
         "package torch: wanted 2.0 as on" in faults[1]

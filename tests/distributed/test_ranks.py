@@ -19,7 +19,7 @@ def share() -> tuple[str, list[int], list[str]]:
         ranks.from_main(refuse)
         refused = []
     except UserError as error:
-        refused = error.faults
+        refused = error.problems
     return (
         ranks.from_main(lambda: f"found by {ranks.rank()}"),
         ranks.all_gather_object(ranks.rank()),

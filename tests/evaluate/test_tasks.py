@@ -161,7 +161,7 @@ def test_faulty_task_files_are_told_line_by_line(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError) as caught:
         read_choices(file)
-    assert [fault.split(": ")[0] for fault in caught.value.faults] == [
+    assert [fault.split(": ")[0] for fault in caught.value.problems] == [
         f"{file}:{n}" for n in (1, 2, 3)
     ]
     evaluate = {

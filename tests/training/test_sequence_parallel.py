@@ -143,7 +143,7 @@ def test_packing_and_eager_attention_are_refused_with_it(tmp_path: Path) -> None
     sft = {"sequence_parallel": 2, "packing": True}
     with pytest.raises(UserError) as refused:
         make_config(tmp_path, tmp_path, sft=sft, model={"attention": "eager"})
-    assert [fault.partition(":")[0] for fault in refused.value.faults] == [
+    assert [fault.partition(":")[0] for fault in refused.value.problems] == [
         "sft.sequence_parallel",
         "sft.packing",
     ]

@@ -103,7 +103,7 @@ def test_words_of_the_command_stay_words() -> None:
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
         render(["run", "c"], ["image=a b", "nodes=0", "claim=runs", "gpu=8"])
-    assert [fault.split(":")[0].split()[1] for fault in caught.value.faults] == [
+    assert [fault.split(":")[0].split()[1] for fault in caught.value.problems] == [
         "'gpu=8'",
         "image",
         "nodes",
