@@ -325,3 +325,76 @@ def test_an_anchor_that_shares_rows_is_told(
     write(tmp_path / "anchor.jsonl", own[:2])
     prepare(anchored)
     assert "WARNING" not in capsys.readouterr().err
+
+
+# ---- what is said --------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_or_changed_is_counted_in_summary_and_record(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = [{"name": "look", "parameters": {"type": "object", "properties": {"where": {}}}}]
+    rows = [answer("red", tools=tools), answer("a </s> b"), answer("blue")]
+    rows[2]["messages"][1]["is_training_turn"] = True
+    path = write(tmp_path / "x.jsonl", rows)
+    (fault,) = faults_of(changed(config, train=[path]))
+    assert fault.startswith(f"{path}:1: ") and "data.dropped_content: count" in fault
+    _, record = prepare(changed(config, train=[path], dropped_content="count"))
+    counts = record["sets"]["pool"]
+    assert counts["left_out"] == {"tool schema": 1}
+    assert counts["notes"]["control tokens in texts became text"] == 1
+    assert counts["answer_ends"] == {"2": 3}  # </s>
+    said = capsys.readouterr().err
+    assert "pool: 1 times the chat template left out the tool schema" in said
+    assert "control tokens in texts became text: 1" in said
+    assert said.count("'is_training_turn'") == 1
+
+
+def test_numbers_that_json_lacks_become_null_and_are_counted(
+    config: Config, tmp_path: Path
+) -> None:
+    (tmp_path / "x.jsonl").write_text(
+        json.dumps(answer("red", score=float("nan"), more=[float("inf"), 1.5]))
+        + "\n"
+        + json.dumps(answer("blue", score=1e999))
+        + "\n"
+        + json.dumps(answer("no"))
+        + "\n"
+    )
+    pool, record = prepare(changed(config, train=[str(tmp_path / "x.jsonl")]))
+
+    def strict(name: str) -> Any:
+        raise ValueError(name)
+
+    rows = [json.loads(row, parse_constant=strict) for row in pool["row"]]
+    assert [row.get("score") for row in rows] == [None, None, None]
+    assert rows[0]["more"] == [None, 1.5]
+    assert record["sets"]["pool"]["notes"] == {"rows with NaN or Infinity, written as null": 2}
+
+
+def test_what_of_a_folder_is_not_read_is_said_once_and_recorded(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "clone"
+    folder.mkdir()
+    write(folder / "train-00000-of-00001.jsonl", [answer("red")])
+    write(folder / "test-00000-of-00001.jsonl", [answer("blue")])
+    pool, record = prepare(changed(config, train=[str(folder)]))
+    assert len(pool) == 1
+    (remark,) = record["remarks"]
+    assert "test-00000-of-00001.jsonl (split test; only train is read)" in remark
+    assert capsys.readouterr().err.count(remark) == 1
+
+
+def test_answers_without_an_end_are_warned_of(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt }}"
+    )
+    model = config.model.model_dump() | {"chat_template": str(template)}
+    path = write(tmp_path / "x.jsonl", [answer("blue")])
+    prepare(Config.model_validate(changed(config, train=[path]).model_dump() | {"model": model}))
+    assert "does not teach the model to stop" in capsys.readouterr().err
