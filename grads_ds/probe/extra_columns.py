@@ -21,7 +21,8 @@ from grads_ds.gradnorm import GradNormRecorder, GradNorms
 from grads_ds.probe.early_norms import EarlyNorms
 from grads_ds.probe.observed import Observed, observing
 from grads_ds.probe.prompts import behind_prompt_of, partners, without_prompt
-from grads_ds.probe.reference import drawn_rows, losses_alone, references, section
+from grads_ds.probe.reference_set import drawn_rows, references, section
+from grads_ds.probe.set_means import losses_alone
 from grads_ds.probe.target_statistics import TargetStatistics
 
 Columns = dict[str, np.ndarray]

@@ -24,8 +24,8 @@ from grads_ds.config.load import load_config
 from grads_ds.flow.stages import STAGES, due_units
 from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.probe.prompts import without_prompt
-from grads_ds.selection.stage import run_select
 from ranks import run_on_ranks
+from selection.pools import run_select
 from tests.probe.test_recording import leave_unfinished, make_config, stage, table_of
 
 ANCHOR_ROWS = 7

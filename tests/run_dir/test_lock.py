@@ -121,7 +121,7 @@ def test_a_killed_holder_is_followed_at_once(
 
 
 def _take_often(folder: Path, rounds: int, barrier: object, won: object) -> None:
-    sys.stderr = open(os.devnull, "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     for number in range(rounds):
         barrier.wait(30)  # type: ignore[attr-defined]
         try:
