@@ -189,7 +189,7 @@ def _take(path: Path, record: dict[str, Any]) -> None:
                     return
                 continue
             holder = _holder(path)
-            how = _whyprocess_gone(path, holder, aside)
+            how = _why_gone(path, holder, aside)
             if how is None:
                 raise UserError(
                     f"run_dir: {path.parent} is in use by {_who(holder)}; wait for it or stop it:"
@@ -226,7 +226,7 @@ def _move_away(path: Path, holder: dict[str, Any], token: str) -> bool:
     return same
 
 
-def _whyprocess_gone(path: Path, holder: dict[str, Any], probe: Path) -> str | None:
+def _why_gone(path: Path, holder: dict[str, Any], probe: Path) -> str | None:
     """Why the lock has no holder any more, in words; None while it may have one.
 
     A lock that looks old by the file system's clock is watched for some beats, one from the future

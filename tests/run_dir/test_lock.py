@@ -4,6 +4,7 @@ differ, or at the same moment; and whoever loses the lock, or is asked to stop, 
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -121,7 +122,7 @@ def test_a_killed_holder_is_followed_at_once(
 
 
 def _take_often(folder: Path, rounds: int, barrier: object, won: object) -> None:
-    sys.stderr = open(os.devnull, "w")
+    sys.stderr = io.StringIO()
     for number in range(rounds):
         barrier.wait(30)  # type: ignore[attr-defined]
         try:
