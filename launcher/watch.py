@@ -131,6 +131,7 @@ class JobMonitor:
             status = 128 + self.interrupted if usual else STOPPED
             outcome = Outcome(status, f"stopped by signal {self.interrupted}")
         asked = self.interrupted is not None and self.interrupted != signal.SIGINT
+        asked |= outcome is not None and outcome.status == STOPPED
         grace = self.limits.checkpoint if asked else self.limits.grace
         self._stop_all(outcome.sentence if outcome else "over", grace)
         self.look()
