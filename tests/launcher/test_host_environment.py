@@ -103,7 +103,9 @@ def test_one_machines_store_listens_on_loopback_alone(
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("backend", ["pdsh", "openmpi", "mpich"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("pdsh", marks=pytest.mark.long), "openmpi", "mpich"]
+)
 def test_the_ssh_port_and_the_way_between_hosts_are_options(
     backend: str, hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,9 +205,9 @@ def test_a_user_id_without_a_passwd_entry_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As containers start it (--user 12345): neither HOME nor a name; libraries ask for both."""
-    if os.geteuid() or not shutil.which("unshare"):
-        pytest.skip("another /etc/passwd needs root")
-    (tmp_path / "passwd").write_text("daemon:x:1:1::/:/bin/false\n")
+    inside = ["unshare", "--user", "--map-user=12345"]
+    if not shutil.which("unshare") or subprocess.run([*inside, "true"]).returncode:
+        pytest.skip("this machine makes no user namespaces")
     repo = SUPERVISOR.parents[2]
     code = f"""
 import sys; sys.path[:0] = [{str(repo)!r}, {str(repo / "tests")!r}]
@@ -220,10 +222,9 @@ place = Placement([Host("localhost", 1)], "local", limits=QUICK)
 outcome = run_job("stage", [sys.executable, "-c", rank], place, Path("logs"))
 sys.exit(outcome.status)
 """
-    bind = f'mount --bind {tmp_path}/passwd /etc/passwd; exec "$@"'
     names = ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME")
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", bind, "sh", sys.executable, "-c", code],
+        [*inside, sys.executable, "-c", code],
         cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if k not in names},
         capture_output=True,
@@ -231,4 +232,4 @@ sys.exit(outcome.status)
         timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["0", "/tmp/grads-ds-0"]
+    assert done.stdout.split() == ["12345", "/tmp/grads-ds-12345"]
