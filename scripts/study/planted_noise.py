@@ -19,6 +19,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,7 +28,6 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
-from grads_ds.selection.compare import as_markdown
 from scripts.study import pools
 
 MODEL = "models/base-8M"
@@ -164,6 +164,22 @@ def with_table(text: str, table: str) -> str:
             f"wanted the marks {MARKS[0]} and {MARKS[1]}; found them missing; put them back"
         )
     return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def as_markdown(comparison: Mapping[str, Any], field: str) -> str:
+    """The share of each kind kept, a line per method and a column per budget and value."""
+    methods = comparison["methods"]
+    values = list(next(iter(methods.values()))[comparison["budgets"][0]]["kept"][field])
+    head = [f"{word} at {float(budget):.0%}" for budget in comparison["budgets"] for word in values]
+    lines = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for name, entry in methods.items():
+        cells = [
+            f"{entry[budget]['kept'][field].get(word, 0):.1%}"
+            for budget in comparison["budgets"]
+            for word in values
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
