@@ -27,7 +27,7 @@ LOOK = [sys.executable, str(SUPERVISOR.parent / "doctor/on_host.py"), "--quick"]
 # a rank meets the others and writes its environment and the addresses its store listens on
 MEET = """
 import json, socket
-from grads_ds.launcher.rendezvous import join
+from grads_ds.launcher.process_group import join
 join("gloo")
 import torch.distributed as dist
 dist.barrier()
