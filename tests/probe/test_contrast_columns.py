@@ -22,7 +22,7 @@ from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.probe.prompts import behind_prompt_of, partners
 from grads_ds.probe.reference_set import drawn_rows
 from ranks import run_on_ranks
-from tests.probe.test_recording import ROWS, make_config, stage, table_of
+from tests.probe.jobs import ROWS, make_config, stage, table_of
 
 NEW = ["surprise", "prompt_gain", "anchor", "contrast", "hidden", "fisher"]
 Rows = list[dict[str, Any]]
