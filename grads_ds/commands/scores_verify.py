@@ -102,7 +102,7 @@ def _reference(config: Any, run: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     from grads_ds.gradnorm.reference import reference_norms
-    from grads_ds.gradnorm.rules import plan_sites
+    from grads_ds.gradnorm.site_plan import plan_sites
 
     attention = config.model.attention
     model = AutoModelForCausalLM.from_pretrained(

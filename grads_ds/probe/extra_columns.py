@@ -18,7 +18,6 @@ from grads_ds.config.columns import compared_groups, wants_reference
 from grads_ds.config.config import Config
 from grads_ds.engine.frozen_pass import score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
-from grads_ds.gradnorm.batch_layout import read_layout
 from grads_ds.probe.early_norms import EarlyNorms
 from grads_ds.probe.observed import Observed, observing
 from grads_ds.probe.prompts import behind_prompt_of, partners, without_prompt
@@ -52,6 +51,8 @@ class ExtraColumns:
             self.pool = load_from_disk(str(run_dir / "prepared/pool"))
             self.place = {int(i): at for at, i in enumerate(self.pool["sample_id"])}
             self.partners = partners(len(self.pool), config.probe.other_prompts, config.seed)
+        if "el2n" in self.wanted:
+            recorder.record_error_norms()
         self.kept: dict[str, Tensor] = {}
         if wants_reference(self.wanted):
             self.kept = references(config, run_dir, key, recorder, engine)
@@ -68,14 +69,17 @@ class ExtraColumns:
         columns: Columns = {}
         with observing(self.recorder) as observed:
             norms = self._score(samples, batch, columns)
-        columns |= self._of_the_head(batch, observed)
+            own = None
+            if self.wanted & {"surprise", "fisher", "prompt_gain"}:
+                own = observed.statistics(self.kept.get("fisher.rows"))
+            columns |= self._of_the_head(norms, observed, own)
         if "ifd" in self.wanted:
             bare = score_batch(
                 self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])
             ).loss
             columns["ifd"] = _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
-        if "prompt_gain" in self.wanted:
-            columns |= self._gains(samples, observed.statistics(batch))
+        if own is not None and "prompt_gain" in self.wanted:
+            columns |= self._gains(samples, own)
         if self.early is not None:
             columns |= self.early.of(samples)
         return norms, columns
@@ -112,20 +116,20 @@ class ExtraColumns:
                 }
         return norms if norms is not None else score_batch(self.recorder, self.engine, batch)
 
-    def _of_the_head(self, batch: dict[str, Tensor], observed: Observed) -> Columns:
+    def _of_the_head(
+        self, norms: GradNorms, observed: Observed, own: TargetStatistics | None
+    ) -> Columns:
         """The columns that the head's input and output give, without another pass."""
         columns: Columns = {}
-        if "el2n" in self.wanted:
-            columns["el2n"] = _array(observed.errors(batch))
-        if self.wanted & {"surprise", "fisher"}:
-            found = observed.statistics(batch, self.kept.get("fisher.rows"))
-            if "surprise" in self.wanted:
-                columns["surprise"] = _array(found.loss - found.entropy)
-                columns["conflict"] = _array(found.conflict)
-            if "fisher" in self.wanted:
-                columns["row_fisher"] = _array(found.row_norm)
+        if norms.error_norms is not None:
+            columns["el2n"] = _array(norms.error_norms)
+        if own is not None and "surprise" in self.wanted:
+            columns["surprise"] = _array(own.loss - own.entropy)
+            columns["conflict"] = _array(own.conflict)
+        if own is not None and "fisher" in self.wanted:
+            columns["row_fisher"] = _array(own.row_norm)
         if "hidden" in self.wanted:
-            centred_BD = observed.pooled(read_layout(batch)).double() - self.kept["hidden.centre"]
+            centred_BD = observed.pooled().double() - self.kept["hidden.centre"]
             direction_D = self.kept["hidden.direction"]
             columns["anchor_hidden_cosine"] = _array(
                 centred_BD
@@ -149,7 +153,7 @@ class ExtraColumns:
             batch = to_device(rows)
             with observing(self.alone) as observed:
                 score_batch(self.alone, self.engine, batch)
-            other = observed.statistics(batch)
+                other = observed.statistics()
             for column, name in names.items():
                 total[column] += (getattr(other, name) - getattr(own, name)) / count
         return {column: _array(value) for column, value in total.items()}

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grads_ds.config.columns import compared_groups
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.data.batches import plan_batches
@@ -20,7 +19,6 @@ from grads_ds.distributed import ranks
 from grads_ds.distributed.progress import with_progress
 from grads_ds.engine.frozen_pass import lengths_of, release, score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder
-from grads_ds.gradnorm.batch_layout import read_layout
 from grads_ds.probe.observed import observing
 
 
@@ -75,22 +73,26 @@ def means_of(
             counted += max(1, len(local))
             yield batch
             # here the batch is scored; the dummy row adds nothing
-            share = observed.pooled(read_layout(batch)).double().sum(0) * bool(local)
+            share = observed.pooled().double().sum(0) * bool(local)
             hidden_D = share if hidden_D is None else hidden_D + share
             if row_squares:
-                found = observed.statistics(batch, want_row_squares=True).row_squares
+                found = observed.statistics(want_row_squares=True).row_squares
                 assert found is not None
                 squares_V = found if squares_V is None else squares_V + found
 
     alone = losses_alone(recorder)
     with observing(recorder if gradient else alone) as observed:
         if gradient:
-            mean = recorder.mean_gradient(batches())
+            try:
+                mean = recorder.mean_gradient(batches())
+            except ValueError as error:  # some have to be measured one sample at a time
+                raise UserError(
+                    f"probe.anchor: {error}; leave their groups out of probe.layers"
+                ) from error
         else:
             mean = {}
             for batch in batches():
                 score_batch(alone, engine, batch)
-    mean = _comparable(config, recorder, mean) if gradient else {}
     sums = [*mean.values()]
     for value in sums:
         value *= counted / len(rows)
@@ -114,19 +116,3 @@ def losses_alone(recorder: GradNormRecorder) -> GradNormRecorder:
     return GradNormRecorder(
         recorder.model, (), loss_reduction=recorder.loss_reduction, gather=recorder.gather
     )
-
-
-def _comparable(
-    config: Config, recorder: GradNormRecorder, mean: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The gradients of groups given as a whole. Raises UserError where a recorded one is not."""
-    groups = recorder.plan.groups
-    partial = {groups[name] for name in groups if name not in mean}
-    lost = sorted(partial & set(compared_groups(config.probe.layers)))
-    if lost:
-        raise UserError(
-            "probe.anchor: wanted groups whose parameters all have a formula; found"
-            f" {', '.join(lost)} with some that have none in this model; leave them out of"
-            " probe.layers"
-        )
-    return {name: gradient for name, gradient in mean.items() if groups[name] not in partial}

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET, LogitTransform
+from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 
 
 @dataclass(frozen=True)

@@ -165,23 +165,6 @@ def test_controls_are_scored_as_the_pool_is_and_kept_out_of_it(tmp_path: Path) -
             assert tuple(row["labels"]) not in targets
 
 
-def test_another_prompt_keeps_the_targets_and_the_room() -> None:
-    sample = {"input_ids": [1, 2, 3, 50, 51], "labels": [-100, -100, -100, 50, 51]}
-    other = {"input_ids": list(range(10, 20)), "labels": [-100] * 8 + [18, 19]}
-    whole = behind_prompt_of(sample, other, longest=20)
-    assert whole["input_ids"] == [*range(10, 18), 50, 51]
-    assert whole["labels"] == [-100] * 8 + [50, 51]
-    # its beginning is cut where the row would grow beyond what any row may have
-    assert behind_prompt_of(sample, other, longest=4)["input_ids"] == [15, 16, 17, 50, 51]
-
-
-@pytest.mark.parametrize("count", [2, 3, 40])
-def test_every_prompt_is_used_equally_often_and_never_ones_own(count: int) -> None:
-    found = partners(count, 1, seed=0)[:, 0]
-    assert sorted(found) == list(range(count))
-    assert not (found == np.arange(count)).any()
-
-
 def test_the_config_names_the_recorders_groups_and_every_extra_has_a_column() -> None:
     assert LAYER_GROUPS == GROUPS
     assert {column.extra for column in EXTRA_COLUMNS} == set(EXTRAS)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from grads_ds.gradnorm.formulas.head import LogitTransform
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.probe.target_statistics import target_statistics
 
 SLICES = [(0, 4), (4, 4), (4, 9)]

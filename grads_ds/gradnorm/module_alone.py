@@ -19,39 +19,48 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.rules import substituted
+from grads_ds.gradnorm.sites import Site, substituted
 
 
 def local_norms_squared(
-    module: nn.Module,
+    site: Site,
     own: dict[str, Tensor],
     call: Callable[[list[Tensor]], Any],
     inputs: list[Tensor],
     grads: list[tuple[int, Tensor]],
     layout: Layout,
-    square: Callable[[Tensor], Tensor],
+    take: Callable[[str, int, Tensor], Tensor],
 ) -> dict[str, Tensor] | None:
-    """Squared gradient norm per sample of each parameter in `own` (local name -> whole tensor).
-    Returns float64 [S] by name.
+    """Squared gradient norm per sample of each of the site's parameters. Returns float64 [S] by
+    full name, or None if an output's rows cannot be told apart by sample.
 
-    call: runs the module's forward on tensors standing in for `inputs`. grads: the gradients that
-    came, each with the position in the module's (tuple of) outputs that it belongs to. square:
-    gradients [1, ...] -> their squared norms, float64 [1]. None if an output's rows cannot be told
-    apart by sample.
+    Args:
+        site: the module; details False: its inputs are always given whole, since they cannot be
+            told apart by sample.
+        own: path in the module -> whole parameter.
+        call: runs the module's forward on tensors standing in for `inputs`.
+        inputs: the module's tensor inputs.
+        grads: the gradients that came, each with the position in the module's (tuple of) outputs
+            that it belongs to.
+        layout: the micro-batch.
+        take: is given a parameter's name, a sample and its gradient [1, ...], and returns the
+            squared norm, float64 [1].
     """
     owners = [_owner_mask(grad, layout) for _, grad in grads]
     if any(owner is None for owner in owners):
         return None
-    # equal sizes: cannot tell which is which
-    split = layout.packed_index is None and 1 < layout.rows != layout.length
+    split = bool(site.details) and _splits(inputs, layout)
+    # one stand-in for each parameter, wherever in the module it stands
+    whole = {site.parameters[local]: tensor for local, tensor in own.items()}
     totals = {
-        local: torch.zeros(layout.num_samples, dtype=torch.float64, device=inputs[0].device)
-        for local in own
+        name: torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
+        for name in whole
     }
     for sample in range(layout.num_samples):
         rows = [_rows_of(tensor, sample, layout) for tensor in inputs] if split else list(inputs)
-        leaves = {local: tensor.detach().requires_grad_(True) for local, tensor in own.items()}
-        with torch.enable_grad(), substituted(module, leaves):
+        leaves = {name: tensor.detach().requires_grad_(True) for name, tensor in whole.items()}
+        stand_ins = {local: leaves[name] for local, name in site.parameters.items()}
+        with torch.enable_grad(), substituted(site.module, stand_ins):
             outputs = call(rows)
         outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
         pairs = []
@@ -60,13 +69,13 @@ def local_norms_squared(
                 grad = _rows_of(grad, sample, layout)
             else:
                 assert owner is not None
-                mine = (owner == sample).reshape(owner.shape + (1,) * (grad.dim() - owner.dim()))
-                grad = grad * mine
+                here = (owner == sample).reshape(owner.shape + (1,) * (grad.dim() - owner.dim()))
+                grad = grad * here
             if outputs[position].shape != grad.shape:
                 raise RuntimeError(
-                    f"{type(module).__name__} gave {tuple(outputs[position].shape)} when run again"
-                    f" for one sample, where {tuple(grad.shape)} was expected; record it with other"
-                    " layers left out"
+                    f"{site.name} gave {tuple(outputs[position].shape)} when run again for one"
+                    f" sample, where {tuple(grad.shape)} was expected; record it with other layers"
+                    " left out"
                 )
             if outputs[position].requires_grad:
                 pairs.append((outputs[position], grad))
@@ -78,10 +87,9 @@ def local_norms_squared(
             [g.to(o.dtype) for o, g in pairs],
             allow_unused=True,
         )
-        for (local, leaf), gradient in zip(leaves.items(), found, strict=True):
-            totals[local][sample] = square(
-                accumulate(torch.zeros_like(leaf) if gradient is None else gradient)[None]
-            )[0]
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
+            whole_gradient = torch.zeros_like(leaf) if gradient is None else gradient
+            totals[name][sample] = take(name, sample, accumulate(whole_gradient)[None])[0]
     return totals
 
 
@@ -144,6 +152,21 @@ def _owner_mask(tensor: Tensor, layout: Layout) -> Tensor | None:
     if layout.num_samples == 1 and rows == 1:
         return torch.zeros((1,) * tensor.dim(), dtype=torch.long, device=tensor.device)
     return None
+
+
+def _splits(inputs: list[Tensor], layout: Layout) -> bool:
+    """Whether each input's rows can be told apart by sample, or it is shared by all samples."""
+    rows, length = layout.rows, layout.length
+    if layout.packed_index is not None or rows == 1 or rows == length:
+        return False
+    return all(
+        not tensor.dim()
+        or tensor.shape[0] not in (rows, rows * length)
+        or tensor.shape[:2] in ((rows, length), (rows,))
+        or tensor.shape[0] == rows * length
+        or length in tensor.shape[2:]
+        for tensor in inputs
+    )
 
 
 def _rows_of(tensor: Tensor, sample: int, layout: Layout) -> Tensor:
