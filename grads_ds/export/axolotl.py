@@ -1,4 +1,4 @@
-"""The subset for Axolotl: rows and the `datasets` part of its config."""
+"""The subset for Axolotl: chat_template rows, which tell turn by turn what is learned."""
 
 from __future__ import annotations
 
@@ -8,14 +8,7 @@ from typing import Any
 
 import yaml
 
-from grads_ds.export.chosen_rows import (
-    DATA,
-    each_converted,
-    is_context,
-    of_one_kind,
-    without,
-    write_lines,
-)
+from grads_ds.export.chosen_rows import DATA, each, is_context, of_one_kind, without, write_lines
 
 
 def write_axolotl(rows: list[dict[str, Any]], folder: Path) -> None:
@@ -28,7 +21,7 @@ def write_axolotl(rows: list[dict[str, Any]], folder: Path) -> None:
             "field": "text",
         }
     else:
-        rows = each_converted(rows, _as_axolotl)
+        rows = each(rows, _as_axolotl)
         entry = {
             "path": DATA,
             "ds_type": "json",

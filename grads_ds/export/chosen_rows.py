@@ -1,7 +1,4 @@
-"""The chosen rows in one form, and what every tool's file does with them.
-
-Reads selected.jsonl; a row that a tool cannot hold is refused with its line.
-"""
+"""The chosen rows as every exporter takes them, and how their files are written."""
 
 from __future__ import annotations
 
@@ -16,8 +13,7 @@ from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.sources import RawRow
 
 DATA = "subset.jsonl"
-
-
+NAME = "grads_subset"
 ELSEWHERE = "export to axolotl, which can tell turn by turn, or leave the row out"
 
 
@@ -57,7 +53,7 @@ def of_one_kind(rows: list[dict[str, Any]], tool: str) -> list[dict[str, Any]]:
     return rows
 
 
-def each_converted(
+def each(
     rows: list[dict[str, Any]], convert: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Every row converted.

@@ -1,4 +1,4 @@
-"""The subset for LLaMA-Factory: ShareGPT rows and dataset_info.json."""
+"""The subset for LLaMA-Factory: sharegpt rows with OpenAI tags."""
 
 from __future__ import annotations
 
@@ -7,19 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.data.problems import RowFault
-from grads_ds.export.chosen_rows import (
-    DATA,
-    ELSEWHERE,
-    each_converted,
-    is_context,
-    of_one_kind,
-    write_lines,
-)
+from grads_ds.export.chosen_rows import DATA, ELSEWHERE, NAME, each, is_context, of_one_kind, write_lines
 
-NAME = "grads_subset"
-
-
-_TAGS = {
+TAGS = {
     "role_tag": "role",
     "content_tag": "content",
     "user_tag": "user",
@@ -35,12 +25,12 @@ def write_llama_factory(rows: list[dict[str, Any]], folder: Path) -> None:
     if "text" in of_one_kind(rows, "llamafactory")[0]:
         entry: dict[str, Any] = {"file_name": DATA, "columns": {"prompt": "text"}}
     else:
-        rows = each_converted(rows, _as_llama_factory)
+        rows = each(rows, _as_llama_factory)
         entry = {
             "file_name": DATA,
             "formatting": "sharegpt",
             "columns": {"messages": "messages", "tools": "tools"},
-            "tags": _TAGS,
+            "tags": TAGS,
         }
     write_lines(rows, folder / DATA)
     (folder / "dataset_info.json").write_text(json.dumps({NAME: entry}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""The subset for Megatron-LM: rows for its --sft, and the prepared tokens, indexed."""
+"""The subset for Megatron-LM: messages for its --sft, and the prepared tokens in its index."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from grads_ds.config.config import Config
 from grads_ds.data.problems import RowFault
-from grads_ds.export.chosen_rows import DATA, ELSEWHERE, each_converted, is_context, write_lines
+from grads_ds.export.chosen_rows import DATA, ELSEWHERE, each, is_context, write_lines
 from grads_ds.run_dir.layout import selection_folder
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
@@ -20,7 +20,7 @@ def write_megatron(rows: list[dict[str, Any]], folder: Path) -> None:
     """The rows for Megatron-LM's --sft (its tokenizer applies the template); the indexed tokens are
     written beside them.
     """
-    write_lines(each_converted(rows, _as_megatron), folder / DATA)
+    write_lines(each(rows, _as_megatron), folder / DATA)
 
 
 def _as_megatron(row: dict[str, Any]) -> dict[str, Any]:
@@ -48,9 +48,7 @@ def write_indexed(config: Config, run_dir: Path, name: str, prefix: Path) -> Non
 
     pool = load_from_disk(str(run_dir / "prepared/pool"))
     table = pq.read_table(
-        run_dir / selection_folder(name) / "selection.parquet",
-        columns=["sample_id", "selected"],
-        page_checksum_verification=True,
+        run_dir / selection_folder(name) / "selection.parquet", columns=["sample_id", "selected"]
     )
     wanted = table["sample_id"].to_numpy()[table["selected"].to_numpy(zero_copy_only=False)]
     places = np.flatnonzero(np.isin(np.asarray(pool["sample_id"], np.int64), wanted))

@@ -14,12 +14,19 @@ from typing import Any
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.export.axolotl import write_axolotl
-from grads_ds.export.chosen_rows import chosen_rows
 from grads_ds.export.llama_factory import write_llama_factory
 from grads_ds.export.megatron import write_indexed, write_megatron
+from grads_ds.export.chosen_rows import chosen_rows
 from grads_ds.export.trl import write_trl
 from grads_ds.run_dir.layout import selection_folder
 from grads_ds.run_dir.publish import atomic_path
+
+TOOLS: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
+    "trl": write_trl,
+    "llamafactory": write_llama_factory,
+    "axolotl": write_axolotl,
+    "megatron": write_megatron,
+}
 
 
 def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path) -> int:
@@ -49,11 +56,3 @@ def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path
         if tool == "megatron":
             write_indexed(config, run_dir, name, folder / "subset_text_document")
     return len(rows)
-
-
-TOOLS: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
-    "trl": write_trl,
-    "llamafactory": write_llama_factory,
-    "axolotl": write_axolotl,
-    "megatron": write_megatron,
-}

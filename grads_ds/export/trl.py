@@ -1,4 +1,4 @@
-"""The subset for TRL's SFTTrainer."""
+"""The subset for TRL: conversations, prompts and completions, or plain texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grads_ds.data.problems import RowFault
 from grads_ds.export.chosen_rows import (
     DATA,
     ELSEWHERE,
-    each_converted,
+    each,
     is_context,
     of_one_kind,
     without,
@@ -26,7 +26,7 @@ def write_trl(rows: list[dict[str, Any]], folder: Path) -> None:
     """
     rows = of_one_kind(rows, "trl")
     if any(is_context(message) for row in rows for message in row.get("messages", ())):
-        rows = each_converted(rows, _as_prompt_and_completion)
+        rows = each(rows, _as_prompt_and_completion)
     write_lines(rows, folder / DATA)
 
 

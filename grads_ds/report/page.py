@@ -56,7 +56,7 @@ def render(run: Run) -> str:
         main=main,
         pool=len(run.scores.sample_id),
         outcome=outcome,
-        sentences=verdict(outcome) if outcome else [],
+        sentences=verdict(outcome, run.prepared) if outcome else [],
         tiles=tiles(run, main, outcome),
         forests=[figures.loss_forest(outcome, name) for name in outcome.sets] if outcome else [],
         tradeoff=tradeoff(outcome) if outcome else None,

@@ -88,6 +88,18 @@ def test_several_random_draws_are_averaged() -> None:
     assert "one random draw" not in text
 
 
+def test_the_verdict_says_when_held_out_rows_are_in_the_pool() -> None:
+    losses = {"base": (3.0, 2.0), "selected": (2.5, 2.0)}
+    outcome = outcome_of(evaluated(**losses), HERE)
+    name = outcome.sets[0]
+    counts = {"kept": 200, "also_in_pool": 3, "near_in_pool": 7}
+    said = verdict(outcome, {"sets": {name: counts}})[-1]
+    assert said.tone == "bad" and "5.0%" in said.text
+    assert "3 token for token, 7 nearly" in said.text
+    clean = {"sets": {name: {"kept": 200, "also_in_pool": 0, "near_in_pool": 0}}}
+    assert verdict(outcome, clean) == verdict(outcome)
+
+
 def test_without_models_or_sets_there_is_no_verdict() -> None:
     assert "no verdict" in verdict(outcome_of({}, HERE))[0].text
     assert (
