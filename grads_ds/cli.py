@@ -1,7 +1,7 @@
 """The command line: parses it, hands it to the command's file in `commands/`, turns failures into
 exit statuses.
 
-Exit status: 0 done; 2 the user's input is wrong (every fault listed); 1 anything else, with the
+Exit status: 0 done; 2 the user's input is wrong (every problem listed); 1 anything else, with the
 first failing rank's own error last. No torch import here, so that --help answers at once.
 """
 
@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands import doctor, export, plan, run, scores, status, stop
+from grads_ds.commands import config_schema, doctor, export, plan, run, scores, status, stop
 from grads_ds.config.errors import StoppedBySignal, UserError
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.stages import STAGE_NAMES
@@ -34,7 +34,8 @@ def parser() -> argparse.ArgumentParser:
     # deepspeed puts it before the sub-command
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, doctor, plan, scores, status, stop, export):  # in the order of --help
+    # in the order of --help
+    for command in (run, doctor, plan, scores, status, stop, export, config_schema):
         command.add(commands)
     return top
 

@@ -14,7 +14,7 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Declare `config`."""
-    command = commands.add_parser("config", help="the configuration file's JSON schema, for editors")
+    command = commands.add_parser("config", help="the config file's JSON schema, for editors")
     command.add_argument(
         "--schema", action="store_true", required=True, help="print the JSON schema (draft 2020-12)"
     )
