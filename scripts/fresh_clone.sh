@@ -69,6 +69,6 @@ fi
 
 printf '\n%s' "$summary"
 [ "$failures" = 0 ] && printf 'fresh clone: all good\n' || {
-    printf 'fresh clone: %s faults\n' "$failures"
+    printf 'fresh clone: %s problems\n' "$failures"
     exit 1
 }

@@ -109,9 +109,9 @@ up() {
             fail "wanted the command $tool; found none; run scripts/install.sh --dev"
     done
     if [ "$(cat "$home/wanted" 2> /dev/null)" = "$wanted" ]; then
-        local standing=yes
-        for ns in $(hosts); do is_up "$ns" || standing=; done
-        if [ -n "$standing" ] && [ "$(hosts | wc -l)" = "$count" ]; then shape; return 0; fi
+        local complete=yes
+        for ns in $(hosts); do is_up "$ns" || complete=; done
+        if [ -n "$complete" ] && [ "$(hosts | wc -l)" = "$count" ]; then shape; return 0; fi
     fi
     down
     # shellcheck disable=SC2154

@@ -61,7 +61,7 @@ def kept_by_kind(
     try:
         _, _, _, choice, report = decide(chosen, None, run)
     except UserError as error:
-        return {"cannot": "; ".join(error.faults)}
+        return {"cannot": "; ".join(error.problems)}
     words, counts = np.unique(kinds[choice.selected], return_counts=True)
     kept = {str(word): int(count) for word, count in zip(words, counts, strict=True)}
     return {"kept": kept, "filters": report["filters"], "warnings": report["warnings"]}
