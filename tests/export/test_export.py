@@ -21,7 +21,6 @@ from conftest import make_tiny_model
 from grads_ds.cli import main
 from grads_ds.commands.export import TOOLS
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
 from grads_ds.data.formats import detect, normalise
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokens import Encoder
@@ -242,16 +241,6 @@ def test_megatron_index_read_by_its_specification_gives_the_chosen_tokens(run: P
     ]
     assert read == [[n + 5] * (n + 2) for n in (0, 3, 4)]
     assert turns(lines(out / "subset.jsonl")) == TURNS
-
-
-def test_plain_texts_are_exported_as_such_and_not_mixed(run: Path) -> None:
-    write(run, [{"text": "a sky"}, {"text": "a grass"}])
-    entry = yaml.safe_load((export(run, "axolotl") / "axolotl.yaml").read_text())["datasets"][0]
-    assert (entry["type"], entry["field"]) == ("completion", "text")
-    write(run, [{"text": "a sky"}, *ROWS])
-    with pytest.raises(UserError, match="found 3 and 1"):
-        export(run, "trl")
-    assert not (run / "trl").exists()
 
 
 def test_the_command_exports_and_refuses_a_folder_that_is_there(

@@ -18,6 +18,7 @@ from tests.export.test_export import (
     CALLS,
     MASKED,
     RESULT,
+    ROWS,
     called,
     export,
     lines,
@@ -107,8 +108,8 @@ def test_reasoning_is_carried_on_or_refused(run: Path) -> None:
     write(run, [thought])
     (row,) = lines(export(run, "llamafactory") / "subset.jsonl")
     assert row["messages"][1]["content"] == "<think>\nit is day\n</think>\n\nblue"
-    for tool in ("trl", "axolotl"):
-        (row,) = lines(export(run, tool) / "subset.jsonl")
+    for name in ("trl", "axolotl"):
+        (row,) = lines(export(run, name) / "subset.jsonl")
         assert row["messages"][1]["reasoning_content"] == "it is day"
     with pytest.raises(UserError, match="reasoning content at turn 2"):
         export(run, "megatron")
@@ -125,3 +126,13 @@ def test_a_pair_meant_as_plain_text_stays_one_or_is_refused(run: Path) -> None:
     assert lines(run / "trl/subset.jsonl") == [{"prompt": "the sky is", "completion": " blue"}]
     with pytest.raises(UserError, match="export to trl"):
         export_subset(config, run, "selected", "axolotl", run / "axolotl")
+
+
+def test_plain_texts_are_exported_as_such_and_not_mixed(run: Path) -> None:
+    write(run, [{"text": "a sky"}, {"text": "a grass"}])
+    entry = yaml.safe_load((export(run, "axolotl") / "axolotl.yaml").read_text())["datasets"][0]
+    assert (entry["type"], entry["field"]) == ("completion", "text")
+    write(run, [{"text": "a sky"}, *ROWS])
+    with pytest.raises(UserError, match="found 3 and 1"):
+        export(run, "trl")
+    assert not (run / "trl").exists()
