@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from grads_ds.export.rows import DATA, each, is_context, of_one_kind, without, write_lines
+from grads_ds.export.chosen_rows import DATA, each, is_context, of_one_kind, without, write_lines
 
 
 def write_axolotl(rows: list[dict[str, Any]], folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from grads_ds.config.config import Config
 from grads_ds.data.problems import RowFault
-from grads_ds.export.rows import DATA, ELSEWHERE, each, is_context, write_lines
+from grads_ds.export.chosen_rows import DATA, ELSEWHERE, each, is_context, write_lines
 from grads_ds.run_dir.layout import selection_folder
 
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.data.problems import RowFault
-from grads_ds.export.rows import (
+from grads_ds.export.chosen_rows import (
     DATA,
     ELSEWHERE,
     each,

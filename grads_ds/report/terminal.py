@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from grads_ds.report.outcome import outcome_of
-from grads_ds.report.read_run import read_json
+from grads_ds.report.run_logs import read_json
 from grads_ds.report.verdict import verdict
 
 

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grads_ds.report.examples import EXCERPT, excerpt
 from grads_ds.report.outcome import outcome_of, paired_interval, same_size
-from grads_ds.report.tables import EXCERPT, excerpt
 from grads_ds.report.verdict import verdict
 
 HERE = Path("/nonexistent")
