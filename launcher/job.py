@@ -71,6 +71,7 @@ def run_job(
     backend = backends.load(place.backend)
     if problems := backend.problems(place.hosts):
         raise UserError([f"--backend {place.backend}: {problem}" for problem in problems])
+    # what the supervisors on every host will read
     folder = _new_folder(log_dir / name)
     job = describe(command, place)
     publish(folder / "job.json", job)
@@ -78,6 +79,7 @@ def run_job(
     publish(folder / "outcome.json", {})
     environment = forwarded(os.environ, place.environment())
     commands = backend.commands(_backend_job(folder, place, for_runner(os.environ)))
+    # what the user sees, and where it stays
     processes: list[subprocess.Popen[bytes]] = []
     with (
         # unbuffered: on a full disk, what was kept back would fail again when it is closed
@@ -100,6 +102,7 @@ def run_job(
         reporter = Reporter(log_dir.parent, name, folder.name)
         reporter.note("start", ranks=sum(host.slots for host in place.hosts), backend=place.backend)
         watch = JobMonitor(folder, place.hosts, place.limits, show, reporter)
+        # start, and stay until all is over
         try:
             write_private(folder / "environment.json", environment)
             with _caught_signals(watch):

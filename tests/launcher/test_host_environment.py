@@ -20,6 +20,10 @@ from grads_ds.launcher.doctor.comparison import compare_hosts
 from grads_ds.launcher.doctor.findings import check_host
 from grads_ds.launcher.hosts import Host, read_hostfile
 from grads_ds.launcher.job_outcome import DONE
+from grads_ds.launcher.rank_environment import environment_of
+from grads_ds.launcher.reporting import Reporter
+from grads_ds.launcher.timeouts import Timeouts
+from grads_ds.launcher.watch import JobMonitor
 from tests.cluster import Cluster, cluster
 from tests.launcher.jobs import left_behind, run_code
 
@@ -233,3 +237,29 @@ sys.exit(outcome.status)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["12345", "/tmp/grads-ds-12345"]
+
+
+def test_a_hosts_own_accelerators_stand_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm's gres gives them; DeepSpeed's runner, which numbers them anew, is not heeded."""
+    job = {"hosts": [["a", 1]], "devices": [None], "ports": [0, 0]}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    for ignored, devices, visible, said in (
+        ([], None, "7", 1),
+        (["CUDA_VISIBLE_DEVICES"], None, "2,3", 0),
+        ([], [5], "5", 0),
+    ):
+        described = job | {"runner_sets": ignored, "devices": [devices]}
+        given = {"CUDA_VISIBLE_DEVICES": "2,3"}
+        environment, notes = environment_of(tmp_path, described, (0, 0, 1), given, lambda: False)
+        assert environment["CUDA_VISIBLE_DEVICES"] == visible and len(notes) == said
+    shown: list[str] = []
+    monitor = JobMonitor(
+        tmp_path, [Host("a", 2)], Timeouts(), shown.append, Reporter(tmp_path, "stage", "now")
+    )
+    for seen_rank in monitor.ranks:
+        seen_rank.record = {"state": "running", "notes": ["CUDA_VISIBLE_DEVICES=7 of a stands"]}
+    monitor.look()
+    monitor.look()
+    assert shown == ["grads-ds: CUDA_VISIBLE_DEVICES=7 of a stands (2 ranks)\n"]
