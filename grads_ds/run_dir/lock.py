@@ -40,11 +40,11 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
     """
     path = run_dir / "lock.json"
     token = uuid.uuid4().hex
+    if lock_file.read_holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
+        yield
+        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if lock_file.read_holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
-            yield
-            return
         lock_file.take(
             path,
             {"token": token, "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
