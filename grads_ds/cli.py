@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_faults(error)
         heartbeat.failed("\n".join(error.problems), 2)
         status = 2
-    except StoppedBySignal as stop:
+    except StoppedBySignal as told:
         if ranks.launched_rank() == 0:
-            print(f"grads-ds: {stop}; start it again to go on from there", file=sys.stderr)
+            print(f"grads-ds: {told}; start it again to go on from there", file=sys.stderr)
         status = STOPPED
     except LostLockError as error:
         print(f"grads-ds: {error}", file=sys.stderr)
