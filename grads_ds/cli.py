@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 from grads_ds import __version__
 from grads_ds.commands import doctor, export, plan, run, scores, status, stop
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import StoppedBySignal, UserError
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.stages import STAGE_NAMES
-from grads_ds.launcher.job_outcome import LOCK_LOST
+from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
 from grads_ds.run_dir.lock import LostLockError
 
 
@@ -53,6 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_faults(error)
         heartbeat.failed("\n".join(error.problems), 2)
         status = 2
+    except StoppedBySignal as stop:
+        if ranks.launched_rank() == 0:
+            print(f"grads-ds: {stop}; start it again to go on from there", file=sys.stderr)
+        status = STOPPED
     except LostLockError as error:
         print(f"grads-ds: {error}", file=sys.stderr)
         status = LOCK_LOST

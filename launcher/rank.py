@@ -33,7 +33,7 @@ if __name__ == "__main__":
 from grads_ds.launcher.rank_environment import environment_of, take
 from grads_ds.launcher.records import UNSEEN, publish, read
 from grads_ds.launcher.runners import rank_of
-from grads_ds.run_dir.processes import this_process
+from grads_ds.run_dir.processes import oom_kills, this_process
 
 BEAT_SECONDS = 1.0
 BLOCKED_SECONDS = 1.0  # a round of the loop that took longer was held up itself
@@ -224,17 +224,6 @@ class Supervisor:
 def _die_with_parent() -> None:
     """In the child, before exec: the kernel kills it when its supervisor is gone (Linux)."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def oom_kills() -> int:
-    """How often this host's kernel has killed a process for lack of memory; 0 where it does not
-    say.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    return 0
 
 
 def main(folder: Path) -> int:

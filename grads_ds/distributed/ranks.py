@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from grads_ds.config.errors import UserError
 from grads_ds.launcher import runners
-from grads_ds.launcher.rendezvous import join
+from grads_ds.launcher.process_group import join
 
 T = TypeVar("T")
 SHARED_MEMORY_OP = "deepspeed_shm_comm"

@@ -11,9 +11,9 @@ from grads_ds.launcher.doctor.findings import Finding
 
 CLOCK_SECONDS = 5.0
 # Below these, collectives of 4 MiB are told as slow. scripts/bench/bench_collectives.py measured
-# (docs/results/bench_collectives.json): gloo reaches 0.98 and more of links of 0.1 to 2 Gbit/s, so that
-# less than a third of an idle link has a cause; on a link that is faster than memory is copied gloo
-# reached 2.1 to 2.5 GB/s, whatever the link, and half of that is asked of it at most. Nothing
+# (docs/results/bench_collectives.json): gloo reaches 0.98 and more of links of 0.1 to 2 Gbit/s, so
+# that less than a third of an idle link has a cause; on a link that is faster than memory is copied
+# gloo reached 2.1 to 2.5 GB/s, whatever the link, and half of that is asked of it at most. Nothing
 # faster than 10 Gbit/s, no NCCL and no latency between hosts was at hand. Where the kernel names no
 # speed: half of gigabit Ethernet.
 USUAL_SHARE = 0.3

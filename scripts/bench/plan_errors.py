@@ -64,7 +64,8 @@ def measured(case: Case, folder: Path) -> dict[str, float]:
 def predicted(case: Case, config_file: Path, rate: float = 1e12) -> dict[str, float]:
     """What the plan says of the same configuration, on ranks that compute at `rate`."""
     from grads_ds.config.load import load_config
-    from grads_ds.plan.forecast import Cluster, forecasts
+    from grads_ds.plan.cluster import Cluster
+    from grads_ds.plan.forecast import forecasts
     from grads_ds.plan.shapes import model_config
 
     config = load_config(config_file)
