@@ -57,13 +57,18 @@ class Scorer:
         self.want_heads = False
         self.trials: dict[Hashable, Trial] = {}
         self._checked: dict[Hashable, int] = {}  # how often each kind was
-        self._row_by_row: set[Hashable] = set()
+        self.row_by_row: set[Hashable] = set()
 
     def score(
         self, batch: Mapping[str, Tensor], references: References, gradients: dict[str, Tensor]
     ) -> GradNorms:
         """See GradNormRecorder.score. gradients: the summed gradients are added to these."""
         given = batch["input_ids"].shape
+        if any(p.is_inference() for p in self.model.parameters()):
+            raise ValueError(
+                "the model was made under torch.inference_mode(), which autograd cannot follow;"
+                " load it outside"
+            )
         with torch.inference_mode(False):
             batch = {k: v.clone() if v.is_inference() else v for k, v in batch.items()}
             order = None
@@ -84,9 +89,7 @@ class Scorer:
     ) -> GradNorms:
         batch, layout, kind = self._prepared(batch)
         ranks = self.ranks(layout)
-        alone = layout.rows > 1 and (
-            kind in self._row_by_row or not self.trials[kind].apart
-        )
+        alone = layout.rows > 1 and (kind in self.row_by_row or not self.trials[kind].apart)
         passes = ranks.largest(layout.rows if alone else 1)
         if passes == 1:
             found = self._measured(batch, layout, kind, references, gradients)
@@ -145,7 +148,7 @@ class Scorer:
             mixed = verdict.loss is not None and layout.num_samples > 1
             if mixed:
                 _warn_row_by_row(verdict)
-                self._row_by_row.add(kind)
+                self.row_by_row.add(kind)
             if ranks.largest(int(mixed)):
                 return None
             if verdict.names:
