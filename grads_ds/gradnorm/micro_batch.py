@@ -121,7 +121,7 @@ class Scorer:
                 continue
             if not self.ranks(layout).largest(int(trial is None)):
                 return batch, layout, kind
-            if layout.packed_index is not None and not frozen.takes_positions(self.model):
+            if layout.packed_index is not None and not frozen.takes(self.model, "position_ids"):
                 self.trials[kind] = Trial(self.plan, None, True, False)
                 continue
             inputs = frozen.model_inputs(self.model, layout, self.head.group is None)

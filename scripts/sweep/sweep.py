@@ -60,7 +60,9 @@ def _truth(model: Any, batch: dict[str, Any]) -> Any:
 def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any) -> str:
     from gradnorm import small_models
     from grads_ds.gradnorm import GradNormRecorder
+    from grads_ds.gradnorm.frozen import takes
 
+    without_cache = {"use_cache": False} if takes(model, "use_cache") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -69,12 +71,12 @@ def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any) -> str:
                 norms = recorder.score(batch)
             else:
                 with recorder:
-                    model(**batch).loss.backward()
+                    model(**batch, **without_cache).loss.backward()
                     norms = recorder.collect()
                 model.zero_grad()
         except (ValueError, RuntimeError) as error:
             model.zero_grad()
-            named = "grads_ds" in (error.__traceback__ and _last_file(error) or "")
+            named = "grads_ds" in ((error.__traceback__ and _last_file(error)) or "")
             return f"{REFUSED}: {error}" if named else f"raw: {type(error).__name__}: {error}"
         except Exception as error:
             return f"raw: {type(error).__name__}: {error}"
@@ -153,7 +155,11 @@ def main() -> int:
     options = parser.parse_args()
     from tiny_models import kinds
 
-    import grads_ds.gradnorm  # noqa: F401  (once, before the processes fork)
+    # once, before the processes fork
+    from gradnorm import small_models
+    from grads_ds.gradnorm import GradNormRecorder
+
+    GradNormRecorder(small_models.make_model("llama")).score(small_models.make_batch([5], [1]))
 
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for kind in options.types.split(",") if options.types else kinds():

@@ -57,6 +57,14 @@ SIZES: dict[str, Any] = {
     "vocab_size_per_layer_input": VOCABULARY,
 }
 
+# sizes that must fit each other, by type
+OWN: dict[str, dict[str, Any]] = {
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+}
+
 
 def kinds() -> list[str]:
     """The model types that transformers' AutoModelForCausalLM knows."""
@@ -71,7 +79,7 @@ def tiny_model(kind: str, seed: int = 0) -> nn.Module:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     torch.manual_seed(seed)
-    config = _small(CONFIG_MAPPING[kind])
+    config = _small(CONFIG_MAPPING[kind], OWN.get(kind, {}))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     size = sum(p.numel() for p in model.parameters())
     if size > 2e7:
@@ -83,14 +91,14 @@ def tiny_model(kind: str, seed: int = 0) -> nn.Module:
     return model.float().eval()
 
 
-def _small(kind: Any) -> Any:
-    """A config of that class with small sizes, in its parts too."""
+def _small(kind: Any, own: dict[str, Any]) -> Any:
+    """A config of that class with small sizes, in its parts too. own: settings over those."""
     known = vars(kind())
     settings = {name: value for name, value in SIZES.items() if _fits(name, known)}
     for name, value in known.items():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            settings[name] = _small(type(value))
-    return kind(**settings)
+            settings[name] = _small(type(value), {})
+    return kind(**{**settings, **own})
 
 
 def _fits(name: str, known: dict[str, Any]) -> bool:
