@@ -14,10 +14,12 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands import doctor, export, plan, run, scores, status
-from grads_ds.config.errors import UserError
+from grads_ds.commands import doctor, export, plan, run, scores, status, stop
+from grads_ds.config.errors import StoppedBySignal, UserError
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.stages import STAGE_NAMES
+from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
+from grads_ds.run_dir.lock import LostLockError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     # deepspeed puts it before the sub-command
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, doctor, plan, scores, status, export):  # in the order of --help
+    for command in (run, doctor, plan, scores, status, stop, export):  # in the order of --help
         command.add(commands)
     return top
 
@@ -51,6 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_faults(error)
         heartbeat.failed("\n".join(error.problems), 2)
         status = 2
+    except StoppedBySignal as stop:
+        if ranks.launched_rank() == 0:
+            print(f"grads-ds: {stop}; start it again to go on from there", file=sys.stderr)
+        status = STOPPED
+    except LostLockError as error:
+        print(f"grads-ds: {error}", file=sys.stderr)
+        status = LOCK_LOST
     except KeyboardInterrupt:
         print("grads-ds: interrupted; start it again to go on from here", file=sys.stderr)
         status = 130

@@ -68,12 +68,9 @@ def add(commands: Any) -> None:
 def handle(args: argparse.Namespace) -> int:
     """Predict and print; 0 when everything fits, 2 when something does not."""
     config = load_config(args.config, args.set)
-    from grads_ds.plan.forecast import (  # torch: only once the input is read
-        GPUS,
-        USUAL_SHARE,
-        Cluster,
-        forecasts,
-    )
+    # torch: only once the input is read
+    from grads_ds.plan.cluster import GPUS, USUAL_SHARE, Cluster
+    from grads_ds.plan.forecast import forecasts
     from grads_ds.plan.shapes import model_config
 
     if args.gpu not in GPUS:

@@ -120,8 +120,8 @@ def how_to_record(name: str) -> str:
             anchor = " and name its set in probe.anchor" if column.reference else ""
             return f"add {column.extra} to probe.extras{anchor}"
     if name.endswith(NORM_SUFFIX):
-        return "add the group to probe.layers and run the probe again"
-    return "record it with the probe"
+        return "add the group to probe.layers"
+    return "no item of probe.extras gives it"
 
 
 def wants_reference(extras: Iterable[str]) -> bool:

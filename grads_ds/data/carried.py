@@ -66,12 +66,18 @@ def _segments(content: str) -> Iterator[tuple[str, str]]:
     yield "reasoning" if opened else "answer", content[at:].strip()
 
 
-def missing(text: str, messages: list[Message], tools: Any) -> list[Piece]:
-    """The pieces that are not in `text`, the rendered conversation."""
-    lost, spans = _in_order(text, messages)
+def missing(
+    text: str, messages: list[Message], tools: Any, known: frozenset[tuple[int, str]] = frozenset()
+) -> list[Piece]:
+    """The pieces that are not in `text`, the rendered conversation.
+
+    What is `known` to be lost, as (turn, kind), is not looked for: it could be found by accident,
+    where another piece stands.
+    """
+    lost, spans = _in_order(text, messages, known)
     if lost and messages[0]["role"] in ("system", "developer"):
         # templates may put the leading system prompt into a later turn
-        others, spans_ = _in_order(text, messages, first=1)
+        others, spans_ = _in_order(text, messages, known, first=1)
         outside = _without(text, spans_)
         leading = [p for p in pieces_of(0, messages[0]) if _find(outside, p.text, 0) is None]
         if len(others) + len(leading) < len(lost):
@@ -87,7 +93,7 @@ def missing(text: str, messages: list[Message], tools: Any) -> list[Piece]:
 
 
 def _in_order(
-    text: str, messages: list[Message], first: int = 0
+    text: str, messages: list[Message], known: frozenset[tuple[int, str]], first: int = 0
 ) -> tuple[list[Piece], list[tuple[int, int]]]:
     lost: list[Piece] = []
     spans: list[tuple[int, int]] = []
@@ -95,6 +101,8 @@ def _in_order(
     for number in range(first, len(messages)):
         message, begin = messages[number], at
         for piece in pieces_of(number, message):
+            if known and (number, piece.kind) in known:
+                continue
             span = _find(text, piece.text, at)
             if span is None:
                 lost.append(piece)

@@ -20,10 +20,12 @@ _FIX = "correct the generation marks of the template, or set model.chat_template
 
 @dataclass(frozen=True)
 class Findings:
-    """Of every conversation of one kind: (turn, kind) of what is lost, the assistant turns in each
-    mark (None where they could not be told), and what is wrong with the marks.
+    """Of every conversation of one kind: whether its twin could be rendered, (turn, kind) of what
+    is lost, the assistant turns in each mark (None where they could not be told), and what is wrong
+    with the marks.
     """
 
+    rendered: bool = False
     lost: frozenset[tuple[int, str]] = frozenset()
     owners: tuple[tuple[int, ...], ...] | None = None
     fault: RowFault | None = None
@@ -41,11 +43,11 @@ def examine(
     read = template.as_it_reads(twins, schemas) if not template.knows_calls else twins
     lost = frozenset((piece.turn, piece.kind) for piece in missing(text, read, schemas))
     if not template.marked:
-        return Findings(lost)
+        return Findings(True, lost)
     try:
-        return Findings(lost, _owners(template, read, schemas, text, marks, special))
+        return Findings(True, lost, _owners(template, read, schemas, text, marks, special))
     except RowFault as fault:
-        return Findings(lost, None, fault)
+        return Findings(True, lost, None, fault)
 
 
 def _owners(

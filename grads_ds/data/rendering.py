@@ -73,7 +73,9 @@ class Renderer:
         text, marks = template.accepted(messages, tools)
         # what went in against what came out
         found = self._findings(template, given, tools)
-        left_out = self._left_out(missing(text, given, tools), found, given)
+        # (a twin has every word of the schemas, and no other text to find them in)
+        lost = missing(text, given, None if found.rendered else tools, found.lost)
+        left_out = self._left_out(lost, found, given)
         if template.marked:
             if found.fault:
                 raise found.fault

@@ -5,6 +5,7 @@ random? Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,34 @@ class Sentence:
     tone: str
 
 
-def verdict(outcome: Outcome) -> list[Sentence]:
-    """What the main selection's numbers say, the unwelcome ones as plainly as the others."""
+def verdict(outcome: Outcome, prepared: dict[str, Any] | None = None) -> list[Sentence]:
+    """What the main selection's numbers say, the unwelcome ones as plainly as the others.
+
+    `prepared` is the run's prepared.json: what it says of held-out rows in the pool comes last.
+    """
+    return _judged(outcome) + _leaks(outcome, prepared or {})
+
+
+def _leaks(outcome: Outcome, prepared: dict[str, Any]) -> list[Sentence]:
+    """Held-out sets whose loss says less about new text, as the pool holds rows of theirs."""
+    said = []
+    for name in outcome.sets:
+        counts = prepared.get("sets", {}).get(name, {})
+        same, near = counts.get("also_in_pool", 0), counts.get("near_in_pool", 0)
+        if same or near:
+            share = (same + near) / max(1, counts.get("kept", 0))
+            said.append(
+                Sentence(
+                    f"The loss on {name} is worth less than it looks: {share:.1%} of its rows are"
+                    f" in the pool too ({same:,} token for token, {near:,} nearly), so that"
+                    " training on the pool is in part training on them.",
+                    "bad",
+                )
+            )
+    return said
+
+
+def _judged(outcome: Outcome) -> list[Sentence]:
     chosen, base = outcome.model(MAIN), outcome.model("base")
     if chosen is None or base is None or not outcome.sets:
         return [

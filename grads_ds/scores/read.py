@@ -51,8 +51,8 @@ class ScoreTable:
         if name not in self.columns:
             raise UserError(
                 f"select: wanted column {name} in the score table; found"
-                f" {', '.join(self.columns) or 'none'}; {how_to_record(name)}, or choose another"
-                " method"
+                f" {', '.join(self.columns) or 'none'}; record it:"
+                f" {how_to_record(name)}, or choose another method"
             )
         return np.asarray(self.columns[name], dtype=np.float64)
 

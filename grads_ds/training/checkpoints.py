@@ -21,17 +21,10 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from grads_ds.distributed import heartbeat, ranks
+from grads_ds.launcher.runners import TORCH_VARIABLES
 from grads_ds.training.universal_checkpoint import VERIFIED
 
 COMPLETE = "complete"  # the mark: JSON of what wrote the checkpoint
-_RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 class Checkpoints(TrainerCallback):
@@ -131,7 +124,7 @@ def make_universal(checkpoint: str | Path) -> None:
     if ranks.is_main() and not (target / VERIFIED).exists():
         shutil.rmtree(target, ignore_errors=True)
         print(doing, flush=True)
-        alone = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+        alone = {name: value for name, value in os.environ.items() if name not in TORCH_VARIABLES}
         command = [
             sys.executable,
             "-m",

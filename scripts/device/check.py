@@ -35,14 +35,14 @@ class Limit:
 
 # in the order of what is to be known first; limits are for a machine that hangs, not estimates
 STEPS = (
-    Limit("machine", 60, 60),
-    Limit("kit_model", 90, 200),
-    Limit("exactness", 120, 200),
-    Limit("zero3_nccl", 90, 120),
-    Limit("throughput", 150, 120),
-    Limit("stages", 150, 200),
-    Limit("capacity", 120, 60),
-    Limit("fused", 150, 60),
+    Limit("machine", 60, 120),
+    Limit("kit_model", 90, 300),
+    Limit("exactness", 120, 400),
+    Limit("zero3_nccl", 90, 200),
+    Limit("throughput", 150, 200),
+    Limit("stages", 150, 400),
+    Limit("capacity", 120, 120),
+    Limit("fused", 150, 120),
     Limit("study_cells", 600, 600),
 )
 

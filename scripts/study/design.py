@@ -14,6 +14,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from grads_ds.config.columns import wants_reference
+
 REPO = Path(__file__).resolve().parents[2]
 
 SETS = ("domain", "swapped", "general")
@@ -32,7 +34,7 @@ class Domain(BaseModel):
 
 
 class Footing(BaseModel):
-    """What is trained on one footing: budgets, and the methods and shares of faults if not all of
+    """What is trained on one footing: budgets, and the methods and shares of noise if not all of
     the study's.
     """
 
@@ -73,6 +75,8 @@ class Study(BaseModel):
     seeds: list[int] = [0, 1, 2]
     footings: dict[Equal, Footing] = Field(min_length=1)
     methods: dict[str, dict[str, Any]]
+    full: bool = True  # whether the whole pool is trained on too
+    chosen: dict[str, dict[str, Any]] = {}  # of scripts/study/real.py: chosen, not trained
     candidates: list[str] = []  # methods that may become the default, by the rule of docs/STUDY.md
     probes: dict[str, Probe] = {}  # of scripts/study/probes.py
     run: dict[str, Any] = {}
@@ -108,7 +112,7 @@ def read(file: Path) -> Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One pool: a domain, a share of faults and a seed."""
+    """One pool: a domain, a share of noise and a seed."""
 
     domain: str
     noise: float
@@ -121,7 +125,7 @@ class Cell:
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """All cells that any footing wants, shares of faults outermost, then seeds: an interrupted
+    """All cells that any footing wants, shares of noise outermost, then seeds: an interrupted
     study is a whole one with fewer of them.
     """
     for noise in study.noise:
@@ -180,9 +184,10 @@ def run_config(
     config: dict[str, Any] = json.loads(json.dumps(study.run))
     if study.anchor:
         probe = config.setdefault("probe", {})
+        extras = probe.get("extras", [])
         probe |= {
             "anchor": str(folder / "anchor.jsonl"),
-            "extras": [*probe.get("extras", []), "anchor"],
+            "extras": extras if wants_reference(extras) else [*extras, "anchor"],
         }
     if config.get("sft", {}).get("replay"):
         config["data"] = config.get("data", {}) | {"replay": [str(folder / "replay.jsonl")]}
@@ -201,7 +206,11 @@ def run_config(
             **settings[main],
             "variants": {name: _against(settings[main], settings[name]) for name in others},
         },
-        "sft": {**config.get("sft", {}), "variants": ["full", *others], "equal": equal},
+        "sft": {
+            **config.get("sft", {}),
+            "variants": [*(["full"] if study.full else []), *others],
+            "equal": equal,
+        },
         "evaluate": {"multiple_choice": tasks, "chat": True, **config.get("evaluate", {})},
         "deepspeed": config.get("deepspeed", "zero3"),
     }

@@ -19,6 +19,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,13 +28,12 @@ import yaml
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
-from grads_ds.selection.compare import as_markdown
 from scripts.study import pools
 
 MODEL = "models/base-8M"
 DOMAIN, OFF_DOMAIN = "data/medicine_medquad6k.jsonl", "data/general_alpaca9k.jsonl"
 ANCHOR = "models/base-8M/general_held_out.jsonl"
-# SHARE of SIZE is three kinds of faults; TRIVIAL samples come on top
+# SHARE of SIZE is three kinds of noise; TRIVIAL samples come on top
 SIZE, SHARE, TRIVIAL, ANCHOR_ROWS = (800, 0.375, 100, 64)
 SHORT = ("Yes.", "No.", "I do not know.", "Ask a doctor.", "It depends.")
 MARKS = ("<!-- planted noise: scripts/study/planted_noise.py -->", "<!-- end of planted noise -->")
@@ -110,7 +110,7 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
     }
     if not found:
         raise SystemExit(
-            f"planted faults: wanted a finished seed; found none in {out}; run without --collect"
+            f"planted noise: wanted a finished seed; found none in {out}; run without --collect"
         )
     told = {
         seed: json.loads((out / f"seed{seed}/run/selection/selection.json").read_text())["length"]
@@ -141,7 +141,7 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
     return {
         "made_by": "scripts/study/planted_noise.py",
         "model": MODEL,
-        "pool": {"size": SIZE + TRIVIAL, "faults of three kinds": SHARE, "trivial": TRIVIAL},
+        "pool": {"size": SIZE + TRIVIAL, "noise of three kinds": SHARE, "trivial": TRIVIAL},
         "probe": PROBE,
         "seeds": list(found),
         "rank correlation of signal and target tokens": [
@@ -164,6 +164,22 @@ def with_table(text: str, table: str) -> str:
             f"wanted the marks {MARKS[0]} and {MARKS[1]}; found them missing; put them back"
         )
     return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def as_markdown(comparison: Mapping[str, Any], field: str) -> str:
+    """The share of each kind kept, a line per method and a column per budget and value."""
+    methods = comparison["methods"]
+    values = list(next(iter(methods.values()))[comparison["budgets"][0]]["kept"][field])
+    head = [f"{word} at {float(budget):.0%}" for budget in comparison["budgets"] for word in values]
+    lines = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    for name, entry in methods.items():
+        cells = [
+            f"{entry[budget]['kept'][field].get(word, 0):.1%}"
+            for budget in comparison["budgets"]
+            for word in values
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:

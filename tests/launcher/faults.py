@@ -341,6 +341,15 @@ FAULTS = [
     Fault(
         "a preempted host", "SIGTERM to a supervisor", r"rank 1 was stopped: SIGTERM on", 143, 30
     ),
+    Fault("a terminal that is gone", "SIGHUP to the launcher", r"stopped by signal 1$", 129, 40),
+    Fault(
+        "a lock that is lost",
+        "another start's lock put in its place",
+        r"was taken over while this process was held up; its holder is now grads-ds run \(pid 7 on"
+        r" elsewhere",
+        9,
+        20,
+    ),
     Fault(
         "an interrupt",
         "SIGINT to the launcher, ranks that ignore it",

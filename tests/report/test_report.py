@@ -285,7 +285,7 @@ def test_a_failed_report_leaves_the_earlier_one(tmp_path: Path) -> None:
 
 
 def test_curves_of_a_resumed_run_are_one_curve(tmp_path: Path) -> None:
-    from grads_ds.report.read_run import read_curve
+    from grads_ds.report.run_logs import read_curve
     from tests.report.synthetic_run import write_curve
 
     write_curve(tmp_path / "log", 5, 4.0)

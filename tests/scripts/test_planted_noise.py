@@ -1,4 +1,4 @@
-"""The pool of planted faults holds what it says, and the documented table is the committed
+"""The pool of planted noise holds what it says, and the documented table is the committed
 numbers'.
 """
 
@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from conftest import REPO
-from grads_ds.selection.compare import as_markdown
 from scripts.study import planted_noise
 
 
@@ -50,6 +49,9 @@ def test_the_pool_holds_each_kind_and_trivial_answers_keep_their_questions() -> 
 def test_the_documented_table_is_the_committed_result() -> None:
     results = json.loads((REPO / "docs/results/planted_noise.json").read_text())
     document = (REPO / "docs/selection.md").read_text()
-    assert planted_noise.with_table(document, as_markdown(results["mean"], "kind")) == document
+    assert (
+        planted_noise.with_table(document, planted_noise.as_markdown(results["mean"], "kind"))
+        == document
+    )
     with pytest.raises(ValueError, match="put them back"):
         planted_noise.with_table("no marks", "|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from scripts.quickstart import base_model as base
-from scripts.quickstart import corpus
+from scripts.quickstart import chat_tokenizer, corpus
+from scripts.quickstart.documentation import paragraphs
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -94,7 +95,7 @@ def test_paragraphs_keep_prose_and_drop_markup_and_lists() -> None:
     ----------
     a : array
     """
-    assert corpus.paragraphs(corpus.ast.get_docstring(corpus.ast.parse(f'"""{doc}"""'))) == [
+    assert paragraphs(inspect.cleandoc(doc)) == [
         "Sort a with numpy.sort, see.",
         "It keeps the order of equals.",
     ]
@@ -115,9 +116,11 @@ def test_tokenizer_keeps_sentencepiece_ids_and_marks_the_assistant_tokens(tmp_pa
     lines = [
         f"{line} {i} {chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(500) for line in text
     ]
-    base.VOCABULARY = 340  # bytes, marks and a few merges: all that this text can carry
-    tokenizer = base.train_tokenizer(lines, tmp_path)
-    base.check_tokenizer(tokenizer, tmp_path, ["plain", "naïve — 東京\n\ttwo  spaces", lines[7]])
+    chat_tokenizer.VOCABULARY = 340  # bytes, marks and a few merges: all that this text can carry
+    tokenizer = chat_tokenizer.train_tokenizer(lines, tmp_path)
+    chat_tokenizer.check_tokenizer(
+        tokenizer, tmp_path, ["plain", "naïve — 東京\n\ttwo  spaces", lines[7]]
+    )
     messages = [
         {"role": "user", "content": "What does it do?"},
         {"role": "assistant", "content": "It returns."},

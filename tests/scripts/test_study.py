@@ -59,7 +59,7 @@ def test_held_out_rows_and_their_near_duplicates_are_in_no_pool(tmp_path: Path) 
         assert len(pieces & seen) <= pools.SHARED * len(pieces)
 
 
-def test_the_planted_faults_are_what_they_say(tmp_path: Path) -> None:
+def test_the_planted_noise_is_what_it_says(tmp_path: Path) -> None:
     pool = written(cell(tmp_path), "pool")
     kinds = [row["kind"] for row in pool]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
@@ -259,7 +259,7 @@ def test_the_rule_puts_out_what_loses_significantly_and_weighs_forgetting() -> N
     losing = [run(5, 4, 4.1), run(5, 4, 4.11), run(5, 4, 4.12)]
     line = tables.rule(losing, ["grads"])[-1]
     assert line.startswith(
-        "| grads | 5 %, 40 % faults, equal epochs | -0.110 (-0.135 to -0.085) | yes |"
+        "| grads | 5 %, 40 % noise, equal epochs | -0.110 (-0.135 to -0.085) | yes |"
     )
     wavering = [
         run(5, 4, 3.9, general=1.2),

@@ -44,16 +44,16 @@ def length_matched(table: ScoreTable, settings: SelectConfig, seed: int) -> Scor
     ranked = np.lexsort((-scored.preference, of_sample))  # by bin, then as GrADS prefers them
     # by bin, then at random
     drawn = np.lexsort((random_keys(table.sample_id, seed, purpose=5), of_sample))
-    wanted = np.empty(len(table))
-    wanted[drawn] = scored.preference[ranked]
+    preference = np.empty(len(table))
+    preference[drawn] = scored.preference[ranked]
     notes: dict[str, object] = {"length_bins": len(np.unique(of_sample))}
-    return Scored(wanted, scored.signal, scored.density, scored.gain, notes, scored.warnings)
+    return Scored(preference, scored.signal, scored.density, scored.gain, notes, scored.warnings)
 
 
-def length_bins(lengths: Floats) -> NDArray[np.int64]:
+def length_bins(lengths: Floats, most: int = BINS) -> NDArray[np.int64]:
     """The bin of each sample: samples ranked by length, cut into equal parts; equal lengths are
-    never parted.
+    never parted. At most `most` bins of 20 samples or more.
     """
-    parts = int(np.clip(len(lengths) // BIN_SAMPLES, 1, BINS))
+    parts = int(np.clip(len(lengths) // BIN_SAMPLES, 1, most))
     shorter = np.searchsorted(np.sort(lengths), lengths, side="left")
     return np.asarray(shorter * parts // len(lengths), dtype=np.int64)
