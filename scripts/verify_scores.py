@@ -1,7 +1,7 @@
 """Check a finished probe against plain autograd: one float64 backward per sample, on samples drawn
 at random.
 
-Reads a run directory (config.yaml, prepared/pool, scores/table.parquet and the model that was
+Reads a run directory (resolved.yaml, prepared/pool, scores/table.parquet and the model that was
 recorded); writes nothing. Run: python scripts/verify_scores.py RUN_DIR [--samples 32] [--seed 0]
 Prints the largest relative difference of every norm column. Exit status 1 when one exceeds
 --tolerance (1e-4; use 2e-2 for a probe in bfloat16). Slow and in one process: whole gradients of
@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tolerance", type=float, default=1e-4)
     options = parser.parse_args()
-    config = load_config(options.run_dir / "config.yaml")
+    config = load_config(options.run_dir / "resolved.yaml")
     table = (
         pq.read_table(options.run_dir / "scores/table.parquet").to_pandas().set_index("sample_id")
     )

@@ -43,7 +43,7 @@ LIGHT = [
     "grads_ds.data.batches",
     "grads_ds.cli",
     "grads_ds.commands.run",
-    "grads_ds.flow.inputs",
+    "grads_ds.flow.unit_inputs",
     "grads_ds.report",
     "grads_ds.launcher.hosts",
     "grads_ds.launcher.job",

@@ -259,7 +259,7 @@ def _table_file(run: Path) -> Path:
 def _table(run: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
-    return pq.read_table(_table_file(run))
+    return pq.read_table(_table_file(run), page_checksum_verification=True)
 
 
 def _pool(run: Path) -> Any:

@@ -1,4 +1,5 @@
-"""The user's input is wrong: the exception, and how a near miss of a name is worded.
+"""The user's input is wrong: the exception, how a problem is worded, and how text from data is
+printed.
 
 Standard library only.
 """
@@ -6,18 +7,50 @@ Standard library only.
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Sequence
+
+# marks that turn the direction of a line round: what is shown is then not what is there
+_DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control, half a surrogate pair, line and paragraph ends
 
 
 class UserError(Exception):
     """The user's input is wrong.
 
-    Carries every problem found; the command line prints them all and exits with status 2.
+    Carries every problem found, printable; the command line prints them all and exits with
+    status 2.
     """
 
     def __init__(self, problems: Sequence[str] | str):
-        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        given = [problems] if isinstance(problems, str) else problems
+        self.problems: list[str] = [printable(text) for text in given]
         super().__init__("\n".join(self.problems))
+
+
+class StoppedBySignal(Exception):
+    """A signal asked this process to end and it has kept what it had; exit status 143."""
+
+
+def problem(where: str, wanted: str, found: str, fix: str) -> str:
+    """One problem of the user's input, as every command words it."""
+    return f"{where}: wanted {wanted}; found {found}; {fix}"
+
+
+def printable(text: str) -> str:
+    """`text` with every character that a terminal would act on spelled as an escape.
+
+    Line ends and tabs stay. Escape sequences, other control characters, direction marks and halves
+    of surrogate pairs, as they come with rows, file names and templates, become \\x1b, \\u202e, ...
+    """
+    return "".join(
+        character.encode("unicode_escape", "surrogatepass").decode()
+        if character in _DIRECTIONS
+        or (unicodedata.category(character) in _UNPRINTABLE and character not in "\n\t")
+        else character
+        for character in text
+    )
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

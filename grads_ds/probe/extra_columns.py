@@ -21,13 +21,14 @@ from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.distributed import ranks
 from grads_ds.distributed.device import device
 from grads_ds.distributed.progress import with_progress
-from grads_ds.engine.frozen_pass import lengths_of, release, score_batch, to_device
+from grads_ds.engine.frozen_pass import lengths_of, score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
 from grads_ds.gradnorm.batch_layout import Layout, read_layout
 from grads_ds.gradnorm.formulas.error_norm import error_norms
 from grads_ds.gradnorm.formulas.head import LogitTransform
 from grads_ds.gradnorm.sharding import gathered
 from grads_ds.probe.early_norms import EarlyNorms, keep, kept_for
+from grads_ds.workarounds import release_leftovers
 
 
 def extra_columns(config: Config) -> list[str]:
@@ -140,7 +141,7 @@ class ExtraColumns:
                 # the dummy row of a rank without work counts, with a gradient of zero
                 counted += max(1, len(mine))
                 yield to_device([rows[i] for i in mine])
-                release(self.engine)
+                release_leftovers(self.engine)
 
         mean = self.recorder.mean_gradient(batches())
         groups = self.recorder.plan.groups

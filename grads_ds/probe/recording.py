@@ -167,7 +167,9 @@ def _check_dense(
             sorted(i for rank in plan.batches for batch in rank for i in batch), np.int64
         )
         summed = total[scored]
-        table = pq.read_table(table_file, columns=["sample_id", *names])
+        table = pq.read_table(
+            table_file, columns=["sample_id", *names], page_checksum_verification=True
+        )
         place = np.searchsorted(table["sample_id"].to_numpy(), ids[scored])
         written = np.stack([table[name].to_numpy()[place] for name in names], axis=1)
         if not (summed[:, 0] == 1).all() or not np.array_equal(
@@ -183,7 +185,7 @@ def _check_dense(
 
 
 def _histograms(folder: Path, log_dir: Path, names: list[str]) -> None:
-    table = pq.read_table(folder / "table.parquet")
+    table = pq.read_table(folder / "table.parquet", page_checksum_verification=True)
     with SummaryWriter(str(log_dir)) as writer:
         for name in names:
             values = table[name].to_numpy()

@@ -12,11 +12,13 @@ from grads_ds.distributed.host_consistency import check_hosts_agree
 from grads_ds.probe.callback import GradNormCallback
 from grads_ds.probe.identity import recording_of, trained_with
 from grads_ds.probe.recording import record_remaining
+from grads_ds.run_dir.layout import checkpoints_folder
 from grads_ds.run_dir.publish import publish_json
-from grads_ds.training.train import optimizer_steps, train_model
+from grads_ds.training.checkpoints import set_strangers_aside
+from grads_ds.training.train import TrainingJob, optimizer_steps, train_model
 
 
-def run_preliminary_training(config: Config, run_dir: Path) -> None:
+def run_preliminary_training(config: Config, run_dir: Path, identity: str) -> None:
     """Train on the whole pool for `probe.epochs` and write `probe/model`. Every rank calls this.
 
     With `probe.record: during` each sample's norms are those at the step that first saw it; samples
@@ -27,6 +29,7 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
         run_dir / "probe/model",
         run_dir / "scores",
     )
+    work_dir = run_dir / checkpoints_folder("probe/train")
     pool = load_from_disk(str(pool_dir))
     steps = optimizer_steps(len(pool), config.probe)
     callbacks, recording = [], None
@@ -46,9 +49,7 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
     else:
         check_hosts_agree({"data": pool_dir, "model": config.model.path})
         # a training that begins anew makes another model: what was scored with the last one is void
-        ranks.from_main(
-            lambda: None if (run_dir / "probe/checkpoints").exists() else _discard(folder)
-        )
+        ranks.from_main(lambda: _begin_training(work_dir, folder, identity))
     # what the model there was trained with, while its recording is not finished
     done_file = run_dir / "probe/trained.json"
     if (
@@ -56,16 +57,19 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
         or ranks.from_main(lambda: trained_with(done_file, model_dir)) != recording.key
     ):
         train_model(
-            config,
-            config.probe,
-            pool.select_columns(["input_ids", "labels"]),
-            config.model.path,
-            model_dir,
-            run_dir / "probe/checkpoints",
-            run_dir / "tensorboard/probe",
-            steps,
-            what="preliminary training",
-            callbacks=callbacks,
+            TrainingJob(
+                config,
+                config.probe,
+                pool.select_columns(["input_ids", "labels"]),
+                config.model.path,
+                model_dir,
+                work_dir,
+                run_dir / "tensorboard/probe",
+                steps,
+                what="preliminary training",
+                identity=identity,
+                callbacks=callbacks,
+            )
         )
     if recording is not None:
         key = recording.key
@@ -90,6 +94,12 @@ def run_recording(config: Config, run_dir: Path) -> None:
         )
     recording = recording_of(config, run_dir, model_path)
     record_remaining(config, run_dir, recording, model_path)
+
+
+def _begin_training(work_dir: Path, folder: Path, identity: str) -> None:
+    set_strangers_aside(work_dir, identity)
+    if not work_dir.exists():
+        _discard(folder)
 
 
 def _discard(folder: Path) -> None:

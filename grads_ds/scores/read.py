@@ -123,7 +123,11 @@ def read_table(path: Path) -> ScoreTable:
         )
     # the hashes are a gigabyte of text that no choice looks at
     wanted = [name for name in pq.read_schema(path).names if name != "sample_hash"]
-    return from_arrow(pq.read_table(path, columns=wanted, read_dictionary=["status"]))
+    return from_arrow(
+        pq.read_table(
+            path, columns=wanted, read_dictionary=["status"], page_checksum_verification=True
+        )
+    )
 
 
 def from_arrow(table: pa.Table) -> ScoreTable:

@@ -24,9 +24,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
     """
     sets = _json(run_dir / "prepared/prepared.json").get("sets", {})
     pool = sets.get("pool", {}).get("kept")
-    settings = config.sft.model_dump(
-        mode="json", exclude={"variants", "checkpoint_steps", "checkpoints_kept"}
-    )
+    settings = config.sft.inputs(exclude={"variants"})
     facts: list[tuple[str, Any]] = [
         ("base model", config.model.path),
         (

@@ -26,7 +26,7 @@ from grads_ds.run_dir.units import mark_done
 
 ROWS = 48
 ARTEFACTS = [
-    "config.yaml",
+    "resolved.yaml",
     "prepared/pool/state.json",
     "prepared/domain/state.json",
     "prepared/general/state.json",

@@ -33,23 +33,26 @@ class Curve(TrainerCallback):
 def train(
     config: Config, name: str, sequence: int, ends_at: int | None = None
 ) -> list[tuple[float, float]]:
-    from grads_ds.training.train import train_model
+    from grads_ds.training.train import TrainingJob, train_model
 
     folder, curve, ends = Path(config.run_dir), Curve(), Ends(ends_at, kill=False)
     rows = uneven_rows([0.5 + n % 3 for n in range(ROWS)])
     try:
         train_model(
-            config,
-            config.sft,
-            rows,
-            config.model.path,
-            folder / name,
-            folder / f"{name}-work",
-            folder / f"{name}-tb",
-            STEPS,
-            what=name,
-            sequence=sequence,
-            callbacks=[curve, ends],
+            TrainingJob(
+                config,
+                config.sft,
+                rows,
+                config.model.path,
+                folder / name,
+                folder / f"{name}-work",
+                folder / f"{name}-tb",
+                STEPS,
+                what=name,
+                sequence=sequence,
+                callbacks=[curve, ends],
+                identity="test",
+            )
         )
     except Stopped:
         return []
