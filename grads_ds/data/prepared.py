@@ -29,6 +29,7 @@ from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoder, num_target_tokens
 
+ROW_LARGEST = 64 * 2**20  # characters of a row as JSON
 CHUNK = 512  # rows tokenised and written at a time
 # rows from which more processes pay (each takes 5 to 10 s to load the tokenizer)
 PROCESSES_FROM = 50_000
@@ -97,6 +98,9 @@ def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int
                     found,
                     "mend or remove that character",
                 )
+            if len(row) > ROW_LARGEST:
+                wanted, found = f"rows of at most {ROW_LARGEST:,} characters", f"{len(row):,}"
+                faults.add(sample.origin, wanted, found, "split it or leave it out")
             if not faults.count:
                 line = [
                     sample.source,

@@ -33,6 +33,9 @@ class Input:
     source: str
 
 
+LINE_LARGEST = 64 * 2**20  # bytes; the longest real documents have a few
+
+
 def _open(path: str) -> IO[bytes]:
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
 
@@ -43,7 +46,11 @@ def _lines(item: Input, faults: Faults) -> Iterator[tuple[int, str]]:
     """
     try:
         with _open(item.path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LINE_LARGEST + 1), b""), 1):
+                if len(line) > LINE_LARGEST:
+                    wanted, found = f"lines of at most {LINE_LARGEST:,} bytes", "a longer one"
+                    faults.add(f"{item.path}:{number}", wanted, found, "split it or leave it out")
+                    return
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:

@@ -55,6 +55,8 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
         seen.add(entry)
         if path.is_dir():
             found += _folder(path, faults)
+        elif path.exists() and not path.is_file():
+            faults.add(entry, "a file or a folder", "a pipe, a socket or a device", "save it first")
         elif path.exists():
             if not _suffix(path):
                 faults.add(

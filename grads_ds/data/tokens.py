@@ -19,18 +19,23 @@ not before.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grads_ds.config.errors import UserError, problem
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
 from grads_ds.data.messages import Message
 from grads_ds.data.problems import RowFault
 from grads_ds.data.turns import Span, assistant_spans, marked_spans
 
+TEMPLATE_SECONDS = 30.0  # one row; the longest real conversations take a few milliseconds
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -51,6 +56,27 @@ def num_target_tokens(labels: Sequence[int]) -> int:
     context).
     """
     return sum(label != IGNORE_INDEX for label in labels[1:])
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float, origin: str) -> Iterator[None]:
+    """Ends what takes longer than `seconds` with UserError; not in a thread, which gets no signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: Any) -> None:
+        wanted = f"a template that renders a row within {seconds:g} s"
+        found = f"one that had not rendered {origin}"
+        raise UserError(problem("model.chat_template", wanted, found, "simplify its loops"))
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Encoder:
@@ -110,18 +136,21 @@ class Encoder:
         def rendered(turns: list[Message], prompt: bool = False) -> tuple[str, list[Span]]:
             from transformers.utils.chat_template_utils import render_jinja_template
 
-            texts, marks = render_jinja_template(
-                conversations=[turns],
-                tools=sample.tools,
-                chat_template=template,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=marked,
-                **self.tokenizer.special_tokens_map,
-            )
+            with _time_limit(TEMPLATE_SECONDS, sample.origin):
+                texts, marks = render_jinja_template(
+                    conversations=[turns],
+                    tools=sample.tools,
+                    chat_template=template,
+                    add_generation_prompt=prompt,
+                    return_assistant_tokens_mask=marked,
+                    **self.tokenizer.special_tokens_map,
+                )
             return texts[0], marks[0] if marked else []
 
         try:
             text, marks = rendered(messages)
+        except UserError:
+            raise  # the next row would take as long
         # templates raise their own errors on roles and orders they do not know
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "no reason given")[:200]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from grads_ds.config.errors import UserError
 from grads_ds.data.messages import Message
 from grads_ds.data.problems import RowFault
 
@@ -98,6 +99,8 @@ def assistant_spans(
 def _attempt(render: Render, messages: list[Message], prompt: bool) -> str | None:
     try:
         return render(messages, prompt)
+    except UserError:
+        raise  # it takes too long
     except Exception:  # a template may refuse part of a conversation that it accepts as a whole
         return None
 

@@ -30,8 +30,8 @@ def launched_rank() -> int:
 
 
 def foreign_variables() -> list[str]:
-    """The problem of a shell that still holds another job's RANK or WORLD_SIZE; none where they agree
-    with Open MPI's.
+    """The problem of a shell that still holds another job's RANK or WORLD_SIZE; none where they
+    agree with Open MPI's.
 
     mpirun hands the shell's variables to the ranks of its own host alone. DeepSpeed lets RANK and
     its kin win over MPI, so that rank 0 would run as a world of one and the others wait for it in

@@ -60,5 +60,5 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
 def trained_with(done_file: Path, model_dir: Path) -> str | None:
     try:
         return str(json.loads(done_file.read_text())["key"]) if model_dir.is_dir() else None
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return None

@@ -61,9 +61,10 @@ def content_digest(path: str | Path | None, weights: bool = True) -> str | None:
     """A digest of what a file or folder holds, by relative names: the same on every host.
 
     Hidden files (caches, half-written ones) do not count; `weights=False` leaves weight files out.
-    None for a hub id or nothing there. Raises OSError for a file that cannot be read.
+    None for a hub id, nothing there, or what is no file or folder (a pipe, a device: reading it
+    might never end). Raises OSError for a file that cannot be read.
     """
-    if path is None or not Path(path).exists():
+    if path is None or not (Path(path).is_dir() or Path(path).is_file()):
         return None
     root = Path(path)
     digest = hashlib.sha256()

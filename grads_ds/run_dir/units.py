@@ -122,8 +122,8 @@ def mark_done(
 ) -> str:
     """Record the unit as done after `seconds`.
 
-    `outputs` are files or folders in the run directory; returns the new id. Raises FileNotFoundError
-    for one that is not there.
+    `outputs` are files or folders in the run directory; returns the new id. Raises
+    FileNotFoundError for one that is not there.
     """
     files: dict[str, dict[str, Any]] = {}
     for name in outputs:

@@ -105,7 +105,7 @@ def train_model(job: TrainingJob) -> None:
     Raises UserError when packed samples would see each other or a tensor of the model is not as it
     must be, StoppedBySignal when a signal ended it and its checkpoint is written.
     """
-    config, settings = job.config, job.settings
+    config = job.config
     checkpoint = last_checkpoint(job.work_dir, job.identity)
     universal = checkpoint is not None and needs_universal(checkpoint)
     if checkpoint is not None and universal:
