@@ -18,7 +18,7 @@ def run_dir_problems(run_dir: str) -> list[str]:
     given = str(run_dir)
     if not given.strip():
         return [problem("run_dir", "the name of a folder", "an empty one", ELSEWHERE)]
-    if re.match(r"~|\$\{?[A-Za-z_]", given):
+    if given.startswith("~") or re.search(r"\$\{?[A-Za-z_]", given):
         found = f"{given}, which no shell has expanded"
         return [
             problem("run_dir", "a path as it stands", found, "write it out, ./~ for a real one")

@@ -24,6 +24,7 @@ from grads_ds.flow.execute import execute
 from grads_ds.flow.stages import STAGES as FLOW
 from grads_ds.flow.stages import reopen_altered, require_done
 from grads_ds.flow.unit_inputs import Unit
+from grads_ds.run_dir import provenance
 from grads_ds.run_dir.publish import publish_json, publish_text
 from grads_ds.run_dir.units import begin, mark_done, why_due
 
@@ -34,20 +35,7 @@ BY_NAME = {stage.name: stage for stage in FLOW}
 def make(folder: Path, model: Path) -> Config:
     """Write data beside `model` and return the config of a run in `folder`/run."""
     draw = np.random.default_rng(0)
-    words = [
-        "what",
-        "is",
-        "the",
-        "color",
-        "of",
-        "grass",
-        "sky",
-        "blue",
-        "red",
-        "green",
-        "question",
-        "answer",
-    ]
+    words = ["what", "is", "the", "color", "of", "grass", "sky", "blue", "red", "answer"]
     for name, rows in (("pool", ROWS), ("domain", 6)):
         with open(folder / f"{name}.jsonl", "w") as file:
             for _ in range(rows):
@@ -80,6 +68,26 @@ def frozen_clock() -> None:
     time.strftime = lambda *_: "2001-09-09T01:46:40+0000"  # type: ignore[assignment]
     numbers = itertools.count(1)
     uuid.uuid4 = lambda: uuid.UUID(int=next(numbers) << 96)  # type: ignore[assignment]
+
+
+def warm(config: Config) -> None:
+    """Import and load, once for all forked processes, what each would take seconds for."""
+    import datasets
+    import datasketch  # noqa: F401
+    import KDEpy  # noqa: F401
+    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: F401
+
+    import grads_ds.data.stage
+    import grads_ds.report.stage
+    import grads_ds.selection.stage
+    from grads_ds.data.tokenizer import load_tokenizer
+
+    datasets.disable_progress_bars()
+    tokenizer = load_tokenizer(config.model)
+    grads_ds.data.stage.load_tokenizer = lambda model: tokenizer  # type: ignore[assignment]
+    versions, commit = provenance.package_versions(), provenance.source_commit()
+    provenance.package_versions = lambda: versions
+    provenance.source_commit = lambda: commit
 
 
 def prepare(config: Config) -> None:

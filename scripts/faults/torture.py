@@ -225,6 +225,7 @@ def main(options: argparse.Namespace) -> int:
         made = attempt(lambda: (make_tiny_model(Path(base, "model")), None)[1])
         assert made == 0, made
         config = small_run.make(folder, Path(base, "model"))
+        small_run.warm(config)
         print("| stage | calls | broken at | ended |\n|---|---|---|---|")
         for name in small_run.STEPS:
             if options.stages and name not in options.stages:
