@@ -60,7 +60,7 @@ def num_target_tokens(labels: Sequence[int]) -> int:
 
 @contextlib.contextmanager
 def _time_limit(seconds: float, origin: str) -> Iterator[None]:
-    """Ends what takes longer than `seconds` with UserError; not in a thread, which gets no signal."""
+    """Ends what takes longer with UserError; not in a thread, which gets no signal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

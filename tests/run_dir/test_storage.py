@@ -25,13 +25,10 @@ def test_the_systems_number_decides(number: int) -> None:
 
 
 def test_an_error_that_came_from_a_full_disk_is_one() -> None:
-    try:
-        try:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        except OSError as error:
-            raise RuntimeError("could not save") from error
-    except RuntimeError as outer:
-        assert storage_status(outer) == DISK_FULL
+    outer = RuntimeError("could not save")
+    outer.__cause__ = ValueError("a part of it")
+    outer.__cause__.__context__ = OSError(errno.ENOSPC, "No space left on device")
+    assert storage_status(outer) == DISK_FULL
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from grads_ds.config.errors import UserError
-from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir import units
+from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.publish import atomic_files, atomic_path, publish_json, publish_text
 from grads_ds.run_dir.units import mark_done, unit_id, why_due
 
