@@ -15,11 +15,12 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands import check, doctor, export, plan, run, scores, status
+from grads_ds.commands import check, doctor, export, plan, run, scores, status, stop
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.stages import STAGE_NAMES
-from grads_ds.launcher.job_outcome import MEANINGS, STOPPED
+from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
+from grads_ds.run_dir.lock import LostLockError
 from grads_ds.run_dir.storage import storage_status
 
 
@@ -35,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     # deepspeed puts it before the sub-command
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, doctor, plan, scores, status, check, export):  # in the order of --help
+    # in the order of --help
+    for command in (run, doctor, plan, scores, status, check, stop, export):
         command.add(commands)
     return top
 
@@ -54,10 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print_problems(error)
         heartbeat.failed("\n".join(error.problems), 2)
         status = 2
-    except StoppedBySignal as stop:
+    except StoppedBySignal as told:
         if ranks.launched_rank() == 0:
-            print(f"grads-ds: {stop}; start it again to go on from there", file=sys.stderr)
+            print(f"grads-ds: {told}; start it again to go on from there", file=sys.stderr)
         status = STOPPED
+    except LostLockError as error:
+        print(f"grads-ds: {error}", file=sys.stderr)
+        status = LOCK_LOST
     except KeyboardInterrupt:
         print("grads-ds: interrupted; start it again to go on from here", file=sys.stderr)
         status = 130

@@ -1,4 +1,6 @@
-"""Statistics that several stages share: shares of ranks, rank correlation. No torch import."""
+"""Statistics that several stages share: shares of ranks, rank correlation, area under the curve,
+bootstrap intervals and the one mixing function. No torch import.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +28,47 @@ def rank_shares(scores: Floats) -> Floats:
         placed[order] = middle[np.cumsum(new) - 1]
         shares[good] = placed
     return shares
+
+
+def area_under_curve(high: Floats, low: Floats) -> float | None:
+    """The chance that a value of `high` exceeds one of `low` (equal: half), the area under the ROC
+    curve; None where either has no finite value.
+    """
+    high, low = high[np.isfinite(high)], np.sort(low[np.isfinite(low)])
+    if not len(high) or not len(low):
+        return None
+    below = np.searchsorted(low, high, "left") + np.searchsorted(low, high, "right")
+    return float(below.mean()) / (2 * len(low))
+
+
+def bootstrap_interval(
+    values: Floats, resamples: int, seed: int, weights: Floats | None = None
+) -> tuple[float, float]:
+    """95 % bootstrap interval (percentile method) of the weighted mean of `values` [N], samples
+    redrawn whole. One seed redraws the same samples whatever the values are, so that intervals of
+    two models compare. `weights` [N]: of the mean, e.g. target tokens (default: all alike).
+    """
+    weights = np.ones(len(values)) if weights is None else weights
+    sums, rng = values * weights, np.random.default_rng(seed)
+    found = np.empty(resamples)
+    block = max(1, 2**22 // len(values))  # redrawn at a time: memory stays bounded
+    for first in range(0, resamples, block):
+        draws = rng.integers(len(values), size=(min(block, resamples - first), len(values)))
+        total = np.maximum(1, weights[draws].sum(axis=1))
+        found[first : first + len(draws)] = sums[draws].sum(axis=1) / total
+    low, high = np.quantile(found, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def splitmix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """splitmix64's finaliser (Steele, Lea, Flood 2014) of uint64 [N], written into `values`."""
+    with np.errstate(over="ignore"):
+        values += np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            values ^= values >> np.uint64(shift)
+            values *= np.uint64(factor)
+        values ^= values >> np.uint64(31)
+    return values
 
 
 def spearman(a: Floats, b: Floats) -> float | None:

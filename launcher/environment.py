@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from grads_ds.config.errors import UserError
-from grads_ds.launcher.hosts import visible_gpus
+from grads_ds.launcher import runners
+from grads_ds.launcher.host_choice import visible_gpus
 
 # glibc hands every large tensor back to the system and the page faults eat the time: an
 # 8M-parameter training step took 4.2 s without these and 1.25 s with them (2 CPU cores, 2026-11)
@@ -23,21 +24,17 @@ CPU_ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
 }
-# true on one host, or for one session or one rank, only
+# true on one host, or for one session, only; what a runner tells one process stands in runners.OWN
 _LOCAL = re.compile(
-    r"(?:HOSTNAME|PWD|OLDPWD|SHLVL|_|TERM|TERMCAP|DISPLAY|XAUTHORITY|LS_COLORS|TMPDIR|WINDOWID|TMUX\w*"
-    r"|STY|MAIL"
-    r"|SSH_\w+|XDG_\w+|DBUS_\w+|SYSTEMD_\w+|INVOCATION_ID|JOURNAL_STREAM|PMI\w*|PMIX\w*|OMPI_\w+|PRTE_\w+|HYDRA_\w+"
-    r"|MPI_LOCAL\w+|SLURM\w*"
-    r"|SBATCH_\w+|SRUN_\w+|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|LOCAL_SIZE"
-    r"|CROSS_RANK|CROSS_SIZE|MASTER_ADDR|MASTER_PORT)"
+    r"HOSTNAME|PWD|OLDPWD|SHLVL|_|TERM|TERMCAP|DISPLAY|WAYLAND_DISPLAY|XAUTHORITY|LS_COLORS|TMPDIR"
+    r"|WINDOWID|TMUX\w*|STY|MAIL|SSH_\w+|DBUS_\w+|SYSTEMD_\w+|INVOCATION_ID|JOURNAL_STREAM"
+    r"|XDG_(?:RUNTIME_DIR|SESSION_\w+|SEAT\w*|VTNR|CURRENT_DESKTOP|MENU_PREFIX|GREETER_\w+)"
 )
 # what a runner itself needs; with more than this, DeepSpeed's would write every PYTHON*, NCCL*,
 # UCX* into remote command lines
 _RUNNER = re.compile(
-    r"(?:PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|TMPDIR|TERM|SSH_\w+|PDSH_\w+|KRB5\w+"
-    r"|LD_LIBRARY_PATH|DS_ACCELERATOR"
-    r"|OMPI_MCA_\w+|PRTE_MCA_\w+|OPAL_\w+|HYDRA_\w+|MPIEXEC_\w+|SLURM\w*|PMIX_MCA_\w+|VIRTUAL_ENV)"
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_\w+|TMPDIR|TERM|SSH_\w+|PDSH_\w+|KRB5\w+"
+    r"|LD_LIBRARY_PATH|DS_ACCELERATOR|VIRTUAL_ENV"
 )
 
 
@@ -45,13 +42,15 @@ def forwarded(environment: Mapping[str, str], extra: Mapping[str, str]) -> dict[
     """What every rank gets: `.deepspeed_env` < the launcher's environment < `extra`, without what
     is true here only.
     """
-    kept = {name: value for name, value in environment.items() if not _LOCAL.fullmatch(name)}
+    local = (_LOCAL, runners.OWN)
+    kept = {n: v for n, v in environment.items() if not any(p.fullmatch(n) for p in local)}
     return deepspeed_env() | kept | dict(extra)
 
 
 def for_runner(environment: Mapping[str, str]) -> dict[str, str]:
     """What the process that starts the ranks gets."""
-    kept = {name: value for name, value in environment.items() if _RUNNER.fullmatch(name)}
+    wanted = (_RUNNER, runners.SETTINGS)
+    kept = {n: v for n, v in environment.items() if any(p.fullmatch(n) for p in wanted)}
     # its values would stand in command lines and in the log
     return kept | {"DS_ENV_FILE": ".grads_ds.none"}
 
@@ -63,6 +62,14 @@ def write_private(path: Path, environment: Mapping[str, str]) -> None:
         json.dump(dict(environment), file)
 
 
+def sweep(logs: Path) -> int:
+    """Remove the environment files that killed launchers have left below `logs`; how many."""
+    left = list(logs.glob("*/*/environment.json"))
+    for file in left:
+        file.unlink(missing_ok=True)
+    return len(left)
+
+
 def deepspeed_env() -> dict[str, str]:
     """The variables of `.deepspeed_env` (home, then here; or $DS_ENV_FILE), which DeepSpeed's users
     keep for their ranks.
@@ -72,24 +79,32 @@ def deepspeed_env() -> dict[str, str]:
     """
     name = os.environ.get("DS_ENV_FILE", ".deepspeed_env")
     variables: dict[str, str] = {}
-    faults = []
-    for folder in (Path.home(), Path()):
+    problems = []
+    home = os.path.expanduser("~")  # stays "~" for a user id without an entry and without HOME
+    for folder in (*([Path(home)] if home != "~" else []), Path()):
         path = folder / name
         if not path.is_file():
             continue
-        for number, raw in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(
+                f"{path}: wanted lines NAME=value in UTF-8; found {error}; fix the file"
+            )
+            continue
+        for number, raw in enumerate(lines, 1):
             line = raw.strip()
             if not line or line.startswith("#"):
                 continue
             key, equals, value = line.removeprefix("export ").partition("=")
             if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key.strip()):
-                faults.append(f"{path}:{number}: wanted NAME=value; mend or remove the line")
+                problems.append(f"{path}:{number}: wanted NAME=value; fix or remove the line")
                 continue
             value = value.strip()
             quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
             variables[key.strip()] = value[1:-1] if quoted else value
-    if faults:
-        raise UserError(faults)
+    if problems:
+        raise UserError(problems)
     return variables
 
 

@@ -32,10 +32,12 @@ from grads_ds.launcher.environment import (
 from grads_ds.launcher.hosts import Host
 from grads_ds.launcher.job_outcome import Outcome
 from grads_ds.launcher.records import publish
+from grads_ds.launcher.rendezvous import INTERFACES
 from grads_ds.launcher.reporting import Reporter
-from grads_ds.launcher.watch import RUNNER_SECONDS, JobMonitor, Timeouts
+from grads_ds.launcher.timeouts import Timeouts
+from grads_ds.launcher.watch import RUNNER_SECONDS, JobMonitor
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Placement:
     backend: str
     ports: tuple[int, int] = (0, 0)  # rank 0 listens on a free one of these; 0, 0: any
     limits: Timeouts = field(default_factory=Timeouts)
+    ssh_port: int | None = None  # None: as ~/.ssh/config says
+    master_addr: str | None = None  # where the ranks find rank 0; None: as the other hosts see it
+    interface: str | None = None  # of gloo and NCCL; None: the one that leads to the other hosts
+
+    def environment(self) -> dict[str, str]:
+        """Variables by which the placement reaches the ranks."""
+        interface = {name: self.interface for name in INTERFACES if self.interface}
+        return of_this_kind_of_machine(self.hosts[0].slots) | interface  # type: ignore[operator]
 
 
 def run_job(
@@ -53,22 +63,22 @@ def run_job(
 ) -> Outcome:
     """Run `command` on every slot, rank 0's words on the terminal if `shown`.
 
-    SIGINT, SIGTERM and SIGHUP end every rank before this returns.
+    SIGINT, SIGTERM, SIGHUP and SIGUSR1 end every rank before this returns; those that this process
+    was started to ignore (nohup) stay ignored.
 
     Raises UserError when the backend cannot be used from here.
     """
     backend = backends.load(place.backend)
-    faults = backend.faults(place.hosts)
-    if faults:
-        raise UserError([f"--backend {place.backend}: {fault}" for fault in faults])
+    if problems := backend.problems(place.hosts):
+        raise UserError([f"--backend {place.backend}: {problem}" for problem in problems])
     folder = _new_folder(log_dir / name)
     job = describe(command, place)
     publish(folder / "job.json", job)
     # there from the start: a full disk must not keep the end from being written
     publish(folder / "outcome.json", {})
-    environment = forwarded(os.environ, of_this_kind_of_machine(place.hosts[0].slots))
+    environment = forwarded(os.environ, place.environment())
     write_private(folder / "environment.json", environment)
-    commands = backend.commands(backends.Job(folder, place.hosts, for_runner(os.environ)))
+    commands = backend.commands(_backend_job(folder, place, for_runner(os.environ)))
     processes: list[subprocess.Popen[bytes]] = []
     with (
         open(log_dir / f"{name}.log", "a") as stream,
@@ -130,7 +140,10 @@ def describe(command: Sequence[str], place: Placement) -> dict[str, Any]:
         "hosts": [[host.name, host.slots] for host in place.hosts],
         "devices": [host.devices for host in place.hosts],
         "ports": list(place.ports),
+        "master_addr": place.master_addr,
+        "runner_sets": backends.load(place.backend).RUNNER_SETS,
         "grace_seconds": place.limits.grace,
+        "checkpoint_seconds": place.limits.checkpoint,
         "pace_seconds": place.limits.straggler_window,
         "silent_seconds": (
             2
@@ -145,7 +158,7 @@ def dry_run(name: str, command: Sequence[str], place: Placement, log_dir: Path) 
     secrets.
     """
     folder = (log_dir / name / "TIME").resolve()
-    commands = backends.load(place.backend).commands(backends.Job(folder, place.hosts, {}))
+    commands = backends.load(place.backend).commands(_backend_job(folder, place, {}))
     lines = [
         f"{name}: {len(commands)} process{'es' if len(commands) > 1 else ''} here, by"
         f" {place.backend}"
@@ -154,8 +167,12 @@ def dry_run(name: str, command: Sequence[str], place: Placement, log_dir: Path) 
     for path, text in (item for start in commands for item in start.files.items()):
         lines += [f"  {path}:", *(f"    {line}" for line in text.splitlines())]
     lines.append(f"  each supervisor then runs: {shlex.join(command)}")
-    names = sorted(forwarded(os.environ, of_this_kind_of_machine(place.hosts[0].slots)))
+    names = sorted(forwarded(os.environ, place.environment()))
     return "\n".join([*lines, f"  with {len(names)} variables: {' '.join(names)}"])
+
+
+def _backend_job(folder: Path, place: Placement, environment: dict[str, str]) -> backends.Job:
+    return backends.Job(folder, place.hosts, environment, place.ssh_port)
 
 
 def _new_folder(parent: Path) -> Path:
@@ -170,9 +187,10 @@ def _new_folder(parent: Path) -> Path:
 @contextlib.contextmanager
 def _caught_signals(watch: JobMonitor) -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
-        watch.interrupted = number
+        watch.interrupt(number)
 
-    previous = {number: signal.signal(number, note) for number in _SIGNALS}
+    heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in heeded}
     try:
         yield
     finally:

@@ -14,19 +14,22 @@ from typing import Any
 from grads_ds.run_dir.storage import DISK_FULL, STORAGE
 
 DONE, FAILED, WRONG_INPUT, OUT_OF_MEMORY, LOST, HANG, NOT_STARTED = range(7)
-STOPPED = 143  # 128 + SIGTERM; an interrupt from the keyboard is 130
+LOCK_LOST = 9
+HUNG_UP, STOPPED = 129, 143  # 128 + SIGHUP, SIGTERM; an interrupt from the keyboard is 130
 MEANINGS = {
     DONE: "done",
     FAILED: "a rank failed; its own exception comes last",
-    WRONG_INPUT: "the input or a host is not as it must be; every fault is listed",
-    OUT_OF_MEMORY: "a rank ran out of GPU memory, or the kernel killed it for want of host memory",
+    WRONG_INPUT: "the input or a host is not as it must be; every problem is listed",
+    OUT_OF_MEMORY: "a rank ran out of GPU memory, or the kernel killed it for lack of host memory",
     LOST: "a host or a rank was lost: silent, or killed by a signal",
     HANG: "no progress for the time allowed; every rank's stack was taken",
     NOT_STARTED: "the runner did not start every rank",
     DISK_FULL: "no space, no inodes or no quota left where the run writes",
     STORAGE: "the file system failed: a file could not be read, written or found",
+    LOCK_LOST: "another start took the run directory over; this one has stopped",
+    HUNG_UP: "the terminal is gone (SIGHUP); under nohup a run goes on",
     130: "interrupted from the keyboard (SIGINT)",
-    STOPPED: "stopped by SIGTERM or SIGHUP, here or on a host (preemption)",
+    STOPPED: "stopped by SIGTERM or SIGUSR1, here or on a host (preemption), or by grads-ds stop",
 }
 RETRYABLE = (FAILED, LOST, HANG, NOT_STARTED, OUT_OF_MEMORY, STOPPED, STORAGE)
 
@@ -89,14 +92,11 @@ def judge(records: Sequence[Mapping[str, Any]], lost: Collection[int]) -> Outcom
         return _of_lost(gone)
     if failed:
         return _of_failed(failed[0])
-    for record in records:
-        if record.get("state") == "stopped":
-            return Outcome(
-                STOPPED,
-                f"rank {record['rank']} was stopped: {record.get('reason')}",
-                "",
-                record["rank"],
-            )
+    stopped = [record for record in records if record.get("state") == "stopped"]
+    if stopped:  # whoever stopped the first one; the launcher has stopped the others
+        first = min(stopped, key=lambda record: bool(record.get("by_launcher")))
+        sentence = f"rank {first['rank']} was stopped: {first.get('reason')}"
+        return Outcome(STOPPED, sentence, "", first["rank"], first.get("host"))
     return Outcome(DONE)
 
 
@@ -110,7 +110,7 @@ def _of_failed(record: Mapping[str, Any]) -> Outcome:
     where = f"rank {rank} ({host})"
     if record.get("oom"):
         sentence = (
-            f"{where} was killed by its kernel for want of memory; fewer tokens per micro-batch,"
+            f"{where} was killed by the kernel's OOM killer; fewer tokens per micro-batch,"
             " offload or more hosts"
         )
         return Outcome(OUT_OF_MEMORY, sentence, error, rank, host)

@@ -1,5 +1,5 @@
-"""How a run is getting on, from its files alone: `snapshot` reads, the other functions put it into
-words or metrics.
+"""How a run is getting on, from its files alone: `snapshot` reads, `to_text` words it
+(metrics.py has it for Prometheus).
 
 Reads `state/`, `lock.json`, `logs/<stage>/<time>/` and checkpoints of a run directory, from any
 machine that sees it; writes nothing. Times of other hosts are compared with this one's clock, to
@@ -8,15 +8,14 @@ the second at best.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grads_ds.config.errors import UserError
-from grads_ds.launcher import stragglers
+from grads_ds.config.errors import UserError, printable
+from grads_ds.launcher import orphans, stragglers
 from grads_ds.launcher.records import read
 from grads_ds.run_dir.lock import lock_holder
 from grads_ds.run_dir.ownership import MARKER
@@ -34,7 +33,7 @@ def snapshot(run_dir: Path) -> dict[str, Any]:
             f"{run_dir}: wanted a run directory; found"
             f" {'no run in it' if run_dir.is_dir() else 'nothing'}; give run_dir of a config"
         )
-    now = time.time()
+    now, holder = time.time(), lock_holder(run_dir)
     finished = [record for file in (run_dir / "state").glob("*.json") if (record := read(file))]
     finished.sort(key=lambda record: str(record.get("finished")))
     folders = sorted(
@@ -47,10 +46,20 @@ def snapshot(run_dir: Path) -> dict[str, Any]:
         "finished": [
             {key: record.get(key) for key in ("unit", "finished", "seconds")} for record in finished
         ],
-        "holder": lock_holder(run_dir),
+        "holder": holder,
+        "orphans": [] if holder else _orphans(run_dir, now),
         "job": _job(folders[-1], now) if folders else None,
         "checkpoint": _checkpoint(run_dir, now),
     }
+
+
+def _orphans(run_dir: Path, now: float) -> list[dict[str, Any]]:
+    """Ranks that are at work although nobody holds the run: their launcher was killed."""
+    return [
+        {"rank": record["rank"], "host": record["host"], "seconds": round(now - record["time"])}
+        for _, record in orphans.living(run_dir)
+        if now - record.get("time", now) <= SILENT_SECONDS
+    ]
 
 
 def _job(folder: Path, now: float) -> dict[str, Any]:
@@ -96,12 +105,12 @@ def _job(folder: Path, now: float) -> dict[str, Any]:
 
 
 def _eta(progress: dict[str, Any]) -> float | None:
-    """Seconds until the last step at the pace since the first one; None before there is a pace."""
+    """Seconds until the last step, at the rate since the first one; None before there is one."""
     done, total = progress.get("done"), progress.get("total")
     if not done or not total or done <= progress.get("first", 0):
         return None
-    stragglers = (progress["time"] - progress["since"]) / (done - progress["first"])
-    return round(stragglers * (total - done), 1)
+    step_seconds = (progress["time"] - progress["since"]) / (done - progress["first"])
+    return round(float(step_seconds * (total - done)), 1)
 
 
 def _lag(records: list[dict[str, Any]]) -> float:
@@ -137,6 +146,12 @@ def to_text(seen: dict[str, Any], stages: tuple[str, ...]) -> str:
             else "nobody at work"
         )
     ]
+    if seen["orphans"]:
+        named = ", ".join(f"rank {one['rank']} on {one['host']}" for one in seen["orphans"])
+        lines.append(
+            f"  without a launcher: {named} still at work; grads-ds stop"
+            f" {seen['run_dir']} ends them"
+        )
     for stage in stages:
         units = [
             f"{r['unit']} in {_span(r['seconds'])}"
@@ -156,7 +171,7 @@ def to_text(seen: dict[str, Any], stages: tuple[str, ...]) -> str:
             f"  last checkpoint: step {mark['step']}, {_span(mark['age_seconds'])} ago,"
             f" {mark['path']}"
         )
-    return "\n".join(lines)
+    return printable("\n".join(lines))
 
 
 def _working(job: dict[str, Any]) -> str:
@@ -187,67 +202,3 @@ def _span(seconds: float) -> str:
         if seconds >= 3600
         else f"{seconds // 60} min"
     )
-
-
-def prometheus(seen: dict[str, Any]) -> str:
-    """The snapshot in Prometheus' text format, for node exporter's textfile collector."""
-    run, job = json.dumps(seen["run_dir"]), seen["job"]
-    lines: list[str] = []
-
-    def gauge(name: str, help_text: str, value: float | None, **labels: Any) -> None:
-        if value is None:
-            return
-        if not any(line.startswith(f"# TYPE grads_ds_{name} ") for line in lines):
-            lines.extend([f"# HELP grads_ds_{name} {help_text}", f"# TYPE grads_ds_{name} gauge"])
-        tags = "".join(f",{key}={json.dumps(str(label))}" for key, label in labels.items())
-        lines.append(f"grads_ds_{name}{{run={run}{tags}}} {value:g}")
-
-    for record in seen["finished"]:
-        gauge(
-            "unit_seconds", "How long a finished unit took.", record["seconds"], unit=record["unit"]
-        )
-    gauge("busy", "Whether somebody holds the run.", float(bool(seen["holder"])))
-    if job:
-        stage = {"stage": job["stage"]}
-        gauge("step", "Steps done of the work at hand.", job["done"], **stage)
-        gauge("steps", "Steps of the work at hand.", job["total"], **stage)
-        gauge("eta_seconds", "Time left of the work at hand.", job["eta_seconds"], **stage)
-        gauge("ranks", "Ranks wanted.", job["ranks"], **stage)
-        for state in ("starting", "running", "done", "failed", "stopped"):
-            gauge(
-                "ranks_in_state",
-                "Ranks by state.",
-                job["states"].get(state, 0),
-                **stage,
-                state=state,
-            )
-        gauge("silent_ranks", "Ranks without a sign of life.", len(job["silent"]), **stage)
-        gauge(
-            "lag_seconds",
-            "Between the first and the last rank.",
-            job["slowest"] and job["slowest"]["lag_seconds"],
-            **stage,
-        )
-        for one in job["slow"]:
-            gauge(
-                "slow_rank",
-                "Times the median rank's own work.",
-                one["times"],
-                **stage,
-                rank=one["rank"],
-                host=one["host"],
-            )
-        gauge(
-            "exit_status",
-            "How the last job ended.",
-            job["outcome"] and job["outcome"]["status"],
-            **stage,
-        )
-    if seen["checkpoint"]:
-        gauge(
-            "checkpoint_age_seconds",
-            "Since the last checkpoint.",
-            seen["checkpoint"]["age_seconds"],
-        )
-        gauge("checkpoint_step", "Step of the last checkpoint.", seen["checkpoint"]["step"])
-    return "\n".join(lines) + "\n"

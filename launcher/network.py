@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import socket
 import struct
+from pathlib import Path
 
 
 def free_port(low: int, high: int) -> int:
@@ -28,32 +30,55 @@ def free_port(low: int, high: int) -> int:
 
 
 def address_towards(name: str) -> str | None:
-    """The address of this host that `name` sees it by; None when `name` cannot be resolved or
-    reached by any route.
+    """The address of this host that `name` sees it by, IPv4 where there is one; None when `name`
+    cannot be resolved or reached by any route.
     """
-    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((name, 9))  # sends nothing; the kernel looks the route up
-        return str(probe.getsockname()[0])
+    found = []
+    with contextlib.suppress(OSError):
+        found = socket.getaddrinfo(name, 9, type=socket.SOCK_DGRAM)
+    for family, _, _, _, place in sorted(found, key=lambda entry: entry[0] != socket.AF_INET):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)  # sends nothing; the kernel looks the route up
+            return str(probe.getsockname()[0])
     return None
 
 
 def interface_towards(name: str) -> str | None:
     """The network interface by which this host reaches `name`; None when it cannot tell."""
-    mine = address_towards(name)
-    return next(
-        (
-            interface
-            for _, interface in socket.if_nameindex()
-            if mine and address_of(interface) == mine
-        ),
-        None,
-    )
+    own = address_towards(name)
+    interfaces = (interface for _, interface in socket.if_nameindex())
+    return next((i for i in interfaces if own and own in addresses_of(i)), None)
 
 
-def address_of(interface: str) -> str | None:
-    """The IPv4 address of a network interface of this host; None when it has none."""
+def addresses_of(interface: str) -> list[str]:
+    """Every address of a network interface of this host, the IPv4 one first."""
+    found = []
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         # SIOCGIFADDR
         answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", interface.encode()))
-        return socket.inet_ntoa(answer[20:24])
-    return None
+        found.append(socket.inet_ntoa(answer[20:24]))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text().splitlines():
+            words = line.split()
+            if words[-1] == interface:
+                found.append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(words[0])))
+    return found
+
+
+def address_of(interface: str) -> str | None:
+    """An address of a network interface of this host, IPv4 where it has one; None: none."""
+    return next(iter(addresses_of(interface)), None)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address or name leads to this very machine, whichever machine it stands on."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address.partition(".")[0] == "localhost"
+
+
+def loopback() -> str | None:
+    """The loopback interface of this host; None when there is none with an address."""
+    interfaces = (interface for _, interface in socket.if_nameindex())
+    return next((i for i in interfaces if (address_of(i) or "").startswith("127.")), None)

@@ -30,21 +30,14 @@ if __name__ == "__main__":
     # started by its path: the folder to import from is the one above the package
     sys.path[0] = str(Path(__file__).absolute().parents[2])
 
-from grads_ds.launcher.network import free_port, interface_towards
+from grads_ds.launcher.rank_environment import environment_of, take
 from grads_ds.launcher.records import UNSEEN, publish, read
 from grads_ds.launcher.runners import rank_of
+from grads_ds.run_dir.processes import this_process
 
 BEAT_SECONDS = 1.0
-RENDEZVOUS_SECONDS = 120.0
-# what a host or a runner says about itself; everything else is as it was where the launcher was
-# started
-OF_THE_HOST = (
-    "HOSTNAME",
-    "TMPDIR",
-    "CUDA_VISIBLE_DEVICES",
-    "ROCR_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-)
+BLOCKED_SECONDS = 1.0  # a round of the loop that took longer was held up itself
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Supervisor:
@@ -58,14 +51,15 @@ class Supervisor:
         self.stem = folder / f"rank{self.rank:05d}"
         self.process: subprocess.Popen[bytes] | None = None
         self.stopping: str | None = None  # why, once somebody asked
-        self.stop_at = 0.0
+        self.by_launcher = False  # it was the launcher that asked
+        self.orphaned = False  # the launcher or its runner is gone
+        self.stopped_since, self.grace = 0.0, float(self.job["grace_seconds"])
         self.pending = b""
         self.ooms = oom_kills()
         self.record: dict[str, Any] = {
             "rank": self.rank,
             "local_rank": self.local_rank,
-            "host": socket.gethostname(),
-            "supervisor": os.getpid(),
+            **{"supervisor" if k == "pid" else k: v for k, v in this_process().items()},
             "state": "starting",
             "started": time.time(),
             "beats": 0,
@@ -73,8 +67,9 @@ class Supervisor:
 
     def run(self) -> None:
         """Start the rank and stay until it has ended."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's word stands
+                signal.signal(number, self._on_signal)
         self.tell()
         try:
             if self._told_to_stop():  # the launcher gave up before this host had started
@@ -88,6 +83,8 @@ class Supervisor:
             self.record.setdefault(
                 "error", f"the rank's supervisor failed: {type(error).__name__}: {error}"
             )
+        if self.orphaned:  # nobody else removes what may hold tokens
+            (self.folder / "environment.json").unlink(missing_ok=True)
         self.tell()
 
     def tell(self) -> None:
@@ -99,16 +96,14 @@ class Supervisor:
     # ---- start -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        forwarded = json.loads((self.folder / "environment.json").read_text())
-        here = {name: os.environ[name] for name in OF_THE_HOST if name in os.environ}
-        environment = forwarded | here | self._rendezvous()
-        environment |= {
-            "RANK": str(self.rank),
-            "LOCAL_RANK": str(self.local_rank),
-            "WORLD_SIZE": str(self.world),
-        }
-        environment["GRADS_DS_JOB_FOLDER"] = str(self.folder)
-        environment |= self._of_this_host()
+        environment, notes = environment_of(
+            self.folder,
+            self.job,
+            (self.rank, self.local_rank, self.world),
+            take(self.folder),
+            self._told_to_stop,
+        )
+        self.record["notes"] = notes
         wanted = sum(slots for _, slots in self.job["hosts"])
         if self.world != wanted:
             raise RuntimeError(f"the runner started {self.world} ranks, wanted {wanted}")
@@ -138,82 +133,51 @@ class Supervisor:
         self.record |= {"state": "running", "pid": self.process.pid}
         self.tell()
 
-    def _of_this_host(self) -> dict[str, str]:
-        """How many ranks this host has, and which of its accelerators were chosen for them."""
-        before = 0
-        for (_, count), devices in zip(self.job["hosts"], self.job["devices"], strict=True):
-            before += count
-            if self.rank < before:
-                chosen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices))} if devices else {}
-                return {"LOCAL_WORLD_SIZE": str(count)} | chosen
-        return {}
-
-    def _rendezvous(self) -> dict[str, str]:
-        """MASTER_ADDR and MASTER_PORT, agreed on through a file, and the interface that leads
-        there.
-
-        Rank 0 picks a port that is free on its host; a fixed one is taken sooner or later. Between
-        hosts, gloo and NCCL are told the interface that leads to the other hosts: left alone they
-        take the one the host's own name resolves to, which is loopback on many machines.
-        """
-        names = [name.rpartition("@")[2] for name, _ in self.job["hosts"]]
-        path = self.folder / "rendezvous.json"
-        if self.rank == 0:
-            publish(path, {"port": free_port(*self.job["ports"])})
-        deadline = time.monotonic() + RENDEZVOUS_SECONDS
-        while not (found := read(path)):
-            if time.monotonic() > deadline or self._told_to_stop():
-                raise TimeoutError(
-                    f"rank 0 on {names[0]} did not name a port within {RENDEZVOUS_SECONDS:.0f} s"
-                )
-            time.sleep(0.1)
-        if len(names) == 1:
-            return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found["port"])}
-        variables = {"MASTER_ADDR": names[0], "MASTER_PORT": str(found["port"])}
-        interface = interface_towards(names[1] if self.local_rank == self.rank else names[0])
-        if interface:
-            # the user's own choice comes with the forwarded environment and stands
-            given = json.loads((self.folder / "environment.json").read_text())
-            variables |= {
-                k: interface for k in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if k not in given
-            }
-        return variables
-
     # ---- watch -----------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         assert self.process is not None
-        parent, told, heard, dumps = os.getppid(), 0.0, time.monotonic(), 0
+        parent, published, beaten, dumps = os.getppid(), 0.0, time.monotonic(), 0
+        before = beaten
         control: dict[str, Any] = {}
         while (status := self.process.poll()) is None:
             now = time.monotonic()
+            if now - before > BLOCKED_SECONDS:  # a file system that stalls: no silence of others
+                beaten, self.stopped_since = (
+                    beaten + now - before,
+                    self.stopped_since + now - before,
+                )
+            before = now
             self._listen()
-            if now - told >= BEAT_SECONDS:
-                told = now
+            if now - published >= BEAT_SECONDS:
+                published = now
                 self.tell()
                 latest = read(self.folder / "control.json")
                 if latest and latest.get("beat") != control.get("beat"):
-                    control, heard = latest, now
+                    control, beaten = latest, time.monotonic()
                 if control.get("stop"):
-                    self._ask_to_stop(control["stop"])
+                    self.grace = float(control.get("grace", self.grace))
+                    self._ask_to_stop(control["stop"], by_launcher=True)
                 if control.get("dump", 0) > dumps:
                     dumps = control["dump"]
-                    self.process.send_signal(signal.SIGUSR1)
+                    self.process.send_signal(signal.SIGUSR2)
             if os.getppid() != parent:
-                self._ask_to_stop("the runner that started this rank is gone")
-            if now - heard > self.job["silent_seconds"]:
-                self._ask_to_stop(
-                    f"the launcher has been silent for {self.job['silent_seconds']:.0f} s"
-                )
-            if self.stopping and now > self.stop_at:
+                self.orphaned = True
+                self._ask_to_stop("the runner that started this rank is gone", by_launcher=True)
+            if now - beaten > self.job["silent_seconds"]:
+                self.orphaned, seconds = True, self.job["silent_seconds"]
+                self._ask_to_stop(f"the launcher has been silent for {seconds:.0f} s", True)
+            if self.stopping and now > self.stopped_since + self.grace:
                 self._signal(signal.SIGKILL)
             time.sleep(0.05)
         self._listen()
         self._end()
+        if status in (128 + signal.SIGTERM, -signal.SIGTERM) and not self.stopping:
+            self.stopping = f"SIGTERM or SIGUSR1 to the rank itself on {socket.gethostname()}"
         state = "done" if status == 0 else "stopped" if self.stopping else "failed"
         self.record |= {"state": state, "status": status, "ended": time.time()}
         if self.stopping:
-            self.record["reason"] = self.stopping
+            self.record |= {"reason": self.stopping, "by_launcher": self.by_launcher}
         if status == -signal.SIGKILL and oom_kills() > self.ooms:
             self.record["oom"] = True
 
@@ -228,15 +192,21 @@ class Supervisor:
                 self.record |= json.loads(line)
 
     def _on_signal(self, number: int, frame: object) -> None:
+        self.grace = float(self.job["checkpoint_seconds"])
         self._ask_to_stop(f"{signal.Signals(number).name} on {socket.gethostname()}")
 
     def _told_to_stop(self) -> bool:
         return bool(self.stopping or read(self.folder / "control.json").get("stop"))
 
-    def _ask_to_stop(self, why: str) -> None:
+    def _ask_to_stop(self, why: str, by_launcher: bool = False) -> None:
+        """SIGTERM to the rank, once; SIGKILL follows after the grace. The launcher reads
+        "stopping", and has the other ranks stop too.
+        """
         if not self.stopping:
-            self.stopping = why
-            self.stop_at = time.monotonic() + float(self.job["grace_seconds"])
+            self.stopping, self.by_launcher = why, by_launcher
+            self.stopped_since = time.monotonic()
+            if not by_launcher:
+                self.record["stopping"] = why
             self._signal(signal.SIGTERM)
 
     def _signal(self, number: int) -> None:
@@ -257,7 +227,7 @@ def _die_with_parent() -> None:
 
 
 def oom_kills() -> int:
-    """How often this host's kernel has killed a process for want of memory; 0 where it does not
+    """How often this host's kernel has killed a process for lack of memory; 0 where it does not
     say.
     """
     with contextlib.suppress(OSError):

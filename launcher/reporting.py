@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from grads_ds.launcher.job_status import prometheus, snapshot
+from grads_ds.launcher.job_status import snapshot
+from grads_ds.launcher.metrics import prometheus
 
 REPORT_SECONDS = 10.0
 

@@ -1,62 +1,34 @@
-"""Watching a job through its folder: who has started, who advances, who has ended, and what to do
-about it.
+"""Watching a job through its folder: what is wrong with it, if anything, and what to do about it.
 
-Reads the ranks' `rank<N>.json` and rank 0's log; writes `control.json`, by which every supervisor
-on every host is told to stop or to take stacks. Clocks of different hosts are never compared: a
-rank is silent when its record has not changed for a while by this host's clock.
+Reads the ranks' records (rank_records.py) and rank 0's log; writes `control.json`, by which every
+supervisor on every host is told to stop or to take stacks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from grads_ds.config.errors import printable
 from grads_ds.launcher import stacks, stragglers
 from grads_ds.launcher.hosts import Host
 from grads_ds.launcher.job_outcome import HANG, NOT_STARTED, STOPPED, Outcome, judge
+from grads_ds.launcher.rank_records import RankRecords, Seen
 from grads_ds.launcher.records import UNSEEN, publish
 from grads_ds.launcher.reporting import Reporter
+from grads_ds.launcher.timeouts import Timeouts
 
 POLL_SECONDS = 0.1
 STACK_SECONDS = 3.0
 RUNNER_SECONDS = 10.0  # how long a runner gets to notice that its processes have ended
-_ENDED = ("done", "failed", "stopped")
-
-
-@dataclass(frozen=True)
-class Timeouts:
-    """Seconds after which something is a fault."""
-
-    start: float = 180.0  # until every rank's supervisor has reported
-    lost: float = 30.0  # a supervisor's silence
-    hang: float = 1800.0  # a rank without progress (torch's own limit for a collective, too)
-    grace: float = 20.0  # from SIGTERM to SIGKILL
-    # over which a rank's own work is summed; two such windows make a straggler
-    straggler_window: float = 30.0
-    # after the first trouble, for the others to report theirs: one of them may be the cause
-    settle: float = 4.0
-
-
-@dataclass
-class Seen:
-    """What the launcher knows of one rank."""
-
-    rank: int
-    host: str
-    record: dict[str, Any] = field(default_factory=dict)
-    heard: float = 0.0  # when the record last changed
-    advanced: float = 0.0  # when the progress in it last changed
-
-    @property
-    def ended(self) -> bool:
-        """Whether its supervisor has reported the end."""
-        return self.record.get("state") in _ENDED
+HURRIED_GRACE = 1.0  # seconds from SIGTERM to SIGKILL once a second signal came
 
 
 class JobMonitor:
@@ -71,51 +43,52 @@ class JobMonitor:
         reporter: Reporter,
     ):
         self.folder, self.limits, self.show, self.reporter = folder, limits, show, reporter
-        now = time.monotonic()
-        names = [host.name for host in hosts for _ in range(host.slots)]
-        self.ranks = [Seen(rank, name, heard=now, advanced=now) for rank, name in enumerate(names)]
-        self.control: dict[str, Any] = {"beat": 0, "dump": 0, "stop": None}
+        self.records = RankRecords(folder, hosts, limits.blocked)
+        self.ranks = self.records.ranks
+        self.control: dict[str, Any] = {"beat": 0, "dump": 0, "stop": None, "grace": limits.grace}
         self.interrupted: int | None = None  # the signal this process got
-        self.order: list[int] = []  # ranks in the order in which they ended
+        self.hurried = False  # it got a second one
         self.slow: dict[int, stragglers.Straggler] = {}
+        self._notes: Counter[str] = Counter()
         self._log_position = 0
-        self._told = 0.0
-        # there from the start: a network file system remembers absent names for a while
-        for seen in self.ranks:
-            self._record_path(seen.rank).write_text("{}")
+        self._published = 0.0
         self.tell()
 
-    def _record_path(self, rank: int) -> Path:
-        return self.folder / f"rank{rank:05d}.json"
+    def interrupt(self, number: int) -> None:
+        """A signal asks this process to end; another one after it, to end at once."""
+        self.hurried = self.interrupted is not None
+        self.interrupted = self.interrupted or number
 
     def tell(self, **changes: Any) -> None:
         """Publish the control file, which also says that the launcher lives."""
         self.control |= changes
         self.control["beat"] += 1
-        self._told = time.monotonic()
+        self._published = time.monotonic()
         publish(self.folder / "control.json", self.control)
 
     def look(self) -> None:
-        """Read every rank's record once and pass on what rank 0 printed."""
-        now = time.monotonic()
-        for seen in self.ranks:
-            if seen.ended:
-                continue
-            record: dict[str, Any] = {}
-            with contextlib.suppress(OSError, ValueError):
-                record = json.loads(self._record_path(seen.rank).read_text())
-            if not record or record == seen.record:
-                continue
-            seen.heard = now
-            if any(record.get(key) != seen.record.get(key) for key in ("progress", "state")):
-                seen.advanced = now
-            seen.record = record
-            if record["state"] in _ENDED:
-                self.order.append(seen.rank)
+        """Read every rank's record once, pass on what rank 0 printed, and say that this process
+        lives.
+        """
+        self.records.look()
         self._pass_on_log()
-        if now - self._told > 1.0:
+        self._pass_on_notes()
+        if time.monotonic() - self._published > 1.0:
             self.tell()
             self._name_slow_ranks()
+        self.records.forgive()
+
+    def _pass_on_notes(self) -> None:
+        """What supervisors say of their host's environment, each sentence once."""
+        notes = Counter(note for seen in self.ranks for note in seen.record.get("notes", ()))
+        settled = all(seen.record.get("state", "starting") != "starting" for seen in self.ranks)
+        for note in notes.keys() - self._notes.keys() if settled else ():
+            times = f" ({notes[note]} ranks)" if notes[note] > 1 else ""
+            self.show(f"grads-ds: {printable(note)}{times}\n")
+        if settled:
+            self._notes |= notes
+            # its readers have read it
+            (self.folder / "environment.json").unlink(missing_ok=True)
 
     def _name_slow_ranks(self) -> None:
         """Say which ranks have become slow, once, and which keep up again."""
@@ -138,60 +111,80 @@ class JobMonitor:
             text = file.read()
             self._log_position += len(text)
             if text:
-                self.show(text.decode(errors="replace"))
+                self.show(_shown(text.decode(errors="replace")))
 
     def follow(self, processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
         """Stay until the job is over, one way or another; afterwards no rank is left that this host
         could reach.
         """
-        began = time.monotonic()
         outcome = None
         while outcome is None:
-            self.look()
-            if all(seen.ended for seen in self.ranks) or self.interrupted:
-                break
             self.reporter.progress()
-            outcome = self._trouble(began, all(process.poll() is not None for process in processes))
+            self.look()
+            if self.records.all_ended() or self.interrupted:
+                break
+            outcome = self._trouble(all(process.poll() is not None for process in processes))
             time.sleep(POLL_SECONDS)
         if self.interrupted:
-            outcome = Outcome(128 + self.interrupted, f"stopped by signal {self.interrupted}")
-        self._stop_all(outcome.sentence if outcome else "over")
+            # Slurm's warning before the time limit is a request to stop like SIGTERM
+            usual = self.interrupted != signal.SIGUSR1
+            status = 128 + self.interrupted if usual else STOPPED
+            outcome = Outcome(status, f"stopped by signal {self.interrupted}")
+        asked = self.interrupted is not None and self.interrupted != signal.SIGINT
+        grace = self.limits.checkpoint if asked else self.limits.grace
+        self._stop_all(outcome.sentence if outcome else "over", grace)
         self.look()
-        return outcome or judge(self._in_order(), self._silent(0.0))
+        return outcome or judge(self.records.in_order(), self.records.silent(0.0))
 
-    def _trouble(self, began: float, runner_gone: bool) -> Outcome | None:
-        """What is wrong now, if anything: a rank that did not start, failed, fell silent or does
-        not advance.
+    def _trouble(self, runner_gone: bool) -> Outcome | None:
+        """What is wrong now, if anything: a rank that did not start, failed, fell silent, does not
+        advance, or is being stopped.
         """
         now = time.monotonic()
         running = [seen for seen in self.ranks if not seen.ended]
         absent = [seen for seen in running if not seen.record]
         if absent and (
-            now - began > self.limits.start or runner_gone or UNSEEN in self._runner_said()
+            now - self.records.began > self.limits.start
+            or runner_gone
+            or UNSEEN in self._runner_said()
         ):
             return self._settled(lambda: self._not_started(absent))
+        leaving = next((seen for seen in running if seen.record.get("stopping")), None)
+        if leaving:
+            return self._preempted(leaving)
         if any(seen.record["state"] != "done" for seen in self.ranks if seen.ended):
             return self._settled(lambda: self._judged(absent))
-        silent = self._silent(self.limits.settle if runner_gone else self.limits.lost)
+        silent = self.records.silent(self.limits.settle if runner_gone else self.limits.lost)
         if silent:
-            return judge(self._in_order(), silent)
+            return judge(self.records.in_order(), silent)
         stuck = [seen for seen in running if seen.record and now - seen.advanced > self.limits.hang]
         return self._hang() if stuck else None
+
+    def _preempted(self, leaving: Seen) -> Outcome:
+        """One rank is being stopped on its host: the others are told at once, so that all of them
+        write their checkpoint together.
+        """
+        reason = str(leaving.record["stopping"])
+        self._stop_all(f"rank {leaving.rank}: {reason}", self.limits.checkpoint)
+        outcome = judge(self.records.in_order(), self.records.silent(self.limits.settle))
+        sentence = f"rank {leaving.rank} was stopped: {reason}"
+        host = leaving.record.get("host", leaving.host)
+        return (
+            Outcome(STOPPED, sentence, "", leaving.rank, host)
+            if outcome.status in (0, STOPPED)
+            else outcome
+        )
 
     def _settled(self, decide: Callable[[], Outcome]) -> Outcome:
         """Wait for the others' news, then decide."""
         deadline = time.monotonic() + self.limits.settle
-        while (
-            time.monotonic() < deadline
-            and not all(seen.ended for seen in self.ranks)
-            and not self.interrupted
-        ):
+        while time.monotonic() < deadline and not self.records.all_ended() and not self.interrupted:
             time.sleep(POLL_SECONDS)
             self.look()
         return decide()
 
     def _judged(self, absent: list[Seen]) -> Outcome:
-        outcome = judge(self._in_order(), self._silent(self.limits.settle * 0.7))
+        outcome = judge(self.records.in_order(), self.records.silent(self.limits.settle * 0.7))
         # a runner that cannot start some ranks stops the others
         missing = outcome.status == STOPPED and any(not seen.record for seen in absent)
         return self._not_started(absent) if missing else outcome
@@ -199,7 +192,7 @@ class JobMonitor:
     def _not_started(self, absent: list[Seen]) -> Outcome:
         absent = [seen for seen in absent if not seen.record]
         if not absent:
-            return judge(self._in_order(), self._silent(self.limits.settle * 0.7))
+            return judge(self.records.in_order(), self.records.silent(self.limits.settle * 0.7))
         hosts = list(dict.fromkeys(seen.host for seen in absent))
         ranks = ", ".join(str(seen.rank) for seen in absent[:8]) + (
             ", ..." if len(absent) > 8 else ""
@@ -220,15 +213,6 @@ class JobMonitor:
         with contextlib.suppress(OSError):
             return (self.folder / "runner.log").read_text(errors="replace").strip()
         return ""
-
-    def _silent(self, seconds: float) -> set[int]:
-        """Ranks whose supervisors have said nothing for so long."""
-        now = time.monotonic()
-        return {
-            seen.rank
-            for seen in self.ranks
-            if seen.record and not seen.ended and now - seen.heard > seconds
-        }
 
     def _hang(self) -> Outcome:
         """Take every rank's stack and say it in one sentence."""
@@ -252,25 +236,26 @@ class JobMonitor:
             f" {self.folder}/rank*.stack)",
         )
 
-    def _stop_all(self, why: str) -> None:
-        """Have every supervisor end its rank, and wait until they have; the silent ones are past
-        being told.
+    def _stop_all(self, why: str, grace: float) -> None:
+        """Have every supervisor end its rank within `grace` seconds, and wait until they have; the
+        silent ones are past being told.
         """
-        if all(seen.ended for seen in self.ranks):
+        if self.records.all_ended():
             return
-        self.tell(stop=why)
-        deadline = time.monotonic() + self.limits.grace + 5.0
-        while time.monotonic() < deadline:
-            lost = self._silent(self.limits.settle)
+        self.tell(stop=why, grace=grace)
+        deadline = time.monotonic() + grace + 5.0
+        hurried = self.hurried
+        while time.monotonic() < deadline + self.records.blocked:
+            if self.hurried and not hurried:
+                hurried = True
+                self.tell(grace=HURRIED_GRACE)
+            lost = self.records.silent(self.limits.settle)
             if all(seen.ended or seen.rank in lost or not seen.record for seen in self.ranks):
                 break
             time.sleep(POLL_SECONDS)
             self.look()
 
-    def _in_order(self) -> list[dict[str, Any]]:
-        """The records, those that ended first in front."""
-        rest = [seen.rank for seen in self.ranks if seen.rank not in self.order]
-        return [
-            {"rank": rank, "wanted_host": self.ranks[rank].host} | self.ranks[rank].record
-            for rank in [*self.order, *rest]
-        ]
+
+def _shown(text: str) -> str:
+    """A rank's output as a terminal may have it: progress bars redraw, nothing else acts on it."""
+    return "\r".join(printable(part) for part in text.split("\r"))

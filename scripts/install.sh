@@ -131,7 +131,7 @@ say "Python packages into .venv, with $("$venv/bin/python" --version) (minutes; 
 quiet=-qq
 [ ! -t 1 ] || quiet=
 began=$SECONDS
-(cd "$root" && "$venv/bin/python" -m pip install $quiet --disable-pip-version-check -c constraints.txt -e ".${dev:+[dev,mpi]}") ||
+(cd "$root" && "$venv/bin/python" -m pip install $quiet --disable-pip-version-check -c constraints.txt -e ".[scripts${dev:+,dev,mpi}]") ||
     fail "pip could not install the packages (above); mend that and start again: what is there is kept"
 printf '%s\n' "$wanted${dev:+ dev}" > "$stamp.new"
 mv "$stamp.new" "$stamp"

@@ -34,8 +34,8 @@ export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 python="$PWD/.venv/bin/python"
 
-"$python" scripts/quickstart_corpus.py
-DS_ACCELERATOR=cpu "$python" scripts/quickstart_base.py
+"$python" scripts/quickstart/corpus.py
+DS_ACCELERATOR=cpu "$python" scripts/quickstart/base_model.py
 "$python" -m grads_ds run configs/quickstart.yaml "$@"
 
 report=runs/quickstart/run/report.html

@@ -1,7 +1,9 @@
-"""The tree at the end of the README: every file with the phrase it opens with.
+"""Writes docs/tree.md: every file of the project with the sentence it opens with.
 
-Reads the files git tracks; prints the tree, or with --write puts it into README.md. A test keeps
-the two equal. Run: python scripts/tree.py --write
+    python scripts/tree.py            print it
+    python scripts/tree.py --write    write docs/tree.md
+
+Reads the files that git tracks, or would track. A test keeps the page equal to the tree.
 """
 
 from __future__ import annotations
@@ -10,72 +12,91 @@ import ast
 import re
 import subprocess
 import sys
+import textwrap
+from itertools import takewhile
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
+PAGE = REPO / "docs/tree.md"
 FOLDERS = ("launcher", "grads_ds", "configs", "scripts", "docker", "docs")
-PLACE = re.compile(r"(?<=## Where things are\n\n).*?(?=\n\[CONTRIBUTING)", re.DOTALL)
-WIDTH = 96  # characters of a phrase
+SPEAKS = (".py", ".sh", ".yaml", ".yml", ".md", "")  # suffixes of files with an opening sentence
+NAME, WIDTH = 36, 100  # columns of an indented name; of a line
+HEAD = """\
+# Every file
+
+Each with the sentence it opens with; written by `python scripts/tree.py --write`. The README's map
+names the few to start with.
+
+"""
 
 
 def phrase(file: Path) -> str:
-    """What the file says of itself first, cut at a sentence or a comma; nothing for files that
-    cannot speak.
+    """The first sentence of a Python docstring, a page's title or the comment that opens a file.
+
+    Empty for files of other kinds.
     """
-    text = (
-        file.read_text(errors="replace")
-        if file.suffix in (".py", ".sh", ".yaml", ".yml", ".md", "")
-        else ""
-    )
+    if file.suffix not in SPEAKS or file.is_dir():
+        return ""
+    text = file.read_text(errors="replace")
     if file.suffix == ".py":
         said = ast.get_docstring(ast.parse(text)) or ""
     elif file.suffix == ".md":
         said = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "")
     else:
-        said = "\n".join(
-            line[1:].strip() for line in text.splitlines()[:4] if re.match(r"#[^!]", line)
-        )
+        comment = [line for line in text.splitlines() if not line.startswith("#!")]
+        prose = takewhile(re.compile(r"# ?\S").match, comment)
+        said = "\n".join(line.lstrip("# ") for line in prose)
     said = " ".join(said.split("\n\n")[0].split())
-    said = re.split(r"(?<=[a-z0-9)`])[.:] ?(?=[A-Z]|$)", said + " ")[0].strip().rstrip(".")
-    while len(said) > WIDTH and re.search(r"[,;:] ", said):
-        said = re.split(r"[,;:] (?!.*[,;:] )", said)[0]
-    return said if len(said) <= WIDTH else said[:WIDTH].rsplit(" ", 1)[0] + " …"
+    return re.split(r"(?<=[a-z0-9)`\"])[.:] ?(?=[A-Z]|$)", said + " ")[0].strip().rstrip(".:")
+
+
+def entry(depth: int, name: str, said: str) -> list[str]:
+    """One name at its depth, its phrase in the second column, wrapped there."""
+    start = f"{'  ' * depth}{name}"
+    if not said:
+        return [f"    {start}"]
+    lines = textwrap.wrap(said, WIDTH - NAME - 4, break_long_words=False, break_on_hyphens=False)
+    if len(start) >= NAME:
+        return [f"    {start}", *(f"    {'':{NAME}}{line}" for line in lines)]
+    return [f"    {start:{NAME}}{lines[0]}", *(f"    {'':{NAME}}{line}" for line in lines[1:])]
+
+
+def files() -> list[str]:
+    """Paths of the project's files, sorted; packages' markers and images are left out."""
+    listing = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *FOLDERS],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return [
+        name
+        for name in sorted(set(listing.splitlines()))
+        if not name.endswith(("__init__.py", "py.typed", ".png")) and (REPO / name).exists()
+    ]
 
 
 def tree() -> str:
-    """The folders and files, indented, each file with its phrase."""
-    listing = subprocess.run(
-        ["git", "ls-files", *FOLDERS], cwd=REPO, capture_output=True, text=True, check=True
-    ).stdout
+    """The page: folders and files, indented, each with its phrase."""
     lines: list[str] = []
-    open_folder: tuple[str, ...] = ()
-    for name in listing.splitlines():
+    open_folder: list[str] = []
+    for name in files():
         *folders, file = name.split("/")
-        if (
-            file == "__init__.py"
-            or file == "py.typed"
-            or (file.endswith((".png", ".json")) and folders[0] == "docs")
-        ):
-            said = phrase(REPO / name) if file == "__init__.py" else ""
-            if not said:
-                continue
         for depth in range(len(folders)):
-            if tuple(folders[: depth + 1]) != open_folder[: depth + 1]:
+            if folders[: depth + 1] != open_folder[: depth + 1]:
                 init = REPO.joinpath(*folders[: depth + 1], "__init__.py")
                 said = phrase(init) if init.is_file() else ""
-                lines.append(
-                    f"    {'  ' * depth}{folders[depth] + '/':{30 - 2 * depth}} {said}".rstrip()
-                )
-        open_folder = tuple(folders)
-        if file != "__init__.py":
-            width = 30 - 2 * len(folders)
-            lines.append(f"    {'  ' * len(folders)}{file:{width}} {phrase(REPO / name)}".rstrip())
-    return "\n".join(lines) + "\n"
+                lines += entry(depth, folders[depth] + "/", said)
+        open_folder = folders
+        if (REPO / name).is_symlink():
+            file += f" -> {(REPO / name).readlink()}"
+        lines += entry(len(folders), file, phrase(REPO / name))
+    return HEAD + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
-        readme = REPO / "README.md"
-        readme.write_text(PLACE.sub(lambda _: tree(), readme.read_text()))
+        PAGE.write_text(tree())
     else:
-        print(tree())
+        print(tree(), end="")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from grads_ds.launcher.runners import TORCH_VARIABLES
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,8 +22,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 REPO = Path(__file__).resolve().parent.parent
 
 
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-GIVEN = {name: os.environ.get(name) for name in RANK_VARIABLES}
+GIVEN = {name: os.environ.get(name) for name in TORCH_VARIABLES}
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,7 @@
-"""Imports point one way, and the parts that must stay light never pull torch in."""
+"""Imports point one way, without circles; the parts that must stay light never pull torch in.
+
+An import counts wherever it stands in a file: inside a function, too.
+"""
 
 from __future__ import annotations
 
@@ -7,35 +10,44 @@ import os
 import resource
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parent.parent
-# what each part of the project may import of the project itself
-ALLOWED = {
-    "launcher": {"launcher", "grads_ds.config", "grads_ds.run_dir"},
-    "grads_ds/gradnorm": {"grads_ds.gradnorm"},
-    "grads_ds/config/config.py": set(),
-    "grads_ds/run_dir/units.py": {"grads_ds.config"},
-    "grads_ds/scores": {"grads_ds.scores", "grads_ds.config", "grads_ds.run_dir"},
-    "grads_ds/selection": {
-        "grads_ds.selection",
-        "grads_ds.config",
-        "grads_ds.run_dir",
-        "grads_ds.scores",
-    },
-    "grads_ds/data": {"grads_ds.data", "grads_ds.config", "grads_ds.run_dir"},
-    "grads_ds/report": {
-        "grads_ds.report",
-        "grads_ds.config",
-        "grads_ds.run_dir",
-        "grads_ds.scores",
-    },
-}
+# a room may import those before it in this order, and itself
+ORDER = (
+    "statistics",
+    "gradnorm",
+    "config",
+    "run_dir",
+    "launcher",
+    "data",
+    "distributed",
+    "workarounds",
+    "engine",
+    "scores",
+    "selection",
+    "training",
+    "probe",
+    "evaluate",
+    "report",
+    "export",
+    "plan",
+    "flow",
+    "commands",
+    "cli",
+    "__main__",
+)
+# narrower than the order: whole lists of what these may import of the project
+NARROW = {"gradnorm": set(), "config": set(), "launcher": {"config", "run_dir"}}
+OUTSIDE = {"gradnorm": {"torch"}}  # what a room may import beside the standard library
+SUPERVISOR = "grads_ds.launcher.rank"  # starts ranks with any Python: the standard library alone
 LIGHT = [
-    "grads_ds.config",
-    "grads_ds.run_dir",
+    "grads_ds.config.load",
+    "grads_ds.run_dir.units",
     "grads_ds.scores",
     "grads_ds.selection.stage",
     "grads_ds.data.formats",
@@ -44,38 +56,134 @@ LIGHT = [
     "grads_ds.cli",
     "grads_ds.commands.run",
     "grads_ds.flow.unit_inputs",
-    "grads_ds.report",
+    "grads_ds.report.stage",
     "grads_ds.launcher.hosts",
     "grads_ds.launcher.job",
     "grads_ds.distributed.heartbeat",
 ]
 
 
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name; the launcher's as grads_ds.launcher."""
+    found = {}
+    for file in [*REPO.glob("grads_ds/**/*.py"), *REPO.glob("launcher/**/*.py")]:
+        parts = file.relative_to(REPO).with_suffix("").parts
+        parts = parts if parts[0] == "grads_ds" else ("grads_ds", *parts)
+        found[".".join(parts).removesuffix(".__init__")] = file
+    return found
+
+
+MODULES = modules()
+
+
 def imported(file: Path) -> set[str]:
-    """Modules of the project that the file imports, wherever in the file."""
+    """Dotted names that the file imports: `from a import b` gives a.b."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            if node.module == "grads_ds":
-                names |= {f"grads_ds.{alias.name}" for alias in node.names}
-            else:
-                names.add(node.module)
-    return {name for name in names if name.split(".")[0] in ("grads_ds", "launcher")}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{file}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-@pytest.mark.parametrize("part", sorted(ALLOWED))
-def test_imports_point_one_way(part: str) -> None:
-    path = REPO / part
-    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    assert files, f"{part} is gone: mend this test"
-    for file in files:
+def own_imports() -> dict[str, set[str]]:
+    """For each module the modules of the project it imports: the named one, else its package."""
+    graph: dict[str, set[str]] = {}
+    for module, file in MODULES.items():
+        graph[module] = set()
         for name in imported(file):
-            allowed = any(
-                name == prefix or name.startswith(prefix + ".") for prefix in ALLOWED[part]
-            )
-            assert allowed, f"{file.relative_to(REPO)} imports {name}"
+            while name.startswith("grads_ds") and name not in MODULES:
+                name = name.rpartition(".")[0]
+            if name in MODULES and name != module:
+                graph[module].add(name)
+    return graph
+
+
+GRAPH = own_imports()
+
+
+def room(module: str) -> str:
+    """The name at the first level of grads_ds that a module lies in."""
+    return module.split(".")[1] if "." in module else module
+
+
+def circle(graph: Mapping[str, Iterable[str]]) -> list[str]:
+    """Nodes of one circle, each importing the next; empty when there is none."""
+    state: dict[str, int] = {}
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        state[node] = 1
+        for other in sorted(graph.get(node, ())):
+            if state.get(other) == 1:
+                return [*path[path.index(other) :], other]
+            if other not in state and (found := visit(other, [*path, other])):
+                return found
+        state[node] = 2
+        return []
+
+    for node in sorted(graph):
+        if node not in state and (found := visit(node, [node])):
+            return found
+    return []
+
+
+def test_rooms_import_only_what_stands_below_them() -> None:
+    rank = {name: place for place, name in enumerate(ORDER)}
+    assert {room(module) for module in MODULES} == {*ORDER, "grads_ds"}
+    wrong = []
+    for module, others in GRAPH.items():
+        for other in others:
+            here, there = room(module), room(other)
+            if here == there or module == "grads_ds" or other == "grads_ds":
+                continue
+            if rank[there] > rank[here] or there not in NARROW.get(here, {there}):
+                wrong.append(f"{module} imports {other}")
+    assert wrong == []
+
+
+def test_the_package_itself_imports_what_it_offers_only_when_asked() -> None:
+    """`import grads_ds` must not pull a room in; what it offers is looked up by name."""
+    code = "import sys, grads_ds; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
+
+
+def test_no_circle_of_files_or_rooms() -> None:
+    files = {module: others for module, others in GRAPH.items() if module != "grads_ds"}
+    assert circle(files) == []
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for module, others in files.items():
+        rooms[room(module)] |= {room(other) for other in others} - {room(module), "grads_ds"}
+    assert circle(rooms) == []
+    assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]  # it can find one
+
+
+@pytest.mark.parametrize("name", sorted(OUTSIDE))
+def test_a_room_imports_no_other_package_than_its_own(name: str) -> None:
+    files = [file for module, file in MODULES.items() if room(module) == name]
+    tops = {found.split(".")[0] for file in files for found in imported(file)}
+    assert tops - sys.stdlib_module_names - {"grads_ds"} == OUTSIDE[name]
+
+
+def test_the_supervisor_of_a_rank_needs_the_standard_library_alone() -> None:
+    seen, queue = set(), [SUPERVISOR]
+    while queue:
+        module = queue.pop()
+        if module not in seen:
+            seen.add(module)
+            queue += GRAPH[module] if module != "grads_ds" else []
+            # importing a module runs the packages above it
+            queue += [
+                ".".join(module.split(".")[:depth]) for depth in range(1, module.count(".") + 1)
+            ]
+    tops = {
+        (module, name.split(".")[0])
+        for module in seen - {"grads_ds"}
+        for name in imported(MODULES[module])
+    }
+    foreign = {pair for pair in tops if pair[1] not in {*sys.stdlib_module_names, "grads_ds"}}
+    assert foreign == set()
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -12,6 +12,7 @@ from typing import Any
 
 from grads_ds.commands.options import add_placement, placement
 from grads_ds.commands.run import add_config
+from grads_ds.config.config import Config
 from grads_ds.config.load import load_config
 from grads_ds.flow.host_needs import compiled_ops, input_paths
 from grads_ds.launcher.doctor.examine import examine
@@ -40,11 +41,25 @@ def handle(args: argparse.Namespace) -> int:
     findings = examine(
         placement(args), Path(config.run_dir), input_paths(config), compiled_ops(config)
     )
+    findings += _fit(config)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         _print_table(findings)
     return WRONG_INPUT if any(finding.level == "fault" for finding in findings) else DONE
+
+
+def _fit(config: Config) -> list[Finding]:
+    """Whether tokenizer, model and `data.max_length` fit each other."""
+    from grads_ds.data.model_limits import fit_faults
+    from grads_ds.data.tokenizer import check_tokenizer
+
+    if not Path(config.model.path, "config.json").is_file() or check_tokenizer(config.model):
+        return []  # a hub id, or a fault that prepare tells
+    faults = [fault.rpartition("; ") for fault in fit_faults(config)]
+    return [Finding("tokens", "*", "fault", found, advice) for found, _, advice in faults] or [
+        Finding("tokens", "*", "ok", "tokenizer, model and data.max_length fit")
+    ]
 
 
 def _print_table(findings: list[Finding]) -> None:

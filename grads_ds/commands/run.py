@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grads_ds.commands.options import add_placement, placement
+from grads_ds.commands.options import add_placement, placement, placement_words
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.distributed import ranks
 from grads_ds.flow.execute import execute
-from grads_ds.flow.launch import launch, stage_command
+from grads_ds.flow.launch import clear_after_killed_start, launch, stage_command
 from grads_ds.flow.stages import STAGE_NAMES, STAGES, find_problems, reopen_altered
 from grads_ds.launcher.job import dry_run
 from grads_ds.launcher.job_outcome import DONE
@@ -164,6 +164,7 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
         return DONE
     ranks_in_all = sum(host.slots for host in place.hosts)
     with lock(run_dir, f"grads-ds {args.command}"):
+        clear_after_killed_start(run_dir)
         if args.command == "run":
             reopen_altered(config, run_dir, stages)
         for number, stage in enumerate(stages):
@@ -185,20 +186,8 @@ def _rerun_arguments(args: argparse.Namespace) -> list[str]:
     words = [args.command, args.config, *stage_command("", args)[5:]]
     if args.command == "run":
         words += ["--from", args.first, "--to", args.last]
-    words += [
-        "--ports",
-        args.ports,
-        "--max-restarts",
-        str(args.max_restarts),
-        *(["--elastic"] if args.elastic else []),
-    ]
-    return [
-        *words,
-        "--hang-seconds",
-        f"{args.hang_seconds:g}",
-        "--start-seconds",
-        f"{args.start_seconds:g}",
-    ]
+    words += ["--max-restarts", str(args.max_restarts), *(["--elastic"] if args.elastic else [])]
+    return [*words, *placement_words(args)]
 
 
 def _apply(args: argparse.Namespace, run_dir: Path) -> int:
@@ -213,7 +202,7 @@ def _apply(args: argparse.Namespace, run_dir: Path) -> int:
 def _submit(args: argparse.Namespace, run_dir: Path) -> int:
     """Queue this very command as a Slurm batch job, less what is for sbatch alone."""
     words = [*_rerun_arguments(args), "--backend", "slurm"]
-    script = sbatch.render(words, args.slurm, run_dir)
+    script = sbatch.render(words, args.slurm, run_dir, args.grace_seconds)
     if args.dry_run:
         print(script, end="")
         return DONE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.flow.stages import STAGE_NAMES
-from grads_ds.launcher.job_status import prometheus, snapshot, to_text
+from grads_ds.launcher.job_status import snapshot, to_text
 
 
 def add(commands: Any) -> None:
@@ -29,6 +29,8 @@ def handle(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(seen))
     elif args.prometheus:
+        from grads_ds.launcher.metrics import prometheus
+
         print(prometheus(seen), end="")
     else:
         print(to_text(seen, STAGE_NAMES))

@@ -5,12 +5,11 @@ Read by `load.py`. No torch import.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
+from grads_ds.config.deepspeed_file import read_deepspeed
 from grads_ds.config.errors import UserError, nearest
 from grads_ds.config.evaluate import EvaluateConfig
 from grads_ds.config.model_and_data import DataConfig, ModelConfig
@@ -41,7 +40,9 @@ class Config(Record):
     sft: SftConfig = Field(default_factory=SftConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     deepspeed: str = Field(
-        "configs/deepspeed/zero3.json", description="a DeepSpeed JSON file; read, never rewritten"
+        "zero3",
+        description="a preset (zero3, zero2, zero3_offload, zero3_hpz) or the path of a DeepSpeed"
+        " JSON file; read, never rewritten",
     )
     provenance: dict[str, Any] = Field(
         default_factory=dict,
@@ -85,23 +86,7 @@ class Config(Record):
 
         Raises UserError when the file is missing or not a JSON object.
         """
-        path = Path(self.deepspeed)
-        try:
-            value = json.loads(path.read_text())
-        except OSError:
-            raise UserError(
-                f"deepspeed: wanted a DeepSpeed JSON file; found none at {path}; give an existing"
-                " path"
-            ) from None
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"deepspeed: {path}:{error.lineno}: not valid JSON ({error.msg}); mend that line"
-            ) from None
-        if not isinstance(value, dict):
-            raise UserError(
-                f"deepspeed: {path}: wanted a JSON object; found {type(value).__name__}"
-            )
-        return value
+        return read_deepspeed(self.deepspeed)
 
 
 def variant_faults(select: SelectConfig, sft: SftConfig) -> list[str]:

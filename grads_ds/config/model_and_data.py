@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from grads_ds.config.record import NAME, Record
+from grads_ds.config.record import NAME, Record, expanded
 
 
 class LoraConfig(Record):
@@ -40,6 +40,11 @@ class ModelConfig(Record):
     )
     trust_remote_code: bool = Field(False, description="run model code that ships with the weights")
 
+    @field_validator("path", "chat_template", mode="before")
+    @classmethod
+    def _paths_are_expanded(cls, value: Any) -> Any:
+        return expanded(value)
+
 
 class DataConfig(Record):
     """The pool to choose from and the held-out sets to judge by."""
@@ -54,8 +59,27 @@ class DataConfig(Record):
         default_factory=list,
         description="general training rows that sft.replay mixes in against forgetting",
     )
-    format: Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "text"] = Field(
-        "auto", description="row format; auto looks at each source's keys"
+    format: Literal[
+        "auto",
+        "alpaca",
+        "sharegpt",
+        "messages",
+        "prompt_completion",
+        "prompt_completion_text",
+        "text",
+    ] = Field(
+        "auto",
+        description=(
+            "row format; auto looks at each source's keys. prompt_completion is a chat of two"
+            " turns, prompt_completion_text plain text of which the completion is learned"
+        ),
+    )
+    dropped_content: Literal["refuse", "count"] = Field(
+        "refuse",
+        description=(
+            "what of a row the chat template leaves out (a system prompt, tool schemas, calls and"
+            " results, reasoning): refuse the row, or leave it out and count it"
+        ),
     )
     max_length: int = Field(2048, ge=8, description="longest sample, in tokens")
     overlong: Literal["truncate", "drop"] = Field(
@@ -69,7 +93,16 @@ class DataConfig(Record):
     @field_validator("train", "replay", mode="before")
     @classmethod
     def _one_source_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
+        return expanded([value] if isinstance(value, str) else value)
+
+    @field_validator("validation", mode="before")
+    @classmethod
+    def _sources_are_expanded(cls, value: Any) -> Any:
+        return (
+            {name: expanded(sources) for name, sources in value.items()}
+            if isinstance(value, dict)
+            else value
+        )
 
     @field_validator("validation")
     @classmethod

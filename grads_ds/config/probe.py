@@ -6,14 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from grads_ds.config.columns import EXTRAS, LAYER_GROUPS, wants_reference
 from grads_ds.config.errors import nearest
-from grads_ds.config.record import NO_RESULT
+from grads_ds.config.record import NO_RESULT, expanded
 from grads_ds.config.training import TrainingConfig
-
-EXTRAS = ("ifd", "el2n", "anchor", "early")  # further columns of the score table
-
-
-LAYER_GROUPS = ("embedding", "lm_head", "attention", "mlp", "norm", "lora")
 
 
 class ProbeConfig(TrainingConfig):
@@ -52,17 +48,36 @@ class ProbeConfig(TrainingConfig):
     extras: list[str] = Field(
         default_factory=list,
         description=(
-            f"further columns, for the rivals of selection: any of {', '.join(EXTRAS)}"
-            " (docs/selection.md)"
+            f"further columns of the score table: any of {', '.join(EXTRAS)} (docs/selection.md)"
         ),
     )
     anchor: str | list[str] | None = Field(
         None,
         description=(
-            "extras anchor: a set of data.validation by name, or files, folders or hub ids of"
-            " its own"
+            "the reference set of extras anchor, contrast, hidden and fisher: a set of"
+            " data.validation by name, or files, folders or hub ids of its own"
         ),
     )
+    other_prompts: int = Field(
+        1, ge=1, le=8, description="extras prompt_gain: other rows' prompts that each row is put to"
+    )
+    contrast_rows: int = Field(
+        64, ge=2, description="extras contrast, hidden: pool rows behind the pool's mean, drawn"
+    )
+    controls: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description=(
+            "share of the pool scored once more as controls: with swapped answers, and as much"
+            " general text; never selected or trained on"
+        ),
+    )
+
+    @field_validator("anchor", mode="before")
+    @classmethod
+    def _anchor_is_expanded(cls, value: Any) -> Any:
+        return expanded(value)
 
     @field_validator("extras")
     @classmethod
@@ -74,19 +89,20 @@ class ProbeConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _extras_fit(self) -> ProbeConfig:
-        if ("anchor" in self.extras) != (self.anchor is not None):
+        if wants_reference(self.extras) != (self.anchor is not None):
             raise ValueError(
-                "extras: [anchor] and anchor: SET want each other; found one alone; give both or"
-                " neither"
+                "extras that are taken against a reference set (anchor, contrast, hidden, fisher)"
+                " and anchor: SET want each other; found one alone; give both or neither"
             )
         if "early" in self.extras and self.epochs == 0:
             raise ValueError(
                 "extras early compares with the model before training; found epochs 0; set epochs"
                 " above 0"
             )
-        if self.extras and self.record == "during" and self.epochs > 0:
+        if (self.extras or self.controls) and self.record == "during" and self.epochs > 0:
             raise ValueError(
-                "extras are recorded on frozen weights; found record: during; set record: after"
+                "extras and controls are recorded on frozen weights; found record: during; set"
+                " record: after"
             )
         return self
 

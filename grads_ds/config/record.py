@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -26,3 +27,12 @@ class Record(BaseModel):
             if field.json_schema_extra == NO_RESULT
         }
         return self.model_dump(mode="json", exclude=marked | exclude)
+
+
+def expanded(value: Any) -> Any:
+    """A path, or a list of them, with `~` and `$VAR` replaced: here alone, so that the same files
+    are read and watched for changes.
+    """
+    if isinstance(value, list):
+        return [expanded(item) for item in value]
+    return os.path.expanduser(os.path.expandvars(value)) if isinstance(value, str) else value

@@ -7,9 +7,33 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from grads_ds.config.columns import LAYER_GROUPS
 from grads_ds.config.errors import nearest
-from grads_ds.config.probe import LAYER_GROUPS
 from grads_ds.config.record import Record
+
+COSINE = "anchor_cosine_<group> | anchor_contrast_<group>"
+
+
+class Filter(Record):
+    """Rows that are never chosen: those on one side of a cut through a column of the score table.
+
+    `auto` takes side and cut from the probe's controls, and rejects nothing where the controls'
+    area under the curve is below 0.75.
+    """
+
+    column: str = Field(description="any column of the score table, e.g. ifd")
+    reject: Literal["auto", "high", "low"] = Field(
+        "auto", description="which side is rejected; auto: the side of the controls"
+    )
+    cut: float | Literal["auto"] = Field(
+        "auto", description="where; auto: where a row is more like the controls than like the pool"
+    )
+    by_length: bool = Field(
+        True, description="compare a row with rows of like length (its share of them, 0 to 1)"
+    )
+    against: str | None = Field(
+        None, description="kind of control: swapped or general; null: the one the column tells best"
+    )
 
 
 class SelectConfig(Record):
@@ -17,27 +41,36 @@ class SelectConfig(Record):
     means).
     """
 
-    METHODS: ClassVar[tuple[str, ...]] = (
-        "grads",
-        "random",
-        "length_matched",
-        "loss",
-        "perplexity_band",
-        "length",
-        "grand",
-        "el2n",
-        "ifd",
-        "k_center",
-        "snr",
-        "anchor_conflict",
-        "orthogonal",
-        "less",
-        "mixture",
-    )
+    # method -> the extra columns it cannot do without (" | ": either); its function stands in
+    # selection/methods.py: CRITERIA
+    METHODS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "grads": (),
+        "guided": (),
+        "random": (),
+        "length_matched": (),
+        "loss": (),
+        "perplexity_band": (),
+        "length": (),
+        "grand": (),
+        "el2n": ("el2n",),
+        "ifd": ("ifd",),
+        "low_ifd": ("ifd",),
+        "prompt_gain": ("prompt_gain",),
+        "k_center": (),
+        "snr": ("<group>_grad_norm_early",),
+        "anchor_conflict": (COSINE,),
+        "orthogonal": (COSINE,),
+        "less": ("anchor_inner_product_<group> | anchor_contrast_<group>",),
+        "hidden_nearest": ("anchor_hidden_cosine",),
+        "mixture": (),
+    }
     COMBINATIONS: ClassVar[tuple[str, ...]] = ("sum", "product", "l2", "zscore", "joint")
 
     method: str = Field(
-        "grads", description="grads, a rival (docs/selection.md) or the name of an installed plugin"
+        "grads",
+        description=(
+            "guided, grads, a published criterion (docs/selection.md) or the name of a plugin"
+        ),
     )
     budget: float | Literal["auto"] = Field(
         0.05,
@@ -85,14 +118,32 @@ class SelectConfig(Record):
         0.0,
         ge=0,
         description=(
-            "grads: places (share of the pool) lost per unit of conflict with the general anchor"
+            "grads: places (share of the pool) lost per unit of conflict with the reference set"
         ),
     )
     mixture: dict[str, float] = Field(
         default_factory=dict, description="method mixture: weight of each method's rank"
     )
+    filters: list[Filter] = Field(
+        default_factory=list,
+        description=(
+            "rows that are never chosen: {column, reject, cut, by_length, against}; method guided"
+            " without any finds its own"
+        ),
+    )
+    spread: Literal["rank", "random", "density"] = Field(
+        "rank",
+        description=(
+            "guided: order of what the filters leave: by the ranks of the signals that see, at"
+            " random, or drawn by density"
+        ),
+    )
     strata: str | None = Field(
-        None, description="source, or a data.metadata field: spread the budget over its values"
+        None,
+        description=(
+            "source, a data.metadata field, or length: spread the budget over its values; guided"
+            " without one takes length"
+        ),
     )
     strata_balance: Literal["proportional", "equal"] = Field(
         "proportional", description="each stratum's share: as in the pool, or the same for all"
@@ -197,6 +248,10 @@ class SelectConfig(Record):
                 f" auto; found {value:g}"
             )
         return value
+
+    def strata_field(self) -> str | None:
+        """The field whose values share the budget; None for no strata."""
+        return self.strata or ("length" if self.method == "guided" else None)
 
     def resolve(self, name: str | None) -> SelectConfig:
         """The settings of one named subset (None: the main one), without `variants`."""

@@ -6,8 +6,9 @@ Reads rows (dicts) from `sources`; writes nothing. Pure functions. A row that do
 fault at once.
 
 Roles after normalisation are system, developer, user, assistant and tool; an assistant message with
-`weight` 0 is context, not target (the OpenAI convention; also used for assistant turns inside a
-`prompt` message list).
+`weight` 0 is context, not target (also an assistant turn inside a `prompt` message list). A row of
+`prompt` and `completion` texts is a chat of two turns, unless `data.format` says
+`prompt_completion_text`: then it is plain text of which the completion alone is learned.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.data.messages import TO_MESSAGES, Message, found_text, tools_of, turn_list
-from grads_ds.data.problems import Faults, RowFault
+from grads_ds.data.conversation import Message, turn_list
+from grads_ds.data.messages import SYSTEM_FIELDS, conversation_of, turns_field
+from grads_ds.data.problems import Faults, RowFault, found_text
 from grads_ds.data.sources import RawRow, find_inputs, read
 
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
@@ -27,12 +29,17 @@ _LOOKS = {
     "alpaca": "instruction, input, output",
     "prompt_completion": "prompt, completion",
     "text": "text",
+    "prompt_completion_text": "prompt, completion as texts",
 }
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A normalised row: exactly one of `messages` and `text` is set."""
+    """A normalised row: exactly one of `messages` and `text` is set.
+
+    The first `context` characters of `text` are no target. `notes` are what prepare counts and says
+    once.
+    """
 
     source: str
     origin: str
@@ -40,6 +47,8 @@ class Sample:
     messages: list[Message] | None = None
     text: str | None = None
     tools: list[dict[str, Any]] | None = None
+    context: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def load_samples(entries: Sequence[str], style: str, faults: Faults) -> Iterator[Sample]:
@@ -50,29 +59,30 @@ def load_samples(entries: Sequence[str], style: str, faults: Faults) -> Iterator
         chosen = None if style == "auto" else style
         for raw in read(item, faults):
             try:
-                found = detect(raw.row)
                 if chosen is None:
-                    if found is None:
+                    chosen = detect(raw.row)
+                    if chosen is None:
                         raise _unknown(raw.row)
-                    chosen = found
-                if found != chosen and not (found and _fits(raw.row, chosen)):
-                    if found is None:
-                        raise RowFault(
-                            f"a row of format {chosen} ({_LOOKS[chosen]})",
-                            _keys(raw.row),
-                            "complete or remove it",
-                        )
-                    whose = (
-                        "the config's data.format" if style != "auto" else "the file's first row"
-                    )
-                    raise RowFault(
-                        f"format {chosen}, as {whose} says",
-                        f"format {found}",
-                        "keep one format per file and config",
-                    )
+                _check_format(raw.row, chosen, forced=style != "auto")
                 yield normalise(raw, chosen)
             except RowFault as fault:
                 faults.add(raw.origin, fault.wanted, fault.found, fault.change)
+
+
+def _check_format(row: dict[str, Any], chosen: str, forced: bool) -> None:
+    found = detect(row)
+    if found == chosen or (forced and _fits(row, chosen)):
+        return
+    if found is None:
+        raise RowFault(
+            f"a row of format {chosen} ({_LOOKS[chosen]})", _keys(row), "complete or remove it"
+        )
+    whose = "the config's data.format" if forced else "the file's first row"
+    raise RowFault(
+        f"format {chosen}, as {whose} says",
+        f"format {found}",
+        "keep one format per file and config",
+    )
 
 
 def detect(row: dict[str, Any]) -> str | None:
@@ -83,18 +93,43 @@ def detect(row: dict[str, Any]) -> str | None:
 def normalise(raw: RawRow, style: str) -> Sample:
     """The sample a row stands for. Raises RowFault."""
     row = raw.row
-    if style == "text":
-        if not isinstance(row["text"], str):
-            raise RowFault("text as a string", found_text(row["text"]), "write the text itself")
-        return Sample(raw.source, raw.origin, row, text=row["text"])
-    messages = TO_MESSAGES[style](row)
-    if not any(m["role"] == "assistant" for m in messages):
+    if style in ("text", "prompt_completion_text"):
+        return _plain(raw, ["text"] if style == "text" else ["prompt", "completion"])
+    said = conversation_of(row, style)
+    if not any(m["role"] == "assistant" for m in said.messages):
         raise RowFault(
             "at least one assistant turn (there is nothing to learn otherwise)",
-            _turns(messages),
+            _turns(said.messages),
             "add the answer",
         )
-    return Sample(raw.source, raw.origin, row, messages=messages, tools=tools_of(row.get("tools")))
+    return Sample(
+        raw.source,
+        raw.origin,
+        row,
+        messages=said.messages,
+        tools=said.tools or None,
+        notes=tuple(said.notes),
+    )
+
+
+def _plain(raw: RawRow, fields: list[str]) -> Sample:
+    """The sample of a row whose texts, one behind the other, are trained on as they stand."""
+    for name in fields:
+        if not isinstance(raw.row[name], str):
+            found = found_text(raw.row[name])
+            raise RowFault(f"{name} as a string", found, "write the text itself")
+    texts = [str(raw.row[name]) for name in fields]
+    notes = tuple(
+        f"field {key!r} beside plain text is not read" for key in SYSTEM_FIELDS if raw.row.get(key)
+    )
+    return Sample(
+        raw.source,
+        raw.origin,
+        raw.row,
+        text="".join(texts),
+        context=sum(map(len, texts[:-1])),
+        notes=notes,
+    )
 
 
 # ---- recognising ---------------------------------------------------------------------------------
@@ -102,24 +137,22 @@ def normalise(raw: RawRow, style: str) -> Sample:
 
 def _fits(row: dict[str, Any], style: str) -> bool:
     has = {key for key, value in row.items() if value is not None}
-    if style == "messages":
-        return "messages" in has or (
-            "conversations" in has and not _sharegpt_like(row["conversations"])
-        )
-    if style == "sharegpt":
-        return "conversations" in has and _sharegpt_like(row["conversations"])
+    if style in ("messages", "sharegpt"):
+        field = turns_field(row)
+        return field is not None and _sharegpt_like(row[field], field) == (style == "sharegpt")
     if style == "alpaca":
         return {"instruction", "output"} <= has
-    if style == "prompt_completion":
+    if style in ("prompt_completion", "prompt_completion_text"):
         return {"prompt", "completion"} <= has
     return "text" in has
 
 
-def _sharegpt_like(value: Any) -> bool:
+def _sharegpt_like(value: Any, field: str) -> bool:
     turns = turn_list(value)
-    return not (
-        isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]
-    )
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(first, dict) and ("role" in first or "from" in first):
+        return "role" not in first
+    return field != "messages"
 
 
 def _unknown(row: dict[str, Any]) -> RowFault:

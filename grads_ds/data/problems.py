@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from grads_ds.config.errors import UserError
 
@@ -15,6 +17,12 @@ class Faults:
 
     shown: list[str] = field(default_factory=list)
     count: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Note what is no fault and yet has to be said, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def add(self, where: str, wanted: str, found: str, change: str) -> None:
         """Note one fault. Only the first SHOWN keep their text."""
@@ -40,3 +48,9 @@ class RowFault(Exception):
     def __init__(self, wanted: str, found: str, change: str):
         self.wanted, self.found, self.change = wanted, found, change
         super().__init__(f"wanted {wanted}; found {found}; {change}")
+
+
+def found_text(value: Any) -> str:
+    """A value as a message shows it, cut to a readable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

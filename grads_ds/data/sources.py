@@ -2,9 +2,10 @@
 depends on the disk.
 
 Reads .json (an array, one object, or lines), .jsonl, .csv, .tsv, .parquet, .arrow and .txt, also
-gzipped (.gz, text kinds), folders of these, folders written by `datasets.save_to_disk`, and hub ids
-(`owner/name`, `owner/name:split`, `owner/name:config:split`). Yields `RawRow`s: the row as given,
-with its origin `file:line`. Writes nothing; faults are collected, not raised one by one.
+packed (.gz, .bz2, .xz, .zst; text kinds), folders of these, folders written by
+`datasets.save_to_disk`, and hub ids (`owner/name`, `owner/name:split`, `owner/name:config:split`).
+Yields `RawRow`s: the row as given, with its origin `file:line`. Writes nothing; faults are
+collected, not raised one by one.
 """
 
 from __future__ import annotations
@@ -15,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grads_ds.data.folders import SUFFIXES, file_identity, files_of, suffix
+from grads_ds.data.inputs import Input
 from grads_ds.data.problems import Faults
-from grads_ds.data.readers import HUB_ID, READERS, Input
+from grads_ds.data.readers import READERS
+from grads_ds.data.tables import HUB_ID
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-_GZIPPED = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
-# `datasets`' own bookkeeping
-_NOT_ROWS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _SHARD = re.compile(r"(?:[-_.]?(?:part|shard|data)?[-_.]?\d{3,}(?:-of-\d+)?)$")
 
 
@@ -46,19 +46,16 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
     entry and file stem.
     """
     found: list[Found] = []
-    seen: set[str] = set()
+    seen: dict[Any, str] = {}
     for entry in entries:
-        path = Path(entry).expanduser()
-        if entry in seen:
-            faults.add(entry, "each source once", "it twice", "remove one of the two")
-            continue
-        seen.add(entry)
+        path = Path(entry)
+        mine: list[Found] = []
         if path.is_dir():
-            found += _folder(path, faults)
+            mine = _folder(path, faults)
         elif path.exists() and not path.is_file():
             faults.add(entry, "a file or a folder", "a pipe, a socket or a device", "save it first")
         elif path.exists():
-            if not _suffix(path):
+            if not suffix(path):
                 faults.add(
                     entry,
                     f"a file of kind {', '.join(SUFFIXES)}",
@@ -66,10 +63,10 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
                     "convert or rename it",
                 )
             else:
-                found.append((_suffix(path), str(path), _names(path)))
-        elif (hub := HUB_ID.fullmatch(entry)) and not _suffix(path):
+                mine = [(suffix(path), str(path), _names(path))]
+        elif (hub := HUB_ID.fullmatch(entry)) and not suffix(path):
             name = hub.group(1)
-            found.append(("hub", entry, (name.rpartition("/")[2], name)))
+            mine = [("hub", entry, (name.rpartition("/")[2], name))]
         else:
             faults.add(
                 entry,
@@ -77,7 +74,22 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
                 "nothing there",
                 "give an existing path",
             )
+        # the same rows under another spelling, a link, or a folder that holds the file
+        for one in mine:
+            first = seen.setdefault(_identity(one), one[1])
+            if first == one[1] and one not in found:
+                found.append(one)
+            else:
+                other = "it twice" if first == one[1] else f"it again as {one[1]}"
+                faults.add(first, "each source once", other, "remove one of the two")
     return _unique(found)
+
+
+def _identity(found: Found) -> Any:
+    if found[0] != "hub":
+        return file_identity(Path(found[1]))
+    name, config, split = HUB_ID.fullmatch(found[1]).groups()  # type: ignore[union-attr]
+    return (name, config, split) if split else (name, None, config or "train")
 
 
 def read(item: Input, faults: Faults) -> Iterator[RawRow]:
@@ -107,16 +119,9 @@ def read(item: Input, faults: Faults) -> Iterator[RawRow]:
 # ---- expanding entries ---------------------------------------------------------------------------
 
 
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    if name.endswith(".gz") and Path(name[:-3]).suffix in _GZIPPED:
-        return Path(name[:-3]).suffix
-    return Path(name).suffix if Path(name).suffix in SUFFIXES else ""
-
-
 def _names(path: Path) -> tuple[str, str]:
     """Source names of a file, short and with its folder: its stem without a shard number."""
-    stem = path.name[: path.name.lower().index(_suffix(path))] if _suffix(path) else path.name
+    stem = path.name[: path.name.lower().index(suffix(path))] if suffix(path) else path.name
     stem = _SHARD.sub("", stem) or path.resolve().parent.name
     parent = path.resolve().parent.name
     return stem, f"{parent}/{stem}"
@@ -126,20 +131,7 @@ def _folder(path: Path, faults: Faults) -> list[Found]:
     name = path.resolve().name
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return [("saved", str(path), (name, f"{path.resolve().parent.name}/{name}"))]
-    # sorted by the parts of the relative path: the same on every file system
-    files = sorted(
-        (
-            file
-            for file in path.rglob("*")
-            if file.is_file() and _suffix(file) and file.name not in _NOT_ROWS
-        ),
-        key=lambda file: file.relative_to(path).parts,
-    )
-    files = [
-        file
-        for file in files
-        if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
-    ]
+    files = files_of(path, faults)
     if not files:
         faults.add(
             str(path),
@@ -147,7 +139,7 @@ def _folder(path: Path, faults: Faults) -> list[Found]:
             "none",
             "give another folder",
         )
-    return [(_suffix(file), str(file), _names(file)) for file in files]
+    return [(suffix(file), str(file), _names(file)) for file in files]
 
 
 def _unique(found: list[Found]) -> list[Input]:

@@ -18,10 +18,14 @@ from tqdm import tqdm
 from grads_ds.config.config import ANCHOR_SET, Config
 from grads_ds.config.errors import UserError
 from grads_ds.data.formats import load_samples
-from grads_ds.data.prepared import Counts, spool_samples, write_set
+from grads_ds.data.leaks import SHARED, Leaks
+from grads_ds.data.model_limits import fit_faults
+from grads_ds.data.prepared import Counts, write_set
 from grads_ds.data.problems import Faults
 from grads_ds.data.sources import find_inputs
+from grads_ds.data.spool import spool_samples
 from grads_ds.data.tokenizer import check_tokenizer, fingerprint, load_tokenizer
+from grads_ds.data.tokens import ENDLESS
 from grads_ds.run_dir.publish import atomic_path, publish_json
 
 
@@ -65,29 +69,25 @@ def run_prepare(config: Config, run_dir: Path) -> None:
             samples = load_samples(entries, config.data.format, faults)
             bar = tqdm(samples, desc=f"reading {name}", unit=" rows")
             rows[name] = spool_samples(bar, spool / name, faults)
+        _tell(faults.notes)
         faults.raise_if_any()
 
         tokenizer = load_tokenizer(config.model)
-        counts: dict[str, Counts] = {}
-        for name, number in rows.items():
-            counts[name] = write_set(config, tokenizer, spool / name, number, folder / name, faults)
+        if misfits := fit_faults(config, tokenizer):
+            raise UserError(misfits)
+        leaks = Leaks()
+        written: dict[str, Counts] = {}
+        for name in sorted(rows, key=lambda name: name == "pool"):  # the pool is compared last
+            written[name] = write_set(
+                config, tokenizer, spool / name, rows[name], folder / name, faults, leaks
+            )
             (spool / name).unlink()
         spool.rmdir()
-        for name, count in counts.items():
-            if not count.kept and not faults.count:
-                reasons = ", ".join(
-                    f"{reason}: {n:,}" for reason, n in sorted(count.dropped.items())
-                )
-                found = f"none of {count.read:,} ({reasons})"
-                faults.add(
-                    f"data: {name}",
-                    "at least one usable row",
-                    found,
-                    "raise data.max_length or give other data",
-                )
+        counts = {name: written[name] for name in rows}
+        _refuse_empty(counts, faults)
         faults.raise_if_any()
         anchor = ANCHOR_SET if config.anchor_sources() else None
-        _count_shared(folder, counts, anchor)
+        _count_shared(leaks, counts, anchor)
         pad = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         )
@@ -102,19 +102,57 @@ def run_prepare(config: Config, run_dir: Path) -> None:
                 "pad_token_id": pad if pad is not None else 0,
                 "max_length": config.data.max_length,
                 "overlong": config.data.overlong,
+                "dropped_content": config.data.dropped_content,
+                "remarks": faults.notes,
                 "sets": {name: count.record() for name, count in counts.items()},
             },
         )
     for name, count in counts.items():
         print(f"prepare: {name}: {count.summary()}", flush=True)
-        if count.also_in_pool and name != anchor:
-            print(
-                f"prepare: {name}: {count.also_in_pool:,} of its rows are in the pool too, word for"
-                " word",
-                flush=True,
-            )
+        _tell([f"{name}: {remark}" for remark in count.remarks()])
+        if name != anchor:
+            _tell_of_leaks(name, count)
+    if counts["pool"].notes[ENDLESS] and not counts["pool"].answer_ends:
+        _tell(
+            [
+                "WARNING: no answer of the pool ends with a token of its own: training does not"
+                " teach the model to stop; use a chat template that ends answers with one"
+            ]
+        )
     if anchor:
         _warn_of_leaks(counts[anchor])
+
+
+def _tell(remarks: list[str]) -> None:
+    for remark in remarks:
+        print(f"prepare: {remark}", file=sys.stderr, flush=True)
+
+
+def _refuse_empty(counts: dict[str, Counts], faults: Faults) -> None:
+    for name, count in counts.items():
+        if not count.kept and not faults.count:
+            reasons = ", ".join(f"{reason}: {n:,}" for reason, n in sorted(count.dropped.items()))
+            faults.add(
+                f"data: {name}",
+                "at least one usable row",
+                f"none of {count.read:,} ({reasons})",
+                "raise data.max_length or give other data",
+            )
+
+
+def _tell_of_leaks(name: str, count: Counts) -> None:
+    if count.also_in_pool:
+        print(
+            f"prepare: {name}: {count.also_in_pool:,} of its rows are in the pool too, token for"
+            " token",
+            flush=True,
+        )
+    if count.near_in_pool:
+        print(
+            f"prepare: {name}: {count.near_in_pool:,} further rows are near-duplicates of the"
+            f" pool: more than {SHARED:.0%} of their answers' word 8-grams are in it",
+            flush=True,
+        )
 
 
 def _warn_of_leaks(anchor: Counts) -> None:
@@ -125,7 +163,7 @@ def _warn_of_leaks(anchor: Counts) -> None:
     for name, shared in anchor.also_held_out.items():
         print(
             f"prepare: WARNING: probe.anchor: {shared:,} of its {anchor.kept:,} rows are in"
-            f" data.validation.{name} too, word for word: a choice that looks at the anchor is"
+            f" data.validation.{name} too, token for token: a choice that looks at the anchor is"
             f" fitted to them, and the loss on {name} is no fair test of it; take them out of one"
             " of the two",
             file=sys.stderr,
@@ -134,30 +172,20 @@ def _warn_of_leaks(anchor: Counts) -> None:
     if anchor.also_in_pool:
         print(
             f"prepare: WARNING: probe.anchor: {anchor.also_in_pool:,} of its {anchor.kept:,} rows"
-            " are in data.train too, word for word: each of them is compared with a gradient that"
+            " are in data.train too, token for token: each of them is compared with a gradient that"
             " holds its own; take them out of one of the two",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _count_shared(folder: Path, counts: dict[str, Counts], anchor: str | None) -> None:
+def _count_shared(leaks: Leaks, counts: dict[str, Counts], anchor: str | None) -> None:
     """Held-out rows that are also in the pool: their loss says nothing about new text, so the
     number is shown. Of an anchor of its own also those that are in a held-out set.
     """
-    import pyarrow.compute as pc
-    from datasets import load_from_disk
-
-    hashes = {
-        name: load_from_disk(str(folder / name)).data.column("sample_hash") for name in counts
-    }
-
-    def shared(mine: str, other: str) -> int:
-        return int(pc.sum(pc.is_in(hashes[mine], value_set=hashes[other])).as_py())
-
     for name, count in counts.items():
         if name not in ("pool", "replay"):
-            count.also_in_pool = shared(name, "pool")
+            count.also_in_pool, count.near_in_pool = leaks.shared(name), leaks.near(name)
     for name in counts if anchor else ():
-        if name not in ("pool", "replay", anchor) and (rows := shared(str(anchor), name)):
+        if name not in ("pool", "replay", anchor) and (rows := leaks.shared(str(anchor), name)):
             counts[str(anchor)].also_held_out[name] = rows

@@ -1,221 +1,222 @@
 """Samples -> token ids and labels: the one place that says which tokens the loss is on.
 
-Reads a tokenizer folder (or hub id) and, when configured, a chat template file; writes nothing.
 Probe, SFT and evaluation all use what stands here:
 
-- chat rows: rendered by the model's own chat template; targets are the assistant turns with the
-token that
-  ends them (so that the model learns to stop), and nothing else;
+- chat rows: rendered by the model's own chat template; targets are the assistant turns that are to
+  be learned, each with the token that ends it (so that the model learns to stop), and nothing else;
 - text rows: tokenised as the tokenizer does it (with the BOS/EOS it adds); every token is a target;
-- `labels` are aligned with `input_ids`, IGNORE where a token is no target. The model shifts them:
-the loss at
-  position t is that of labels[t + 1], so labels[0] never counts and `num_target_tokens` is the
-  count over labels[1:].
+  of a prompt and a completion as text the completion and the EOS token behind it;
+- `labels` are aligned with `input_ids`, IGNORE_INDEX where a token is no target. The model shifts
+  them: the loss at position t is that of labels[t + 1], so labels[0] never counts and
+  `num_target_tokens` is the count over labels[1:].
 
-Where the assistant turns lie is taken from the template's `{% generation %}` marks, else derived by
-`turns.assistant_spans`. transformers (and with it torch) is imported when a tokenizer is loaded,
-not before.
+Where the answers lie is taken from the template's `{% generation %}` marks, else derived by
+`turns.assistant_spans`; whether the template kept what the row says is checked by `carried`.
+transformers (and with it torch) is imported when a tokenizer is loaded, not before.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import re
-import signal
-import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from grads_ds.config.errors import UserError, problem
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
-from grads_ds.data.messages import Message
 from grads_ds.data.problems import RowFault
-from grads_ds.data.turns import Span, assistant_spans, marked_spans
+from grads_ds.data.rendering import Rendered, Renderer, says, teaches
+from grads_ds.data.template import Span
 
-TEMPLATE_SECONDS = 30.0  # one row; the longest real conversations take a few milliseconds
-_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+ENDLESS = "answers end without a token that stops generation"
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One tokenised sample. `dropped` names the reason when it cannot be used; `cut` is the number
-    of tokens beyond `max_length` that are not in it.
+    of tokens beyond `max_length` that are not in it; `ends` are the tokens that end its answers;
+    `left_out` and `notes` count what the template did not carry and what was changed.
     """
 
     input_ids: list[int]
     labels: list[int]
     cut: int = 0
     dropped: str | None = None
+    ends: tuple[int, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 def num_target_tokens(labels: Sequence[int]) -> int:
-    """Tokens the loss is on: labels after the first that are not IGNORE (the first token has no
-    context).
+    """Tokens the loss is on: labels after the first that are not IGNORE_INDEX (the first token has
+    no context).
     """
-    return sum(label != IGNORE_INDEX for label in labels[1:])
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float, origin: str) -> Iterator[None]:
-    """Ends what takes longer with UserError; not in a thread, which gets no signal."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(number: int, frame: Any) -> None:
-        wanted = f"a template that renders a row within {seconds:g} s"
-        found = f"one that had not rendered {origin}"
-        raise UserError(problem("model.chat_template", wanted, found, "simplify its loops"))
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    rest = list(labels[1:])
+    return len(rest) - rest.count(IGNORE_INDEX)
 
 
 class Encoder:
     """Turns samples into `Encoded`. Holds the tokenizer and what is worth knowing of it once."""
 
-    def __init__(self, tokenizer: Any, max_length: int, overlong: str = "truncate"):
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        overlong: str = "truncate",
+        dropped_content: str = "refuse",
+    ):
         self.tokenizer, self.max_length, self.overlong = tokenizer, max_length, overlong
-        special = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special} | set(
-            tokenizer.all_special_tokens
-        )
-        self.special = tuple(sorted(special, key=len, reverse=True))
+        self.renderer = Renderer(tokenizer, dropped_content)
+        self._stops: dict[tuple[str, ...], set[int]] = {}
 
     def encode(self, samples: Sequence[Sample]) -> list[Encoded | RowFault]:
-        """One result per sample, in order; a RowFault where the template cannot render the sample
-        or would mislabel it.
+        """One result per sample, in order; a RowFault where the template cannot render the sample,
+        loses part of it, or would mislabel it.
         """
         results: list[Encoded | RowFault | None] = [None] * len(samples)
-        texts: list[str] = []
-        chats: list[tuple[int, list[Span]]] = []
+        chats: list[tuple[int, Rendered]] = []
         for i, sample in enumerate(samples):
-            if sample.messages is None:
-                results[i] = self._text(sample.text or "")
-            elif not any(_teaches(m) for m in sample.messages):
-                results[i] = Encoded([], [], dropped="every answer is empty")
-            else:
-                try:
-                    text, spans = self.render(sample)
-                except RowFault as fault:
-                    results[i] = fault
-                    continue
-                texts.append(text)
-                chats.append((i, spans))
-        if texts:
-            batch = self.tokenizer(
-                texts,
-                add_special_tokens=False,
-                return_offsets_mapping=True,
-                return_attention_mask=False,
-                verbose=False,  # lengths are data.max_length's business
-            )
-            for (i, spans), ids, offsets in zip(
-                chats, batch["input_ids"], batch["offset_mapping"], strict=True
-            ):
-                results[i] = self._fit(ids, _labels(ids, offsets, spans))
+            try:
+                if sample.messages is None:
+                    results[i] = self._text(sample.text or "", sample.context)
+                elif not any(teaches(m) for m in sample.messages):
+                    weighted = any(says(m) for m in sample.messages if m["role"] == "assistant")
+                    reason = "no answer is to be learned" if weighted else "every answer is empty"
+                    results[i] = Encoded([], [], dropped=reason)
+                else:
+                    rendered = self.renderer.render(sample)
+                    if rendered.typed:
+                        ids, offsets, spans = self.renderer.control.encode(
+                            rendered.text, rendered.spans
+                        )
+                        results[i] = self._chat(rendered, ids, offsets, spans)
+                    else:
+                        chats.append((i, rendered))
+            except RowFault as fault:
+                results[i] = fault
+        for (i, rendered), (ids, offsets) in zip(
+            chats, self._tokenise([rendered.text for _, rendered in chats]), strict=True
+        ):
+            try:
+                results[i] = self._chat(rendered, ids, offsets, rendered.spans)
+            except RowFault as fault:
+                results[i] = fault
         return results  # type: ignore[return-value]
 
-    def render(self, sample: Sample) -> tuple[str, list[Span]]:
-        """The sample's text under the chat template and the character spans of its targets. Raises
-        RowFault.
-        """
-        template = self.tokenizer.get_chat_template(tools=sample.tools)
-        messages = [
-            m if "tool_calls" in template else _calls_as_text(m) for m in sample.messages or []
-        ]
-        marked = bool(_MARKS.search(template))
-
-        def rendered(turns: list[Message], prompt: bool = False) -> tuple[str, list[Span]]:
-            from transformers.utils.chat_template_utils import render_jinja_template
-
-            with _time_limit(TEMPLATE_SECONDS, sample.origin):
-                texts, marks = render_jinja_template(
-                    conversations=[turns],
-                    tools=sample.tools,
-                    chat_template=template,
-                    add_generation_prompt=prompt,
-                    return_assistant_tokens_mask=marked,
-                    **self.tokenizer.special_tokens_map,
-                )
-            return texts[0], marks[0] if marked else []
-
-        try:
-            text, marks = rendered(messages)
-        except UserError:
-            raise  # the next row would take as long
-        # templates raise their own errors on roles and orders they do not know
-        except Exception as error:
-            reason = next(iter(str(error).splitlines()), "no reason given")[:200]
-            raise RowFault(
-                "turns the chat template accepts",
-                f"that it refuses them ({type(error).__name__}: {reason})",
-                "reorder the turns or set model.chat_template",
-            ) from None
-        if marked:
-            return text, marked_spans(text, marks, messages, self.tokenizer.eos_token)
-        return text, assistant_spans(
-            text, messages, lambda turns, prompt: rendered(turns, prompt)[0], self.special
+    def _tokenise(self, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
+        if not texts:
+            return iter(())
+        batch = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,  # lengths are data.max_length's business
         )
+        return zip(batch["input_ids"], batch["offset_mapping"], strict=True)
 
-    def _text(self, text: str) -> Encoded:
+    def _chat(
+        self, rendered: Rendered, ids: list[int], offsets: list[Span], spans: list[Span]
+    ) -> Encoded:
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise RowFault("one BOS token", "two at the beginning", "correct the chat template")
+        labels, last = _labels(ids, offsets, spans)
+        stops = self._stops_of(rendered.ends)
+        ends = [ids[i] for i in last if ids[i] in stops and i < self.max_length]
+        notes = dict(rendered.notes)
+        if endless := sum(ids[i] not in stops for i in last):
+            notes[ENDLESS] = endless
+        return self._fit(ids, labels, tuple(ends), rendered.left_out, notes)
+
+    def _stops_of(self, ends: tuple[str, ...]) -> set[int]:
+        """Ids that can end an answer: special tokens, and those that the template ends with."""
+        if ends not in self._stops:
+            known = self.tokenizer.get_vocab()
+            of_template = {known[end] for end in ends if end in known}
+            self._stops[ends] = of_template | set(self.renderer.control.ids.values())
+        return self._stops[ends]
+
+    def _text(self, text: str, context: int) -> Encoded:
         if not text.strip():
             return Encoded([], [], dropped="empty text")
-        ids = self.tokenizer(text, return_attention_mask=False, verbose=False)["input_ids"]
-        return self._fit(ids, list(ids))
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        batch = self.tokenizer(
+            text, return_attention_mask=False, return_offsets_mapping=bool(context), verbose=False
+        )
+        ids = list(batch["input_ids"])
+        if bos is not None and bos != eos and ids[:2] == [bos, bos]:
+            raise RowFault(
+                "text that begins with at most one BOS token",
+                "its own and the one that the tokenizer adds",
+                f"remove {self.tokenizer.bos_token} from the text",
+            )
+        if not context:
+            return self._fit(ids, list(ids), tuple(ids[-1:]) if ids[-1] == eos else ())
+        labels, _ = _labels(ids, batch["offset_mapping"], [(context, len(text))])
+        if eos is not None and ids[-1] != eos:
+            ids.append(eos)
+            labels.append(eos)
+        elif eos is not None:
+            labels[-1] = eos
+        return self._fit(ids, labels, (eos,) if eos is not None else ())
 
-    def _fit(self, ids: list[int], labels: list[int]) -> Encoded:
+    def _fit(
+        self,
+        ids: list[int],
+        labels: list[int],
+        ends: tuple[int, ...],
+        left_out: dict[str, int] | None = None,
+        notes: dict[str, int] | None = None,
+    ) -> Encoded:
         if num_target_tokens(labels) == 0:
             return Encoded([], [], dropped="no target token")
+        said = left_out or {}, notes or {}
         if len(ids) <= self.max_length:
-            return Encoded(ids, labels)
+            return Encoded(ids, labels, 0, None, ends, *said)
         if self.overlong == "drop":
             return Encoded([], [], dropped="longer than max_length")
         cut = len(ids) - self.max_length
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         if num_target_tokens(labels) == 0:
             return Encoded([], [], dropped="no target left within max_length")
-        return Encoded(ids, labels, cut)
+        return Encoded(ids, labels, cut, None, ends, *said)
 
 
-def _labels(ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]) -> list[int]:
-    """A token is a target when it holds at least one character of a span."""
-    labels, spans, at, before = [IGNORE_INDEX] * len(ids), sorted(spans), 0, 0
-    for i, (start, end) in enumerate(offsets):
-        # byte-level tokenizers trim blanks off; such a token begins where the last one ended
-        if start == end:
-            start = min(before, start)
-        before = max(before, end)
-        while at < len(spans) and spans[at][1] <= start:
-            at += 1
-        if at < len(spans) and start < spans[at][1] and end > spans[at][0]:
-            labels[i] = ids[i]
-    return labels
+def _labels(
+    ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]
+) -> tuple[list[int], list[int]]:
+    """(labels; where the last token of each span is): a token is a target when it holds at least
+    one character of a span.
 
-
-def _teaches(message: Message) -> bool:
-    """Whether the message is an answer with something in it that is to be learnt."""
-    said = message["content"].strip() or message.get("tool_calls")
-    return message["role"] == "assistant" and bool(said) and bool(message.get("weight", 1))
-
-
-def _calls_as_text(message: Message) -> Message:
-    """For templates that know no tool calls: the call as JSON text, rather than a turn that
-    silently says nothing.
+    Byte-level tokenizers trim blanks off; a token that is left without characters begins where the
+    one before it ended. Offsets go up, so that the tokens of a span are found by bisection.
     """
-    if not message.get("tool_calls"):
-        return message
-    calls = [
-        json.dumps(call.get("function", call), ensure_ascii=False) for call in message["tool_calls"]
-    ]
-    content = "\n".join([message["content"], *calls] if message["content"] else calls)
-    return {key: value for key, value in message.items() if key != "tool_calls"} | {
-        "content": content
-    }
+    starts, stops = [start for start, _ in offsets], [stop for _, stop in offsets]
+    if stops != sorted(stops) or starts != sorted(starts):
+        return _labels_one_by_one(ids, offsets, spans)
+    labels, last = [IGNORE_INDEX] * len(ids), []
+    for begin, end in spans:
+        first, behind = bisect_right(stops, begin), bisect_left(starts, end)
+        while behind < len(ids) and starts[behind] == stops[behind] and stops[behind - 1] < end:
+            behind += 1
+        if first < behind:
+            labels[first:behind] = ids[first:behind]
+            last.append(behind - 1)
+    return labels, last
+
+
+def _labels_one_by_one(
+    ids: list[int], offsets: list[tuple[int, int]], spans: list[Span]
+) -> tuple[list[int], list[int]]:
+    """`_labels` for offsets in any order."""
+    labels, last, before = [IGNORE_INDEX] * len(ids), {}, 0
+    for i, (start, stop) in enumerate(offsets):
+        if start == stop:
+            start = min(before, start)
+        before = max(before, stop)
+        for number, (begin, end) in enumerate(spans):
+            if start < end and stop > begin:
+                labels[i] = ids[i]
+                last[number] = i
+    return labels, list(last.values())

@@ -1,9 +1,8 @@
-"""Where the assistant's words lie in a rendered conversation: character spans, from a template's
-marks or without them.
+"""Where the answers to be learned lie in a rendered conversation: character spans, from a
+template's marks or without them.
 
-Pure functions over texts and messages; nothing is tokenised here. A template that drops, rewrites
-or reorders assistant turns (as those that remove earlier reasoning) cannot be masked rightly and
-raises `RowFault` instead.
+Pure functions over texts and messages; nothing is tokenised here. A template that rewrites or
+reorders assistant turns cannot be masked rightly and raises `RowFault` instead.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from grads_ds.config.errors import UserError
-from grads_ds.data.messages import Message
+from grads_ds.data.carried import pieces_of, stands_in
+from grads_ds.data.conversation import Message
 from grads_ds.data.problems import RowFault
+from grads_ds.data.template import Span
 
-Span = tuple[int, int]  # [start, end) in characters
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
+Owners = tuple[tuple[int, ...], ...]
 # end tokens a tokenizer may know as plain text only
 _END_MARK = re.compile(r"(<\|[^|<>]+\|>|</s>|<[\w]+_of_[\w]+>)\Z")
 _STAND_IN = "\u2042stand-in\u2042"
@@ -26,38 +26,77 @@ _USE_MARKS = (
 
 
 def marked_spans(
-    text: str, marks: list[Span], messages: list[Message], eos: str | None
+    text: str,
+    marks: list[Span],
+    owners: Owners | None,
+    messages: list[Message],
+    special: tuple[str, ...],
+    ends: tuple[str, ...],
 ) -> list[Span]:
-    """Spans of the template's own `{% generation %}` blocks, each with the EOS token that follows
-    it directly.
+    """Spans of the template's own `{% generation %}` blocks whose answers are to be learned, each
+    with the token that ends it, which may follow the block.
 
-    Raises RowFault when weights are given and the blocks cannot be told apart by turn.
+    Args:
+        text: the rendered conversation.
+        marks: the blocks' spans in it.
+        owners: the turns whose answers each block holds; None where they could not be told.
+        messages: the conversation.
+        special: the tokenizer's special tokens.
+        ends: tokens that end an answer.
+
+    Raises RowFault when the blocks cannot be told apart by turn.
     """
     if not any(end > start for start, end in marks):
         raise RowFault(
             "the chat template's generation marks to hold the answers",
             "empty marks",
-            "mend the template",
+            "correct the template",
+        )
+    turns = [n for n, m in enumerate(messages) if m["role"] == "assistant"]
+    everything = all(messages[n].get("weight", 1) for n in turns)
+    if owners is None:
+        if len(marks) != len(turns) and not everything:
+            raise RowFault(
+                "one generation mark per assistant turn, to tell which are not to be learned",
+                f"{len(marks)} generation marks for {len(turns)} assistant turns",
+                "correct the template",
+            )
+        owners = tuple((n,) for n in turns) if len(marks) == len(turns) else ((),) * len(marks)
+    if len(owners) != len(marks):
+        raise RowFault(
+            "generation marks that follow the turns",
+            f"{len(marks)} marks, and {len(owners)} for other texts of the same turns",
+            "correct the template",
         )
     spans = []
-    for start, end in marks:
-        open_ended = eos and text.startswith(eos, end) and not text[start:end].endswith(eos)
-        spans.append((start, end + len(eos) if eos and open_ended else end))
-    turns = [m for m in messages if m["role"] == "assistant"]
-    if all(m.get("weight", 1) for m in turns):
-        return spans
-    if len(spans) != len(turns):
-        found = f"{len(spans)} generation marks for {len(turns)} assistant turns"
-        raise RowFault(
-            "one generation mark per assistant turn, to tell which have weight 0",
-            found,
-            "mend the template",
-        )
-    return [span for span, m in zip(spans, turns, strict=True) if m.get("weight", 1)]
+    for (start, end), mine in zip(marks, owners, strict=True):
+        learned = {bool(messages[n].get("weight", 1)) for n in mine} or {everything}
+        if len(learned) > 1:
+            raise RowFault(
+                "turns that one generation mark holds to be learned or not alike",
+                f"both among turns {', '.join(str(n + 1) for n in mine)}",
+                "correct the template",
+            )
+        if end > start and learned == {True}:
+            spans.append(_with_end(text, (start, end), special, ends))
+    return spans
+
+
+def _with_end(text: str, span: Span, special: tuple[str, ...], ends: tuple[str, ...]) -> Span:
+    start, end = _trimmed(text, span, special)
+    if text[start:end].endswith(special):
+        return start, end
+    follows = end + len(text[end:]) - len(text[end:].lstrip())
+    token = next((token for token in ends if text.startswith(token, follows)), None)
+    return (start, follows + len(token)) if token else span
 
 
 def assistant_spans(
-    text: str, messages: list[Message], render: Render, special: tuple[str, ...]
+    text: str,
+    messages: list[Message],
+    render: Render,
+    special: tuple[str, ...],
+    ends: tuple[str, ...] = (),
 ) -> list[Span]:
     """Spans of the assistant turns in `text` = render(messages, False), for a template without
     marks.
@@ -78,14 +117,14 @@ def assistant_spans(
         if start is not None and until is not None:
             span = (start, len(until))
         else:
-            span = _by_stand_in(text, until, messages, k, render, special)
-        span = _trimmed(text, span, special)
+            span = _by_stand_in(text, until, messages, k, render, special, ends)
+        answers = [piece.text for piece in pieces_of(k, message) if piece.kind == "answer"]
+        span = _to_first_end(text, _trimmed(text, span, special), answers, ends)
         said = text[span[0] : span[1]]
-        if not message.get("tool_calls") and _no_blanks(message["content"]) not in _no_blanks(said):
+        if not all(stands_in(said, answer) for answer in answers):
             raise RowFault(
                 f"the chat template to keep turn {k + 1} as it stands",
-                "a template that leaves out or rewrites part of it (earlier reasoning, for"
-                " instance)",
+                "a template that rewrites part of it",
                 _USE_MARKS,
             )
         if spans and span[0] < spans[-1][1]:
@@ -99,8 +138,6 @@ def assistant_spans(
 def _attempt(render: Render, messages: list[Message], prompt: bool) -> str | None:
     try:
         return render(messages, prompt)
-    except UserError:
-        raise  # it takes too long
     except Exception:  # a template may refuse part of a conversation that it accepts as a whole
         return None
 
@@ -132,10 +169,11 @@ def _by_stand_in(
     k: int,
     render: Render,
     special: tuple[str, ...],
+    ends: tuple[str, ...],
 ) -> Span:
     """Span of turn k from the rendering with a stand-in for its content, up to the end-of-turn
-    token behind it: a special token that also ends `until`, the conversation up to that turn (where
-    it renders).
+    token behind it: one of `ends`, or a special token that also ends `until`, the conversation up
+    to that turn (where it renders).
     """
     changed = _attempt(
         render, [*messages[:k], messages[k] | {"content": _STAND_IN}, *messages[k + 1 :]], False
@@ -145,7 +183,7 @@ def _by_stand_in(
         end = len(text) - len(rest)
         if begin <= end and text[:begin] == changed[:begin] and text[end:] == rest:
             mark = next((s for s in special if rest.lstrip().startswith(s)), None)
-            if mark and (until is None or until.rstrip().endswith(mark)):
+            if mark and (mark in ends or until is None or until.rstrip().endswith(mark)):
                 return begin, end + len(rest) - len(rest.lstrip()) + len(mark)
     raise RowFault(
         f"a chat template in which turn {k + 1} can be found again",
@@ -154,12 +192,18 @@ def _by_stand_in(
     )
 
 
+def _to_first_end(text: str, span: Span, answers: list[str], ends: tuple[str, ...]) -> Span:
+    """The span cut behind the first end token that follows the answer."""
+    said = text[span[0] : span[1]]
+    if not answers or (at := said.rfind(answers[-1])) < 0:
+        return span
+    behind = at + len(answers[-1])
+    found = [place + len(token) for token in ends if (place := said.find(token, behind)) >= 0]
+    return (span[0], span[0] + min(found)) if found else span
+
+
 def _trimmed(text: str, span: Span, special: tuple[str, ...]) -> Span:
     said = text[span[0] : span[1]].rstrip()
     return (
         (span[0], span[0] + len(said)) if said.endswith(special) or _END_MARK.search(said) else span
     )
-
-
-def _no_blanks(text: str) -> str:
-    return "".join(text.split())

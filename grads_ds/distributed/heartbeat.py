@@ -4,7 +4,7 @@ failed.
 With it goes what this rank's own work took of late, by which the launcher names slow ranks
 (grads_ds/distributed/step_timing.py measures it).
 
-Writes JSON lines into a pipe and, on SIGUSR1, every thread's stack into a file; both are inherited.
+Writes JSON lines into a pipe and, on SIGUSR2, every thread's stack into a file; both are inherited.
 Without a supervisor (`deepspeed --module grads_ds ...`) nothing is written. No torch import.
 """
 
@@ -27,7 +27,7 @@ _last = 0.0
 _work: dict[str, Any] | None = None
 
 
-class _Pace:
+class _StepWindows:
     """Seconds of this rank's own work by kind, and the steps they belong to, in windows of some
     length; the last two are kept.
     """
@@ -53,22 +53,22 @@ class _Pace:
             self._open()
 
 
-_pace = _Pace(float("inf"))
+_windows = _StepWindows(float("inf"))
 
 
 def start() -> None:
     """Take over what the supervisor handed down. Called once, before anything slow."""
-    global _pipe, _pace
+    global _pipe, _windows
     # out of the environment: a process that this rank starts must not answer for it
     handed = os.environ.pop(VARIABLE, None)
     if handed is None:
         return
     *files, window = handed.split(",")
     _pipe, stack = (int(number) for number in files)
-    _pace = _Pace(float(window))
+    _windows = _StepWindows(float(window))
     os.set_inheritable(_pipe, False)
     os.set_inheritable(stack, False)
-    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=stack, all_threads=True)
     faulthandler.enable()  # a segmentation fault leaves its stack in the log
 
 
@@ -88,21 +88,21 @@ def beat(doing: str, done: int | None = None, total: int | None = None) -> None:
         _last = now
         if _work is None or _work["doing"] != doing or _work["total"] != total:
             _work = {"doing": doing, "total": total, "first": done or 0, "since": time.time()}
-            _pace.forget()  # another kind of work takes another time
-        _pace.close()
-        _write({"progress": _work | {"done": done, "time": time.time()}, "pace": _pace.closed})
+            _windows.forget()  # another kind of work takes another time
+        _windows.close()
+        _write({"progress": _work | {"done": done, "time": time.time()}, "pace": _windows.closed})
 
 
 def worked(kind: str, seconds: float) -> None:
     """This rank has spent `seconds` on work of its own ("computing", "reading"), for which it
     waited for no other rank.
     """
-    _pace.work[kind] = _pace.work.get(kind, 0.0) + seconds
+    _windows.work[kind] = _windows.work.get(kind, 0.0) + seconds
 
 
 def stepped() -> None:
     """Another step of it begins."""
-    _pace.steps += 1
+    _windows.steps += 1
 
 
 def failed(error: str, status: int) -> None:

@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from grads_ds.config.errors import UserError
+from grads_ds.launcher import runners
+from grads_ds.launcher.rendezvous import join
 from grads_ds.workarounds import quote_torch_lib_path, skip_shared_memory_op, warn_of_other_versions
 
 T = TypeVar("T")
@@ -21,12 +23,12 @@ T = TypeVar("T")
 
 def launched() -> bool:
     """Whether a launcher started this process as one of its ranks."""
-    return "RANK" in os.environ or "OMPI_COMM_WORLD_RANK" in os.environ
+    return runners.launched_rank() is not None
 
 
 def launched_rank() -> int:
     """This process's rank by the launcher's environment; 0 without one."""
-    return int(os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")))
+    return runners.launched_rank() or 0
 
 
 def foreign_variables() -> list[str]:
@@ -56,23 +58,28 @@ def start() -> None:
     """
     import deepspeed
     import torch.distributed as dist
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.constants import default_pg_timeout
 
     if dist.is_initialized():
         return
     if problems := foreign_variables():
         raise UserError(problems)
+    listen = None
     if not launched():
+        listen = "127.0.0.1"
         os.environ |= {
             "RANK": "0",
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_ADDR": listen,
             "MASTER_PORT": "0",
         }
     if launched_rank() == 0:
         warn_of_other_versions()
     skip_shared_memory_op(deepspeed)
     quote_torch_lib_path()
+    join(get_accelerator().communication_backend_name(), default_pg_timeout, listen)
     deepspeed.init_distributed(verbose=False)
 
 

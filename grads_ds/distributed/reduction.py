@@ -7,21 +7,12 @@ stops no other job.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from grads_ds.distributed import ranks
-
-# set by mpirun of OpenMPI, MVAPICH2 and the MPICH family (Hydra); Slurm's own PMI variables do not
-# mean that MPI is there
-_MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "MPI_LOCALNRANKS")
-
-
-def mpi_started() -> bool:
-    """Whether this job's ranks were started by MPI."""
-    return any(name in os.environ for name in _MPI_VARIABLES)
+from grads_ds.launcher.runners import mpi_started
 
 
 def all_reduce_sum(values: np.ndarray) -> np.ndarray:

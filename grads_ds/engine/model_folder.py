@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -16,6 +18,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from grads_ds.config.config import Config
+from grads_ds.data.prepared import trained_ends
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import ranks
 from grads_ds.engine.model import gathered_parameters
@@ -30,10 +33,15 @@ def save_model(model: nn.Module, config: Config, folder: Path, card: str | None 
     template prepare used.
 
     Every rank takes part; rank 0 writes. Parameters are gathered one by one and written shard by
-    shard, so that rank 0's memory stays near one shard. Tied weights are written once. `card`
-    becomes README.md. `folder` appears when it is complete.
+    shard, so that rank 0's memory stays near one shard. Tied weights are written once; where an
+    adapter changes one use of a tied weight alone, both are written and the config says that they
+    are not tied. `card` becomes README.md. `folder` appears when it is complete.
     """
     from safetensors.torch import save_file
+
+    tensors = list(_saved_tensors(model))
+    shared = Counter(id(needed[0]) for needed in {_identity(t[1]): t[1] for t in tensors}.values())
+    untied = any(uses > 1 for uses in shared.values())
 
     main = ranks.is_main()
     publish: AbstractContextManager[Path] = (
@@ -55,11 +63,11 @@ def save_model(model: nn.Module, config: Config, folder: Path, card: str | None 
 
         if main:
             aside.mkdir()
-        seen: set[int] = set()
-        for name, needed, make in _saved_tensors(model):
-            if id(needed[0]) in seen:  # the second name of a tied weight
+        seen: set[tuple[int, ...]] = set()
+        for name, needed, make in tensors:
+            if _identity(needed) in seen:  # the second name of a tied weight
                 continue
-            seen.add(id(needed[0]))
+            seen.add(_identity(needed))
             with gathered_parameters(needed):
                 if not main:
                     continue
@@ -71,10 +79,9 @@ def save_model(model: nn.Module, config: Config, folder: Path, card: str | None 
         if main:
             flush()
             _write_index(aside, files, index, written)
-            (
-                model.get_base_model() if hasattr(model, "get_base_model") else model
-            ).config.save_pretrained(aside)
-            _save_companions(config, aside)
+            plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+            (_untied(plain.config) if untied else plain.config).save_pretrained(aside)
+            _save_companions(config, plain.config, aside)
             if card is not None:
                 (aside / "README.md").write_text(card)
 
@@ -172,10 +179,44 @@ def _write_index(folder: Path, files: list[Path], index: dict[str, str], written
     )
 
 
-def _save_companions(config: Config, folder: Path) -> None:
+def _identity(needed: list[torch.Tensor]) -> tuple[int, ...]:
+    return tuple(map(id, needed))
+
+
+def _untied(shape: Any) -> Any:
+    """The model's config with input and output embedding apart."""
+    shape = copy.deepcopy(shape)
+    for part in (shape, shape.get_text_config()):
+        if getattr(part, "tie_word_embeddings", False):
+            part.tie_word_embeddings = False
+    return shape
+
+
+def _save_companions(config: Config, shape: Any, folder: Path) -> None:
+    """Tokenizer, generation config, and the code of a model that comes with its own."""
     load_tokenizer(config.model).save_pretrained(folder)
-    with contextlib.suppress(OSError):  # many models have no generation config
-        GenerationConfig.from_pretrained(config.model.path).save_pretrained(folder)
-    source = Path(config.model.path, "tokenizer.model")
-    if source.is_file():
-        shutil.copy2(source, folder / source.name)
+    _generation(config, shape).save_pretrained(folder)
+    source = Path(config.model.path)
+    if (source / "tokenizer.model").is_file():
+        shutil.copy2(source / "tokenizer.model", folder)
+    if config.model.trust_remote_code and source.is_dir():
+        for file in sorted(source.rglob("*.py")):
+            place = file.relative_to(source)
+            if not any(part.startswith((".", "__pycache__")) for part in place.parts):
+                (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, folder / place)
+
+
+def _generation(config: Config, shape: Any) -> GenerationConfig:
+    """The base model's generation config, which stops at the ends that were trained too."""
+    try:
+        generation = GenerationConfig.from_pretrained(config.model.path)
+    except OSError:  # many models have none
+        generation = GenerationConfig.from_model_config(shape)
+    given = generation.eos_token_id
+    ends = [] if given is None else [given] if isinstance(given, int) else list(given)
+    trained = [end for end in trained_ends(Path(config.run_dir)) if end not in ends]
+    if trained:
+        ends += trained
+        generation.eos_token_id = ends if len(ends) > 1 else ends[0]
+    return generation

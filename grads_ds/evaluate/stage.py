@@ -24,6 +24,7 @@ from grads_ds.engine.frozen_pass import score_samples
 from grads_ds.evaluate.tasks import run_tasks, wants_tasks
 from grads_ds.run_dir.layout import model_folder, selection_folder, trained_names
 from grads_ds.run_dir.publish import atomic_path, publish_json
+from grads_ds.statistics import bootstrap_interval
 
 
 def run_evaluate(config: Config, run_dir: Path) -> None:
@@ -102,17 +103,11 @@ def summarise(loss: np.ndarray, tokens: np.ndarray, resamples: int, seed: int) -
     `loss` float64 [N] is each sample's mean over its target tokens, `tokens` int64 [N] their
     number.
     """
-    sums = loss * tokens
-    mean = float(sums.sum() / tokens.sum())
-    # one seed for every model: the same samples are redrawn, so that intervals of two models
-    # compare
-    draws = np.random.default_rng(seed).integers(len(loss), size=(resamples, len(loss)))
-    redrawn = sums[draws].sum(axis=1) / np.maximum(1, tokens[draws].sum(axis=1))
-    low, high = np.quantile(redrawn, [0.025, 0.975])
+    mean = float((loss * tokens).sum() / tokens.sum())
     return {
         "loss": mean,
         "perplexity": math.exp(min(mean, 700.0)),
-        "loss_ci95": [float(low), float(high)],
+        "loss_ci95": list(bootstrap_interval(loss, resamples, seed, tokens)),
         "num_samples": len(loss),
         "num_target_tokens": int(tokens.sum()),
     }

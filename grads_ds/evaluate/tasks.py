@@ -19,6 +19,7 @@ from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.engine.model import frozen_model
 from grads_ds.evaluate.generation import encode_pair, generate, log_likelihoods
 from grads_ds.evaluate.task_files import read_choices, read_prompts
+from grads_ds.statistics import bootstrap_interval
 
 
 def wants_tasks(settings: EvaluateConfig) -> bool:
@@ -117,12 +118,9 @@ def _accuracy(right: np.ndarray, config: Config) -> dict[str, Any]:
     """Accuracy and its 95 % bootstrap interval (percentile method; the same redrawn samples for
     every model).
     """
-    draws = np.random.default_rng(config.seed).integers(
-        len(right), size=(config.evaluate.bootstrap, len(right))
-    )
-    low, high = np.quantile(right[draws].mean(axis=1), [0.025, 0.975])
+    interval = bootstrap_interval(right.astype(float), config.evaluate.bootstrap, config.seed)
     return {
         "accuracy": float(right.mean()),
-        "accuracy_ci95": [float(low), float(high)],
+        "accuracy_ci95": list(interval),
         "num_samples": len(right),
     }

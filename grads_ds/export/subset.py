@@ -54,7 +54,12 @@ def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path
         raise UserError(
             f"export: wanted a new folder; {out} exists; give another --out or remove it"
         )
-    rows = list(_rows(chosen))
+    rows = list(_rows(chosen, config.data.format))
+    if tool != "trl" and any("completion" in row for row in rows):
+        raise UserError(
+            f"export: {tool} has no form for a prompt and a completion of plain text; found"
+            " data.format prompt_completion_text; export to trl"
+        )
     with atomic_path(out) as folder:
         folder.mkdir()
         TOOLS[tool](rows, folder)
@@ -63,23 +68,23 @@ def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path
     return len(rows)
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Each chosen row as {"messages": [...], "tools": [...]?} or {"text": ...}, whatever format it
-    was given in.
+def _rows(file: Path, style: str) -> Iterator[dict[str, Any]]:
+    """Each chosen row as {"messages": [...], "tools": [...]?}, {"text": ...} or, of plain text,
+    {"prompt": ..., "completion": ...}; `style` is data.format.
     """
     faults = Faults()
     with file.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             row = json.loads(line)
-            found = detect(row)
             try:
-                sample: Sample = normalise(
-                    RawRow("", f"{file}:{number}", str(file), row), found or ""
-                )
+                found = (detect(row) or "") if style == "auto" else style
+                sample: Sample = normalise(RawRow("", f"{file}:{number}", str(file), row), found)
             except RowFault as fault:
                 faults.add(f"{file}:{number}", fault.wanted, fault.found, fault.change)
                 continue
-            if sample.messages is None:
+            if sample.messages is None and sample.context:
+                yield {key: row[key] for key in ("prompt", "completion")}
+            elif sample.messages is None:
                 yield {"text": sample.text}
             else:
                 yield {"messages": sample.messages} | (
@@ -150,7 +155,7 @@ def _as_llama_factory(row: dict[str, Any]) -> dict[str, Any]:
                     f"turn {number}, which does both",
                     "split or leave it out",
                 )
-            calls = [_arguments(call, as_text=False)["function"] for call in message["tool_calls"]]
+            calls = [call["function"] for call in message["tool_calls"]]
             role, content = "function_call", json.dumps(calls, ensure_ascii=False)
         messages.append({"role": "observation" if role == "tool" else role, "content": content})
     said = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
@@ -201,7 +206,7 @@ def _as_axolotl(row: dict[str, Any]) -> dict[str, Any]:
     for message in row["messages"]:
         turn = _without(message, "weight") | ({"train": False} if _context(message) else {})
         if turn.get("tool_calls"):
-            turn["tool_calls"] = [_arguments(call, as_text=True) for call in turn["tool_calls"]]
+            turn["tool_calls"] = [_arguments_as_text(call) for call in turn["tool_calls"]]
         messages.append(turn)
     tools = []
     for tool in row.get("tools") or []:
@@ -312,20 +317,9 @@ def _without(record: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != key}
 
 
-def _arguments(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
-    """A tool call with its arguments as an object, or as JSON text.
-
-    Raises RowFault where they are text that is no JSON.
-    """
-    function = call.get("function", call)
-    given = function.get("arguments", {})
-    try:
-        value = json.loads(given) if isinstance(given, str) else given
-    except json.JSONDecodeError as error:
-        raise RowFault(
-            "arguments of a tool call as JSON", f"{error.msg} in {given[:60]}", "mend the JSON"
-        ) from None
-    text = json.dumps(value, ensure_ascii=False) if as_text else value
+def _arguments_as_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    text = json.dumps(function["arguments"], ensure_ascii=False)
     return call | {"function": function | {"arguments": text}}
 
 

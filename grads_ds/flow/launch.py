@@ -16,8 +16,10 @@ from grads_ds.config.errors import UserError
 from grads_ds.flow.host_needs import compiled_ops, input_paths
 from grads_ds.flow.stages import Stage, check_upstream, due_units
 from grads_ds.flow.unit_inputs import Unit
+from grads_ds.launcher import orphans
 from grads_ds.launcher.doctor.examine import glance
-from grads_ds.launcher.hosts import shared_by
+from grads_ds.launcher.environment import sweep
+from grads_ds.launcher.host_choice import shared_by
 from grads_ds.launcher.job import Placement, run_job
 from grads_ds.launcher.job_outcome import DONE, FAILED, LOST, WRONG_INPUT, Outcome
 
@@ -67,6 +69,17 @@ def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placem
     return outcome.status
 
 
+def clear_after_killed_start(run_dir: Path) -> None:
+    """End the ranks that a killed launcher has left at work, and remove its environment files,
+    which may hold tokens. Call it with the run directory's lock held.
+    """
+    orphans.end(
+        run_dir, "another start of this run", lambda s: print(f"grads-ds: {s}", file=sys.stderr)
+    )
+    if swept := sweep(run_dir / "logs"):
+        print(f"grads-ds: {swept} environment files of killed starts removed", file=sys.stderr)
+
+
 def _present(
     config: Config, due: list[tuple[Unit, str]], place: Placement, elastic: bool
 ) -> Placement:
@@ -76,24 +89,25 @@ def _present(
     Raises UserError with every fault otherwise. Warnings are printed.
     """
     lost, findings = glance(place, Path(config.run_dir), input_paths(config), compiled_ops(config))
-    faults = dict(lost)
+    problems = dict(lost)
     for finding in findings:
         name = next(
             (host.name for host in place.hosts if host.address == finding.host), finding.host
         )
         if finding.level == "fault":
-            faults[name] = f"{faults[name]}; {finding}" if name in faults else f"hosts: {finding}"
+            told = f"{problems[name]}; {finding}" if name in problems else f"hosts: {finding}"
+            problems[name] = told
         elif finding.level == "warning":
             print(f"grads-ds: {finding}", file=sys.stderr, flush=True)
-    if not faults:
+    if not problems:
         return place
-    left = [host for host in place.hosts if host.name not in faults]
+    left = [host for host in place.hosts if host.name not in problems]
     if elastic and left:
         left = shared_by(left, _batches(config, due))
     if not elastic or not left:
-        raise UserError([*faults.values()])
-    for fault in faults.values():
-        print(f"grads-ds: left out: {fault}", file=sys.stderr, flush=True)
+        raise UserError([*problems.values()])
+    for problem in problems.values():
+        print(f"grads-ds: left out: {problem}", file=sys.stderr, flush=True)
     return replace(place, hosts=left)
 
 

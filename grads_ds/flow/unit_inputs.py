@@ -81,8 +81,10 @@ def probe_units(config: Config, run_dir: Path) -> list[Unit]:
 
     probe = config.probe.inputs()
     recording = {key: probe.pop(key) for key in _RECORDING}
-    extras = {key: probe.pop(key) for key in ("extras", "anchor")}
+    names = ("extras", "anchor", "other_prompts", "contrast_rows")
+    extras, controls = {key: probe.pop(key) for key in names}, probe.pop("controls")
     recording |= extras if extras["extras"] else {}
+    recording |= {"controls": controls} if controls else {}
     model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
     scores = ("scores/table.parquet", "scores/manifest.json")
     if config.probe.epochs == 0:

@@ -26,6 +26,7 @@ class Layout:
     input_ids: Tensor  # int64 [B, T]
     real: Tensor  # bool [B, T], False at padding
     position_ids: Tensor  # int64 [B, T]
+    needs_positions: bool  # they are not 0, 1, 2, ... in every row
     # int64 [S, L], flat position of each token of each sample, -1 where there is none
     packed_index: Tensor | None
     target_positions: Tensor  # int64 [N], flat b * T + t of the predicting position
@@ -115,6 +116,8 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
     position_ids = batch.get("position_ids")
     if position_ids is None:
         position_ids = _positions(real, None if segments is None else sample_BT)
+    counted = torch.arange(length, device=input_ids.device).expand_as(position_ids)
+    natural = torch.equal(torch.where(real, position_ids, counted), counted)
     return Layout(
         rows,
         length,
@@ -122,6 +125,7 @@ def read_layout(batch: Mapping[str, Tensor]) -> Layout:
         input_ids,
         real,
         position_ids,
+        not natural or packed_index is not None or shifted is not None,
         packed_index,
         positions,
         targets,
@@ -162,6 +166,31 @@ def _number_segments(segments_BT: Tensor, real_BT: Tensor) -> tuple[Tensor, int,
     index = torch.full((num_samples, longest), -1, dtype=torch.long, device=flat.device)
     index[owner, torch.arange(len(positions), device=flat.device) - starts[owner]] = positions
     return sample_BT, num_samples, index
+
+
+def on_the_left(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The batch with each row's real tokens moved together to its left end, padding to the right,
+    and where each position's token came from, int64 [B, T]; None where nothing had to move.
+
+    A causal model then needs no mask, and counts positions from each sample's first token.
+    """
+    mask = batch.get("attention_mask")
+    if mask is None or "segment_ids" in batch or mask.shape != batch["input_ids"].shape:
+        return dict(batch), None
+    real = mask != 0
+    if not bool((real[:, 1:] & ~real[:, :-1]).any()):
+        return dict(batch), None
+    order = torch.argsort((~real).long(), dim=1, stable=True)
+    moved = {
+        name: value.gather(1, order)
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and value.shape == mask.shape
+    }
+    if "position_ids" in moved:  # counted from each sample's first token
+        counted = torch.arange(mask.shape[1], device=mask.device)
+        from_first = moved["position_ids"] - moved["position_ids"][:, :1]
+        moved["position_ids"] = torch.where(real.gather(1, order), from_first, counted)
+    return {**batch, **moved}, order
 
 
 def unpad(batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
-from grads_ds.gradnorm.formulas.head import LogitTransform
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 
 
 @contextlib.contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module, checkpointing: bool = True) -> Iterator[None]:
     """No parameter requires grad, no dropout; activation checkpointing, which only works in
-    training mode, stays as it was.
+    training mode, stays as it was unless it is switched off here.
     """
     required = [p for p in model.parameters() if p.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
@@ -31,7 +31,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for parameter in required:
             parameter.requires_grad_(False)
         for module, training in modes:
-            module.training = training and bool(getattr(module, "gradient_checkpointing", False))
+            kept = checkpointing and bool(getattr(module, "gradient_checkpointing", False))
+            module.training = training and kept
             # such a module may apply dropout itself, or leave out layers at random
             if module.training:
                 found = [
@@ -52,16 +53,23 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def takes_positions(model: nn.Module) -> bool:
+    """Whether the model's forward takes position_ids."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "position_ids" in inspect.signature(inner.forward).parameters
+
+
 def model_inputs(model: nn.Module, layout: Layout, masked: bool = True) -> dict[str, Any]:
-    """What the model's forward is called with: ids, and mask (unless not `masked`), positions and
-    use_cache where it knows them.
+    """What the model's forward is called with: ids, and mask (unless not `masked`) and use_cache
+    where it knows them; positions where its own would not do, for it may count them its own way
+    (RoBERTa from padding_idx + 1).
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     known = inspect.signature(inner.forward).parameters
     inputs: dict[str, Any] = {"input_ids": layout.input_ids}
     if masked and layout.packed_index is None:
         inputs["attention_mask"] = layout.real.long()
-    if "position_ids" in known:
+    if "position_ids" in known and layout.needs_positions:
         inputs["position_ids"] = layout.position_ids
     if "use_cache" in known:
         inputs["use_cache"] = False
@@ -78,8 +86,7 @@ def keeps_packed_apart(
     Models that take no position_ids, or read them without masking by them, fail; so does a call
     with a cache (transformers 5 then masks nothing by position).
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if "position_ids" not in inspect.signature(inner.forward).parameters:
+    if not takes_positions(model):
         return False
     index = layout.packed_index
     assert index is not None
@@ -158,17 +165,50 @@ class UnknownLogits(ValueError):
     """The model changes its logits after the head in a way that is not known here."""
 
 
-def check_transform(
-    transform: LogitTransform, given: Tensor, seen: Mapping[str, Any] | Any
-) -> None:
-    """Raises UnknownLogits if the model did something else to its logits than `transform`."""
-    logits = seen["logits"] if isinstance(seen, Mapping) else getattr(seen, "logits", None)
-    expected = transform.apply(given.float())
-    if (
-        logits is None
-        or logits.shape != given.shape
-        or not torch.allclose(logits.float(), expected, 2e-2, 1e-3)
-    ):
+def check_transform(transform: LogitTransform, given: Tensor, seen: Any) -> None:
+    """Raises UnknownLogits if the model did something else to its logits than `transform`.
+
+    given: what the head gave; seen: the model's output.
+    """
+    if not _explains(transform, given, logits_of(seen)):
         raise UnknownLogits(
-            f"expected scale {transform.scale} and soft cap {transform.cap}, as the config says"
+            f"expected scale {transform.scale} and soft cap {transform.cap}, as at first"
         )
+
+
+def fitting_transform(
+    known: LogitTransform, given: Tensor, logits: Tensor | None
+) -> LogitTransform | None:
+    """What made `logits` of `given`: what the config says, a part of it, or nothing; None if it is
+    none of these.
+    """
+    candidates = [
+        known,
+        LogitTransform(),
+        LogitTransform(known.scale),
+        LogitTransform(1.0, known.cap),
+        LogitTransform(1 / known.scale, known.cap),
+    ]
+    return next((c for c in candidates if _explains(c, given, logits)), None)
+
+
+def _explains(transform: LogitTransform, given: Tensor, logits: Tensor | None) -> bool:
+    return (
+        logits is not None
+        and logits.shape == given.shape
+        and torch.allclose(logits.float(), transform.apply(given.float().clone()), 2e-2, 1e-3)
+    )
+
+
+def logits_of(output: Any) -> Tensor | None:
+    """The logits of a model's output, as an attribute, under a key, or the first of a tuple."""
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    if isinstance(output, tuple):
+        return output[0]
+    return getattr(output, "logits", None)
+
+
+def is_plain_linear(head: nn.Module) -> bool:
+    """Whether the head is one matrix (and a bias), whose pass can be made by formula."""
+    return type(head).forward is nn.Linear.forward

@@ -41,19 +41,23 @@ class _LookupMode(TorchFunctionMode):
 @contextlib.contextmanager
 def looked_up(module: nn.Module, hook: LookupHook) -> Iterator[None]:
     """While active, the lookup inside `module` (scaled and offset subclasses too) goes through
-    `hook`.
+    `hook`. Deep copies of the module made meanwhile are left alone.
     """
-    original, had_own = module.forward, "forward" in module.__dict__
+    active: list[_LookupMode] = []
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with _LookupMode(hook):
-            return original(*args, **kwargs)
+    def begin(called: nn.Module, args: Any) -> None:
+        if called is module:
+            active.append(_LookupMode(hook))
+            active[-1].__enter__()
 
-    module.forward = forward  # type: ignore[method-assign]
+    def end(called: nn.Module, args: Any, output: Any) -> None:
+        if called is module and active:
+            active.pop().__exit__(None, None, None)
+
+    before = module.register_forward_pre_hook(begin)
+    behind = module.register_forward_hook(end, prepend=True, always_call=True)
     try:
         yield
     finally:
-        if had_own:
-            module.forward = original  # type: ignore[method-assign]
-        else:
-            del module.forward
+        before.remove()
+        behind.remove()

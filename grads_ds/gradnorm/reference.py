@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, unpad
 from grads_ds.gradnorm.results import GradNorms
-from grads_ds.gradnorm.rules import SitePlan
+from grads_ds.gradnorm.sites import SitePlan
 
 
 def reference_gradients(

@@ -5,15 +5,17 @@ Frozen records and the sums that make them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grads_ds.gradnorm.groups import OTHER
-from grads_ds.gradnorm.rules import SitePlan
-from grads_ds.gradnorm.sites import Measurement
+from grads_ds.gradnorm.head_view import HeadView
+from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.sites import SitePlan
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class GradNorms:
     int64 [S]; no target: norms are 0. norms: group -> float64 [S], and "total" when all layers are
     recorded. A tied table is one parameter: "embedding" and "lm_head" are then both its norm, and
     "total" counts it once. inner_products, cosines: group -> float64 [S], with a reference set.
+    error_norms: EL2N, the mean over a sample's targets of ||softmax - onehot||, float64 [S], on
+    request; tokens: the same batch token by token, on request; heads: what the head took and gave,
+    on request, in one or several parts.
     """
 
     loss: Tensor
@@ -32,6 +37,41 @@ class GradNorms:
     norms: dict[str, Tensor]
     inner_products: dict[str, Tensor] = field(default_factory=dict)
     cosines: dict[str, Tensor] = field(default_factory=dict)
+    error_norms: Tensor | None = None
+    tokens: TokenValues | None = None
+    heads: tuple[HeadView, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """Token by token, float64 [B, T], at the places of the batch as it was given.
+
+    loss: the cross-entropy of predicting the token at that place, NaN where none is predicted.
+    norms: "lm_head": of the gradient of that loss alone; "embedding": of the sample's whole loss
+    with respect to the row looked up at that place, 0 at padding. Groups that are recorded only.
+    """
+
+    loss: Tensor
+    norms: dict[str, Tensor]
+
+    def placed(self, shape: torch.Size, order: Tensor | None, index: Tensor | None) -> TokenValues:
+        """At the places of the batch as it was given, `shape` [B, T].
+
+        order: where each token came from (see batch_layout.on_the_left). index: the batch's
+        packed_index, for values that were measured one row per sample.
+        """
+
+        def place(values: Tensor, fill: float) -> Tensor:
+            if index is not None and values.shape != shape:
+                real, flat = index >= 0, values.new_full((shape.numel(),), fill)
+                flat[index[real]] = values[:, : index.shape[1]][real]
+                return flat.reshape(shape)
+            wide = nn.functional.pad(values, (0, shape[1] - values.shape[1]), value=fill)
+            return wide if order is None else torch.full_like(wide, fill).scatter(1, order, wide)
+
+        return TokenValues(
+            place(self.loss, math.nan), {name: place(v, 0.0) for name, v in self.norms.items()}
+        )
 
 
 @dataclass(frozen=True)
@@ -102,9 +142,62 @@ def summarise(
         if plan.tied and "embedding" in found:
             found["lm_head"] = found["embedding"]
     asked = (*plan.requested, "total")
+    norms, inner, cosines = (
+        {g: found[g] for g in asked if g in found} for found in (norms, inner, cosines)
+    )
+    return GradNorms(loss_S, layout.token_counts, layout.target_counts, norms, inner, cosines)
+
+
+def token_values(plan: SitePlan, measurement: Measurement, losses_N: Tensor) -> TokenValues:
+    """Values by target and by sample -> by place, [B, T]."""
+    layout = measurement.layout
+    rows, length = layout.rows, layout.length
+    loss = losses_N.new_full((rows * length,), math.nan)
+    label_places = layout.target_positions + 1
+    loss[label_places] = losses_N
+    norms = {}
+    if measurement.head_sizes is not None and "lm_head" in plan.requested:
+        sizes = losses_N.new_zeros(rows * length)
+        sizes[label_places] = measurement.head_sizes
+        norms["lm_head"] = sizes.reshape(rows, length)
+    name = next((n for n, group in plan.groups.items() if group == "embedding"), "")
+    if name in measurement.token_sizes and "embedding" in plan.requested:
+        sizes_SL = measurement.token_sizes[name]
+        if layout.packed_index is None:
+            norms["embedding"] = sizes_SL
+        else:
+            real = layout.packed_index >= 0
+            flat = sizes_SL.new_zeros(rows * length)
+            flat[layout.packed_index[real]] = sizes_SL[real]
+            norms["embedding"] = flat.reshape(rows, length)
+    return TokenValues(loss.reshape(rows, length), norms)
+
+
+def joined(parts: Sequence[GradNorms]) -> GradNorms:
+    """The results of several micro-batches as one; token by token, rows padded to the longest."""
+
+    def cat(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values))
+
+    def by_name(values: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: cat([v[name] for v in values]) for name in values[0]}
+
+    tokens, errors = None, None
+    if parts[0].tokens is not None:
+        each = [part.tokens for part in parts if part.tokens is not None]
+        longest = max(t.loss.shape[1] for t in each)
+        each = [t.placed(torch.Size((len(t.loss), longest)), None, None) for t in each]
+        tokens = TokenValues(cat([t.loss for t in each]), by_name([t.norms for t in each]))
+    if parts[0].error_norms is not None:
+        errors = cat([part.error_norms for part in parts if part.error_norms is not None])
     return GradNorms(
-        loss_S,
-        layout.token_counts,
-        layout.target_counts,
-        *({g: found[g] for g in asked if g in found} for found in (norms, inner, cosines)),
+        cat([part.loss for part in parts]),
+        cat([part.num_tokens for part in parts]),
+        cat([part.num_target_tokens for part in parts]),
+        by_name([part.norms for part in parts]),
+        by_name([part.inner_products for part in parts]),
+        by_name([part.cosines for part in parts]),
+        errors,
+        tokens,
+        tuple(view for part in parts for view in part.heads),
     )

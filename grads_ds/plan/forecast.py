@@ -201,7 +201,8 @@ class _Planner:
         limits = self.limits if self.limits.stage >= 3 else replace(self.limits, stage=0)
         rows = max(1, probe.tokens_per_microbatch // self.length)
         layers = (probe.layers,) if isinstance(probe.layers, str) else tuple(probe.layers)
-        anchor = recorded_elements(self.model, layers) if "anchor" in probe.extras else 0
+        held = len({"anchor", "contrast"} & set(probe.extras))  # reference gradients
+        anchor = held * recorded_elements(self.model, layers)
 
         def memory(rows: int) -> Memory:
             played = self._play(
@@ -219,7 +220,7 @@ class _Planner:
                 advice.append(
                     "probe.extras: the anchor's gradient is whole on every GPU"
                     f" ({needed.anchor / 2**30:.1f} GiB); record fewer groups (probe.layers), or"
-                    " leave anchor out"
+                    " leave anchor and contrast out"
                 )
             else:
                 advice.append("recording needs more GPUs: not even one sample fits")
@@ -299,11 +300,11 @@ def _make_it_fit(
         least = memory(1, True)
         if least.device - least.optimizer - least.gradients <= room:
             return [
-                f"{section}: offload_optimizer to the CPU (configs/deepspeed/zero3_offload.json)"
+                f"{section}: offload_optimizer to the CPU (`deepspeed: zero3_offload`)"
                 " with micro_batch_size: 1 fits"
             ]
     if int(zero.get("stage", 0)) < 3:
-        return [f"{section}: ZeRO stage 3 shards the weights too (configs/deepspeed/zero3.json)"]
+        return [f"{section}: ZeRO stage 3 shards the weights too (`deepspeed: zero3`)"]
     return [f"{section} needs more GPUs, or LoRA (model.lora)"]
 
 

@@ -15,8 +15,7 @@ whose weights its gradient is of. Later epochs are not recorded and cost nothing
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,13 @@ from torch import nn
 from transformers import TrainerCallback
 
 from grads_ds import scores
+from grads_ds.config.columns import norm_columns
 from grads_ds.distributed import ranks
 from grads_ds.gradnorm import GradNormRecorder
+from grads_ds.probe.recording import rows_of
+from grads_ds.probe.row_numbers import NUMBERS, numbered
 from grads_ds.run_dir.provenance import package_versions
 from grads_ds.scores.parts import parts
-
-NUMBERS = "grads_ds_row_numbers"  # rides in each batch from the data loader to the model's door
 
 
 class GradNormCallback(TrainerCallback):
@@ -72,7 +72,7 @@ class GradNormCallback(TrainerCallback):
                 f"sample_id must be different in every row; {rows} rows hold"
                 f" {len(np.unique(self.ids))}"
             )
-        self._columns = scores.columns(layers)
+        self._columns = norm_columns(layers)
         self._recorder: GradNormRecorder | None = None
         self._open = contextlib.ExitStack()
         self._numbers: list[int] | None = None
@@ -89,10 +89,10 @@ class GradNormCallback(TrainerCallback):
         """Starts to record, unless training goes on from a later epoch than the first."""
         self._open.close()  # of a training that was interrupted
         self._recorder = None
-        faults = self._faults(args, train_dataloader)
-        if faults:
+        problems = self._problems(args, train_dataloader)
+        if problems:
             raise ValueError(
-                "gradient norms cannot be recorded in this training:\n  " + "\n  ".join(faults)
+                "gradient norms cannot be recorded in this training:\n  " + "\n  ".join(problems)
             )
         if state.global_step and state.epoch >= 1:
             return
@@ -116,7 +116,7 @@ class GradNormCallback(TrainerCallback):
         )
         self._recorder = GradNormRecorder(model, self.layers, loss_reduction=self.loss_reduction)
         self._open.enter_context(self._recorder)
-        self._open.enter_context(_numbered(train_dataloader))
+        self._open.enter_context(numbered(train_dataloader))
         handle = self._recorder.model.register_forward_pre_hook(
             self._take_numbers, with_kwargs=True, prepend=True
         )
@@ -141,7 +141,7 @@ class GradNormCallback(TrainerCallback):
         """For trainings that end without ending an epoch."""
         self._finish(args)
 
-    def _faults(self, args: Any, loader: Any) -> list[str]:
+    def _problems(self, args: Any, loader: Any) -> list[str]:
         """What is wrong with these training arguments and this data loader, each with what to
         change.
         """
@@ -204,23 +204,14 @@ class GradNormCallback(TrainerCallback):
                 f"{len(numbers)} rows became {len(norms.loss)} samples in the batch: rows that hold"
                 " several samples each have no ids for them; record rows that are not packed"
             )
-        zero = np.zeros(len(numbers))
-        named = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
-        samples = [
-            {
-                "sample_id": self.ids[number],
-                "sample_hash": self.hashes[number] if self.hashes is not None else "",
-                "input_ids": range(tokens),
-            }
-            for number, tokens in zip(numbers, norms.num_tokens.tolist(), strict=True)
-        ]
-        rows = scores.make_rows(
-            samples,
-            norms.loss.cpu().numpy(),
-            norms.num_target_tokens.cpu().numpy(),
-            {name: named.get(name, zero) for name in self._columns},
-        )
-        self._writer.add([{**row, scores.STEP: step} for row in rows])
+        samples = {
+            "sample_id": self.ids[numbers],
+            "sample_hash": [self.hashes[i] for i in numbers]
+            if self.hashes is not None
+            else [""] * len(numbers),
+            "num_tokens": norms.num_tokens.cpu().numpy(),
+        }
+        self._writer.add(rows_of(samples, norms, self._columns, {}, step))
 
     def _finish(self, args: Any) -> None:
         """Leaves model and data loader as they were and merges the parts of all ranks."""
@@ -248,56 +239,3 @@ class GradNormCallback(TrainerCallback):
         # no reason to lose the training, which stopped early or drops rows
         except scores.IncompleteScores as error:
             print(f"no score table, its parts are kept: {error}", flush=True)
-
-
-class _Rows(list[Any]):
-    """A batch's rows as the data set gave them, and their numbers."""
-
-    numbers: list[int]
-
-
-@dataclass
-class _Fetch:
-    """In the place of a data set's `__getitems__`, which data loaders call with the row numbers of
-    a batch.
-    """
-
-    dataset: Any
-
-    def __call__(self, numbers: list[int]) -> _Rows:
-        several = getattr(type(self.dataset), "__getitems__", None)
-        rows = _Rows(
-            several(self.dataset, numbers)
-            if several
-            else [self.dataset[number] for number in numbers]
-        )
-        rows.numbers = [int(number) for number in numbers]
-        return rows
-
-
-@dataclass
-class _Collate:
-    """A collator that adds the rows' numbers to the batch it makes."""
-
-    collate: Callable[[list[Any]], Any]
-
-    def __call__(self, rows: _Rows) -> Any:
-        batch = self.collate(list(rows))
-        batch[NUMBERS] = torch.tensor(rows.numbers)
-        return batch
-
-
-@contextlib.contextmanager
-def _numbered(loader: Any) -> Any:
-    """While active, the loader's batches hold the numbers of their rows under NUMBERS, from its
-    worker processes too.
-    """
-    # Accelerate's loaders look everything up in the one they hold
-    loader = getattr(loader, "base_dataloader", loader)
-    dataset, collate = loader.dataset, loader.collate_fn
-    dataset.__getitems__, loader.collate_fn = _Fetch(dataset), _Collate(collate)
-    try:
-        yield
-    finally:
-        del dataset.__getitems__
-        loader.collate_fn = collate

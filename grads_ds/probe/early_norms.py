@@ -1,4 +1,4 @@
-"""The norms that the model had before the preliminary training, kept aside for `extras: early`."""
+"""The norms that the model had before the preliminary training, read for `extras: [early]`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from grads_ds.run_dir.publish import atomic_path
 
 
 @dataclass(frozen=True)
@@ -27,6 +22,7 @@ class EarlyNorms:
 
     @classmethod
     def read(cls, run_dir: Path, names: Sequence[str]) -> EarlyNorms:
+        """Read the norm columns `names` of scores/early/table.parquet."""
         table = pq.read_table(
             run_dir / "scores/early/table.parquet",
             columns=["sample_id", *names],
@@ -38,28 +34,8 @@ class EarlyNorms:
         )
 
     def of(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        """The early norms of these samples, float64 [B] by column."""
         places = np.searchsorted(
             self.ids, np.array([sample["sample_id"] for sample in samples], np.int64)
         )
         return {name: values[places].astype(np.float64) for name, values in self.norms.items()}
-
-
-def kept_for(file: Path) -> str | None:
-    """Which recording the anchor's gradient in `file` was taken for; None where there is none, or a
-    damaged one.
-    """
-    try:
-        with safe_open(file, "pt") as kept:
-            return (kept.metadata() or {}).get("key")
-    except (OSError, SafetensorError):
-        return None
-
-
-def keep(file: Path, gradients: Mapping[str, Tensor], key: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file) as aside:
-        save_file(
-            {name: gradient.cpu().contiguous() for name, gradient in gradients.items()},
-            aside,
-            {"key": key},
-        )

@@ -1,208 +1,169 @@
-"""Extra columns of the score table, recorded on request beside the norms (`probe.extras`)."""
+"""Extra columns of the score table, recorded on request with the norms (`probe.extras`).
+
+Their names and what asks for them stand in `config/columns.py`; here each gets its value.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import load_from_disk
-from safetensors import safe_open
 from torch import Tensor
 
+from grads_ds.config.columns import compared_groups, wants_reference
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
-from grads_ds.config.probe import LAYER_GROUPS
-from grads_ds.data.batches import plan_batches
-from grads_ds.data.collate import IGNORE_INDEX
-from grads_ds.distributed import ranks
-from grads_ds.distributed.device import device
-from grads_ds.distributed.progress import with_progress
-from grads_ds.engine.frozen_pass import lengths_of, score_batch, to_device
+from grads_ds.engine.frozen_pass import score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
-from grads_ds.gradnorm.batch_layout import Layout, read_layout
-from grads_ds.gradnorm.formulas.error_norm import error_norms
-from grads_ds.gradnorm.formulas.head import LogitTransform
-from grads_ds.gradnorm.sharding import gathered
-from grads_ds.probe.early_norms import EarlyNorms, keep, kept_for
-from grads_ds.workarounds import release_leftovers
+from grads_ds.probe.early_norms import EarlyNorms
+from grads_ds.probe.observed import Observed, observing
+from grads_ds.probe.prompts import behind_prompt_of, partners, without_prompt
+from grads_ds.probe.reference_set import drawn_rows, references, section
+from grads_ds.probe.set_means import losses_alone
+from grads_ds.probe.target_statistics import TargetStatistics
 
-
-def extra_columns(config: Config) -> list[str]:
-    """Names of the columns that `probe.extras` adds, in the table's order."""
-    wanted = config.probe.extras
-    names: list[str] = [name for name in ("ifd", "el2n") if name in wanted]
-    groups = anchor_groups(config)
-    if "anchor" in wanted:
-        names += [
-            f"anchor_{what}_{group}" for what in ("inner_product", "cosine") for group in groups
-        ]
-    return names + ([f"{name}_early" for name in early_norms(config)] if "early" in wanted else [])
-
-
-def anchor_groups(config: Config) -> list[str]:
-    """Groups compared with the anchor: those recorded, less the parameters that no group names."""
-    return list(LAYER_GROUPS) if config.probe.layers == "all" else list(config.probe.layers)
-
-
-def early_norms(config: Config) -> list[str]:
-    """Norm columns that the early pass gives."""
-    return [f"{group}_grad_norm" for group in anchor_groups(config)]
+Columns = dict[str, np.ndarray]
 
 
 class ExtraColumns:
     """The extra columns of one frozen pass. Every rank makes one when the model is there: the
-    anchor's gradient is taken then.
+    reference directions are taken then.
 
-    Raises UserError when a recorded group cannot be compared with the anchor.
+    `key`: the recording that the kept references belong to. Raises UserError when a recorded group
+    cannot be compared with the reference set.
     """
 
     def __init__(
         self, config: Config, run_dir: Path, key: str, recorder: GradNormRecorder, engine: Any
     ) -> None:
-        self.recorder, self.engine, self.wanted = recorder, engine, config.probe.extras
-        self.groups = anchor_groups(config)
-        # no layers: the loss alone, without a backward
-        self.alone = GradNormRecorder(
-            recorder.model, (), loss_reduction=recorder.loss_reduction, gather=recorder.gather
-        )
-        self.early = (
-            EarlyNorms.read(run_dir, early_norms(config)) if "early" in self.wanted else None
-        )
-        if "anchor" in self.wanted:
-            recorder.set_reference(self._anchor(config, run_dir, key))
+        self.recorder, self.engine, self.wanted = recorder, engine, set(config.probe.extras)
+        self.longest = config.data.max_length
+        self.groups = compared_groups(config.probe.layers)
+        self.alone = losses_alone(recorder)
+        self.early = None
+        if "early" in self.wanted:
+            names = [f"{group}_grad_norm" for group in self.groups]
+            self.early = EarlyNorms.read(run_dir, names)
+        if "prompt_gain" in self.wanted:
+            self.pool = load_from_disk(str(run_dir / "prepared/pool"))
+            self.place = {int(i): at for at, i in enumerate(self.pool["sample_id"])}
+            self.partners = partners(len(self.pool), config.probe.other_prompts, config.seed)
+        if "el2n" in self.wanted:
+            recorder.record_error_norms()
+        self.kept: dict[str, Tensor] = {}
+        if wants_reference(self.wanted):
+            self.kept = references(config, run_dir, key, recorder, engine)
+        if "contrast" in self.wanted:
+            ids = load_from_disk(str(run_dir / "prepared/pool"))["sample_id"]
+            drawn = drawn_rows(len(ids), config).tolist()
+            self.drawn = {int(ids[row]): at for at, row in enumerate(drawn)}
 
-    def score(
-        self, samples: Sequence[Mapping[str, Any]]
-    ) -> tuple[GradNorms, dict[str, np.ndarray]]:
+    def score(self, samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, Columns]:
         """A micro-batch's norms and its extra columns, float64 [B] each (of the dummy row where
         there are no samples).
         """
         batch = to_device(samples)
-        columns: dict[str, np.ndarray] = {}
-        with _seen(self.recorder) as seen:
-            norms = score_batch(self.recorder, self.engine, batch)
-        if "el2n" in self.wanted:
-            columns["el2n"] = self._error_norms(read_layout(batch), seen).cpu().numpy()
+        columns: Columns = {}
+        with observing(self.recorder) as observed:
+            norms = self._score(samples, batch, columns)
+            columns |= self._of_the_head(norms, observed)
+            own = observed.statistics() if "prompt_gain" in self.wanted else None
         if "ifd" in self.wanted:
             bare = score_batch(
                 self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])
             ).loss
-            columns["ifd"] = torch.where(bare > 0, norms.loss / bare, torch.nan).cpu().numpy()
-        if "anchor" in self.wanted:
-            zero = torch.zeros_like(norms.loss)  # a group the model does not have
-            for what, found in (("inner_product", norms.inner_products), ("cosine", norms.cosines)):
-                columns |= {
-                    f"anchor_{what}_{group}": found.get(group, zero).cpu().numpy()
-                    for group in self.groups
-                }
+            columns["ifd"] = _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
+        if own is not None:
+            columns |= self._gains(samples, own)
         if self.early is not None:
             columns |= self.early.of(samples)
         return norms, columns
 
-    def _error_norms(self, layout: Layout, seen: dict[str, Tensor]) -> Tensor:
-        head: Any = self.recorder.plan.head
-        if self.recorder.plain_head:
-            logits = seen["logits"].reshape(-1, seen["logits"].shape[-1])[layout.target_positions]
-            norms = error_norms(logits, None, None, layout.target_ids, LogitTransform())
-        else:
-            hidden = seen["hidden"].reshape(-1, seen["hidden"].shape[-1])[layout.target_positions]
-            with gathered(list(head.parameters(recurse=False)), self.recorder.gather):
-                norms = error_norms(
-                    hidden, head.weight, head.bias, layout.target_ids, self.recorder.head.transform
-                )
-        total = torch.zeros(layout.num_samples, dtype=torch.float64, device=norms.device)
-        return total.index_add_(0, layout.target_samples, norms) / layout.target_counts.clamp_min(1)
+    def _score(
+        self, samples: Sequence[Mapping[str, Any]], batch: dict[str, Tensor], columns: Columns
+    ) -> GradNorms:
+        """The norms; the columns against the reference gradients are added to `columns`.
 
-    def _anchor(self, config: Config, run_dir: Path, key: str) -> dict[str, Tensor]:
-        """The anchor set's mean gradient over all ranks, fp32 by parameter name.
-
-        Kept for the recording `key`: a probe that goes on, with other ranks too, compares with the
-        same bits.
+        One reference is free of a second pass; both (`anchor` and `contrast`) take two.
         """
-        file = run_dir / "probe/anchor.safetensors"
-        if ranks.from_main(lambda: kept_for(file) == key):
-            with safe_open(file, "pt", device=str(device())) as kept:
-                return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
-        name = config.anchor_set()
-        rows = load_from_disk(str(run_dir / "prepared" / name))
-        lengths = lengths_of(rows)
-        plan = plan_batches(lengths, ranks.world(), config.probe.tokens_per_microbatch, config.seed)
-        if ranks.is_main():
-            print(f"anchor {name}: {plan.summary()}", flush=True)
-        counted = 0
+        norms = None
+        if "contrast" in self.wanted:
+            self.recorder.set_reference(section(self.kept, "contrast"))
+            norms = score_batch(self.recorder, self.engine, batch)
+            excess = section(self.kept, "pool")
+            for group in self.groups:
+                zero = torch.zeros_like(norms.loss)  # of a group the model does not have
+                inner, size = norms.inner_products.get(group, zero), norms.norms.get(group, zero)
+                value = _array(inner / size.clamp_min(1e-300))
+                for b, sample in enumerate(samples):
+                    at = self.drawn.get(int(sample["sample_id"]))
+                    if at is not None and group in excess:
+                        value[b] += float(excess[group][at])
+                columns[f"anchor_contrast_{group}"] = value
+        if "anchor" in self.wanted:
+            self.recorder.set_reference(section(self.kept, "reference"))
+            norms = score_batch(self.recorder, self.engine, batch)
+            zero = torch.zeros_like(norms.loss)
+            for what, found in (("inner_product", norms.inner_products), ("cosine", norms.cosines)):
+                columns |= {
+                    f"anchor_{what}_{group}": _array(found.get(group, zero))
+                    for group in self.groups
+                }
+        return norms if norms is not None else score_batch(self.recorder, self.engine, batch)
 
-        def batches() -> Iterator[dict[str, Tensor]]:
-            nonlocal counted
-            for mine in with_progress(plan, lengths, f"gradient of the anchor {name}"):
-                # the dummy row of a rank without work counts, with a gradient of zero
-                counted += max(1, len(mine))
-                yield to_device([rows[i] for i in mine])
-                release_leftovers(self.engine)
-
-        mean = self.recorder.mean_gradient(batches())
-        groups = self.recorder.plan.groups
-        part = {groups[name] for name in groups if name not in mean}
-        lost = sorted(part & set(self.groups))
-        if lost:
-            raise UserError(
-                "probe.anchor: wanted groups whose parameters all have a formula; found"
-                f" {', '.join(lost)} with some that have none in this model; leave them out of"
-                " probe.layers"
+    def _of_the_head(self, norms: GradNorms, observed: Observed) -> Columns:
+        """The columns that the head's input and output give, without another pass."""
+        columns: Columns = {}
+        if norms.error_norms is not None:
+            columns["el2n"] = _array(norms.error_norms)
+        if self.wanted & {"surprise", "fisher"}:
+            found = observed.statistics(self.kept.get("fisher.rows"))
+            if "surprise" in self.wanted:
+                columns["surprise"] = _array(found.loss - found.entropy)
+                columns["conflict"] = _array(found.conflict)
+            if "fisher" in self.wanted:
+                columns["row_fisher"] = _array(found.row_norm)
+        if "hidden" in self.wanted:
+            centred_BD = observed.pooled().double() - self.kept["hidden.centre"]
+            direction_D = self.kept["hidden.direction"]
+            columns["anchor_hidden_cosine"] = _array(
+                centred_BD
+                @ direction_D
+                / (centred_BD.norm(dim=-1) * direction_D.norm()).clamp_min(1e-300)
             )
-        mean = {name: gradient for name, gradient in mean.items() if groups[name] not in part}
-        for gradient in mean.values():
-            gradient *= counted / len(rows)
-            if ranks.world() > 1:
-                torch.distributed.all_reduce(gradient)
-        if not all(bool(torch.isfinite(gradient).all()) for gradient in mean.values()):
-            raise UserError(
-                "probe.anchor: wanted samples with finite gradients; found one without; look for"
-                " broken rows"
-            )
-        ranks.from_main(lambda: keep(file, mean, key))
-        return mean
+        return columns
+
+    def _gains(self, samples: Sequence[Mapping[str, Any]], own: TargetStatistics) -> Columns:
+        """What the loss, EL2N and the head's norm rise to under other rows' prompts, less what they
+        are under the row's own; the mean over `probe.other_prompts` of them.
+        """
+        names = {"prompt_gain": "loss", "el2n_gain": "error", "norm_gain": "norm"}
+        total = {column: torch.zeros_like(own.loss) for column in names}
+        count = self.partners.shape[1]
+        for turn in range(count):
+            rows = [
+                behind_prompt_of(sample, self.pool[self._partner(sample, turn)], self.longest)
+                for sample in samples
+            ]
+            batch = to_device(rows)
+            with observing(self.alone) as observed:
+                score_batch(self.alone, self.engine, batch)
+                other = observed.statistics()
+            for column, name in names.items():
+                total[column] += (getattr(other, name) - getattr(own, name)) / count
+        return {column: _array(value) for column, value in total.items()}
+
+    def _partner(self, sample: Mapping[str, Any], turn: int) -> int:
+        """The position of the row whose prompt `sample` is put to; a control goes by the row that
+        its own prompt is of.
+        """
+        known = int(sample.get("prompt_of", sample["sample_id"]))
+        row = self.place.get(known, int(sample["sample_id"]) % len(self.pool))
+        return int(self.partners[row, turn])
 
 
-def without_prompt(sample: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The target tokens alone, each run of them behind the one token before it (the end of the
-    template's assistant mark).
-
-    As many target tokens as the whole sample has, so that the two losses are means over the same
-    tokens.
-    """
-    ids, labels = list(sample["input_ids"]), list(sample["labels"])
-    keep = [
-        i
-        for i in range(len(ids))
-        if labels[i] != IGNORE_INDEX or (i + 1 < len(ids) and labels[i + 1] != IGNORE_INDEX)
-    ]
-    keep = keep or [0]
-    return {"input_ids": [ids[i] for i in keep], "labels": [labels[i] for i in keep]}
-
-
-@contextlib.contextmanager
-def _seen(recorder: GradNormRecorder) -> Iterator[dict[str, Tensor]]:
-    """What enters the head (`hidden`) and leaves the model (`logits`, the model's own where the
-    recorder runs the head plainly).
-    """
-    seen: dict[str, Tensor] = {}
-
-    def enters(module: Any, args: tuple[Tensor, ...]) -> None:
-        seen["hidden"] = args[0].detach()
-
-    def leaves(module: Any, args: Any, output: Any) -> None:
-        seen["logits"] = output["logits"].detach()
-
-    handles = [
-        recorder.plan.head.register_forward_pre_hook(enters, prepend=True),
-        recorder.model.register_forward_hook(leaves),
-    ]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def _array(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()

@@ -7,6 +7,7 @@ import platform
 from pathlib import Path
 
 from grads_ds import scores
+from grads_ds.config.columns import wants_reference
 from grads_ds.config.config import Config
 from grads_ds.distributed import ranks
 from grads_ds.distributed.host_consistency import check_hosts_agree
@@ -21,7 +22,7 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
     pool_dir = run_dir / "prepared/pool"
     extras = config.probe.extras
     anchor: dict[str, str | Path] = (
-        {"anchor": run_dir / "prepared" / config.anchor_set()} if "anchor" in extras else {}
+        {"anchor": run_dir / "prepared" / config.anchor_set()} if wants_reference(extras) else {}
     )
     facts = check_hosts_agree({"data": pool_dir, "model": model_path, **anchor})
     during = config.probe.record == "during" and config.probe.epochs > 0
@@ -43,6 +44,12 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
             "probe.extras": sorted(extras),
             "model before": config.model.path if "early" in extras else None,
         }
+        if "prompt_gain" in extras:
+            inputs["probe.other_prompts"] = config.probe.other_prompts
+        if {"contrast", "hidden"} & set(extras):
+            inputs["probe.contrast_rows"] = config.probe.contrast_rows
+        if {"contrast", "hidden", "prompt_gain"} & set(extras):
+            inputs |= {"seed": config.seed, "data.max_length": config.data.max_length}
         inputs |= {what: facts[f"{what} {path}"] for what, path in anchor.items()}
     if during:
         inputs |= {"seed": config.seed, "model.lora": config.model.model_dump(mode="json")["lora"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,81 +14,74 @@ from datasets import load_from_disk
 from torch.utils.tensorboard import SummaryWriter
 
 from grads_ds import scores
+from grads_ds.config.columns import extra_columns, norm_columns
 from grads_ds.config.config import Config
 from grads_ds.data.batches import BatchPlan, deal_batches, plan_batches
 from grads_ds.distributed import ranks
 from grads_ds.distributed.host_consistency import hub_commit
 from grads_ds.distributed.reduction import all_reduce_sum, reduction_backend
 from grads_ds.engine.frozen_pass import lengths_of, score_plan
+from grads_ds.gradnorm import GradNorms
+from grads_ds.probe.dense_check import DenseCheck
 
-# pools up to this size are also all-reduced in memory, as a second opinion on the merged table
-DENSE_ROWS = 4_000_000
 
+@dataclass(frozen=True)
+class Pass:
+    """One table to be recorded: the rows of `rows_dir` scored with the model at `model_path` into
+    `folder`.
 
-def record_remaining(
-    config: Config,
-    run_dir: Path,
-    recording: scores.Recording,
-    model_path: str,
-    step: int | None = None,
-    folder: Path | None = None,
-) -> None:
-    """Score with the model at `model_path` what no part of `recording` holds, merge, check,
-    publish. Every rank calls this.
-
-    `step` is what rows of a table recorded while training carry; `folder` receives the table
-    (default: scores/).
+    `step`: what rows of a table recorded while training carry. `references`: the recording key of
+    the reference directions (default: this recording's own).
     """
-    pool = load_from_disk(str(run_dir / "prepared/pool"))
-    main = folder is None  # the run's own table, which TensorBoard shows
-    folder, probe = folder or run_dir / "scores", config.probe
-    log_dir = run_dir / "tensorboard/probe" if main else None
-    what = "recording gradient norms" + ("" if main else f" into {folder.name}")
-    norm_names, beside = scores.columns(probe.layers), None
-    names = norm_names
-    if probe.extras:
-        from grads_ds.probe.extra_columns import ExtraColumns, extra_columns
 
-        names = [*norm_names, *extra_columns(config)]
-        beside = partial(ExtraColumns, config, run_dir, recording.key)
-    table_schema = scores.schema(names, with_step=step is not None)
-    done, earlier, first = ranks.from_main(lambda: _resume(folder, recording, table_schema))
-    ids, lengths = np.asarray(pool["sample_id"], np.int64), lengths_of(pool)
+    config: Config
+    run_dir: Path
+    recording: scores.Recording
+    model_path: str
+    rows_dir: str = "prepared/pool"
+    folder: str = "scores"
+    step: int | None = None
+    references: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The folder of the table."""
+        return self.run_dir / self.folder
+
+    @property
+    def norms(self) -> list[str]:
+        """Names of the norm columns."""
+        return norm_columns(self.config.probe.layers)
+
+    @property
+    def extras(self) -> list[str]:
+        """Names of the extra columns."""
+        return extra_columns(self.config.probe.extras, self.config.probe.layers)
+
+    @property
+    def log_dir(self) -> Path | None:
+        """Where TensorBoard looks; the run's own table alone is shown there."""
+        return self.run_dir / "tensorboard/probe" if self.folder == "scores" else None
+
+
+def record_remaining(job: Pass) -> None:
+    """Score what no part of the recording holds, merge, check, publish. Every rank calls this."""
+    rows, names = load_from_disk(str(job.run_dir / job.rows_dir)), [*job.norms, *job.extras]
+    table_schema = scores.schema(names, with_step=job.step is not None)
+    done, earlier, first = ranks.from_main(lambda: _resume(job, table_schema))
+    ids, lengths = np.asarray(rows["sample_id"], np.int64), lengths_of(rows)
     # the first start's micro-batches, whatever the number of ranks is now: the same batches give
     # the same bits
     planned_for = first.get("planned_for", ranks.world())
-    plan = _plan(config, lengths, np.isin(ids, done), planned_for)
-    recording = scores.Recording(recording.inputs, recording.start | {"planned_for": planned_for})
-    writer = scores.PartWriter(folder, ranks.rank(), recording, table_schema, probe.flush_seconds)
-    dense = np.zeros((len(ids), 2 + len(names)), np.float32) if len(ids) <= DENSE_ROWS else None
-    try:
-        for indices, norms, extras in score_plan(
-            config,
-            model_path,
-            pool,
-            plan,
-            lengths,
-            probe.layers,
-            probe.loss_reduction,
-            what,
-            log_dir,
-            beside,
-        ):
-            named = {
-                f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()
-            }
-            named = {name: named.get(name, np.zeros(len(indices))) for name in norm_names}
-            targets = norms.num_target_tokens.cpu().numpy()
-            rows = scores.make_rows(
-                [pool[i] for i in indices], norms.loss.cpu().numpy(), targets, named, extras
-            )
-            writer.add(rows if step is None else [row | {scores.STEP: step} for row in rows])
-            if dense is not None:
-                dense[indices] += [
-                    [1.0, row["loss"], *(row[name] for name in names)] for row in rows
-                ]
-    finally:
-        writer.flush()  # what is scored is kept, also when the user or a fault ends the pass
+    plan = _plan(job.config, lengths, np.isin(ids, done), planned_for)
+    recording = scores.Recording(
+        job.recording.inputs, job.recording.start | {"planned_for": planned_for}
+    )
+    writer = scores.PartWriter(
+        job.path, ranks.rank(), recording, table_schema, job.config.probe.flush_seconds
+    )
+    check = DenseCheck(len(ids), ["loss", *names])
+    _score(job, rows, plan, lengths, writer, check)
     counts, sums = all_reduce_sum(writer.totals.counts), all_reduce_sum(writer.totals.sums)
     now = scores.Totals(writer.totals.columns, counts, sums)
     if counts[0] != plan.num_samples:
@@ -95,22 +89,82 @@ def record_remaining(
             f"the ranks scored {counts[0]} samples, wanted {plan.num_samples}"
         )
     ranks.barrier()
-    manifest = {
-        **recording.inputs,
-        # of a hub id, as it was read: known for sure only now, which is why the scores' key does
-        # not hold it
-        "model commit": ranks.from_main(lambda: hub_commit(config.model.path)),
-        "epochs": probe.epochs,
-        "world_size": ranks.world(),
-        "reduced_by": reduction_backend(),
-        **{name: recording.start[name] for name in ("hosts", "versions", "code", "source_commit")},
-        "config": config.model_dump(mode="json"),
-    }
-    ranks.from_main(lambda: _merge(folder, recording.key, ids, manifest, earlier + now))
-    if dense is not None:
-        _check_dense(dense, ["loss", *names], plan, ids, folder / "table.parquet")
-    if ranks.is_main() and log_dir is not None:
-        _histograms(folder, log_dir, ["loss", *names])
+    manifest = _manifest(job)
+    ranks.from_main(lambda: _merge(job.path, recording.key, ids, manifest, earlier + now))
+    check.compare(plan, ids, job.path / "table.parquet")
+    if ranks.is_main() and job.log_dir is not None:
+        _histograms(job.path, job.log_dir, ["loss", *names])
+
+
+def _score(
+    job: Pass,
+    rows: Any,
+    plan: BatchPlan,
+    lengths: np.ndarray,
+    writer: scores.PartWriter,
+    check: DenseCheck,
+) -> None:
+    """Score the planned batches of `rows` (`lengths` int64 [N]) and hand the results to `writer`
+    and `check`.
+    """
+    probe, beside = job.config.probe, None
+    if probe.extras:
+        from grads_ds.probe.extra_columns import ExtraColumns
+
+        key = job.references or job.recording.key
+        beside = partial(ExtraColumns, job.config, job.run_dir, key)
+    named = rows.select_columns(["sample_id", "sample_hash"])
+    what = "recording gradient norms" + (
+        "" if job.log_dir else f" into {job.path.relative_to(job.run_dir)}"
+    )
+    try:
+        for indices, norms, extras in score_plan(
+            job.config,
+            job.model_path,
+            rows,
+            plan,
+            lengths,
+            probe.layers,
+            probe.loss_reduction,
+            what,
+            job.log_dir,
+            beside,
+        ):
+            samples = {**named[indices], "num_tokens": lengths[indices]}
+            values = {name: extras[name] for name in job.extras}
+            table = rows_of(samples, norms, job.norms, values, job.step)
+            writer.add(table)
+            check.add(indices, table)
+    finally:
+        writer.flush()  # what is scored is kept, also when the user or a failure ends the pass
+
+
+def rows_of(
+    samples: dict[str, Any],
+    norms: GradNorms,
+    columns: list[str],
+    extras: dict[str, np.ndarray],
+    step: int | None,
+) -> pa.Table:
+    """A recorder's result as rows of the table; a group that the model does not have is 0.
+
+    Args:
+        samples: sample_id, sample_hash and num_tokens, each [B].
+        norms: of the same B samples.
+        columns: names of the norm columns.
+        extras: extra column -> [B].
+        step: see `Pass`.
+    """
+    found = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
+    zero = np.zeros(len(norms.loss))
+    return scores.make_rows(
+        samples,
+        norms.loss.cpu().numpy(),
+        norms.num_target_tokens.cpu().numpy(),
+        {name: found.get(name, zero) for name in columns},
+        extras,
+        step,
+    )
 
 
 def _plan(config: Config, lengths: np.ndarray, done: np.ndarray, planned_for: int) -> BatchPlan:
@@ -122,18 +176,32 @@ def _plan(config: Config, lengths: np.ndarray, done: np.ndarray, planned_for: in
     return deal_batches(left, lengths, ranks.world(), budget, config.seed)
 
 
-def _resume(
-    folder: Path, recording: scores.Recording, table_schema: pa.Schema
-) -> tuple[np.ndarray, scores.Totals, dict[str, Any]]:
-    replaced = scores.prepare_parts(folder, recording)
+def _resume(job: Pass, table_schema: pa.Schema) -> tuple[np.ndarray, scores.Totals, dict[str, Any]]:
+    replaced = scores.prepare_parts(job.path, job.recording)
     if replaced:
         print(f"scores: {replaced} parts of the earlier table removed", flush=True)
-    done, earlier, first = scores.finished(folder, recording.key, table_schema)
+    done, earlier, first = scores.finished(job.path, job.recording.key, table_schema)
     if len(done):
         print(
             f"scores: {len(done):,} samples are scored already; going on with the rest", flush=True
         )
     return done, earlier, first
+
+
+def _manifest(job: Pass) -> dict[str, Any]:
+    """What scores/manifest.json says beyond the table's own numbers. Every rank calls this."""
+    start = job.recording.start
+    return {
+        **job.recording.inputs,
+        # of a hub id, as it was read: known for sure only now, which is why the scores' key does
+        # not hold it
+        "model commit": ranks.from_main(lambda: hub_commit(job.config.model.path)),
+        "epochs": job.config.probe.epochs,
+        "world_size": ranks.world(),
+        "reduced_by": reduction_backend(),
+        **{name: start[name] for name in ("hosts", "versions", "code", "source_commit")},
+        "config": job.config.model_dump(mode="json"),
+    }
 
 
 def _merge(
@@ -149,39 +217,6 @@ def _merge(
         f"scores: {int(totals.counts[0]):,} samples, each once{f' ({flagged})' if flagged else ''}",
         flush=True,
     )
-
-
-def _check_dense(
-    dense: np.ndarray, names: list[str], plan: BatchPlan, ids: np.ndarray, table_file: Path
-) -> None:
-    """All-reduce the ranks' in-memory scores and compare them with the merged table, value by
-    value.
-
-    `dense` is float32 [N, 1 + len(names)]: how often a row was scored now, then its values. Rows of
-    earlier starts are only in the table.
-    """
-    total = all_reduce_sum(dense)
-
-    def compare() -> None:
-        scored = np.array(
-            sorted(i for rank in plan.batches for batch in rank for i in batch), np.int64
-        )
-        summed = total[scored]
-        table = pq.read_table(
-            table_file, columns=["sample_id", *names], page_checksum_verification=True
-        )
-        place = np.searchsorted(table["sample_id"].to_numpy(), ids[scored])
-        written = np.stack([table[name].to_numpy()[place] for name in names], axis=1)
-        if not (summed[:, 0] == 1).all() or not np.array_equal(
-            summed[:, 1:], written, equal_nan=True
-        ):
-            table_file.unlink()
-            raise scores.IncompleteScores(
-                f"{table_file} differed from the ranks' own scores in memory and was removed; look"
-                f" at the disk, then remove {table_file.parent} and score again"
-            )
-
-    ranks.from_main(compare)
 
 
 def _histograms(folder: Path, log_dir: Path, names: list[str]) -> None:

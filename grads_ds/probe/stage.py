@@ -10,10 +10,13 @@ from grads_ds.config.config import Config
 from grads_ds.distributed import ranks
 from grads_ds.distributed.host_consistency import check_hosts_agree
 from grads_ds.probe.callback import GradNormCallback
+from grads_ds.probe.controls import FOLDER as CONTROLS
+from grads_ds.probe.controls import prepare_controls
 from grads_ds.probe.identity import recording_of, trained_with
-from grads_ds.probe.recording import record_remaining
+from grads_ds.probe.recording import Pass, record_remaining
 from grads_ds.run_dir.layout import checkpoints_folder
 from grads_ds.run_dir.publish import publish_json
+from grads_ds.scores import Recording
 from grads_ds.training.checkpoints import set_strangers_aside
 from grads_ds.training.train import TrainingJob, optimizer_steps, train_model
 
@@ -74,7 +77,7 @@ def run_preliminary_training(config: Config, run_dir: Path, identity: str) -> No
     if recording is not None:
         key = recording.key
         ranks.from_main(lambda: publish_json(done_file, {"key": key}))
-        record_remaining(config, run_dir, recording, str(model_dir), step=steps)
+        record_remaining(Pass(config, run_dir, recording, str(model_dir), step=steps))
         ranks.from_main(done_file.unlink)
 
 
@@ -85,15 +88,40 @@ def run_recording(config: Config, run_dir: Path) -> None:
     """
     model_path = str(run_dir / "probe/model") if config.probe.epochs > 0 else config.model.path
     if "early" in config.probe.extras:
-        earlier = config.model_copy(
-            update={"probe": config.probe.model_copy(update={"extras": []})}
-        )
+        earlier = _with_extras(config, [])
         recording = recording_of(earlier, run_dir, config.model.path)
         record_remaining(
-            earlier, run_dir, recording, config.model.path, folder=run_dir / "scores/early"
+            Pass(earlier, run_dir, recording, config.model.path, folder="scores/early")
         )
     recording = recording_of(config, run_dir, model_path)
-    record_remaining(config, run_dir, recording, model_path)
+    record_remaining(Pass(config, run_dir, recording, model_path))
+    if config.probe.controls:
+        _record_controls(config, run_dir, recording, model_path)
+
+
+def _record_controls(config: Config, run_dir: Path, recording: Recording, model_path: str) -> None:
+    """Make the controls and score them as the pool was, against the same references."""
+    told = ranks.from_main(lambda: prepare_controls(config, run_dir))
+    if ranks.is_main():
+        print(f"controls: {told}", flush=True)
+    # norms before the training are of the pool's rows alone
+    extras = [name for name in config.probe.extras if name != "early"]
+    inputs = recording.inputs | {"rows": "controls", "controls": config.probe.controls}
+    record_remaining(
+        Pass(
+            _with_extras(config, extras),
+            run_dir,
+            Recording(inputs, recording.start),
+            model_path,
+            rows_dir=CONTROLS,
+            folder="scores/controls",
+            references=recording.key,
+        )
+    )
+
+
+def _with_extras(config: Config, extras: list[str]) -> Config:
+    return config.model_copy(update={"probe": config.probe.model_copy(update={"extras": extras})})
 
 
 def _begin_training(work_dir: Path, folder: Path, identity: str) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from grads_ds.report.read_run import MAIN
+from grads_ds.statistics import bootstrap_interval
 
 # two subsets are of the same size when their numbers of samples differ by at most this share
 SAME_SIZE = 0.02
@@ -158,14 +159,7 @@ def paired_interval(
     `losses`, each of `references`: float64 [N], a sample's mean loss over its target tokens;
     `tokens` int64 [N]. Samples are redrawn whole, the same ones for every model.
     """
-    gap = (losses - np.mean(references, axis=0)) * tokens
-    rng = np.random.default_rng(seed)
-    found = np.empty(resamples)
-    for i in range(resamples):
-        draw = rng.integers(len(gap), size=len(gap))
-        found[i] = gap[draw].sum() / max(1, tokens[draw].sum())
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+    return bootstrap_interval(losses - np.mean(references, axis=0), resamples, seed, tokens)
 
 
 def _difference(

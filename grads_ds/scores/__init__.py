@@ -5,19 +5,16 @@ sample exactly once.
 `scores/table.parquet` and `scores/manifest.json`. No torch import.
 """
 
-from grads_ds.scores.columns import STATUSES, STEP, columns, make_rows, schema
 from grads_ds.scores.merge import IncompleteScores, merge
 from grads_ds.scores.parts import PartWriter, Recording, finished, prepare_parts
+from grads_ds.scores.rows import make_rows, schema
 from grads_ds.scores.totals import Totals, summed_columns
 
 __all__ = [
-    "STATUSES",
-    "STEP",
     "IncompleteScores",
     "PartWriter",
     "Recording",
     "Totals",
-    "columns",
     "finished",
     "make_rows",
     "merge",

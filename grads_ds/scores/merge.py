@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from grads_ds.config.columns import STEP
 from grads_ds.run_dir.publish import atomic_path, publish_json
-from grads_ds.scores.columns import STEP
 from grads_ds.scores.parts import parts
 from grads_ds.scores.totals import Totals, summed_columns
 

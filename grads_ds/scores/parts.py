@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,20 +72,20 @@ class PartWriter:
         self.folder, self.rank, self.seconds = folder, rank, seconds
         self.schema = table_schema.with_metadata(recording.metadata())
         self.totals = Totals(summed_columns(table_schema))  # of what this writer has published
-        self._rows: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
         self._began = self._last = time.monotonic()
 
-    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+    def add(self, rows: pa.Table) -> None:
         """Take the rows of a micro-batch; publish a part when the last one is old enough."""
-        self._rows.extend(rows)
+        self._tables.append(rows.select(self.schema.names))
         now = time.monotonic()
         if now - self._last > max(self.seconds, PATIENCE * (now - self._began)):
             self.flush()
 
     def flush(self) -> None:
         """Publish what has been collected."""
-        if self._rows:
-            table = pa.Table.from_pylist(self._rows, schema=self.schema)
+        if self._tables:
+            table = pa.concat_tables(self._tables).cast(self.schema).combine_chunks()
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink, write_page_checksum=True)
             content = sink.getvalue().to_pybytes()
@@ -93,7 +93,7 @@ class PartWriter:
             with atomic_path(self.folder / f"part-{self.rank:05d}-{digest}.parquet") as aside:
                 aside.write_bytes(content)
             self.totals.add(table)
-            self._rows = []
+            self._tables = []
         self._last = time.monotonic()
 
 

@@ -8,7 +8,7 @@ with the way to record it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,31 +17,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from grads_ds.config.columns import NORM_SUFFIX, how_to_record
 from grads_ds.config.errors import UserError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-NORM_SUFFIX = "_grad_norm"
-_HOW_TO_RECORD = {
-    "ifd": "record it: add ifd to probe.extras",
-    "el2n": "record it: add el2n to probe.extras",
-    "anchor_": "record it: add anchor to probe.extras and name a set in probe.anchor",
-    "_early": "record it: add early to probe.extras",
-    NORM_SUFFIX: "add the group to probe.layers and run the probe again",
-}
-
 
 @dataclass(frozen=True)
 class ScoreTable:
     """`sample_id` (ascending, unique), `status` (indices into `status_words`), the other columns by
-    name.
+    name. `controls`: the table of the probe's controls by kind, where it recorded any.
     """
 
     sample_id: Ints
     status: NDArray[np.int8]
     status_words: tuple[str, ...]
     columns: Mapping[str, NDArray[np.generic]]
+    controls: Mapping[str, ScoreTable] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -56,13 +49,10 @@ class ScoreTable:
     def floats(self, name: str) -> Floats:
         """A column as float64. Raises UserError when the table has no such column."""
         if name not in self.columns:
-            how = next(
-                (text for key, text in _HOW_TO_RECORD.items() if key in name),
-                "record it with the probe",
-            )
             raise UserError(
-                f"select: wanted column {name} in the score table; found "
-                f"{', '.join(self.columns) or 'none'}; {how}, or choose another method"
+                f"select: wanted column {name} in the score table; found"
+                f" {', '.join(self.columns) or 'none'}; record it:"
+                f" {how_to_record(name)}, or choose another method"
             )
         return np.asarray(self.columns[name], dtype=np.float64)
 
@@ -91,6 +81,7 @@ class ScoreTable:
             self.status[keep],
             self.status_words,
             {name: values[keep] for name, values in self.columns.items()},
+            self.controls,
         )
 
     def count_by_status(self) -> dict[str, int]:
@@ -123,11 +114,22 @@ def read_table(path: Path) -> ScoreTable:
         )
     # the hashes are a gigabyte of text that no choice looks at
     wanted = [name for name in pq.read_schema(path).names if name != "sample_hash"]
-    return from_arrow(
-        pq.read_table(
-            path, columns=wanted, read_dictionary=["status"], page_checksum_verification=True
-        )
-    )
+    options = {"columns": wanted, "read_dictionary": ["status"]}
+    table = from_arrow(pq.read_table(path, page_checksum_verification=True, **options))
+    return replace(table, controls=_controls(path.parent / "controls"))
+
+
+def _controls(folder: Path) -> dict[str, ScoreTable]:
+    """The controls' scores by kind; none where the probe recorded none."""
+    path, kinds = folder / "table.parquet", folder / "kinds.parquet"
+    if not path.is_file() or not kinds.is_file():
+        return {}
+    table = from_arrow(pq.read_table(path, page_checksum_verification=True))
+    known = pq.read_table(kinds, page_checksum_verification=True)
+    of = dict(zip(known["sample_id"].to_pylist(), known["kind"].to_pylist(), strict=True))
+    kind = np.array([of[i] for i in table.sample_id.tolist()])
+    good = table.eligible()
+    return {str(name): table.rows((kind == name) & good) for name in sorted(set(kind[good]))}
 
 
 def from_arrow(table: pa.Table) -> ScoreTable:

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grads_ds.scores.columns import STATUSES, STEP
+from grads_ds.config.columns import STATUSES, STEP
+from grads_ds.statistics import splitmix
 
 _COUNTED = ("sample_id", "sample_hash", "status", STEP)  # columns whose values are not summed
 
@@ -46,7 +47,7 @@ class Totals:
             self.counts += [
                 len(ids),
                 int(ids.sum()),
-                int(_scrambled(ids).sum().view(np.int64)),
+                int(splitmix(ids.astype(np.uint64)).sum().view(np.int64)),
                 *by_status,
             ]
         for place, name in enumerate(self.columns):
@@ -74,13 +75,3 @@ class Totals:
     def status(self) -> dict[str, int]:
         """Rows by status."""
         return dict(zip(STATUSES, self.counts[3:].tolist(), strict=True))
-
-
-def _scrambled(ids: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser (Steele et al. 2014) of int64 [N], uint64 [N]."""
-    with np.errstate(over="ignore"):
-        z = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: np.ndarray = z ^ (z >> np.uint64(31))
-    return mixed

@@ -31,24 +31,27 @@ class Budget:
 
 
 def resolve_budget(
-    settings: SelectConfig, pool_size: int, judged: int, gain: Floats | None
+    settings: SelectConfig, pool_size: int, scorable: int, gain: Floats | None
 ) -> Budget:
-    """The budget of a pool of `pool_size` rows of which `judged` can be chosen.
+    """The budget of a pool of `pool_size` rows of which `scorable` can be chosen.
 
     A fraction is of the whole pool, rounded half up, at least one sample. Raises UserError when a
     count exceeds the pool or when `auto` meets a method without a distribution.
     """
     if settings.budget_tokens is not None:
         return Budget(
-            judged,
+            scorable,
             settings.budget_tokens,
             f"the longest front of the order within {settings.budget_tokens} tokens",
         )
+    if settings.budget == "auto" and settings.method == "guided":
+        return Budget(scorable, None, f"auto: the {scorable} samples that no filter rejects")
     if settings.budget == "auto":
         if gain is None:
             raise UserError(
-                "select.budget: auto adapts to the distribution of GrADS's signal; method"
-                f" {settings.method} has none; give a fraction or a count"
+                "select.budget: auto adapts to the distribution of GrADS's signal, or to what"
+                f" guided's filters leave; method {settings.method} has neither; give a fraction or"
+                " a count"
             )
         count = above_mean(gain)
         return Budget(count, None, f"auto: the {count} samples above the pool's mean preference")
@@ -64,9 +67,11 @@ def resolve_budget(
     else:
         count = max(1, int(np.floor(budget * pool_size + 0.5)))
         rule = f"{budget:g} of {pool_size} samples"
-    if count > judged:
-        note = f"the budget is {count} samples, only {judged} can be chosen: all of them are taken"
-        return Budget(judged, None, rule, (note,))
+    if count > scorable:
+        note = (
+            f"the budget is {count} samples, only {scorable} can be chosen: all of them are taken"
+        )
+        return Budget(scorable, None, rule, (note,))
     return Budget(count, None, rule)
 
 

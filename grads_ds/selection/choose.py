@@ -18,7 +18,9 @@ from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import budget as budgets
+from grads_ds.selection import signals
 from grads_ds.selection.explain import length_warning, numbers_of, reasons_of
+from grads_ds.selection.filters import Rejection, rejections
 from grads_ds.selection.methods import score
 from grads_ds.statistics import Floats, Ints
 
@@ -73,28 +75,34 @@ def choose(
     rows = np.flatnonzero(good)
     part = table.rows(good) if len(rows) < n else table
     scored = score(part, settings, seed)
-    judged = np.flatnonzero(np.isfinite(scored.preference))
-    if not len(judged):
+    rejected = rejections(part, settings)
+    kept = np.ones(len(part), dtype=bool)
+    for rejection in rejected:
+        kept &= ~rejection.rows
+    scorable = np.flatnonzero(np.isfinite(scored.preference) & kept)
+    if not len(scorable):
+        filtered = f", {np.count_nonzero(~kept)} rejected by filters" if rejected else ""
         raise UserError(
-            f"select.method: {settings.method} has a finite score for none of {len(part)} samples;"
-            " choose another method or look into its columns"
+            f"select.method: {settings.method} has a finite score for none of {len(part)}"
+            f" samples{filtered}; choose another method or filter, or look into its columns"
         )
-    heard = [*scored.warnings]
+    warnings = [*scored.warnings]
     if len(rows) < n:
         out = {word: count for word, count in statuses.items() if word != "ok"}
         if unfinished := statuses["ok"] - len(rows):
             out["ok but with scores that are not finite"] = unfinished
         listed = ", ".join(f"{count} {word}" for word, count in out.items())
-        heard.append(f"{n - len(rows)} of {n} samples can never be chosen: {listed}")
+        warnings.append(f"{n - len(rows)} of {n} samples can never be chosen: {listed}")
 
-    gain = None if scored.gain is None else scored.gain[judged]
-    budget = budgets.resolve_budget(settings, n, len(judged), gain)
-    heard += budget.warnings
+    # how many, and in which order
+    gain = None if scored.gain is None else scored.gain[scorable]
+    budget = budgets.resolve_budget(settings, n, len(scorable), gain)
+    warnings += budget.warnings
     # rows stand in the order of sample_id, so that a stable sort leaves ties in that order
-    order = judged[np.argsort(-scored.preference[judged], kind="stable")]
+    order = scorable[np.argsort(-scored.preference[scorable], kind="stable")]
     order = rows[order] if len(rows) < n else order
-    if len(order) > 1 and scored.preference[judged].min() == scored.preference[judged].max():
-        heard.append("every sample has the same preference: the lowest sample_ids are chosen")
+    if len(order) > 1 and scored.preference[scorable].min() == scored.preference[scorable].max():
+        warnings.append("every sample has the same preference: the lowest sample_ids are chosen")
     if strata is not None:
         order = budgets.spread(order, strata, settings.strata_balance)
     tokens = None
@@ -102,12 +110,12 @@ def choose(
         tokens = table.floats("num_tokens").astype(np.int64)
     chosen, twins = _take(order, budget, tokens, seen_before)
     if seen_before is not None and budget.tokens is None and len(chosen) < budget.samples:
-        heard.append(
+        warnings.append(
             f"{len(chosen)} of {budget.samples} samples: all others are near-duplicates of these"
         )
 
-    signal, density, wanted = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
-    signal[rows], wanted[rows] = scored.signal, scored.preference
+    signal, density, preference = np.full(n, np.nan), np.full(n, np.nan), np.full(n, np.nan)
+    signal[rows], preference[rows] = scored.signal, scored.preference
     if scored.density is not None:
         density[rows] = scored.density.at_samples
     rank = np.zeros(n, dtype=np.int64)
@@ -115,24 +123,35 @@ def choose(
     selected = np.zeros(n, dtype=bool)
     selected[chosen] = True
     reason, reasons = reasons_of(
-        table, settings, good, wanted, signal, selected, twins, stratified=strata is not None
+        table,
+        settings,
+        good,
+        preference,
+        signal,
+        selected,
+        twins,
+        _at_rows(rejected, rows, n),
+        stratified=strata is not None,
     )
-    told = numbers_of(
-        table, part, good, scored, settings, wanted, signal, chosen, seed, strata is not None
+    numbers = numbers_of(
+        table, part, good, scored, settings, preference, signal, chosen, seed, strata is not None
     )
-    heard += length_warning(settings, told["length"])
+    warnings += length_warning(settings, numbers["length"])
     report: dict[str, Any] = {
         "method": settings.method,
         "counts": {
             "pool": n,
             "ok": len(rows),
-            "judged": len(judged),
+            "judged": len(scorable),
+            "rejected_by_filters": int(np.count_nonzero(~kept)),
             "selected": len(chosen),
             "near_duplicates_dropped": len(twins),
             "by_status": statuses,
         },
         "budget": budgets.describe(budget, chosen, tokens, n),
-        **told,
+        **numbers,
+        "signals": signals.report(part),
+        "filters": [rejection.numbers for rejection in rejected],
         "notes": scored.notes,
     }
     weight = weigh(settings, selected, density, rank)
@@ -147,8 +166,18 @@ def choose(
         weight,
         chosen,
         report,
-        heard,
+        warnings,
     )
+
+
+def _at_rows(rejected: list[Rejection], rows: Ints, count: int) -> list[tuple[Ints, str]]:
+    """Rows of the whole table that each filter rejects, and why; of several the first is named."""
+    found, seen = [], np.zeros(count, dtype=bool)
+    for rejection in rejected:
+        here = rows[rejection.rows]
+        found.append((here[~seen[here]], rejection.reason))
+        seen[here] = True
+    return found
 
 
 def _take(

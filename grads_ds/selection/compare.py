@@ -27,7 +27,7 @@ Fields = Mapping[str, tuple[NDArray[np.int64], list[str]]]
 
 def contestants(main: SelectConfig) -> dict[str, dict[str, Any]]:
     """The settings compared, by name: every region of GrADS with the main signal, the first also
-    without its trend in length, then every rival.
+    without its trend in length, then every other method.
     """
     regions: dict[str, dict[str, Any]] = {
         f"grads {name}": {"method": "grads", "region": name} for name in _REGIONS
@@ -37,11 +37,11 @@ def contestants(main: SelectConfig) -> dict[str, dict[str, Any]]:
         "region": "density",
         "length_correction": True,
     }
-    rivals = {
+    others = {
         name: {"method": name} for name in SelectConfig.METHODS if name not in ("grads", "mixture")
     }
     mixed = {"mixture": {"method": "mixture"}} if main.mixture else {}
-    return regions | rivals | mixed
+    return regions | others | mixed
 
 
 _REGIONS = ("density", "mass", "magnitude", "band", "sample")
@@ -69,6 +69,7 @@ def compare(
         "length_correction": False,
         "budget_tokens": None,
         "weights": "none",
+        "filters": [],
     }
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
@@ -90,10 +91,10 @@ def _entry(selected: NDArray[np.bool_], main: NDArray[np.bool_], fields: Fields)
     kept: dict[str, dict[str, float]] = {}
     for name, (codes, values) in fields.items():
         pool = np.bincount(codes, minlength=len(values))
-        mine = np.bincount(codes[selected], minlength=len(values))
+        kept_here = np.bincount(codes[selected], minlength=len(values))
         kept[name] = {
             word: round(int(m) / int(p), 6)
-            for word, m, p in zip(values, mine, pool, strict=True)
+            for word, m, p in zip(values, kept_here, pool, strict=True)
             if p
         }
     return {
@@ -102,19 +103,3 @@ def _entry(selected: NDArray[np.bool_], main: NDArray[np.bool_], fields: Fields)
         "jaccard_with_selected": round(both / either, 6) if either else None,
         "kept": kept,
     }
-
-
-def as_markdown(comparison: Mapping[str, Any], field: str) -> str:
-    """The share of each kind kept, a line per method and a column per budget and value."""
-    methods = comparison["methods"]
-    values = list(next(iter(methods.values()))[comparison["budgets"][0]]["kept"][field])
-    head = [f"{word} at {float(budget):.0%}" for budget in comparison["budgets"] for word in values]
-    lines = ["| method | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    for name, entry in methods.items():
-        cells = [
-            f"{entry[budget]['kept'][field].get(word, 0):.1%}"
-            for budget in comparison["budgets"]
-            for word in values
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

@@ -35,14 +35,14 @@ def farthest_first(features: Floats) -> Floats:
     n = len(features)
     centre = np.median(features, axis=0)
     distance = np.full(n, np.inf)
-    wanted = np.zeros(n)
+    preference = np.zeros(n)
     taken = int(np.argmin(_squares(features, centre)))
     for step in range(n):
-        wanted[taken] = -float(step)
+        preference[taken] = -float(step)
         distance = np.minimum(distance, _squares(features, features[taken]))
         distance[taken] = -1.0
         taken = int(np.argmax(distance))
-    return wanted
+    return preference
 
 
 def grid_cover(features: Floats, draw: Floats) -> Floats:

@@ -37,14 +37,14 @@ def seen_before(text_of: Callable[[int], str], threshold: float) -> Callable[[in
     accepted: list[tuple[int, Any]] = []
 
     def like(row: int) -> int | None:
-        mine = MinHash(num_perm=PERMUTATIONS, seed=1)
-        mine.update_batch([piece.encode() for piece in sorted(shingles(text_of(row)))])
-        for place in sorted(buckets.query(mine)):
+        sketch = MinHash(num_perm=PERMUTATIONS, seed=1)
+        sketch.update_batch([piece.encode() for piece in sorted(shingles(text_of(row)))])
+        for place in sorted(buckets.query(sketch)):
             other, print_ = accepted[place]
-            if mine.jaccard(print_) >= threshold:
+            if sketch.jaccard(print_) >= threshold:
                 return other
-        buckets.insert(len(accepted), mine)
-        accepted.append((row, mine))
+        buckets.insert(len(accepted), sketch)
+        accepted.append((row, sketch))
         return None
 
     return like

@@ -27,15 +27,27 @@ def reasons_of(
     table: ScoreTable,
     settings: SelectConfig,
     good: NDArray[np.bool_],
-    wanted: Floats,
+    preference: Floats,
     signal: Floats,
     selected: NDArray[np.bool_],
     twins: dict[int, int],
+    rejected: list[tuple[Ints, str]],
     stratified: bool,
 ) -> tuple[Ints, list[str]]:
-    """Per row an index into a list of sentences. A handful of sentences for any number of rows."""
+    """Per row an index into a list of sentences; a handful of sentences for any number of rows.
+
+    Args:
+        table: all rows [N].
+        settings: of the choice.
+        good: which rows are eligible, bool [N].
+        preference, signal: preference and signal, float64 [N].
+        selected: the chosen rows, bool [N].
+        twins: dropped row -> accepted row that it is like.
+        rejected: per filter the rows that it rejects and its sentence.
+        stratified: whether strata share the budget.
+    """
     what = settings.region if settings.method == "grads" else settings.method
-    worst = float(np.min(wanted[selected])) if selected.any() else float("nan")
+    worst = float(np.min(preference[selected])) if selected.any() else float("nan")
     edge = "its stratum's share" if stratified else f"{what} preference {worst:.6g}"
     beyond = f"out: beyond {edge}" if stratified else f"out: below {edge}"
     reasons = [
@@ -48,9 +60,12 @@ def reasons_of(
     ]
     code = np.where(signal > np.median(signal[good]), 2, 1).astype(np.int64)
     if not stratified:
-        code[wanted >= worst] = 3
-    code[good & ~np.isfinite(wanted)] = 4
+        code[preference >= worst] = 3
+    code[good & ~np.isfinite(preference)] = 4
     code[~good] = 5
+    for rows, sentence in rejected:
+        reasons.append(sentence)
+        code[rows] = len(reasons) - 1
     for index, word in enumerate(table.status_words):
         if word != "ok":
             reasons.append(f"out: status {word}")
@@ -68,7 +83,7 @@ def numbers_of(
     good: NDArray[np.bool_],
     scored: Scored,
     settings: SelectConfig,
-    wanted: Floats,
+    preference: Floats,
     signal: Floats,
     chosen: Ints,
     seed: int,
@@ -77,7 +92,7 @@ def numbers_of(
     """Thresholds, bandwidth, quantiles, curve, region, overlap with random and the length
     diagnostic.
     """
-    worst = float(np.min(wanted[chosen]))
+    worst = float(np.min(preference[chosen]))
     found = {
         "thresholds": {
             "preference": _json(worst),
@@ -125,9 +140,11 @@ def curve(density: Density, inside: Floats, values: Floats) -> dict[str, list[fl
         max(low - reach, density.grid[0]), min(high + reach, density.grid[-1]), CURVE_POINTS
     )
     pool = np.interp(x, density.grid, density.curve)
-    mine = estimate(inside)
+    local = estimate(inside)
     own = (
-        _list(np.interp(x, mine.grid, mine.curve, left=0.0, right=0.0)) if len(mine.grid) else None
+        _list(np.interp(x, local.grid, local.curve, left=0.0, right=0.0))
+        if len(local.grid)
+        else None
     )
     return {"signal": _list(x), "pool": _list(pool), "selected": own}
 

@@ -14,10 +14,12 @@ import numpy as np
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
-from grads_ds.selection.controls import length_matched, random
+from grads_ds.selection.baselines import length_matched, random
 from grads_ds.selection.criterion import Criterion, Scored
 from grads_ds.selection.grads import grads
+from grads_ds.selection.guided import guided
 from grads_ds.selection.numbers import rounded
+from grads_ds.selection.published import PUBLISHED
 from grads_ds.statistics import rank_shares
 
 PLUGIN_GROUP = "grads_ds.selection"
@@ -28,18 +30,8 @@ def score(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
     Raises UserError for missing columns or a faulty plugin.
     """
-    from grads_ds.selection.published import PUBLISHED
-
-    built_in: dict[str, Criterion] = {
-        "grads": grads,
-        "random": random,
-        "length_matched": length_matched,
-        "mixture": mixture,
-        **PUBLISHED,
-    }
-    if settings.method in built_in:
-        return built_in[settings.method](table, settings, seed)
-    return plugin(table, settings, seed)
+    criterion = CRITERIA.get(settings.method, plugin)
+    return criterion(table, settings, seed)
 
 
 def mixture(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
@@ -48,15 +40,15 @@ def mixture(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     A sample that one of them cannot judge is left out.
     """
     total = sum(settings.mixture.values())
-    wanted = np.zeros(len(table))
+    preference = np.zeros(len(table))
     notes: dict[str, object] = {}
-    heard: list[str] = []
+    warnings: list[str] = []
     for name, weight in settings.mixture.items():
         part = score(table, settings.model_copy(update={"method": name}), seed)
-        wanted += weight / total * rank_shares(part.preference)
+        preference += weight / total * rank_shares(part.preference)
         notes[name] = part.notes
-        heard += part.warnings
-    return Scored(rounded(wanted), rounded(wanted), None, None, notes, tuple(heard))
+        warnings += part.warnings
+    return Scored(rounded(preference), rounded(preference), None, None, notes, tuple(warnings))
 
 
 def plugin(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
@@ -68,17 +60,27 @@ def plugin(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
             " install it"
         )
     try:
-        wanted = np.asarray(found[0].load()(table, settings, seed), dtype=np.float64)
+        preference = np.asarray(found[0].load()(table, settings, seed), dtype=np.float64)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
             f"select.method: plugin {settings.method} ({found[0].value}) failed:"
-            f" {type(error).__name__}: {error}; mend it"
+            f" {type(error).__name__}: {error}; fix it"
         ) from error
-    if wanted.shape != (len(table),):
+    if preference.shape != (len(table),):
         raise UserError(
             f"select.method: wanted {len(table)} preferences of plugin {settings.method}; found"
-            f" shape {wanted.shape}; mend it"
+            f" shape {preference.shape}; fix it"
         )
-    return Scored(wanted, wanted, None, None, {"plugin": found[0].value})
+    return Scored(preference, preference, None, None, {"plugin": found[0].value})
+
+
+CRITERIA: dict[str, Criterion] = {
+    "grads": grads,
+    "guided": guided,
+    "random": random,
+    "length_matched": length_matched,
+    "mixture": mixture,
+    **PUBLISHED,
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from grads_ds.statistics import Floats, Ints
+from grads_ds.statistics import Floats, Ints, splitmix
 
 _STEPS = float(2**32)
 
@@ -33,13 +33,13 @@ def random_keys(sample_id: Ints, seed: int, purpose: int = 0) -> NDArray[np.uint
     independent of row order.
     """
     with np.errstate(over="ignore"):
-        start = _mix(
+        start = splitmix(
             np.array([seed], dtype=np.uint64)
             + np.uint64(0x632BE59BD9B4E019) * np.uint64(purpose + 1)
         )
         keys = sample_id.astype(np.uint64)
         keys += start
-        return _mix(keys)
+        return splitmix(keys)
 
 
 def uniforms(keys: NDArray[np.uint64]) -> Floats:
@@ -48,13 +48,3 @@ def uniforms(keys: NDArray[np.uint64]) -> Floats:
     out += 0.5
     out /= float(2**52)
     return out
-
-
-def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    # splitmix64 (Steele, Lea, Flood 2014)
-    x += np.uint64(0x9E3779B97F4A7C15)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        x ^= x >> np.uint64(shift)
-        x *= np.uint64(factor)
-    x ^= x >> np.uint64(31)
-    return x

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from grads_ds.config.columns import NORM_SUFFIX
 from grads_ds.config.select import SelectConfig
-from grads_ds.scores.read import NORM_SUFFIX, ScoreTable
+from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import region
 from grads_ds.selection.cover import cover_preference
 from grads_ds.selection.criterion import Criterion, Scored
+from grads_ds.selection.grads import CONTRAST, mean_cosine
 from grads_ds.selection.numbers import rounded
 from grads_ds.selection.signal import positive, robust_z
 from grads_ds.statistics import Floats
@@ -27,9 +29,9 @@ def perplexity_band(table: ScoreTable, settings: SelectConfig, seed: int) -> Sco
     """Samples between two quantiles of perplexity (`band`), drawn evenly (Marion et al. 2023, arXiv
     2309.04564)."""
     values = table.floats("loss")
-    wanted = region.band_preference(values, settings.band, table.sample_id, seed)
+    preference = region.band_preference(values, settings.band, table.sample_id, seed)
     edges = region.band_edges(values, settings.band)
-    return Scored(wanted, values, notes={"loss_edges": list(edges)})
+    return Scored(preference, values, notes={"loss_edges": list(edges)})
 
 
 def length(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
@@ -59,8 +61,28 @@ def ifd(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     al. 2024, arXiv 2308.12032), these come last. Wants column ifd.
     """
     values = table.floats("ifd")
-    wanted = np.where(values < 1.0, values, -values)
-    return Scored(np.where(np.isfinite(values), wanted, np.nan), values)
+    preference = np.where(values < 1.0, values, -values)
+    return Scored(np.where(np.isfinite(values), preference, np.nan), values)
+
+
+def low_ifd(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
+    """Lowest IFD first: rows whose answer the prompt explains best. On models that follow prompts
+    wrong answers stand at the high end.
+    """
+    values = table.floats("ifd")
+    return Scored(np.where(np.isfinite(values), -values, np.nan), values)
+
+
+def prompt_gain(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
+    """Rows first whose loss rises most under another row's prompt. Wants column prompt_gain."""
+    return _plain(table.floats("prompt_gain"))
+
+
+def hidden_nearest(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
+    """Nearest to the reference set in mean hidden states, both less the pool's mean (after RDS,
+    Ivison et al. 2025, arXiv 2503.01807). Wants column anchor_hidden_cosine.
+    """
+    return _plain(table.floats("anchor_hidden_cosine"))
 
 
 def snr(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
@@ -82,26 +104,30 @@ def snr(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
 
 
 def anchor_conflict(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Least opposed to the anchor first: highest mean cosine.
-
-    Wants columns anchor_cosine_<group>.
+    """Least opposed to the reference set first: highest mean cosine, less the pool's where that was
+    recorded. Wants columns anchor_contrast_<group> or anchor_cosine_<group>.
     """
-    return _plain(_mean_cosine(table))
+    return _plain(mean_cosine(table))
 
 
 def orthogonal(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Most orthogonal to the anchor first: smallest absolute cosine (after OGS). Wants columns
-    anchor_cosine_<group>."""
-    cosine = _mean_cosine(table)
+    """Most orthogonal to the reference set first: smallest absolute cosine (after OGS). Columns as
+    anchor_conflict's.
+    """
+    cosine = mean_cosine(table)
     return Scored(-np.abs(cosine), cosine)
 
 
 def less(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
-    """Largest first-order influence on the anchor's loss first, over the recorded groups (after
-    LESS, Xia et al. 2024, arXiv 2402.04333, without its optimizer correction). Wants columns
-    anchor_inner_product_<group>.
+    """Largest first-order influence on the reference set's loss first, over the recorded groups
+    (after LESS, Xia et al. 2024, arXiv 2402.04333, without its optimizer correction). With columns
+    anchor_contrast_<group> these times the norms; else anchor_inner_product_<group>.
     """
-    total: Floats = np.sum(list(table.prefixed("anchor_inner_product_").values()), axis=0)
+    if any(name.startswith(CONTRAST) for name in table.columns):
+        parts = [value * table.norms(group) for group, value in table.prefixed(CONTRAST).items()]
+    else:
+        parts = list(table.prefixed("anchor_inner_product_").values())
+    total: Floats = np.sum(parts, axis=0)
     return _plain(total)
 
 
@@ -113,12 +139,8 @@ def k_center(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     if "num_target_tokens" in table.columns:
         features.append(np.log(np.maximum(table.floats("num_target_tokens"), 1.0)))
     spread = np.column_stack([robust_z(rounded(feature)) for feature in features])
-    wanted = cover_preference(np.clip(spread, -6.0, 6.0), table.sample_id, seed)
-    return Scored(wanted, wanted, notes={"features": spread.shape[1]})
-
-
-def _mean_cosine(table: ScoreTable) -> Floats:
-    return rounded(np.mean(list(table.prefixed("anchor_cosine_").values()), axis=0))
+    preference = cover_preference(np.clip(spread, -6.0, 6.0), table.sample_id, seed)
+    return Scored(preference, preference, notes={"features": spread.shape[1]})
 
 
 def _plain(values: Floats, notes: dict[str, object] | None = None) -> Scored:
@@ -132,6 +154,9 @@ PUBLISHED: dict[str, Criterion] = {
     "grand": grand,
     "el2n": el2n,
     "ifd": ifd,
+    "low_ifd": low_ifd,
+    "prompt_gain": prompt_gain,
+    "hidden_nearest": hidden_nearest,
     "k_center": k_center,
     "snr": snr,
     "anchor_conflict": anchor_conflict,

@@ -30,6 +30,7 @@ from grads_ds.config.errors import UserError, printable
 from grads_ds.run_dir.publish import atomic_files, publish_json
 from grads_ds.scores.read import ScoreTable, read_table
 from grads_ds.selection import compare
+from grads_ds.selection.baselines import length_bins
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.duplicates import seen_before
 from grads_ds.selection.output import ordered, to_text, write_choice, write_dataset
@@ -38,15 +39,7 @@ from grads_ds.selection.requirements import anchor_leak
 from grads_ds.statistics import Ints
 
 Fields = dict[str, tuple[NDArray[np.int64], list[str]]]
-
-
-def run_select(config: Config, run_dir: Path) -> None:
-    """Choose the main subset and every variant and publish their files.
-
-    Raises UserError as the parts do.
-    """
-    for name in (None, *config.select.variants):
-        run_variant(config, run_dir, name)
+LENGTH_STRATA = 10  # of strata: length
 
 
 def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, Any]:
@@ -88,7 +81,7 @@ def with_rivals(
 
 
 def preview(config: Config, run_dir: Path) -> str:
-    """What `run_select` would choose, as text for a terminal. Writes nothing."""
+    """What the stage would choose, as text for a terminal. Writes nothing."""
     return "\n\n".join(
         printable(to_text(name or "selected", decide(config, name, run_dir)[-1]))
         for name in (None, *config.select.variants)
@@ -116,7 +109,7 @@ def decide(
         )
     positions = pool.positions(table.sample_id)
     fields = pool.fields()
-    strata = strata_codes(fields, settings.strata, positions)
+    strata = strata_codes(fields, settings.strata_field(), positions, table)
     seen = None
     if settings.near_duplicates is not None:
         seen = seen_before(pool.row_reader(positions), settings.near_duplicates)
@@ -135,13 +128,19 @@ def decide(
     return table, pool, of_rows, choice, report
 
 
-def strata_codes(fields: Fields, name: str | None, positions: Ints) -> NDArray[np.int64] | None:
-    """The stratum of each row of the table. Raises UserError when the pool has no such field."""
+def strata_codes(
+    fields: Fields, name: str | None, positions: Ints, table: ScoreTable
+) -> NDArray[np.int64] | None:
+    """The stratum of each row of the table, which stands at `positions` of the pool. Raises
+    UserError when the pool has no such field.
+    """
     if name is None:
         return None
+    if name == "length":
+        return length_bins(table.floats("num_target_tokens"), LENGTH_STRATA)
     if name not in fields:
         raise UserError(
-            f"select.strata: wanted one of {', '.join(fields)}; found {name}; choose one of these"
-            " or add it to data.metadata"
+            f"select.strata: wanted one of {', '.join([*fields, 'length'])}; found {name}; choose"
+            " one of these or add it to data.metadata"
         )
     return fields[name][0][positions]

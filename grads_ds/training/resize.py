@@ -15,17 +15,9 @@ import time
 from pathlib import Path
 
 from grads_ds.distributed import heartbeat, ranks
+from grads_ds.launcher.runners import TORCH_VARIABLES
 from grads_ds.training.checkpoint_mark import altered_files, read_mark
 from grads_ds.training.universal_checkpoint import VERIFIED
-
-_RANK_VARIABLES = (
-    "RANK",
-    "LOCAL_RANK",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
 
 
 def needs_universal(checkpoint: str | Path) -> bool:
@@ -81,7 +73,7 @@ def _whole(target: Path) -> bool:
 
 def _convert(source: Path, target: Path, doing: str) -> subprocess.Popen[bytes]:
     print(doing, flush=True)
-    alone = {name: value for name, value in os.environ.items() if name not in _RANK_VARIABLES}
+    alone = {name: value for name, value in os.environ.items() if name not in TORCH_VARIABLES}
     module = "grads_ds.training.universal_checkpoint"
     with open(source.parent / "universal.log", "w") as log:
         return subprocess.Popen(

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from accelerate.parallelism_config import ParallelismConfig
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -33,7 +32,7 @@ from grads_ds.config.config import Config
 from grads_ds.config.errors import StoppedBySignal
 from grads_ds.config.training import EarlyStoppingConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
-from grads_ds.distributed import heartbeat, ranks, step_timing
+from grads_ds.distributed import ranks
 from grads_ds.engine.lora import with_lora
 from grads_ds.engine.model import load_model
 from grads_ds.engine.model_folder import save_adapter, save_model
@@ -43,6 +42,7 @@ from grads_ds.training.division import micro_batch
 from grads_ds.training.packing import PackingCheck, PackingCollator
 from grads_ds.training.resize import make_universal, needs_universal
 from grads_ds.training.sequence_parallel import SequenceTrainer, SliceCollator, sequence_parallel
+from grads_ds.training.step_progress import StepBar, StepBeats
 from grads_ds.training.stop_signal import StopSignal
 from grads_ds.training.trainer import Collator, SftTrainer
 from grads_ds.workarounds import close
@@ -220,67 +220,11 @@ def _trainer(
             Checkpoints(job.settings.checkpoints_kept, job.identity),
             *stopping,
             *([PackingCheck(collator, job.rows)] if job.packing else []),
-            _Beats(job.what),
-            *([_Progress(job.what), TensorBoardCallback(writer)] if writer else []),
+            StepBeats(job.what),
+            *([StepBar(job.what), TensorBoardCallback(writer)] if writer else []),
             *job.callbacks,
             stop,
         ],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-class _Progress(TrainerCallback):
-    """One progress bar on rank 0 with the last logged loss."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.what, unit="step"
-        )
-
-    def on_log(
-        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any
-    ) -> None:
-        if logs and "loss" in logs:
-            self.bar.set_postfix_str(f"loss {float(logs['loss']):.3f}", refresh=False)
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
-        self.bar.close()
-
-
-class _Beats(TrainerCallback):
-    """Tells every rank's supervisor that the rank advances, and how long its own work takes."""
-
-    def __init__(self, what: str):
-        self.what = what
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: Any, control: Any, model: Any, **kwargs: Any
-    ) -> None:
-        self.timed = step_timing.attach(model)  # the engine stands by now
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
-        heartbeat.beat(self.what, state.global_step, state.max_steps)
-
-    def on_substep_end(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
-        heartbeat.beat(self.what, state.global_step, state.max_steps)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
-    ) -> None:
-        for handle in self.timed:
-            handle.remove()

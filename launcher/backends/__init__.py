@@ -1,8 +1,14 @@
-"""Ways to start one process on every slot: one file each, all with the same two functions.
+"""Ways to start one process on every slot: one file each, all with the same names in it.
 
     commands(job) -> list[Command]      what the launcher starts here; together they start every
                                         rank's supervisor
-    faults(hosts) -> list[str]          why this backend cannot be used from here; empty when it can
+    problems(hosts) -> list[str]        why this backend cannot be used from here; empty when it can
+    ask(hosts, words, question, port)   what a command answers on each host, before any job
+    ENTRY                               by what `ask` enters a host: "ssh", "srun", "here"
+    RUNNER_SETS                         variables that its runner sets on every rank unasked
+
+A new backend is one new file here, and a row in runners.py when its runner has variables of its
+own.
 
 Whatever starts them, the ranks report through the job folder; a backend says nothing about how a
 job went.
@@ -14,18 +20,18 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from pkgutil import iter_modules
+from typing import Any, Protocol
 
 import grads_ds
 from grads_ds.config.errors import UserError
 from grads_ds.launcher.hosts import Host
 
-NAMES = ("local", "pdsh", "openmpi", "mpich", "slurm")
-BY_SSH = ("pdsh", "openmpi", "mpich")  # enter the hosts by ssh
+NAMES = tuple(sorted(module.name for module in iter_modules(__path__)))
 SUPERVISOR = Path(grads_ds.__file__).resolve().parent / "launcher" / "rank.py"
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
@@ -39,6 +45,7 @@ class Job:
     folder: Path
     hosts: Sequence[Host]
     environment: dict[str, str]
+    ssh_port: int | None = None
 
     @property
     def ranks(self) -> int:
@@ -62,11 +69,21 @@ class Command:
 class Backend(Protocol):
     """The signature all backends share."""
 
+    ENTRY: str
+    RUNNER_SETS: Sequence[str]
+
     def commands(self, job: Job) -> list[Command]:
         """What the launcher starts here."""
 
-    def faults(self, hosts: Sequence[Host]) -> list[str]:
+    def problems(self, hosts: Sequence[Host]) -> list[str]:
         """Why this backend cannot be used from here."""
+
+    def ask(
+        self, hosts: Sequence[Host], words: Sequence[str], question: str, port: int | None
+    ) -> dict[str, Mapping[str, Any] | str]:
+        """What `words` answer (a line of JSON) on each host when given `question`; or, as text,
+        why there is no answer.
+        """
 
 
 def load(name: str) -> Backend:
@@ -90,7 +107,7 @@ def choose(name: str | None, hosts: Sequence[Host]) -> str:
 
 
 def missing(*programs: str, package: str) -> list[str]:
-    """Faults for programs that are not on PATH."""
+    """Problems for programs that are not on PATH."""
     absent = [program for program in programs if not shutil.which(program)]
     return [
         f"wanted the program {name}; found none on PATH; install {package} (scripts/install.sh"
@@ -100,7 +117,7 @@ def missing(*programs: str, package: str) -> list[str]:
 
 
 def not_plain(texts: Sequence[str], what: str) -> list[str]:
-    """Faults for words that a remote shell would read as more than themselves."""
+    """Problems for words that a remote shell would read as more than themselves."""
     return [
         f"{what}: {text!r} would pass through a remote shell; wanted letters, digits and @%+=:,./_-"
         " only; use another path"

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from grads_ds.launcher.ask_hosts import ask_here as ask
 from grads_ds.launcher.backends import Command, Job
 from grads_ds.launcher.hosts import Host
+
+__all__ = ["ENTRY", "RUNNER_SETS", "ask", "commands", "problems"]
+ENTRY = "here"
+RUNNER_SETS: tuple[str, ...] = ()
 
 
 def commands(job: Job) -> list[Command]:
@@ -20,6 +25,6 @@ def commands(job: Job) -> list[Command]:
     ]
 
 
-def faults(hosts: Sequence[Host]) -> list[str]:
+def problems(hosts: Sequence[Host]) -> list[str]:
     """None: there is nothing to be missing."""
     return []

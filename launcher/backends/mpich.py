@@ -8,9 +8,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 
+from grads_ds.launcher.ask_hosts import ask_by_ssh as ask
 from grads_ds.launcher.backends import Command, Job, missing
 from grads_ds.launcher.hosts import Host
 from grads_ds.launcher.network import address_towards
+
+__all__ = ["ENTRY", "RUNNER_SETS", "ask", "commands", "problems"]
+ENTRY = "ssh"
+RUNNER_SETS: tuple[str, ...] = ()
 
 PROGRAMS = ("mpiexec.hydra", "mpiexec.mpich")
 
@@ -26,10 +31,12 @@ def commands(job: Job) -> list[Command]:
     callback = next((found for host in job.hosts if (found := address_towards(host.address))), None)
     if callback:
         call += ["-localhost", callback]
-    return [Command([*call, *job.supervisor()], job.environment, {machines: text})]
+    # Hydra knows no option for it
+    port = {"HYDRA_LAUNCHER_EXTRA_ARGS": f"-p {job.ssh_port}"} if job.ssh_port is not None else {}
+    return [Command([*call, *job.supervisor()], job.environment | port, {machines: text})]
 
 
-def faults(hosts: Sequence[Host]) -> list[str]:
+def problems(hosts: Sequence[Host]) -> list[str]:
     """A missing Hydra."""
     return (
         []

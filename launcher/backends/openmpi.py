@@ -9,8 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from grads_ds.launcher.ask_hosts import ask_by_ssh as ask
 from grads_ds.launcher.backends import Command, Job, missing
 from grads_ds.launcher.hosts import Host, hostfile_text
+
+__all__ = ["ENTRY", "RUNNER_SETS", "ask", "commands", "problems"]
+ENTRY = "ssh"
+RUNNER_SETS: tuple[str, ...] = ()
 
 
 def commands(job: Job) -> list[Command]:
@@ -31,11 +36,13 @@ def commands(job: Job) -> list[Command]:
     ]
     if os.geteuid() == 0:
         call.append("--allow-run-as-root")  # containers; refused otherwise
+    if job.ssh_port is not None:
+        call += ["--mca", "plm_rsh_args", f"-p {job.ssh_port}"]
     return [
         Command([*call, *job.supervisor()], job.environment, {hostfile: hostfile_text(job.hosts)})
     ]
 
 
-def faults(hosts: Sequence[Host]) -> list[str]:
+def problems(hosts: Sequence[Host]) -> list[str]:
     """A missing mpirun, or another MPI's."""
     return missing("mpirun", package="openmpi-bin")

@@ -13,8 +13,14 @@ import sys
 from collections.abc import Sequence
 
 from grads_ds.config.errors import UserError
+from grads_ds.launcher.ask_hosts import ask_by_ssh as ask
 from grads_ds.launcher.backends import SUPERVISOR, Command, Job, missing, not_plain
 from grads_ds.launcher.hosts import Host, hostfile_text
+
+__all__ = ["ENTRY", "RUNNER_SETS", "ask", "commands", "problems"]
+ENTRY = "ssh"
+# DeepSpeed numbers the first slots' devices over whatever the user chose
+RUNNER_SETS: tuple[str, ...] = ("CUDA_VISIBLE_DEVICES",)
 
 
 def commands(job: Job) -> list[Command]:
@@ -33,6 +39,8 @@ def commands(job: Job) -> list[Command]:
     # our ranks agree on their own rendezvous; naming an address keeps the runner from asking the
     # first host for one
     runner += ["--master_addr", job.hosts[0].address, "--no_ssh_check", "--no_local_rank"]
+    if job.ssh_port is not None:
+        runner += ["--ssh_port", str(job.ssh_port)]
     script = [str(SUPERVISOR), str(job.folder)]
     return [
         Command(
@@ -43,7 +51,7 @@ def commands(job: Job) -> list[Command]:
     ]
 
 
-def faults(hosts: Sequence[Host]) -> list[str]:
+def problems(hosts: Sequence[Host]) -> list[str]:
     """Missing programs, and paths that a remote shell would read as more than a path."""
     found = missing("pdsh", "ssh", package="pdsh and openssh-client")
     return found + not_plain([os.getcwd(), sys.executable, str(SUPERVISOR)], "pdsh")

@@ -5,8 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from grads_ds.launcher.ask_hosts import ask_by_slurm as ask
 from grads_ds.launcher.backends import Command, Job, missing
 from grads_ds.launcher.hosts import Host
+
+__all__ = ["ENTRY", "RUNNER_SETS", "ask", "commands", "problems"]
+ENTRY = "srun"
+RUNNER_SETS: tuple[str, ...] = ()
 
 
 def commands(job: Job) -> list[Command]:
@@ -36,7 +41,7 @@ def commands(job: Job) -> list[Command]:
     ]
 
 
-def faults(hosts: Sequence[Host]) -> list[str]:
+def problems(hosts: Sequence[Host]) -> list[str]:
     """A missing srun, or no allocation."""
     found = missing("srun", package="slurm-client")
     if "SLURM_JOB_ID" not in os.environ:

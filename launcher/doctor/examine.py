@@ -14,37 +14,26 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from grads_ds.config.errors import UserError
-from grads_ds.launcher.backends import BY_SSH, SUPERVISOR
-from grads_ds.launcher.doctor.ask_hosts import ask_by_slurm, ask_by_ssh
-from grads_ds.launcher.doctor.facts import INTERFACE_VARIABLES, host_facts
-from grads_ds.launcher.doctor.findings import (
-    Facts,
-    Finding,
-    check_collectives,
-    check_connectivity,
-    check_host,
-    compare_hosts,
-)
-from grads_ds.launcher.environment import of_this_kind_of_machine
+from grads_ds.launcher import backends
+from grads_ds.launcher.backends import SUPERVISOR
+from grads_ds.launcher.doctor.comparison import compare_hosts
+from grads_ds.launcher.doctor.findings import Facts, Finding, check_host
+from grads_ds.launcher.doctor.links import check_collectives, check_connectivity
 from grads_ds.launcher.hosts import Host
 from grads_ds.launcher.job import Placement, run_job
 from grads_ds.launcher.job_outcome import DONE
 from grads_ds.launcher.records import read
-from grads_ds.launcher.watch import Timeouts
+from grads_ds.launcher.rendezvous import INTERFACES
+from grads_ds.launcher.timeouts import Timeouts
 
 _WORDS = [sys.executable, str(SUPERVISOR.parent / "doctor/on_host.py")]
 LIMITS = Timeouts(start=60.0, lost=15.0, hang=60.0, grace=3.0, settle=3.0)
 # what of this environment decides what a host finds; the rest comes with the job
-_CARRIED = (
-    "PATH",
-    "DS_ACCELERATOR",
-    "TORCH_EXTENSIONS_DIR",
-    "CUDA_VISIBLE_DEVICES",
-    *INTERFACE_VARIABLES,
-)
+_CARRIED = ("PATH", "DS_ACCELERATOR", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", *INTERFACES)
 
 
 def examine(
@@ -57,29 +46,27 @@ def examine(
     """
     findings: list[Finding] = []
     question = {"run_dir": str(run_dir.resolve()), "files": list(files)}
-    if place.backend in BY_SSH:
-        told = ask_by_ssh(place.hosts, [*_WORDS, "--quick"], json.dumps(question | {"files": []}))
+    backend = backends.load(place.backend)
+    if backend.ENTRY != "here":
+        if problems := backend.problems(place.hosts):
+            return [Finding("start", "*", "fault", problem) for problem in problems]
+        quick = json.dumps(question | {"files": []})
+        answers = backend.ask(place.hosts, [*_WORDS, "--quick"], quick, place.ssh_port)
         for host in place.hosts:
-            answer = told[host.name]
+            answer = answers[host.name]
             lost = isinstance(answer, str)
-            findings.append(
-                Finding(
-                    "ssh",
-                    host.address,
-                    "fault" if lost else "ok",
-                    str(answer) if lost else "entered without a password",
-                )
-            )
-        if any(isinstance(answer, str) for answer in told.values()):
+            found = str(answer) if lost else "entered without a password"
+            findings.append(Finding(backend.ENTRY, host.address, "fault" if lost else "ok", found))
+        if any(isinstance(answer, str) for answer in answers.values()):
             return findings
-    limited = Placement(place.hosts, place.backend, place.ports, LIMITS)
+    limited = replace(place, limits=LIMITS)
     try:
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
         outcome = run_job(
             "doctor", [*_WORDS, json.dumps(question)], limited, run_dir / "logs", shown=False
         )
     except UserError as error:
-        return findings + [Finding("start", "*", "fault", fault) for fault in error.problems]
+        return findings + [Finding("start", "*", "fault", problem) for problem in error.problems]
     except OSError as error:
         found = f"{run_dir}: {error.strerror or error}"
         return [*findings, Finding("run directory", "*", "fault", found, "make it writable here")]
@@ -93,9 +80,7 @@ def examine(
 
 
 def _core(error: str) -> str:
-    """The one line of an error that says most: a supervisor's own word, else the last that is not
-    mere decoration.
-    """
+    """The one line of an error that says most: a supervisor's own, else the last."""
     lines = [line.strip() for line in error.splitlines() if re.search(r"\w", line)]
     return next((line for line in lines if "grads-ds: " in line), lines[-1] if lines else "")
 
@@ -132,22 +117,18 @@ def glance(
     name; findings of the others).
 
     Versions, code, accelerators, interfaces, disk, permission, limits, fingerprints of model and
-    data; no job, no collective. Asks by ssh, inside a Slurm allocation by srun, here directly. A
-    host that takes longer than launcher/doctor/ask_hosts.py allows is one that cannot be asked.
+    data; no job, no collective. Every backend has its own way to ask. A host that takes longer than
+    launcher/ask_hosts.py allows is one that cannot be asked.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     carried = {name: os.environ[name] for name in _CARRIED if name in os.environ}
-    carried |= {k: v for k, v in of_this_kind_of_machine(1).items() if k == "DS_ACCELERATOR"}
+    chosen = place.environment()
+    carried |= {k: v for k, v in chosen.items() if k in ("DS_ACCELERATOR", *INTERFACES)}
     question = {"run_dir": str(run_dir.resolve()), "files": list(files), "environment": carried}
-    words = [*_WORDS, "--quick"]
-    if place.backend == "local":
-        told: dict[str, Facts | str] = {place.hosts[0].name: host_facts(question)}
-    elif place.backend in BY_SSH:
-        told = ask_by_ssh(place.hosts, words, json.dumps(question))
-    else:
-        told = ask_by_slurm(place.hosts, words, json.dumps(question))
-    lost = {name: answer for name, answer in told.items() if isinstance(answer, str)}
+    backend = backends.load(place.backend)
+    answers = backend.ask(place.hosts, [*_WORDS, "--quick"], json.dumps(question), place.ssh_port)
+    lost = {name: answer for name, answer in answers.items() if isinstance(answer, str)}
     known = [
-        (host, answer) for host in place.hosts if not isinstance(answer := told[host.name], str)
+        (host, answer) for host in place.hosts if not isinstance(answer := answers[host.name], str)
     ]
     return lost, _judge(known, len(place.hosts), ops)

@@ -21,7 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from grads_ds.launcher.network import address_of
+from grads_ds.launcher.network import address_of, is_loopback
+from grads_ds.launcher.rendezvous import INTERFACES
 from grads_ds.run_dir.digests import code_digest, content_digest
 
 PACKAGES = (
@@ -36,8 +37,6 @@ PACKAGES = (
     "safetensors",
     "pydantic",
 )
-# files up to the first are read whole, of larger ones three pieces
-INTERFACE_VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 # what DeepSpeed compiles for offload, fused Adam and NVMe
 OPS = ("cpu_adam", "fused_adam", "async_io")
 
@@ -54,11 +53,13 @@ def host_facts(asked: dict[str, Any]) -> dict[str, Any]:
         resolved = None
     return {
         "host": name,
+        "machine": _machine(),
         "resolved": resolved,
         "python": platform.python_version(),
         "packages": {package: _version(package) for package in PACKAGES},
         "code": code_digest(),
         "gpus": _gpus(environment),
+        "visible_devices": environment.get("CUDA_VISIBLE_DEVICES"),
         "run_dir": _run_dir(Path(asked["run_dir"])),
         "shared_memory": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
         "open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -72,9 +73,19 @@ def host_facts(asked: dict[str, Any]) -> dict[str, Any]:
         "files": {path: _content(path) for path in asked["files"]},
         "interfaces": {name: address_of(name) for _, name in socket.if_nameindex()},
         "chosen_interfaces": {
-            name: environment[name] for name in INTERFACE_VARIABLES if environment.get(name)
+            name: environment[name] for name in INTERFACES if environment.get(name)
         },
     }
+
+
+def _machine() -> str | None:
+    """What two names of one machine have in common and two containers on it have not; None where
+    the kernel does not say.
+    """
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return ":".join([boot, *(os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "pid"))])
+    return None
 
 
 def _built(op: str, environment: dict[str, str]) -> str | None:
@@ -104,7 +115,9 @@ def _lock(op: str, environment: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _compiled_below(environment: dict[str, str]) -> Path:
-    return Path(environment.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    return Path(
+        environment.get("TORCH_EXTENSIONS_DIR") or os.path.expanduser("~/.cache/torch_extensions")
+    )
 
 
 def _version(package: str) -> str | None:
@@ -129,10 +142,10 @@ def _gpus(environment: dict[str, str]) -> list[dict[str, str]]:
         "--format=csv,noheader,nounits",
     ]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=30, env=environment)
+        listing = subprocess.run(query, capture_output=True, text=True, timeout=30, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    rows = [line.split(", ") for line in told.stdout.splitlines() if told.returncode == 0]
+    rows = [line.split(", ") for line in listing.stdout.splitlines() if listing.returncode == 0]
     return [{"name": row[0], "driver": row[1], "memory": row[2]} for row in rows if len(row) == 3]
 
 
@@ -155,8 +168,8 @@ def _run_dir(folder: Path) -> dict[str, Any]:
 
 
 def wrong_interfaces(fact: Mapping[str, Any]) -> list[str]:
-    """Faults of the interfaces chosen by variables, on the host that `fact` describes."""
-    faults = []
+    """What is wrong with the interfaces chosen by variables, on the host that `fact` describes."""
+    problems = []
     there = ", ".join(
         f"{name} ({address})" for name, address in fact["interfaces"].items() if address
     )
@@ -169,14 +182,14 @@ def wrong_interfaces(fact: Mapping[str, Any]) -> list[str]:
         )
         addresses = [fact["interfaces"][name] for name in named]
         if not named:
-            faults.append(f"{variable}={value}: this host has no such interface; it has {there}")
+            problems.append(f"{variable}={value}: this host has no such interface; it has {there}")
         elif not any(addresses):
-            faults.append(
+            problems.append(
                 f"{variable}={value}: that interface has no address here; there are {there}"
             )
-        elif all(address.startswith("127.") for address in addresses if address):
-            faults.append(
+        elif all(is_loopback(address) for address in addresses if address):
+            problems.append(
                 f"{variable}={value}: that is loopback, which leads to no other host; there are"
                 f" {there}"
             )
-    return faults
+    return problems

@@ -4,7 +4,7 @@ Run under the supervisor as `python launcher/doctor/on_host.py JSON`, which name
 at. Writes into the job folder `host<rank>.json` (the first rank of each host: what the host is
 like), `reach<rank>.json` (which other hosts it can enter) and `collective.json` (rank 0:
 bandwidths). With `--quick` it reads the JSON from standard input, prints what the host is like as
-one line of JSON and ends (launcher/doctor/ask_hosts.py). Standard library only until the
+one line of JSON and ends (launcher/ask_hosts.py). Standard library only until the
 collectives, so that a host without torch can say so.
 """
 
@@ -22,9 +22,11 @@ from typing import Any
 # started by its path: the folder to import from is the one above the package
 sys.path[0] = str(Path(__file__).absolute().parents[3])
 
+from grads_ds.launcher.ask_hosts import MARK  # noqa: E402
 from grads_ds.launcher.doctor.facts import host_facts, wrong_interfaces  # noqa: E402
 from grads_ds.launcher.network import address_towards, free_port, interface_towards  # noqa: E402
 from grads_ds.launcher.records import publish, read  # noqa: E402
+from grads_ds.launcher.rendezvous import join  # noqa: E402
 
 MEET_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
@@ -107,7 +109,7 @@ def may_meet(folder: Path, first_ranks: list[int]) -> bool:
     return (
         all(reached)
         and not any(chosen)
-        and not any(fault for r in reached for fault in r["cannot"].values())
+        and not any(reason for r in reached for reason in r["cannot"].values())
     )
 
 
@@ -122,10 +124,9 @@ def collectives(rank: int, world: int, size: int = COLLECTIVE_BYTES) -> dict[str
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     device = torch.device("cuda" if cuda else "cpu")
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+    join("nccl" if cuda else "gloo")
     count = size // 4
-    ours = torch.full((count,), float(rank + 1), device=device)
+    own = torch.full((count,), float(rank + 1), device=device)
     gathered = torch.empty(world * (count // world), device=device)
     found: dict[str, Any] = {"backend": dist.get_backend()}
     for name, moved in (
@@ -134,7 +135,7 @@ def collectives(rank: int, world: int, size: int = COLLECTIVE_BYTES) -> dict[str
     ):
         best = float("inf")
         for _ in range(4):
-            tensor = ours.clone()
+            tensor = own.clone()
             dist.barrier()
             began = time.perf_counter()
             if name == "all_reduce":
@@ -178,6 +179,7 @@ def main(asked: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "--quick":
-        print(json.dumps(host_facts(json.loads(sys.stdin.readline()))))
+        # a line of its own, whatever the login scripts have printed
+        print(f"\n{MARK}{json.dumps(host_facts(json.loads(sys.stdin.readline())))}", flush=True)
     else:
         main(json.loads(sys.argv[1]))

@@ -40,12 +40,12 @@ _RULES = {
     "name": r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?",
     "namespace": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
     "image": r"[A-Za-z0-9][\w./:@-]*",
-    "nodes": r"[1-9]\d{0,4}",
-    "gpus": r"\d{1,3}",
+    "nodes": r"[1-9][0-9]{0,4}",
+    "gpus": r"[0-9]{1,3}",
     "claim": r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?:/[\w./-]+",
-    "shared_memory": r"\d+(Mi|Gi)",
-    "cpu": r"(\d+m?)?",
-    "memory": r"(\d+(Mi|Gi))?",
+    "shared_memory": r"[0-9]+(Mi|Gi)",
+    "cpu": r"([0-9]+m?)?",
+    "memory": r"([0-9]+(Mi|Gi))?",
 }
 _WANTED = {
     "image": "the image of docker/Dockerfile",
@@ -57,13 +57,13 @@ _WANTED = {
 def render(arguments: Sequence[str], options: Sequence[str]) -> str:
     """The manifest that runs `grads-ds ARGUMENTS`; `options` are KEY=VALUE.
 
-    Raises UserError with every fault.
+    Raises UserError with every problem.
     """
-    chosen, faults = dict(DEFAULTS), []
+    chosen, problems = dict(DEFAULTS), []
     for option in options:
         key, _, value = option.partition("=")
         if key not in DEFAULTS:
-            faults.append(
+            problems.append(
                 f"--kubernetes {option!r}: wanted one of {', '.join(DEFAULTS)} before the equals"
                 " sign"
             )
@@ -72,12 +72,12 @@ def render(arguments: Sequence[str], options: Sequence[str]) -> str:
     for key, value in chosen.items():
         if not re.fullmatch(_RULES[key], value):
             found = f"found {value!r}" if value else "found none"
-            faults.append(
+            problems.append(
                 f"--kubernetes {key}: wanted {_WANTED.get(key, 'another value')}; {found}; give"
                 f" --kubernetes {key}=..."
             )
-    if faults:
-        raise UserError(faults)
+    if problems:
+        raise UserError(problems)
     slots = max(1, int(chosen["gpus"]))
     command = ["grads-ds", *arguments, "--hosts", HOSTFILE, "--backend", "openmpi"]
     launcher = _pod("launcher", [NODE, "join", *command], chosen, gpus=0)

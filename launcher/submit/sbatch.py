@@ -7,6 +7,7 @@ its hosts in Slurm's environment and starts every stage with srun.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -17,37 +18,61 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grads_ds.config.errors import UserError
+from grads_ds.launcher.timeouts import Timeouts
 from grads_ds.run_dir.publish import publish_text
 
 _KEY = re.compile(r"[a-z][a-z-]*")
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]*")
-# this launcher's part: where output goes, and a word of warning before the time is over
-_OURS = ("output", "error", "signal", "wait", "wrap")
+# this launcher's part: where output goes, the warning before the time is over, and the start after
+_OURS = ("output", "error", "signal", "requeue", "no-requeue", "open-mode", "wait", "wrap")
+_MARGIN = 30.0  # seconds between the ranks' last grace and Slurm's limit
 
 
-def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path) -> str:
+# the shell stays: only it can tell Slurm's warning from scancel
+_FORWARD = (
+    "launcher=$! warned=",
+    "trap 'warned=yes; kill -USR1 $launcher' USR1",
+    "trap 'kill -TERM $launcher' TERM",
+    'while kill -0 "$launcher" 2> /dev/null; do wait "$launcher"; done',
+    'wait "$launcher"; status=$?',
+    'if [ -n "$warned" ] && [ $status = 143 ]; then',
+    '    scontrol requeue "$SLURM_JOB_ID"',
+    "fi",
+    "exit $status",
+)
+
+
+def render(
+    arguments: Sequence[str],
+    options: Sequence[str],
+    run_dir: Path,
+    grace: float = Timeouts.checkpoint,
+) -> str:
     """The batch script that runs `grads-ds ARGUMENTS` with sbatch `options` (KEY=VALUE, e.g.
-
     nodes=8). Raises UserError.
+
+    Slurm warns the launcher by SIGUSR1 before the time is over, early enough for `grace` seconds
+    of a last checkpoint; the job then queues itself again and goes on from there. After scancel
+    (SIGTERM) it does not.
     """
-    lines, faults = [], []
+    lines, problems = [], []
     for option in options:
         key, equals, value = option.partition("=")
         if not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
-            faults.append(
+            problems.append(
                 f"--slurm {option!r}: wanted KEY or KEY=VALUE as sbatch knows them, e.g. nodes=8;"
                 " without control characters"
             )
         elif key in _OURS:
-            faults.append(f"--slurm {option}: {key} is set by grads-ds; leave it out")
+            problems.append(f"--slurm {option}: {key} is set by grads-ds; leave it out")
         else:
             lines.append(f"#SBATCH --{key}{equals}{_quoted(value)}")
     if not any(option.startswith("nodes=") for option in options):
-        faults.append(
+        problems.append(
             "--slurm: wanted nodes=N outside an allocation; found none; add --slurm nodes=2"
         )
-    if faults:
-        raise UserError(faults)
+    if problems:
+        raise UserError(problems)
     # sbatch reads no shell quoting here, and %j in a path is its own; a folder may hold neither
     # quote nor per cent sign
     output = str((run_dir / "logs").resolve() / "slurm-%j.log")
@@ -60,11 +85,13 @@ def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path) -> s
             "#!/bin/bash",
             "#SBATCH --job-name=grads-ds",
             f'#SBATCH --output="{output}"',
-            # the launcher passes it on, and every rank is stopped in order
-            "#SBATCH --signal=B:TERM@120",
+            f"#SBATCH --signal=B:USR1@{math.ceil(grace + _MARGIN)}",
+            "#SBATCH --requeue",
+            "#SBATCH --open-mode=append",
             *lines,
             f"cd -- {shlex.quote(os.getcwd())} || exit 2",
-            f"exec {shlex.join([sys.executable, '-m', 'grads_ds', *arguments])}",
+            f"{shlex.join([sys.executable, '-m', 'grads_ds', *arguments])} &",
+            *_FORWARD,
             "",
         ]
     )

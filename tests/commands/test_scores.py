@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from conftest import REPO
 from grads_ds import scores
 from grads_ds.cli import main
+from grads_ds.commands.scores_compare import _matched
 from grads_ds.run_dir.publish import publish_json
 
 ROWS = 40
@@ -43,10 +45,11 @@ def make_run(folder: Path, norms: np.ndarray, order: list[int] | None = None) ->
     writer = scores.PartWriter(
         folder / "scores", 0, recording, scores.schema(["lm_head_grad_norm"])
     )
-    samples = [
-        {"sample_id": i, "sample_hash": h, "input_ids": [0] * 9}
-        for i, h in enumerate(pool["sample_hash"])
-    ]
+    samples = {
+        "sample_id": list(range(ROWS)),
+        "sample_hash": pool["sample_hash"],
+        "num_tokens": [9] * ROWS,
+    }
     targets = np.full(ROWS, 4)
     writer.add(
         scores.make_rows(
@@ -110,6 +113,24 @@ def test_runs_compare_by_content_whatever_their_order(
         if line.startswith("lm_head_grad_norm")
     )
     assert row[1:] == ["-1.0000", "0.0%"]
+
+
+def test_equal_rows_pair_in_order_and_rows_of_one_run_alone_are_left_out(tmp_path: Path) -> None:
+    """A slow match, row by row, is the truth."""
+    draw = np.random.default_rng(0)
+    tables = [
+        pa.table({"sample_hash": [f"content {i}" for i in draw.integers(0, 12, size)]})
+        for size in (40, 25)
+    ]
+    one, other = (table["sample_hash"].to_pylist() for table in tables)
+    left, pairs = list(enumerate(other)), []
+    for i, text in enumerate(one):
+        match = next((item for item in left if item[1] == text), None)
+        if match:
+            left.remove(match)
+            pairs.append((i, match[0]))
+    first, second = _matched(*tables)
+    assert list(zip(first.tolist(), second.tolist(), strict=True)) == pairs
 
 
 def test_exports_read_back(run: Path, tmp_path: Path) -> None:

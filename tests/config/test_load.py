@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grads_ds.config.deepspeed_file import preset_names
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
+from grads_ds.flow.host_needs import input_paths
 from grads_ds.run_dir.provenance import save_config
 
 REPO = Path(__file__).resolve().parents[2]
@@ -110,12 +112,31 @@ def test_every_shipped_config_loads(path: Path, monkeypatch: pytest.MonkeyPatch)
     assert config.deepspeed_json()["zero_optimization"]["stage"] in (0, 1, 2, 3)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((REPO / "configs/deepspeed").glob("*.json")), ids=lambda p: p.name
-)
-def test_every_shipped_deepspeed_file_is_json(path: Path) -> None:
-    config = load_config(next((REPO / "configs").glob("*.yaml")), [f"deepspeed={path}"])
-    assert "zero_optimization" in config.deepspeed_json()
+@pytest.mark.parametrize("name", ["zero2", "zero3", "zero3_offload", "zero3_hpz"])
+def test_a_preset_is_found_by_name_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text("a file of the preset's name is not what is meant")
+    config = load_config(write(tmp_path), [f"deepspeed={name}"])
+    assert config.deepspeed_json()["zero_optimization"]["stage"] == int(name[4])
+    assert name in preset_names()
+    assert input_paths(config) == []
+    with pytest.raises(UserError, match="not valid JSON"):
+        config.model_copy(update={"deepspeed": f"./{name}"}).deepspeed_json()
+
+
+@pytest.mark.parametrize("wrong", ["zero3_ofload", "configs/deepspeed/zero3_offload.json"])
+def test_a_deepspeed_file_that_is_missing_names_the_presets(wrong: str, tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), [f"deepspeed={wrong}"])
+    with pytest.raises(UserError, match="zero2, zero3, zero3_hpz, zero3_offload") as caught:
+        config.deepspeed_json()
+    assert "did you mean zero3_offload?" in str(caught.value)
+
+
+def test_the_default_is_a_preset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(write(tmp_path)).deepspeed_json()["zero_optimization"]["stage"] == 3
 
 
 def test_settings_of_sft_that_nothing_answers_are_refused_together(tmp_path: Path) -> None:

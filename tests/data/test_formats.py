@@ -187,7 +187,11 @@ def test_openai_parts_tool_calls_and_nulls_of_arrow(tmp_path: Path) -> None:
     first, second = load(write(tmp_path / "x.parquet", rows, "parquet"))
     assert first.messages == [
         {"role": "user", "content": "q"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [call | {"function": {"name": "f", "arguments": {}}}],
+        },
     ]
     assert second.messages == [
         {"role": "user", "content": "q"},

@@ -281,11 +281,13 @@ def test_real_pool_with_the_real_model(material: Path, tmp_path: Path) -> None:
                 ],
                 "validation": {"general": str(data / "general_seed_tasks.jsonl")},
                 "max_length": 512,
+                "dropped_content": "count",  # this template knows no tools
             },
         }
     )
     pool, record = prepare(config)
     counts = record["sets"]["pool"]
+    assert counts["left_out"]["tool schema"] == 191
     assert counts["read"] == 800 == counts["kept"] + sum(counts["dropped"].values())
     assert pool["sample_id"] == list(range(counts["kept"]))
     assert all(any(label != -100 for label in labels[1:]) for labels in pool["labels"])

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import ModelConfig
@@ -15,7 +17,7 @@ from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample, load_samples
 from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.tokenizer import PLAIN_TEMPLATE, fingerprint, load_tokenizer
-from grads_ds.data.tokens import Encoded, Encoder, num_target_tokens
+from grads_ds.data.tokens import Encoded, Encoder, _labels, _labels_one_by_one, num_target_tokens
 from tests.data import twins
 
 CHAT = [
@@ -32,9 +34,13 @@ def chat(messages: list[dict[str, Any]], **more: Any) -> Sample:
 
 
 def encode(
-    tokenizer: Any, sample: Sample, max_length: int = 2048, overlong: str = "truncate"
+    tokenizer: Any,
+    sample: Sample,
+    max_length: int = 2048,
+    overlong: str = "truncate",
+    dropped: str = "refuse",
 ) -> Encoded:
-    (result,) = Encoder(tokenizer, max_length, overlong).encode([sample])
+    (result,) = Encoder(tokenizer, max_length, overlong, dropped).encode([sample])
     if isinstance(result, RowFault):
         raise result
     return result
@@ -172,8 +178,12 @@ def test_the_next_turns_header_is_never_taken_for_an_end_token(twin: Any) -> Non
 def test_a_turn_that_is_not_trained_on_may_lose_its_reasoning(twin: Any) -> None:
     reasoned = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBlue.", "weight": 0}
     tokenizer = twin(twins.REASONING)
-    got = answers(tokenizer, encode(tokenizer, chat([CHAT[0], reasoned, *CHAT[2:]])))
-    assert got == ["<think>\n\n</think>\n\n" + SAID[1] + "<|im_end|>"]
+    sample = chat([CHAT[0], reasoned, *CHAT[2:]])
+    with pytest.raises(RowFault, match="reasoning of turn 2"):
+        encode(tokenizer, sample)
+    encoded = encode(tokenizer, sample, dropped="count")
+    assert answers(tokenizer, encoded) == ["<think>\n\n</think>\n\n" + SAID[1] + "<|im_end|>"]
+    assert encoded.left_out == {"reasoning": 1}
 
 
 def test_a_template_that_drops_earlier_reasoning_is_refused(twin: Any) -> None:
@@ -184,11 +194,14 @@ def test_a_template_that_drops_earlier_reasoning_is_refused(twin: Any) -> None:
     ]
     with pytest.raises(RowFault, match="turn 2") as caught:
         encode(twin(twins.REASONING), chat(messages))
-    assert "generation" in caught.value.change
+    assert "data.dropped_content: count" in caught.value.change
+    counted = encode(twin(twins.REASONING), chat(messages), dropped="count")
+    assert answers(twin(twins.REASONING), counted)[0] == "Blue.<|im_end|>"
+    assert counted.left_out == {"reasoning": 1}
 
 
 def test_a_template_that_reorders_turns_is_refused(twin: Any) -> None:
-    with pytest.raises(RowFault, match=r"in order|found again"):
+    with pytest.raises(RowFault, match="rewrites"):
         encode(twin(twins.NEWEST_FIRST), chat(CHAT))
 
 
@@ -218,11 +231,12 @@ def test_tool_calls_are_targets_even_for_templates_that_know_none(twin: Any) -> 
     assert second == SAID[1] + "<|im_end|>"
     knows = twins.CHATML.replace(
         "{{ m['content'] }}",
-        "{{ m['content'] }}{% for c in m['tool_calls'] %}CALL {{ c['function']['name'] }}{%"
-        " endfor %}",
+        "{{ m['content'] }}{% for c in m['tool_calls'] %}CALL {{ c['function']['name'] }} {{"
+        " c['function']['arguments'] | tojson }}{% endfor %}",
     )
     tokenizer = twin(knows)
-    assert answers(tokenizer, encode(tokenizer, chat(messages)))[0] == "CALL search<|im_end|>"
+    wanted = 'CALL search {"query": "sky"}<|im_end|>'
+    assert answers(tokenizer, encode(tokenizer, chat(messages)))[0] == wanted
 
 
 # ---- BOS, text, truncation -----------------------------------------------------------------------
@@ -371,7 +385,9 @@ def test_real_tokenizers_label_real_rows(material: Path, name: str) -> None:
                 strict=False,
             )
         ]
-        for sample, encoded in zip(samples, Encoder(tokenizer, 10**6).encode(samples), strict=True):
+        # these templates know no tools
+        encoder = Encoder(tokenizer, 10**6, dropped_content="count")
+        for sample, encoded in zip(samples, encoder.encode(samples), strict=True):
             assert isinstance(encoded, Encoded)
             said = [m["content"] for m in sample.messages or [] if m["role"] == "assistant"]
             got = answers(tokenizer, encoded)
@@ -389,3 +405,26 @@ def _plain(text: str) -> str:
 def test_the_plain_template_is_the_default(material: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(path=str(material / "tokenizers/llama2-32k")))
     assert tokenizer.chat_template == PLAIN_TEMPLATE.replace("{{ BOS }}", "{{ bos_token }}")
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=30),
+    st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)), max_size=5),
+)
+def test_targets_found_by_bisection_are_those_found_one_by_one(
+    steps: list[tuple[int, int]], drawn: list[tuple[int, int]]
+) -> None:
+    """Offsets with gaps, of no width, and shared by the bytes of one character."""
+    at, offsets = 0, []
+    for gap, width in steps:
+        offsets.append((at + gap, at + gap + width))
+        at += gap + width
+        if width == 4:
+            offsets.append(offsets[-1])
+    at, spans = 0, []
+    for gap, width in drawn:
+        spans.append((at + gap, at + gap + width))
+        at += gap + width
+    ids = list(range(len(offsets)))
+    assert _labels(ids, offsets, spans) == _labels_one_by_one(ids, offsets, spans)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import RANK_VARIABLES, REPO
+from conftest import REPO, TORCH_VARIABLES
 from grads_ds.distributed import ranks
 from grads_ds.distributed.reduction import all_reduce_sum, reduction_backend
 from ranks import run_on_ranks
@@ -75,7 +75,7 @@ def test_through_mpi_in_a_job_that_mpi_started(tmp_path: Path) -> None:
         "PRTE_ALLOW_RUN_AS_ROOT": "1",
         "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
-    for name in RANK_VARIABLES:
+    for name in TORCH_VARIABLES:
         environment.pop(name, None)
     command = ["mpirun", "--oversubscribe", "-n", "2", sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grads_ds.gradnorm.formulas import embedding, linear, norm
-from grads_ds.gradnorm.formulas.head import LogitTransform, head_pass
+from grads_ds.gradnorm.formulas.head import head_pass
+from grads_ds.gradnorm.formulas.head_sums import Wanted
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 140), st.integers(1, 9), st.integers(1, 9))
 
@@ -143,9 +145,7 @@ def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
             slices,
             weights,
             transform=transform,
-            row_ids_SL=row_ids,
-            reference_VD=reference,
-            gradient_VD=summed,
+            wanted=Wanted(row_ids_SL=row_ids, reference_VD=reference, gradient_VD=summed),
             budget=budget,
         )
     assert found.dh is not None and found.rows is not None and found.inner is not None
@@ -180,3 +180,58 @@ def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
             )
         total += grads[1]
     torch.testing.assert_close(summed, total, rtol=1e-9, atol=1e-12)
+
+
+def error_norms(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    transform: LogitTransform,
+    budget: int,
+) -> torch.Tensor:
+    wanted = Wanted(norm=False, dh=False, error_norms=True)
+    slices, weights = [(0, len(targets))], torch.ones(1, dtype=torch.float64)
+    found = head_pass(
+        hidden,
+        weight,
+        bias,
+        targets,
+        slices,
+        weights,
+        transform=transform,
+        wanted=wanted,
+        budget=budget,
+    )
+    assert found.error_norms is not None
+    return found.error_norms
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_error_vectors_where_the_model_is_all_but_certain(scale: float) -> None:
+    """In single precision 1 - p would drown; the value of double precision is kept."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(9, 16, generator=generator),
+        scale * torch.randn(50, 16, generator=generator),
+    )
+    logits = hidden.double() @ weight.double().T
+    targets = logits.argmax(-1)
+    others = logits.softmax(-1).scatter(1, targets[:, None], 0.0)
+    true = (others.square().sum(-1) + others.sum(-1).square()).sqrt()
+    for budget in (9 * 11, 2**20):
+        found = error_norms(hidden, weight, None, targets, LogitTransform(), budget)
+        torch.testing.assert_close(found, true, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("budget", [1, 50, 2**20])
+def test_error_vectors_in_pieces_with_a_soft_cap(budget: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (
+        torch.randn(*size, generator=generator).double() for size in ((7, 5), (23, 5), (23,))
+    )
+    targets = torch.randint(0, 23, (7,), generator=generator)
+    found = error_norms(hidden, weight, bias, targets, LogitTransform(0.5, 3.0), budget)
+    logits = 3.0 * torch.tanh(0.5 * (hidden @ weight.T + bias) / 3.0)
+    expected = (logits.softmax(-1) - torch.nn.functional.one_hot(targets, 23)).norm(dim=-1)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)

@@ -1,8 +1,8 @@
 """Every fault that the tests make happen, and what has to come of it: one list, for the tests and
 for the table in docs/launcher.md.
 
-A test that has made a fault happen calls `told` with what it saw. scripts/fault_table.py runs those
-tests, gathers what they measured, and writes the table.
+A test that has made a fault happen calls `told` with what it saw. scripts/faults/table.py runs
+those tests, gathers what they measured, and writes the table.
 """
 
 from __future__ import annotations
@@ -340,6 +340,15 @@ FAULTS = [
     Fault("a supervisor that is killed", "SIGKILL", r"rank 1 .*fell silent", 4, 40),
     Fault(
         "a preempted host", "SIGTERM to a supervisor", r"rank 1 was stopped: SIGTERM on", 143, 30
+    ),
+    Fault("a terminal that is gone", "SIGHUP to the launcher", r"stopped by signal 1$", 129, 40),
+    Fault(
+        "a lock that is lost",
+        "another start's lock put in its place",
+        r"was taken over while this process was held up; its holder is now grads-ds run \(pid 7 on"
+        r" elsewhere",
+        9,
+        20,
     ),
     Fault(
         "an interrupt",

@@ -15,10 +15,10 @@ import pytest
 from grads_ds.launcher.hosts import Host
 from grads_ds.launcher.job import Placement, run_job
 from grads_ds.launcher.job_outcome import Outcome
-from grads_ds.launcher.watch import Timeouts
+from grads_ds.launcher.timeouts import Timeouts
 
 REPO = Path(__file__).resolve().parents[2]
-QUICK = Timeouts(start=60.0, lost=8.0, hang=600.0, grace=1.5, settle=2.5)
+QUICK = Timeouts(start=60.0, lost=8.0, hang=600.0, grace=1.5, checkpoint=1.5, settle=2.5)
 _BEGIN = """
 import os, sys, time, signal
 from grads_ds.distributed import heartbeat

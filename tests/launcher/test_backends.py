@@ -99,7 +99,7 @@ def test_nothing_of_a_path_or_the_environment_reaches_a_remote_shell(
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         assert any(
-            "remote shell" in fault for fault in backends.load("pdsh").faults([Host("a", 1)])
+            "remote shell" in problem for problem in backends.load("pdsh").problems([Host("a", 1)])
         )
     assert not {"NCCL_SECRET", "PYTHONPATH"} & set(
         for_runner({"NCCL_SECRET": "x", "PYTHONPATH": "y", "PATH": "/bin"})
@@ -142,4 +142,4 @@ def test_all_backends_have_one_signature(name: str, tmp_path: Path) -> None:
     job = backends.Job(tmp_path, [Host("localhost", 2)], {"PATH": "/bin"})
     commands = backends.load(name).commands(job)
     assert commands and all(str(tmp_path) in " ".join(command.arguments) for command in commands)
-    assert all(isinstance(fault, str) for fault in backends.load(name).faults(job.hosts))
+    assert all(isinstance(problem, str) for problem in backends.load(name).problems(job.hosts))

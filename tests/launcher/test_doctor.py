@@ -17,13 +17,7 @@ import yaml
 from conftest import REPO, write_rows
 from grads_ds.launcher.doctor.examine import judge_hosts
 from grads_ds.launcher.doctor.facts import host_facts
-from grads_ds.launcher.doctor.findings import (
-    GLOO_BYTES_PER_SECOND,
-    USUAL_SHARE,
-    Finding,
-    check_collectives,
-)
-from grads_ds.launcher.doctor.on_host import COLLECTIVE_BYTES
+from grads_ds.launcher.doctor.findings import Finding
 from grads_ds.launcher.hosts import Host
 from tests.launcher.faults import told
 
@@ -48,7 +42,7 @@ GOOD: dict[str, Any] = {
 HOSTS = [Host("a", 2), Host("b", 2)]
 
 
-def judged(folder: Path, **changes: Any) -> list[Finding]:
+def findings_of(folder: Path, **changes: Any) -> list[Finding]:
     """The findings when the second host differs from a good one by `changes`."""
     for rank, fact in ((0, GOOD), (2, copy.deepcopy(GOOD) | {"host": "b"} | changes)):
         (folder / f"host{rank}.json").write_text(json.dumps(fact))
@@ -129,7 +123,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str, str, str]] = {
 @pytest.mark.parametrize("case", DIFFERENCES)
 def test_a_difference_is_told_once_for_its_host_with_advice(case: str, tmp_path: Path) -> None:
     changes, check, level, named = DIFFERENCES[case]
-    bad = [finding for finding in judged(tmp_path, **changes) if finding.level != "ok"]
+    bad = [finding for finding in findings_of(tmp_path, **changes) if finding.level != "ok"]
     assert any((f.check, f.host, f.level) == (check, "b", level) for f in bad), bad
     told = next(f for f in bad if f.check == check)
     assert named in told.found + told.advice and told.advice
@@ -137,7 +131,7 @@ def test_a_difference_is_told_once_for_its_host_with_advice(case: str, tmp_path:
 
 def test_a_message_about_the_wrong_host_is_none(tmp_path: Path) -> None:
     """What the tests of injected faults ask for: the right host, and all of it in one line."""
-    lines = [str(finding) for finding in judged(tmp_path, open_files=512)]
+    lines = [str(finding) for finding in findings_of(tmp_path, open_files=512)]
     told("few open files", "\n".join(lines), 2, 1.0, bad="b", good="a")
     for wrong in ({"bad": "a", "good": "b"}, {"bad": "b", "good": "b"}):  # told of b, wanted of a
         with pytest.raises(AssertionError):
@@ -153,14 +147,14 @@ def test_a_message_about_the_wrong_host_is_none(tmp_path: Path) -> None:
 def test_equal_hosts_have_no_fault(tmp_path: Path) -> None:
     assert [
         f
-        for f in judged(tmp_path, ops={"cpu_adam": "compiled"})
+        for f in findings_of(tmp_path, ops={"cpu_adam": "compiled"})
         if f.host == "b" and f.level != "ok"
     ] == []
 
 
 def test_a_lock_of_an_op_that_nothing_loads_is_no_finding(tmp_path: Path) -> None:
     locked = {"async_io": {"path": "/c/lock", "seconds": 3600.0}}
-    assert [f for f in judged(tmp_path, op_locks=locked) if f.check == "op lock"] == []
+    assert [f for f in findings_of(tmp_path, op_locks=locked) if f.check == "op lock"] == []
 
 
 def test_a_compilers_lock_is_found_where_torch_would_wait_for_it(tmp_path: Path) -> None:
@@ -187,7 +181,7 @@ def test_a_compilers_lock_is_found_where_torch_would_wait_for_it(tmp_path: Path)
 
 
 def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
-    judged(tmp_path)
+    findings_of(tmp_path)
     (tmp_path / "reach2.json").write_text(
         json.dumps({"interface": "eth0", "cannot": {"a": "10.0.0.1:29500: timed out"}})
     )
@@ -206,50 +200,6 @@ def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
     assert bad["way to a"].host == "b" and "timed out" in bad["way to a"].found
     assert (bad["all_reduce"].level, bad["all_gather"].level) == ("warning", "fault")
     assert "chrony" in bad["clocks"].advice
-
-
-@pytest.mark.parametrize(
-    "backend, megabits, speed, level",
-    [
-        ("gloo", 1000, 0.98 * 1.25e8, "ok"),
-        ("gloo", 1000, 0.2 * 1.25e8, "warning"),
-        ("nccl", 400_000, 2e9, "warning"),
-        ("gloo", 400_000, 2e9, "ok"),
-        ("gloo", 400_000, 0.5e9, "warning"),
-        ("gloo", None, 6e7, "ok"),
-        ("gloo", None, 4e7, "warning"),
-    ],
-)
-def test_a_collective_is_slow_by_its_link_and_by_what_gloo_can(
-    backend: str, megabits: int | None, speed: float, level: str
-) -> None:
-    """A third of the link, but of gloo no more than a processor copies
-    (docs/bench_collectives.json).
-    """
-    found = {
-        "backend": backend,
-        "all_reduce": {"seconds": 1.0, "bytes_per_second": speed, "correct": True},
-    }
-    assert [finding.level for finding in check_collectives(found, megabits, several=True)] == [
-        level
-    ]
-
-
-def test_the_usual_share_is_what_was_measured() -> None:
-    """At the doctor's own size every limited link gave more than thrice what is told as slow, and
-    an unlimited one twice.
-    """
-    rows = json.loads((REPO / "docs/bench_collectives.json").read_text())["shares"]
-    ours = [row for row in rows if row["kib"] == COLLECTIVE_BYTES // 1024]
-    limited = [
-        row[name]
-        for row in ours
-        if "veth" not in row["link"]
-        for name in ("all_reduce", "all_gather")
-    ]
-    assert len(limited) == 6 and min(limited) > 3 * USUAL_SHARE
-    (free,) = [row for row in ours if "veth" in row["link"]]
-    assert min(free["all_reduce"], free["all_gather"]) * 1.25e9 > 2 * GLOO_BYTES_PER_SECOND
 
 
 def test_localhost_is_examined_within_ten_seconds_with_a_working_collective(tmp_path: Path) -> None:

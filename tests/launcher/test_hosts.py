@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from grads_ds.config.errors import UserError
-from grads_ds.launcher.hosts import (
-    Host,
-    choose_hosts,
-    read_hostfile,
-    slurm_counts,
-    slurm_hosts,
-    this_machine,
-)
+from grads_ds.launcher.host_choice import choose_hosts, slurm_counts, slurm_hosts, this_machine
+from grads_ds.launcher.hosts import Host, read_hostfile
 
 
 def test_hosts_comments_and_blank_lines(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 from grads_ds.cli import main
 from grads_ds.launcher import reporting
 from grads_ds.launcher.job_outcome import FAILED
-from grads_ds.launcher.job_status import prometheus, snapshot, to_text
+from grads_ds.launcher.job_status import snapshot, to_text
+from grads_ds.launcher.metrics import prometheus
 from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.units import mark_done
 from tests.launcher.jobs import REPO, run_code

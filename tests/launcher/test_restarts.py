@@ -14,7 +14,7 @@ import yaml
 
 from conftest import REPO, make_tiny_model, write_rows
 from grads_ds.cli import main
-from grads_ds.commands import run
+from grads_ds.flow import launch
 from grads_ds.launcher.job_outcome import FAILED
 from tests.cluster import cluster
 from tests.launcher.jobs import left_behind
@@ -47,8 +47,10 @@ def test_a_host_that_is_still_down_is_asked_again(
         monkeypatch.setenv("PATH", hosts.environment["PATH"])
         monkeypatch.setenv("PYTHONPATH", str(REPO))
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(run, "BACKOFF_SECONDS", 1.0)
-        monkeypatch.setattr(run, "_words", lambda *_: [sys.executable, "-c", rank, str(tmp_path)])
+        monkeypatch.setattr(launch, "BACKOFF_SECONDS", 1.0)
+        monkeypatch.setattr(
+            launch, "stage_command", lambda *_: [sys.executable, "-c", rank, str(tmp_path)]
+        )
         assert main(["prepare", "config.yaml"]) == 0
         log = tmp_path / "run/logs/probe.log"
 

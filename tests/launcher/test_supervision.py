@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from grads_ds.launcher.environment import write_private
 from grads_ds.launcher.job_outcome import DONE
 from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK, folder_of, left_behind, run_code
@@ -54,15 +55,20 @@ def test_environment_arrives_whole_and_is_not_left_lying_about(
     code = f"""
 import json, glob, pathlib
 folder = pathlib.Path({str(tmp_path)!r}) / f"seen{{rank}}.json"
-file = glob.glob({str(tmp_path / "logs")!r} + "/*/*/environment.json")[0]
-folder.write_text(json.dumps([dict(os.environ), os.stat(file).st_mode]))
+deadline = time.time() + 20  # the file is gone while the ranks still work
+while (left := glob.glob({str(tmp_path / "logs")!r} + "/*/*/environment.json")):
+    assert time.time() < deadline
+    time.sleep(0.05)
+folder.write_text(json.dumps([dict(os.environ), left]))
 """
     assert run_code(code, tmp_path, monkeypatch).status == DONE
     for rank in range(2):
-        seen, mode = json.loads((tmp_path / f"seen{rank}.json").read_text())
+        seen, left = json.loads((tmp_path / f"seen{rank}.json").read_text())
         assert seen["MY_TOKEN"] == odd and seen["HF_HOME"] == "/some where"
         assert "SLURM_PROCID" not in seen and seen["RANK"] == str(rank)
-        assert stat.S_IMODE(mode) == 0o600
+        assert left == []
+    write_private(tmp_path / "private", {"A": "b"})
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
     files = [file for file in (tmp_path / "logs").rglob("*") if file.is_file()]
     assert files and not any("$HOME;id" in file.read_text(errors="replace") for file in files)
 

@@ -16,7 +16,6 @@ from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.plan.forecast import Cluster, Forecast, forecasts
 from grads_ds.plan.shapes import NAMED, model_config
-from tests.conftest import REPO
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def config_file(tmp_path: Path) -> Path:
         "data": {"train": ["x"], "max_length": 1024},
         "probe": {"epochs": 0, "tokens_per_microbatch": 2048},
         "sft": {"batch_size": 64, "micro_batch_size": 2},
-        "deepspeed": str(REPO / "configs/deepspeed/zero3.json"),
+        "deepspeed": "zero3",
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     return tmp_path / "config.yaml"

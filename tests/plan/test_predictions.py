@@ -1,7 +1,7 @@
 """What `grads-ds plan` predicts against what real ZeRO runs take: the most memory of a step and the
 bytes of its collectives.
 
-scripts/plan_errors.py does it for many settings and sizes that take minutes; its results are
+scripts/bench/plan_errors.py does it for many settings and sizes that take minutes; its results are
 committed and held against its list here. The cases that are run here are the ones that would notice
 most: every stage's own rules, and what was mispredicted once.
 """
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from grads_ds.plan.calibrate import calibrate, layer_flop
 from grads_ds.plan.shapes import NAMED, model_config, shape_of
-from scripts.plan_errors import CASES, LIMIT, Size, compare, table
+from scripts.bench.plan_errors import CASES, LIMIT, Size, compare, table
 from tests.conftest import REPO
 
 RUN = [
@@ -41,8 +41,8 @@ def test_memory_and_traffic_are_within_a_tenth(name: str) -> None:
 
 
 def test_committed_errors_are_of_every_case_and_within_a_tenth() -> None:
-    """docs/plan_errors.json is what the script writes: no case left out, none beyond the limit."""
-    lines = json.loads((REPO / "docs/plan_errors.json").read_text())["comparisons"]
+    """The committed file is what the script writes: no case left out, none beyond the limit."""
+    lines = json.loads((REPO / "docs/results/plan_errors.json").read_text())["comparisons"]
     assert {line["case"] for line in lines if line["what"] == "bytes of memory"} == {
         case.name for case in CASES
     }

@@ -305,7 +305,7 @@ def test_the_example(tmp_path: Path, tiny_model: Path) -> None:
     chats = write_rows(tmp_path / "chats.jsonl", 12)
     command = [
         sys.executable,
-        str(REPO / "scripts/example_trainer_callback.py"),
+        str(REPO / "scripts/examples/trainer_callback.py"),
         str(tiny_model),
         str(chats),
         str(tmp_path),

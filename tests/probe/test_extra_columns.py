@@ -17,16 +17,15 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
 from conftest import write_rows
+from grads_ds.config.columns import extra_columns
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.flow.stages import STAGES, due_units
-from grads_ds.gradnorm.formulas.error_norm import error_norms
-from grads_ds.gradnorm.formulas.head import LogitTransform
 from grads_ds.gradnorm.reference import reference_gradients
-from grads_ds.probe.extra_columns import extra_columns, without_prompt
-from grads_ds.selection.stage import run_select
+from grads_ds.probe.prompts import without_prompt
 from ranks import run_on_ranks
+from selection.pools import run_select
 from tests.probe.test_recording import leave_unfinished, make_config, stage, table_of
 
 ANCHOR_ROWS = 7
@@ -73,7 +72,7 @@ def test_every_extra_column_is_its_definition_on_two_sharded_ranks(
     run = Path(config.run_dir)
     table = table_of(config).set_index("sample_id")
     assert list(table.columns)[-1] == "status"
-    assert set(extra_columns(config)) <= set(table.columns)
+    assert set(extra_columns(config.probe.extras, config.probe.layers)) <= set(table.columns)
     assert set(table["status"]) == {"ok"}
     now = AutoModelForCausalLM.from_pretrained(run / "probe/model", dtype=torch.float64)
     before = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
@@ -168,27 +167,6 @@ def test_a_probe_that_goes_on_with_other_ranks_gives_the_same_columns_to_the_bit
     assert pq.read_table(folder / "table.parquet").equals(whole)
 
 
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_error_vectors_where_the_model_is_all_but_certain(scale: float) -> None:
-    """In single precision 1 - p would drown; the value of double precision is kept."""
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight = (
-        torch.randn(9, 16, generator=generator),
-        scale * torch.randn(50, 16, generator=generator),
-    )
-    logits = hidden.double() @ weight.double().T
-    targets = logits.argmax(-1)
-    others = logits.softmax(-1).scatter(1, targets[:, None], 0.0)
-    true = (others.square().sum(-1) + others.sum(-1).square()).sqrt()
-    for budget in (9 * 11, 2**20):
-        torch.testing.assert_close(
-            error_norms(hidden, weight, None, targets, LogitTransform(), budget),
-            true,
-            rtol=1e-3,
-            atol=0,
-        )
-
-
 def test_without_the_prompt_the_targets_stay_the_same() -> None:
     ids, labels = (
         list(range(10, 22)),
@@ -202,19 +180,6 @@ def test_without_the_prompt_the_targets_stay_the_same() -> None:
         "labels": [1, 2],
     }
     assert without_prompt({"input_ids": [1, 2], "labels": [-100, -100]})["input_ids"] == [1]
-
-
-@pytest.mark.parametrize("budget", [1, 50, 2**20])
-def test_error_vectors_in_pieces_with_a_soft_cap(budget: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight, bias = (
-        torch.randn(*size, generator=generator).double() for size in ((7, 5), (23, 5), (23,))
-    )
-    targets = torch.randint(0, 23, (7,), generator=generator)
-    found = error_norms(hidden, weight, bias, targets, LogitTransform(0.5, 3.0), budget)
-    logits = 3.0 * torch.tanh(0.5 * (hidden @ weight.T + bias) / 3.0)
-    expected = (logits.softmax(-1) - torch.nn.functional.one_hot(targets, 23)).norm(dim=-1)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from conftest import make_tiny_model, write_rows
 from grads_ds import scores
+from grads_ds.config.columns import norm_columns
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.flow.execute import execute
@@ -268,14 +269,14 @@ def test_unfinished_scores_of_another_model_or_pool_are_refused_and_kept(tmp_pat
 
 
 def test_a_value_that_is_not_finite_is_flagged_and_kept() -> None:
-    sample = {"sample_id": 0, "sample_hash": "h", "input_ids": [1]}
+    samples = {"sample_id": [0, 1, 2], "sample_hash": ["h"] * 3, "num_tokens": [1] * 3}
     rows = scores.make_rows(
-        [sample] * 3,
+        samples,
         np.array([1.0, 0.0, np.nan]),
         np.array([4, 0, 4]),
         {"lm_head_grad_norm": np.array([1.0, 0.0, 1.0])},
     )
-    assert [row["status"] for row in rows] == ["ok", "no_target", "nonfinite"]
+    assert rows["status"].to_pylist() == ["ok", "no_target", "nonfinite"]
 
 
 @pytest.mark.slow
@@ -309,7 +310,7 @@ def test_norms_recorded_while_training_are_those_of_each_samples_own_step(tmp_pa
     stage("prepare", frozen)
     run_on_ranks(1, stage, "probe", frozen)
     exact = table_of(frozen)
-    for name in ("loss", "num_tokens", "num_target_tokens", *scores.columns("all")):
+    for name in ("loss", "num_tokens", "num_target_tokens", *norm_columns("all")):
         np.testing.assert_allclose(table[name], exact[name], rtol=2e-5, atol=1e-9)
     assert table["sample_hash"].equals(exact["sample_hash"])
 

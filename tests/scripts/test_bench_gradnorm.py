@@ -13,7 +13,7 @@ import pytest
 
 from conftest import REPO
 
-COMMAND = [sys.executable, str(REPO / "scripts/bench_gradnorm.py")]
+COMMAND = [sys.executable, str(REPO / "scripts/bench/bench_gradnorm.py")]
 
 
 @pytest.mark.slow
@@ -21,13 +21,13 @@ def test_every_mode_runs_and_is_published(tmp_path: Path) -> None:
     options = ["--shapes", "tiny", "--rounds", "1", "--no-memory", "--out", str(tmp_path)]
     done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads((tmp_path / "gradnorm-bench.json").read_text())["results"][0]
+    result = json.loads((tmp_path / "bench_gradnorm.json").read_text())["results"][0]
     assert len(result["modes"]) + len(result["failed"]) == 9 and set(result["failed"]) <= {
         "Opacus ghost clipping"
     }
     assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in result["modes"].values())
     assert all(
-        f"| {mode} |" in (tmp_path / "gradnorm-bench.md").read_text() for mode in result["modes"]
+        f"| {mode} |" in (tmp_path / "bench_gradnorm.md").read_text() for mode in result["modes"]
     )
 
 

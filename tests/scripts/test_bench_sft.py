@@ -15,7 +15,7 @@ from conftest import REPO
 
 COMMAND = [
     sys.executable,
-    str(REPO / "scripts/bench_sft.py"),
+    str(REPO / "scripts/bench/bench_sft.py"),
     "--pairs",
     "2",
     "--layers",

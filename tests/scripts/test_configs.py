@@ -47,11 +47,11 @@ def test_the_memory_a_config_states_is_what_the_plan_says_and_fits(
 
 
 @pytest.mark.parametrize(
-    "path", sorted(REPO.glob("configs/deepspeed/*.json")), ids=lambda path: path.stem
+    "path", sorted(REPO.glob("grads_ds/config/presets/*.json")), ids=lambda path: path.stem
 )
 def test_deepspeed_file_leaves_batch_sizes_and_precision_open(path: Path) -> None:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        assert len({key for key, _ in pairs}) == len(pairs), "a key stands twice"
+        assert len({key for key, _ in pairs}) == len(pairs), "duplicate key"
         return dict(pairs)
 
     settings = json.loads(path.read_text(), object_pairs_hook=once)

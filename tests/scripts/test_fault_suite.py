@@ -18,7 +18,7 @@ from conftest import REPO
 def test_a_probe_struck_three_times_loses_and_doubles_nothing(tmp_path: Path) -> None:
     command = [
         sys.executable,
-        "scripts/fault_suite.py",
+        "scripts/faults/suite.py",
         "--faults",
         "3",
         "--seed",

@@ -21,7 +21,7 @@ REPO = Path(__file__).resolve().parents[2]
 def test_an_export_grows_by_shards_and_not_by_the_model() -> None:
     call = [
         sys.executable,
-        str(REPO / "scripts/measure_export.py"),
+        str(REPO / "scripts/bench/measure_export.py"),
         "--layers",
         "8",
         "--shard-mb",

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from scripts.quickstart import chat_tokenizer, corpus
+from scripts.quickstart.documentation import paragraphs
+
 REPO = Path(__file__).resolve().parents[2]
 
 
-def load(name: str) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(name, REPO / "scripts" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-corpus = load("quickstart_corpus")
-base = load("quickstart_base")
-
-
 def build(out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "scripts" / "quickstart_corpus.py"), "--out", str(out)]
+    command = [sys.executable, str(REPO / "scripts/quickstart/corpus.py"), "--out", str(out)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
 
 
@@ -107,7 +95,7 @@ def test_paragraphs_keep_prose_and_drop_markup_and_lists() -> None:
     ----------
     a : array
     """
-    assert corpus.paragraphs(corpus.ast.get_docstring(corpus.ast.parse(f'"""{doc}"""'))) == [
+    assert paragraphs(inspect.cleandoc(doc)) == [
         "Sort a with numpy.sort, see.",
         "It keeps the order of equals.",
     ]
@@ -128,9 +116,11 @@ def test_tokenizer_keeps_sentencepiece_ids_and_marks_the_assistant_tokens(tmp_pa
     lines = [
         f"{line} {i} {chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(500) for line in text
     ]
-    base.VOCABULARY = 340  # bytes, marks and a few merges: all that this text can carry
-    tokenizer = base.train_tokenizer(lines, tmp_path)
-    base.check_tokenizer(tokenizer, tmp_path, ["plain", "naïve — 東京\n\ttwo  spaces", lines[7]])
+    chat_tokenizer.VOCABULARY = 340  # bytes, marks and a few merges: all that this text can carry
+    tokenizer = chat_tokenizer.train_tokenizer(lines, tmp_path)
+    chat_tokenizer.check_tokenizer(
+        tokenizer, tmp_path, ["plain", "naïve — 東京\n\ttwo  spaces", lines[7]]
+    )
     messages = [
         {"role": "user", "content": "What does it do?"},
         {"role": "assistant", "content": "It returns."},

@@ -6,18 +6,13 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import REPO, WORDS
-
-sys.path.insert(0, str(REPO / "scripts"))
-import study
-import study_design
-import study_pools as pools
-import study_tables
+from scripts.study import design, pools, tables
+from scripts.study import run as study
 
 
 def rows(count: int, seed: int = 0, words: int = 30) -> list[pools.Row]:
@@ -113,23 +108,19 @@ def test_too_few_distinct_rows_are_refused_with_how_many_there_are() -> None:
 def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) -> None:
     from grads_ds.config.config import Config
 
-    described = study_design.read(path)
+    described = design.read(path)
     assert "random" in described.methods
-    for cell_ in study_design.cells(described):
-        for equal in study_design.footings(described, cell_):
-            given = study_design.run_config(
-                described, tmp_path, cell_, tmp_path / cell_.folder, equal
-            )
+    for cell_ in design.cells(described):
+        for equal in design.footings(described, cell_):
+            given = design.run_config(described, tmp_path, cell_, tmp_path / cell_.folder, equal)
             config = Config.model_validate(given)
-            main, *names = [
-                study_design.variant(*pair) for pair in study_design.pairs(described, equal)
-            ]
+            main, *names = [design.variant(*pair) for pair in design.pairs(described, equal)]
             assert config.sft.variants == ["full", *names]
             settings = {main: config.select.resolve(None)} | {
                 name: config.select.resolve(name) for name in names
             }
-            for method, budget in study_design.pairs(described, equal):
-                found = settings[study_design.variant(method, budget)].model_dump()
+            for method, budget in design.pairs(described, equal):
+                found = settings[design.variant(method, budget)].model_dump()
                 plain = type(config.select)(**described.methods[method], budget=budget).model_dump(
                     exclude={"variants"}
                 )
@@ -137,15 +128,13 @@ def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) ->
 
 
 def test_a_study_like_another_says_only_what_differs(tmp_path: Path) -> None:
-    noise, main = (
-        study_design.read(REPO / f"configs/study/{name}.yaml") for name in ("noise", "main")
-    )
+    noise, main = (design.read(REPO / f"configs/study/{name}.yaml") for name in ("noise", "main"))
     assert noise.methods == main.methods and noise.domains == main.domains
     assert noise.pool != main.pool and set(noise.footings) != set(main.footings)
     assert noise.run == main.run | {"evaluate": main.run["evaluate"] | {"multiple_choice": {}}}
     (tmp_path / "odd.yaml").write_text(f"like: {REPO}/configs/study/noise.yaml\npools: 3\n")
     with pytest.raises(ValueError, match="pools"):
-        study_design.read(tmp_path / "odd.yaml")
+        design.read(tmp_path / "odd.yaml")
 
 
 def test_a_second_footing_takes_over_the_probe_and_the_whole_pools_model_alone(
@@ -242,7 +231,7 @@ def test_a_general_anchor_is_of_general_rows_that_are_not_held_out_and_moves_no_
         assert written(tmp_path / "domain", name) == written(tmp_path / "general", name)
 
 
-def run(base: float, random_: float, grads: float, general: float = 1.0) -> study_tables.Run:
+def run(base: float, random_: float, grads: float, general: float = 1.0) -> tables.Run:
     def sets(value: float, other: float = 1.0) -> dict[str, dict[str, float]]:
         losses = {"domain": value, "swapped": value, "general": other}
         return {name: {"loss": loss} for name, loss in losses.items()}
@@ -259,16 +248,16 @@ def run(base: float, random_: float, grads: float, general: float = 1.0) -> stud
 
 def test_a_difference_is_paired_by_run() -> None:
     # the levels differ wildly from run to run, the difference to random hardly does
-    lines = study_tables.table([run(9, 5, 4.9), run(3, 2, 1.9), run(6, 4, 3.9)], 0.05)
+    lines = tables.table([run(9, 5, 4.9), run(3, 2, 1.9), run(6, 4, 3.9)], 0.05)
     assert any(
         line.startswith("| grads | 3 | +2.433 | **+0.100** (+0.100 to +0.100)") for line in lines
     )
-    assert study_tables.interval([0.5])[1:] == (float("-inf"), float("inf"))
+    assert tables.interval([0.5])[1:] == (float("-inf"), float("inf"))
 
 
 def test_the_rule_puts_out_what_loses_significantly_and_weighs_forgetting() -> None:
     losing = [run(5, 4, 4.1), run(5, 4, 4.11), run(5, 4, 4.12)]
-    line = study_tables.rule(losing, ["grads"])[-1]
+    line = tables.rule(losing, ["grads"])[-1]
     assert line.startswith(
         "| grads | 5 %, 40 % faults, equal epochs | -0.110 (-0.135 to -0.085) | yes |"
     )
@@ -277,12 +266,12 @@ def test_the_rule_puts_out_what_loses_significantly_and_weighs_forgetting() -> N
         run(5, 4, 4.1, general=1.2),
         run(5, 4, 4.0, general=1.2),
     ]
-    line = study_tables.rule(wavering, ["grads"])[-1]
+    line = tables.rule(wavering, ["grads"])[-1]
     assert "| no | -0.200 | -0.200 |" in line  # no gain, and 0.2 nats of general loss
     apart = [run(5, 4, 3.9), {**run(5, 4, 3.0), "equal": "steps"}]
     for name in ("base", "full", "random_5", "grads_5"):
         apart[0]["models"][name.replace("grads", "other")] = apart[0]["models"][name]
-    lines = study_tables.rule(apart, ["grads", "other"])[2:]
+    lines = tables.rule(apart, ["grads", "other"])[2:]
     assert [line.split(" | ")[-2:] for line in lines] == [
         ["+0.550", "+0.100 |"],
         ["+0.100", "+0.100 |"],

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from grads_ds.config.config import Config
 from grads_ds.scores.read import ScoreTable, from_arrow
+from grads_ds.selection.stage import run_variant
 
 
 def arrow_table(n: int, seed: int = 0, **columns: Any) -> pa.Table:
@@ -91,3 +92,9 @@ def config(run_dir: Path, **select: Any) -> Config:
             "select": select,
         }
     )
+
+
+def run_select(config: Config, run_dir: Path) -> None:
+    """The stage: the main subset and every variant."""
+    for name in (None, *config.select.variants):
+        run_variant(config, run_dir, name)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from grads_ds.selection import compare
-from grads_ds.selection.stage import run_select
-from selection.pools import arrow_table, config, write_run
+from scripts.study.planted_noise import as_markdown
+from selection.pools import arrow_table, config, run_select, write_run
 
 
 def test_planted_kinds_are_counted_as_kept(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_planted_kinds_are_counted_as_kept(tmp_path: Path) -> None:
     assert methods["random"]["0.5"]["samples"] == 500
     assert "ifd" in found["skipped"]
     assert "wanted column ifd" in found["skipped"]["ifd"]
-    table = compare.as_markdown(found, "kind").splitlines()
+    table = as_markdown(found, "kind").splitlines()
     assert table[0].startswith("| method | loud at 5% | plain at 5% | loud at 50%")
     assert "| grads magnitude | 100.0% | 0.0% | 100.0% |" in table[3] + table[4] + table[5]
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from grads_ds.selection.density import choose_bandwidth, estimate, estimate_joint
+from grads_ds.selection.density import choose_bandwidth, estimate
+from grads_ds.selection.joint_density import estimate_joint
 
 
 def direct(values: np.ndarray, width: float, mirror_at: float | None = None) -> np.ndarray:

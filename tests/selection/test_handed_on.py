@@ -15,9 +15,8 @@ from datasets import load_from_disk
 
 from grads_ds.config.config import Config
 from grads_ds.data.stage import run_prepare
-from grads_ds.selection.stage import run_select
 from grads_ds.training.sft import training_rows
-from selection.pools import arrow_table
+from selection.pools import arrow_table, run_select
 
 N = 24
 FORMATS: dict[str, Any] = {

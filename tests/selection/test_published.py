@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
+from grads_ds.selection.baselines import length_bins
 from grads_ds.selection.choose import Choice, choose
-from grads_ds.selection.controls import length_bins
 from grads_ds.selection.cover import farthest_first, grid_cover
+from grads_ds.selection.methods import CRITERIA
 from selection.pools import score_table
 
 FIVE = {
@@ -234,8 +236,12 @@ def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
 
 def test_every_method_the_config_names_exists() -> None:
     rng = np.random.default_rng(0)
-    extra = {name: rng.random(30) for name in FIVE if name not in ("loss", "num_target_tokens")}
+    needed = {part for columns in SelectConfig.METHODS.values() for part in columns}
+    names = [part.split(" | ")[0].replace("<group>", "embedding") for part in needed]
+    extra = {name: rng.random(30) for name in names}
     table = score_table(30, **extra)
+    table = replace(table, controls={"swapped": score_table(40, seed=1)})
+    assert set(SelectConfig.METHODS) == set(CRITERIA)
     for method in SelectConfig.METHODS:
         mixture = {"grads": 1.0} if method == "mixture" else {}
         choice: Choice = choose(table, SelectConfig(method=method, budget=5, mixture=mixture), 0)

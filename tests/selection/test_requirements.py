@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from grads_ds.config.columns import EXTRAS
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.selection.requirements import check_select
-from grads_ds.selection.stage import run_select
-from selection.pools import arrow_table, config, write_run
+from selection.pools import arrow_table, config, run_select, write_run
 
 
 def faults(select: dict[str, Any], tmp_path: Path, **change: Any) -> list[str]:
@@ -38,7 +38,11 @@ def test_defaults_ask_for_what_the_defaults_record(tmp_path: Path) -> None:
         ({"forget_less": 0.5}, "anchor_cosine_<group>"),
         ({"method": "ifd"}, "wanted column ifd"),
         ({"method": "mixture", "mixture": {"loss": 1, "el2n": 1}}, "wanted column el2n"),
-        ({"strata": "kind"}, "wanted one of source; found kind"),
+        ({"strata": "kind"}, "wanted one of source, length; found kind"),
+        ({"method": "guided"}, "set probe.controls: 0.05"),
+        ({"filters": [{"column": "loss"}]}, "by which guided and filters on auto go"),
+        ({"filters": [{"column": "ifd", "reject": "high", "cut": 1.0}]}, "wanted column ifd"),
+        ({"method": "hidden_nearest"}, "add hidden to probe.extras and name its set"),
         (
             {"variants": {"v": {"signal": "norm"}}},
             "select.variants.v: wanted the norms of group norm",
@@ -57,7 +61,7 @@ def test_each_lack_is_a_fault_and_the_stage_agrees(
 
 
 def test_what_the_probe_will_record_is_no_fault(tmp_path: Path) -> None:
-    probe = {"extras": ["ifd", "el2n", "anchor", "early"], "anchor": "a.jsonl"}
+    probe = {"extras": list(EXTRAS), "anchor": "a.jsonl", "controls": 0.05}
     methods = {m: {"method": m} for m in SelectConfig.METHODS if m != "mixture"}
     assert faults({"variants": methods, "forget_less": 0.5}, tmp_path, probe=probe) == []
     (said,) = faults({"method": "less"}, tmp_path)

@@ -19,7 +19,7 @@ from grads_ds.cli import main
 from grads_ds.config.errors import UserError
 from grads_ds.selection import stage
 from grads_ds.selection.duplicates import shingles
-from selection.pools import arrow_table, config, user_row, write_run
+from selection.pools import arrow_table, config, run_select, user_row, write_run
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ def report(folder: Path) -> dict[str, Any]:
 def test_files_of_the_main_choice_and_its_variants(tmp_path: Path) -> None:
     write_run(tmp_path, arrow_table(400))
     variants = {"random": {"method": "random"}, "half": {"budget": 0.5, "region": "density"}}
-    stage.run_select(config(tmp_path, budget=0.05, variants=variants), tmp_path)
+    run_select(config(tmp_path, budget=0.05, variants=variants), tmp_path)
     for folder, count, method in [
         (tmp_path / "selection", 20, "grads"),
         (tmp_path / "selection/variants/random", 20, "random"),
@@ -95,7 +95,7 @@ def test_rows_come_back_as_the_user_gave_them(tmp_path: Path) -> None:
         for i, text in enumerate(odd * 8)
     ]
     write_run(tmp_path, arrow_table(40), rows)
-    stage.run_select(config(tmp_path, budget=1.0, order="pool"), tmp_path)
+    run_select(config(tmp_path, budget=1.0, order="pool"), tmp_path)
     assert lines_by_newline(tmp_path / "selection/selected.jsonl") == rows
     scored = pq.read_table(tmp_path / "selection/selected.parquet")
     assert [row["instruction"] for row in scored.to_pylist()] in (
@@ -112,7 +112,7 @@ def lines_by_newline(path: Path) -> list[Any]:
 def test_rows_without_a_common_schema_stay_json(tmp_path: Path) -> None:
     rows = [{"text": "a"} if i % 2 else {"text": {"inner": 1}} for i in range(20)]
     write_run(tmp_path, arrow_table(20), rows)
-    stage.run_select(config(tmp_path, budget=1.0, order="pool"), tmp_path)
+    run_select(config(tmp_path, budget=1.0, order="pool"), tmp_path)
     scored = pq.read_table(tmp_path / "selection/selected.parquet").to_pylist()
     assert [json.loads(row["row"]) for row in scored] == rows
     assert scored[0]["grads_rank"] >= 1
@@ -121,7 +121,7 @@ def test_rows_without_a_common_schema_stay_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", ["preference", "signal", "shuffled", "pool"])
 def test_order_of_the_rows(tmp_path: Path, order: str) -> None:
     write_run(tmp_path, arrow_table(100))
-    stage.run_select(config(tmp_path, budget=40, order=order), tmp_path)
+    run_select(config(tmp_path, budget=40, order=order), tmp_path)
     folder = tmp_path / "selection"
     number = {json.dumps(user_row(i)): i for i in range(100)}
     got = [number[json.dumps(row)] for row in lines(folder)]
@@ -140,9 +140,7 @@ def test_order_of_the_rows(tmp_path: Path, order: str) -> None:
 
 def test_redoing_one_variant_leaves_the_others_alone(tmp_path: Path) -> None:
     write_run(tmp_path, arrow_table(100))
-    stage.run_select(
-        config(tmp_path, variants={"a": {"budget": 10}, "b": {"budget": 20}}), tmp_path
-    )
+    run_select(config(tmp_path, variants={"a": {"budget": 10}, "b": {"budget": 20}}), tmp_path)
     before = (tmp_path / "selection/variants/a/selection.json").read_text()
     stage.run_variant(
         config(tmp_path, variants={"a": {"budget": 30}, "b": {"budget": 40}}), tmp_path, "b"
@@ -155,7 +153,7 @@ def test_a_failure_leaves_the_finished_files_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_run(tmp_path, arrow_table(100))
-    stage.run_select(config(tmp_path, budget=10), tmp_path)
+    run_select(config(tmp_path, budget=10), tmp_path)
     folder = tmp_path / "selection"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
@@ -165,25 +163,25 @@ def test_a_failure_leaves_the_finished_files_as_they_were(
 
     monkeypatch.setattr("grads_ds.selection.pool.Pool.rows", torn)
     with pytest.raises(OSError, match="disk full"):
-        stage.run_select(config(tmp_path, budget=20), tmp_path)
+        run_select(config(tmp_path, budget=20), tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
 def test_faults_of_the_run_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"found none at .*table.parquet; run the probe"):
-        stage.run_select(config(tmp_path), tmp_path)
+        run_select(config(tmp_path), tmp_path)
     write_run(tmp_path, arrow_table(20))
     with pytest.raises(UserError, match="pool's 20 samples; found 21"):
-        stage.run_select(config(tmp_path, budget=21), tmp_path)
-    with pytest.raises(UserError, match="wanted one of source; found colour"):
-        stage.run_select(config(tmp_path, strata="colour"), tmp_path)
+        run_select(config(tmp_path, budget=21), tmp_path)
+    with pytest.raises(UserError, match="wanted one of source, length; found colour"):
+        run_select(config(tmp_path, strata="colour"), tmp_path)
     pq.write_table(arrow_table(19), tmp_path / "scores/table.parquet")
     with pytest.raises(UserError, match="19 scores for 20 samples"):
-        stage.run_select(config(tmp_path), tmp_path)
+        run_select(config(tmp_path), tmp_path)
     shifted = arrow_table(20, sample_id=np.arange(1, 21))
     pq.write_table(shifted, tmp_path / "scores/table.parquet")
     with pytest.raises(UserError, match="1 missing, the first sample_id 20"):
-        stage.run_select(config(tmp_path), tmp_path)
+        run_select(config(tmp_path), tmp_path)
 
 
 def test_metadata_is_a_stratum_and_a_composition_table(tmp_path: Path) -> None:
@@ -192,7 +190,7 @@ def test_metadata_is_a_stratum_and_a_composition_table(tmp_path: Path) -> None:
     write_run(tmp_path, arrow_table(200, embedding_grad_norm=norms), kinds=kinds)
     plain = {"budget": 40, "region": "magnitude", "signal": "embedding"}
     variants = {"fair": {"strata": "kind"}, "equal": {"strata": "kind", "strata_balance": "equal"}}
-    stage.run_select(config(tmp_path, **plain, variants=variants), tmp_path)
+    run_select(config(tmp_path, **plain, variants=variants), tmp_path)
     rare = [
         report(tmp_path / "selection" / where)["composition"]["kind"]["rare"]["selected"]
         for where in ("", "variants/fair", "variants/equal")
@@ -208,7 +206,7 @@ def passage(i: int) -> str:
 def test_near_duplicates_are_dropped_and_their_places_refilled(tmp_path: Path) -> None:
     rows = [{"text": passage(i // 4) + (f" tail {i}" if i % 4 else "")} for i in range(80)]
     write_run(tmp_path, arrow_table(80), rows)
-    stage.run_select(config(tmp_path, budget=15, near_duplicates=0.8), tmp_path)
+    run_select(config(tmp_path, budget=15, near_duplicates=0.8), tmp_path)
     table = pq.read_table(tmp_path / "selection/selection.parquet").to_pylist()
     chosen = [row["sample_id"] for row in table if row["selected"]]
     assert len(chosen) == 15
@@ -220,7 +218,7 @@ def test_near_duplicates_are_dropped_and_their_places_refilled(tmp_path: Path) -
         assert like // 4 == row["sample_id"] // 4
         assert table[like]["rank"] < row["rank"]
     assert report(tmp_path / "selection")["counts"]["near_duplicates_dropped"] == len(dropped)
-    stage.run_select(config(tmp_path, budget=40, near_duplicates=0.8), tmp_path)
+    run_select(config(tmp_path, budget=40, near_duplicates=0.8), tmp_path)
     told = report(tmp_path / "selection")
     assert told["counts"]["selected"] == 20
     assert any("all others are near-duplicates" in text for text in told["warnings"])
@@ -276,8 +274,10 @@ OTHER_MACHINE = """
 import json, sys
 from pathlib import Path
 from grads_ds.config.config import Config
-from grads_ds.selection.stage import run_select
-run_select(Config.model_validate_json(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
+from grads_ds.selection.stage import run_variant
+config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+for name in (None, *config.select.variants):
+    run_variant(config, Path(sys.argv[2]), name)
 assert "torch" not in sys.modules, "torch was imported"
 """
 

@@ -1,4 +1,9 @@
-"""EL2N: the length of softmax less one-hot, averaged over a sample's targets."""
+"""EL2N: the length of softmax less one-hot of each target. Pure tensor functions.
+
+With o the logits other than the target's, the square of ||softmax(z) - onehot(y)|| is exp(lse(2 o)
+- 2 lse(z)) + exp(lse(o) - lse(z))^2: nothing cancels where the model is all but certain.
+Shapes: n target positions, c rows of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +12,30 @@ import math
 import torch
 from torch import Tensor
 
-from grads_ds.gradnorm.formulas.head import LogitTransform
-from grads_ds.gradnorm.formulas.linear import accumulate
 
-LOGITS = 2**25  # held at a time for el2n
-
-
-def error_norms(
-    hidden_ND: Tensor,
-    weight_VD: Tensor | None,
-    bias_V: Tensor | None,
-    target_ids_N: Tensor,
-    transform: LogitTransform,
-    budget: int = LOGITS,
-) -> Tensor:
-    """||softmax(f(W h + bias)) - onehot(y)|| of each row, float64 [N]; without a weight the rows
-    are the logits.
-
-    With o the logits other than the target's, its square is exp(lse(2 o) - 2 lse(z)) + exp(lse(o) -
-    lse(z))^2: nothing cancels where the model is all but certain. Chunks of the vocabulary: at most
-    `budget` logits, and as many rows of the weight, are held at a time.
+class ErrorNorms:
+    """Error norms of n targets, from their transformed logits z_nc, given in any chunks of the
+    vocabulary.
     """
-    rows_ND = accumulate(hidden_ND)
-    others_N = rows_ND.new_full((len(target_ids_N),), -math.inf)
-    doubled_N, target_N = others_N.clone(), others_N.clone()
-    values = rows_ND.shape[1] if weight_VD is None else len(weight_VD)
-    chunk = max(1, budget // max(1, len(target_ids_N)))
-    for first in range(0, values if len(target_ids_N) else 0, chunk):
-        if weight_VD is None:
-            z_Nc = rows_ND[:, first : first + chunk].clone()
-        else:
-            z_Nc = rows_ND @ accumulate(weight_VD[first : first + chunk]).T
-        if bias_V is not None:
-            z_Nc += bias_V[first : first + chunk]
-        z_Nc = transform.apply(z_Nc)
-        here = ((target_ids_N >= first) & (target_ids_N < first + z_Nc.shape[1])).nonzero()[:, 0]
-        target_N[here] = z_Nc[here, target_ids_N[here] - first]
-        z_Nc[here, target_ids_N[here] - first] = -math.inf
-        others_N = torch.logaddexp(others_N, z_Nc.logsumexp(-1))
-        doubled_N = torch.logaddexp(doubled_N, (2 * z_Nc).logsumexp(-1))
-    whole_N = torch.logaddexp(others_N, target_N)
-    squares_N = (doubled_N - 2 * whole_N).double().exp() + (
-        others_N - whole_N
-    ).double().exp().square()
-    return squares_N.sqrt()
+
+    def __init__(self, target_ids_n: Tensor, like: Tensor) -> None:
+        self.ids_n = target_ids_n
+        self.others_n = like.new_full((len(target_ids_n),), -math.inf)
+        self.doubled_n, self.target_n = self.others_n.clone(), self.others_n.clone()
+
+    def add(self, z_nc: Tensor, first: int) -> None:
+        """A chunk of logits whose rows of the vocabulary start at `first`; left unchanged."""
+        z_nc = z_nc.clone()
+        here = ((self.ids_n >= first) & (self.ids_n < first + z_nc.shape[1])).nonzero()[:, 0]
+        self.target_n[here] = z_nc[here, self.ids_n[here] - first]
+        z_nc[here, self.ids_n[here] - first] = -math.inf
+        self.others_n = torch.logaddexp(self.others_n, z_nc.logsumexp(-1))
+        self.doubled_n = torch.logaddexp(self.doubled_n, z_nc.mul_(2).logsumexp(-1))
+
+    def result(self) -> Tensor:
+        """||softmax(z) - onehot(y)|| of each target, float64 [n]."""
+        whole_n = torch.logaddexp(self.others_n, self.target_n)
+        squares_n = (self.doubled_n - 2 * whole_n).double().exp() + (
+            self.others_n - whole_n
+        ).double().exp().square()
+        return squares_n.sqrt()

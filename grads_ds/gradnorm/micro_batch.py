@@ -1,0 +1,260 @@
+"""Scores one micro-batch: tries the model on every new kind of batch, measures, checks one sample,
+and measures one sample at a time what no rule holds for.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from grads_ds.gradnorm import frozen
+from grads_ds.gradnorm.batch_kind import kind_of
+from grads_ds.gradnorm.batch_layout import Layout, on_the_left, padded, read_layout, unpad
+from grads_ds.gradnorm.formulas import sequence_shards
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
+from grads_ds.gradnorm.guard import Verdict, check_one_sample
+from grads_ds.gradnorm.head_run import HeadRun
+from grads_ds.gradnorm.head_view import HeadView
+from grads_ds.gradnorm.in_step import Ranks
+from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.one_sample import one_sample_norms
+from grads_ds.gradnorm.results import GradNorms, References, joined, summarise, token_values
+from grads_ds.gradnorm.scoring import TargetValues, score_frozen
+from grads_ds.gradnorm.sites import SitePlan
+from grads_ds.gradnorm.trial import Trial, try_model
+
+
+class Scorer:
+    """What is known of a model by kind of batch, and the steps of scoring one.
+
+    Args:
+        model: without wrappers.
+        plan: what is measured, by the model's structure.
+        head: how heads are run; its gather and group are everybody's.
+        sample_weights: what each target of a sample weighs, float64 [S].
+        loss_reduction: "mean" or "sum", as sample_weights has it.
+        check: holds one sample of each kind of batch against a backward of its own.
+        tokens: gives values token by token too.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: SitePlan,
+        head: HeadRun,
+        sample_weights: Callable[[Layout], Tensor],
+        loss_reduction: str,
+        check: bool,
+        tokens: bool,
+    ) -> None:
+        self.model, self.plan, self.head = model, plan, head
+        self.sample_weights, self.loss_reduction = sample_weights, loss_reduction
+        self.check, self.tokens = check, tokens
+        self.want_heads = False
+        self.trials: dict[Hashable, Trial] = {}
+        self._checked: dict[Hashable, int] = {}  # how often each kind was
+        self._row_by_row: set[Hashable] = set()
+
+    def score(
+        self, batch: Mapping[str, Tensor], references: References, gradients: dict[str, Tensor]
+    ) -> GradNorms:
+        """See GradNormRecorder.score. gradients: the summed gradients are added to these."""
+        given = batch["input_ids"].shape
+        with torch.inference_mode(False):
+            batch = {k: v.clone() if v.is_inference() else v for k, v in batch.items()}
+            order = None
+            if self.head.group is None:
+                batch, order = on_the_left(batch)
+            elif not {"shift_labels", "position_ids"} <= set(batch) or "segment_ids" in batch:
+                raise ValueError(
+                    "a part of a sequence needs shift_labels and position_ids, and no segment_ids"
+                )
+            found = self._score(batch, references, gradients)
+        if found.tokens is not None:
+            index = read_layout(batch).packed_index
+            found = replace(found, tokens=found.tokens.placed(given, order, index))
+        return found
+
+    def _score(
+        self, batch: Mapping[str, Tensor], references: References, gradients: dict[str, Tensor]
+    ) -> GradNorms:
+        batch, layout, kind = self._prepared(batch)
+        ranks = self.ranks(layout)
+        alone = kind in self._row_by_row or not self.trials[kind].apart
+        passes = ranks.largest(layout.rows if alone and layout.rows > 1 else 1)
+        if not (alone and layout.rows > 1):
+            found = self._measured(batch, layout, kind, references, gradients)
+            for _ in range(passes - 1):  # in step with ranks that score row by row
+                self._measured(batch, layout, kind, references, {})
+            return found
+        rows = [padded([sample]) for sample in unpad(batch)]
+        parts = []
+        for turn in range(passes):
+            # a rank with fewer rows than another scores its last again
+            into = gradients if turn < len(rows) else {}
+            parts.append(self._score(rows[min(turn, len(rows) - 1)], references, into))
+        return joined(parts[: len(rows)])
+
+    def ranks(self, layout: Layout) -> Ranks:
+        """The ranks that must run as many forwards as this one."""
+        group, device = self.head.group, layout.input_ids.device
+        sharded = self.head.gather is not None and torch.distributed.is_initialized()
+        return Ranks(sharded or group is not None, device, None if sharded else group)
+
+    def _prepared(
+        self, batch: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Tensor], Layout, Hashable]:
+        """The batch as the model can take it, its layout and kind, tried if it is new."""
+        while True:
+            layout = read_layout(batch)
+            kind = kind_of(self.model, layout)
+            trial = self.trials.get(kind)
+            if trial is not None and not trial.apart and layout.packed_index is not None:
+                batch = padded(unpad(batch))  # samples of a packed row see each other
+                continue
+            if not self.ranks(layout).largest(int(trial is None)):
+                return batch, layout, kind
+            if layout.packed_index is not None and not frozen.takes_positions(self.model):
+                self.trials[kind] = Trial(self.plan, None, True, False)
+                continue
+            inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
+            self.trials[kind] = try_model(self.model, self.plan, layout, inputs)
+
+    def _measured(
+        self,
+        batch: Mapping[str, Tensor],
+        layout: Layout,
+        kind: Hashable,
+        references: References,
+        gradients: dict[str, Tensor],
+    ) -> GradNorms:
+        measurement, values = self._frozen(layout, kind, references, gradients)
+        loss_S = self.losses(layout, values)
+        if self.head.group is None and self._must_check(layout, kind):
+            verdict = check_one_sample(self.model, measurement, batch, loss_S, self.loss_reduction)
+            self._checked[kind] = self._checked.get(kind, 0) + (4 if verdict.checked else 1)
+            if verdict.loss is not None and layout.num_samples > 1:
+                if not gradients:
+                    _warn_row_by_row(verdict)
+                    self._row_by_row.add(kind)
+                    rows = [padded([sample]) for sample in unpad(batch)]
+                    return joined([self._score(row, references, gradients) for row in rows])
+            elif verdict.names:
+                self._distrust(kind, verdict)
+                measurement.unmeasured.update(verdict.names)
+        self._one_by_one(batch, measurement)
+        if self.head.group is not None:
+            measurement.sums = sequence_shards.all_reduce_sum(measurement.sums, self.head.group)
+            measurement.inner = sequence_shards.all_reduce_sum(measurement.inner, self.head.group)
+            loss_S = sequence_shards.all_reduce_sum({"loss": loss_S}, self.head.group)["loss"]
+        norms = summarise(self.plan, measurement, loss_S, references)
+        if values.error_norms is not None:
+            norms = replace(norms, error_norms=_mean_of_targets(layout, values.error_norms))
+        if self.tokens:
+            norms = replace(norms, tokens=token_values(self.plan, measurement, values.losses))
+        if self.want_heads and values.hidden is not None:
+            norms = replace(norms, heads=(self._view(layout, kind, values),))
+        if self.head.group is None:
+            return norms
+        counts = sequence_shards.all_reduce_sum(
+            {"all": norms.num_tokens, "targets": norms.num_target_tokens}, self.head.group
+        )
+        return replace(norms, num_tokens=counts["all"], num_target_tokens=counts["targets"])
+
+    def _frozen(
+        self, layout: Layout, kind: Hashable, references: References, gradients: dict[str, Tensor]
+    ) -> tuple[Measurement, TargetValues]:
+        trial = self.trials[kind]
+        measurement = Measurement(trial.plan, layout, self.head.gather, self.head.group)
+        measurement.references, measurement.gradients = references.gradients, gradients
+        measurement.want_tokens = self.tokens
+        inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
+        weights_S = self.sample_weights(layout)
+        transform = None if trial.own_head else trial.transform
+        try:
+            values = score_frozen(self.model, measurement, self.head, inputs, weights_S, transform)
+        except frozen.UnknownLogits:
+            self.trials[kind] = replace(trial, own_head=True)
+            return self._frozen(layout, kind, references, gradients)
+        return measurement, values
+
+    def _view(self, layout: Layout, kind: Hashable, values: TargetValues) -> HeadView:
+        transform = self.trials[kind].transform or LogitTransform()
+        assert values.hidden is not None
+        return HeadView(
+            layout, self.plan.head, values.hidden, values.logits, transform, self.head.gather
+        )
+
+    def losses(self, layout: Layout, values: TargetValues) -> Tensor:
+        """Each sample's own loss, float64 [S]."""
+        zero_S = torch.zeros(
+            layout.num_samples, dtype=torch.float64, device=layout.input_ids.device
+        )
+        sums_S = zero_S.index_add_(0, layout.target_samples, values.losses)
+        return sums_S * self.sample_weights(layout)
+
+    def _must_check(self, layout: Layout, kind: Hashable) -> bool:
+        # a rank whose first batches have no targets tries a few times, and all ranks with it
+        wanted = self.check and self._checked.get(kind, 0) < 4
+        return bool(self.ranks(layout).largest(int(wanted))) if self.check else False
+
+    def _distrust(self, kind: Hashable, verdict: Verdict) -> None:
+        trial = self.trials[kind]
+        names = trial.plan.one_by_one | set(verdict.names)
+        self.trials[kind] = replace(trial, plan=replace(trial.plan, one_by_one=names))
+        first, (measured, own) = next(iter(verdict.names.items()))
+        warnings.warn(
+            f"gradient norms: {len(verdict.names)} parameters differ from a backward of their own"
+            f" ({first}: {measured:.6g}, by itself {own:.6g}); from now on they are measured one"
+            " sample at a time",
+            stacklevel=2,
+        )
+
+    def _one_by_one(self, batch: Mapping[str, Tensor], measurement: Measurement) -> None:
+        """Fills in what the rules left out. Ranks first agree on whether any of them needs it."""
+        ranks = self.ranks(measurement.layout)
+        names = measurement.left_out()
+        names = ranks.any_of(names, sorted(self.plan.groups))
+        if not names:
+            return
+        if self.head.group is not None:
+            raise ValueError(
+                f"no rule measures {', '.join(names[:5])} ({len(names)} parameters) under a"
+                " sequence group"
+            )
+        inexact = [n for n in names if n in measurement.references or n in measurement.gradients]
+        if inexact:
+            raise ValueError(
+                f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none"
+                " in this batch"
+            )
+        found = one_sample_norms(
+            self.model,
+            self.plan.embedding,
+            names,
+            unpad(batch),
+            self.loss_reduction,
+            ranks.together,
+        )
+        measurement.sums.update(found)
+
+
+def _mean_of_targets(layout: Layout, values_N: Tensor) -> Tensor:
+    total_S = values_N.new_zeros(layout.num_samples)
+    total_S.index_add_(0, layout.target_samples, values_N)
+    return total_S / layout.target_counts.clamp_min(1)
+
+
+def _warn_row_by_row(verdict: Verdict) -> None:
+    assert verdict.loss is not None
+    measured, own = verdict.loss
+    warnings.warn(
+        f"gradient norms: a sample's loss is {measured:.6g} in this batch and {own:.6g} by itself:"
+        " this model's samples depend on their padding or on each other; from now on they are"
+        " scored one row at a time",
+        stacklevel=2,
+    )

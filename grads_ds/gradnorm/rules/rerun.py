@@ -1,0 +1,146 @@
+"""Modules of any other kind (routers, fused experts, attention sinks, a whole block): run again by
+themselves, once per sample, and differentiated. Always exact where the rows of the module's outputs
+can be told apart by sample.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.module_alone import isolated, local_norms_squared
+from grads_ds.gradnorm.sharding import gathered
+from grads_ds.gradnorm.sites import Site, parameter_at
+from grads_ds.gradnorm.tap import tap
+
+# else they would be filled twice
+_CACHES = ("past_key_values", "past_key_value", "cache_params", "cache", "layer_past")
+
+
+def recognise(name: str, module: nn.Module, own: dict[str, str]) -> Site | None:
+    """Takes every module. details: False where the inputs must stay whole (see module_alone)."""
+    return Site(name, module, "rerun", own, True)
+
+
+def attach(site: Site, measurement: Measurement) -> AbstractContextManager[None]:
+    """Reads the module's inputs and the gradients of its outputs."""
+    plan = measurement.plan
+    if _drops(site.module):
+        measurement.unmeasured.update(
+            site.parameters.values()
+        )  # it would drop others when run again
+        return contextlib.nullcontext()
+    ends = {plan.head, plan.embedding} - {site.module}
+    if any(module in ends for module in site.module.modules()):
+        # (nearly) the whole model: too much to be run again alone
+        measurement.unmeasured.update(site.parameters.values())
+        return contextlib.nullcontext()
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if measurement.replaying:
+            return output
+        measurement.called(site)
+        outputs = output if isinstance(output, tuple) else (output,)
+        if measurement.calls[site.name, site.rule] > 1 or not all(
+            o is None or isinstance(o, Tensor) for o in outputs
+        ):
+            # the cross term of two calls is not known; gradients may come back where no tap can be
+            measurement.unmeasured.update(site.parameters.values())
+            return output
+        rooted = measurement.root_of_sites is not None
+        which = [
+            i
+            for i, o in enumerate(outputs)
+            if isinstance(o, Tensor) and o.is_floating_point() and (rooted or o.requires_grad)
+        ]
+        if not which or not torch.is_grad_enabled():
+            return output
+        again = _Again(site, measurement, args, kwargs, outputs[which[0]].device.type, which)
+        tapped = tap(
+            tuple(outputs[i] for i in which),
+            tuple(again.leaves[i] for i in again.places),
+            again.sink,
+            measurement.root_of_sites,
+        )
+        again.leaves = []  # autograd alone keeps the inputs
+        if not isinstance(output, tuple):
+            return tapped[0]
+        replaced = list(output)
+        for position, tensor in zip(which, tapped, strict=True):
+            replaced[position] = tensor
+        return tuple(replaced) if type(output) is tuple else type(output)(*replaced)
+
+    return measurement.hooked(site.module, hook)
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether the module leaves out values at random."""
+
+    def rate(part: nn.Module) -> float:
+        named = [v for name, v in vars(part).items() if "drop" in name and isinstance(v, float)]
+        return max([part.p if isinstance(part, nn.Dropout) else 0.0, *named])
+
+    return any(part.training and rate(part) > 0 for part in module.modules())
+
+
+class _Again:
+    """One call of a module, to be repeated in the backward: its arguments without their tensors,
+    which autograd keeps.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        measurement: Measurement,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        device: str,
+        which: list[int],
+    ) -> None:
+        self.site, self.measurement, self.which, self.device = site, measurement, which, device
+        self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
+        self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
+        self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        self.mixed = torch.is_autocast_enabled(device)
+        self.dtype = torch.get_autocast_dtype(device)
+
+    def call(self, tensors: list[Tensor]) -> Any:
+        """The module's forward, as the first time, on these tensors."""
+        values = list(self.constants)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            values[place] = tensor
+        args, kwargs = pytree.tree_unflatten(values, self.structure)
+        kwargs = {k: None if k in _CACHES else v for k, v in kwargs.items()}
+        with torch.autocast(self.device, self.dtype, self.mixed):
+            return self.site.module.forward(*args, **kwargs)
+
+    def sink(self, grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> None:
+        """Squared norms of the site's parameters, from the gradients of its outputs."""
+        site, measurement, inputs = self.site, self.measurement, list(saved)
+
+        reached = [
+            (position, grad)
+            for position, grad in zip(self.which, grads, strict=True)
+            if grad is not None
+        ]
+        measurement.replaying = True
+        try:
+            whole = gathered(list(site.module.parameters(recurse=False)), measurement.gather)
+            with whole, isolated(site.module, self.call, inputs):
+                own = {local: parameter_at(site.module, local) for local in site.parameters}
+                found = local_norms_squared(
+                    site, own, self.call, inputs, reached, measurement.layout, measurement.take
+                )
+        finally:
+            measurement.replaying = False
+        if found is None:
+            measurement.unmeasured.update(site.parameters.values())
+            return
+        for name, squares_S in found.items():
+            measurement.add(name, squares_S)

@@ -1,0 +1,125 @@
+"""Rows that are never chosen, each with its reason: a column, a side, a cut (`select.filters`).
+
+`auto` asks the controls. With S_P(x) and S_C(x) the shares of the pool and of the controls at or
+beyond x on the controls' side, the share of such rows in the pool is at most
+    p = min_x (S_P(x) + its standard error) / S_C(x)        over x with S_C(x) >= 1/4
+and the cut is where most rows are placed rightly, max_x 2 p S_C(x) - S_P(x): beyond it a row
+is more likely like the controls than not. The false rejection that it costs,
+(S_P - p S_C) / (1 - p), is stated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import Filter, SelectConfig
+from grads_ds.scores.read import ScoreTable
+from grads_ds.selection import signals
+from grads_ds.statistics import Floats, area_under_curve
+
+_SMALLEST = 0.25  # share of the controls below which a tail says little
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One filter's verdict: `rows` [N] (of the eligible rows), why in words, and its numbers for
+    selection.json.
+    """
+
+    rows: NDArray[np.bool_]
+    reason: str
+    numbers: dict[str, Any]
+
+
+def rejections(table: ScoreTable, settings: SelectConfig) -> list[Rejection]:
+    """What the settings' filters reject; those of method guided, where it names none, are the best
+    column for each kind of control.
+
+    Raises UserError for a column that is not recorded, and for `auto` without controls.
+    """
+    wanted = list(settings.filters)
+    if not wanted and settings.method == "guided":
+        like = signals.areas(table, by_length=True)
+        best = {kind: signals.best_column(like, kind) for kind in table.controls}
+        wanted = [Filter(column=found[0], against=kind) for kind, found in best.items() if found]
+    return [_reject(table, wish) for wish in wanted]
+
+
+def _reject(table: ScoreTable, wish: Filter) -> Rejection:
+    values = table.floats(wish.column)
+    if wish.by_length:
+        lengths = table.floats("num_target_tokens")
+        values = signals.within_length(values, lengths, values, lengths)
+    side, cut = wish.reject, wish.cut
+    numbers: dict[str, Any] = {"column": wish.column, "by_length": wish.by_length}
+    why = ""
+    if side == "auto" or cut == "auto":
+        kind, bad, area = _control(table, wish)
+        numbers |= {"against": kind, "area": round(area, 4)}
+        why = f", like {kind} controls"
+        if max(area, 1 - area) < signals.SEES:
+            numbers |= {"rejected": 0, "why_none": f"area within {signals.SEES} of blind"}
+            return Rejection(np.zeros(len(table), bool), "", numbers)
+        side = ("high" if area > 0.5 else "low") if side == "auto" else side
+        if cut == "auto":
+            sign = 1.0 if side == "high" else -1.0
+            found, share, false = auto_cut(sign * values, sign * bad)
+            numbers |= {"estimated_share": round(share, 4), "false_rejection": round(false, 4)}
+            if found is None:
+                numbers |= {"rejected": 0, "why_none": "no row is more like the controls"}
+                return Rejection(np.zeros(len(table), bool), "", numbers)
+            cut = sign * found
+    rows = values >= cut if side == "high" else values <= cut
+    among = " among rows of like length" if wish.by_length else ""
+    numbers |= {"reject": side, "cut": float(cut), "rejected": int(np.count_nonzero(rows))}
+    edge = "from" if side == "high" else "up to"
+    return Rejection(rows, f"out: {wish.column}{among} {edge} {cut:.4g}{why}", numbers)
+
+
+def _control(table: ScoreTable, wish: Filter) -> tuple[str, Floats, float]:
+    """The kind of control that the filter goes by, its values and the column's area against it."""
+    kinds = [wish.against] if wish.against is not None else list(table.controls)
+    found: list[tuple[float, str, Floats, float]] = []
+    for kind in kinds:
+        both = (
+            signals.pair(table, kind, wish.column, wish.by_length)
+            if (kind in table.controls)
+            else None
+        )
+        area = None if both is None else area_under_curve(both[1], both[0])
+        if both is not None and area is not None:
+            found.append((abs(area - 0.5), kind, both[1][np.isfinite(both[1])], area))
+    if not found:
+        raise UserError(
+            f"select.filters: wanted controls {wish.against or ''} with column {wish.column} for"
+            f" auto; found {', '.join(table.controls) or 'none'}; set probe.controls: 0.05, or give"
+            " the filter a side and a cut"
+        )
+    _, kind, bad, area = max(found, key=lambda item: item[0])
+    return kind, bad, area
+
+
+def auto_cut(pool: Floats, controls: Floats) -> tuple[float | None, float, float]:
+    """The cut from which on rows are rejected (None: nowhere), the estimated share of such rows in
+    the pool and the share of the other rows that the cut rejects. High values are the controls'.
+    """
+    pool, controls = np.sort(pool[np.isfinite(pool)]), np.sort(controls)
+    marks = np.unique(pool)
+    beyond_pool = 1 - np.searchsorted(pool, marks, "left") / len(pool)
+    beyond = 1 - np.searchsorted(controls, marks, "left") / len(controls)
+    error = np.sqrt(beyond_pool * (1 - beyond_pool) / len(pool))
+    enough = beyond >= _SMALLEST
+    if not enough.any():
+        return None, 0.0, 0.0
+    share = float(min(1.0, np.min((beyond_pool[enough] + error[enough]) / beyond[enough])))
+    gain = 2 * share * beyond - beyond_pool
+    best = int(np.argmax(gain))
+    if gain[best] <= 0:
+        return None, share, 0.0
+    false = (beyond_pool[best] - share * beyond[best]) / max(1e-9, 1 - share)
+    return float(marks[best]), share, float(np.clip(false, 0.0, 1.0))

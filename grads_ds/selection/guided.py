@@ -1,0 +1,71 @@
+"""Method guided: believe a signal only where the controls show that it sees.
+
+The probe scores controls, rows known to be wrong, and the columns' areas against the pool say which
+of them sees what. Rows that are more like the controls than like the pool are rejected
+(`filters`). What is left is ordered by the ranks, among rows of like length, of the signals that
+see, or drawn (`select.spread`), and taken in strata of length. With no signal that sees, it is a
+random choice in strata of length, and says so.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
+from grads_ds.scores.read import ScoreTable
+from grads_ds.selection import signals
+from grads_ds.selection.criterion import Scored
+from grads_ds.selection.grads import signal_and_density
+from grads_ds.selection.numbers import random_keys, rounded, uniforms
+from grads_ds.selection.region import weighted_draw
+from grads_ds.statistics import Floats
+
+
+def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
+    """The order of `select.spread`; the filters are applied by `choose`. Raises UserError without
+    controls, unless the settings name filters.
+    """
+    if not table.controls and not settings.filters:
+        raise UserError(
+            "select.method: guided wants controls in scores/controls; found none; set"
+            " probe.controls: 0.05 and run the probe again, or name select.filters"
+        )
+    draw = uniforms(random_keys(table.sample_id, seed))
+    seeing = signed_columns(table)
+    notes: dict[str, object] = {"signals": dict(seeing), "spread": settings.spread}
+    warnings: tuple[str, ...] = ()
+    if not seeing:
+        warnings = (
+            "no recorded signal tells the controls from the pool (area 0.75 or more): a random"
+            " choice in strata of length",
+        )
+    if settings.spread == "density":
+        signal, density = signal_and_density(table, settings)
+        preference = weighted_draw(density.at_samples, table.sample_id, seed)
+        return Scored(preference, signal.values, density, None, notes, warnings)
+    ranks = rank_mean(table, seeing) if seeing else draw
+    preference = ranks if settings.spread == "rank" else draw
+    return Scored(preference, ranks, None, None, notes, warnings)
+
+
+def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:
+    """For each kind of control the column that sees it best, with the side that is wrong."""
+    like = signals.areas(table, by_length=True)
+    found: dict[str, str] = {}
+    for kind in table.controls:
+        best = signals.best_column(like, kind)
+        if best is not None:
+            found[best[0]] = "high" if best[1] > 0.5 else "low"
+    return list(found.items())
+
+
+def rank_mean(table: ScoreTable, seeing: list[tuple[str, str]]) -> Floats:
+    """The mean over the columns of each row's share of rows of like length that look more wrong."""
+    lengths = table.floats("num_target_tokens")
+    total = np.zeros(len(table))
+    for column, wrong in seeing:
+        values = table.floats(column)
+        share = signals.within_length(values, lengths, values, lengths)
+        total += 1 - share if wrong == "high" else share
+    return rounded(total / len(seeing))

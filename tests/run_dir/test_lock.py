@@ -1,0 +1,210 @@
+"""Two are never at work in one run directory: not from other pid namespaces, under clocks that
+differ, or at the same moment; and whoever loses the lock, or is asked to stop, stops.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import REPO
+from grads_ds.commands import stop
+from grads_ds.config.errors import UserError
+from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
+from grads_ds.run_dir import lock as lock_module
+from grads_ds.run_dir.lock import LOCK_VARIABLE, lock, lock_holder
+from grads_ds.run_dir.processes import boot_id
+from tests.launcher.faults import told
+
+# holds the run directory as a command of the program would, until its work is over or it is stopped
+HOLD = """
+import sys, time
+from pathlib import Path
+from grads_ds import cli
+from grads_ds.commands import status
+from grads_ds.run_dir import lock
+lock.LOCK_BEAT_SECONDS = 0.1
+def work(args):
+    with lock.lock(Path(sys.argv[1]), "grads-ds select"):
+        print("held", flush=True)
+        time.sleep(60)
+    return 0
+status.handle = work
+sys.exit(cli.main(["status", sys.argv[1]]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LOCK_VARIABLE, raising=False)
+    monkeypatch.setattr(lock_module, "LOCK_BEAT_SECONDS", 0.1)
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a process that holds `tmp_path`, behind the given words, and waits until it does."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*before: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*before, sys.executable, "-c", HOLD, str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": str(REPO)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_live_holder_in_another_pid_namespace_keeps_its_lock(
+    hold: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    if os.geteuid() or not shutil.which("unshare"):
+        pytest.skip("namespaces need root and unshare")
+    hold("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    record = json.loads((tmp_path / "lock.json").read_text())
+    assert record["pid"] < 100  # a number that here is another process's, or nobody's
+    with pytest.raises(UserError, match="in use by grads-ds select"), lock(tmp_path, "second"):
+        pass
+    assert lock_holder(tmp_path) is not None
+
+
+def test_a_clock_that_is_ahead_takes_no_lock_from_a_live_holder(
+    hold: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold()
+    age = lock_module._age
+    for skew in (3600.0, -3600.0):  # ahead, and behind
+        monkeypatch.setattr(lock_module, "_age", lambda *paths, s=skew: age(*paths) + s)
+        with pytest.raises(UserError, match="in use by"), lock(tmp_path, "second"):
+            pass
+
+
+def test_a_clock_that_is_behind_keeps_no_dead_lock_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock of another host that nobody touches, stamped an hour from now, is taken over."""
+    monkeypatch.setattr(lock_module, "LOCK_STALE_SECONDS", 1.0)
+    path = tmp_path / "lock.json"
+    path.write_text(json.dumps({"token": "x", "host": "elsewhere", "pid": 1}))
+    os.utime(path, (time.time() + 3600,) * 2)
+    with lock(tmp_path, "second"):
+        pass
+
+
+def test_a_killed_holder_is_followed_at_once(
+    hold: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = hold()
+    process.kill()
+    process.wait()
+    began = time.monotonic()
+    with lock(tmp_path, "second"):
+        assert time.monotonic() - began < 1
+
+
+def _take_often(folder: Path, rounds: int, barrier: object, won: object) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    for number in range(rounds):
+        barrier.wait(30)  # type: ignore[attr-defined]
+        try:
+            with lock(folder / str(number), "race"):
+                inside = os.open(folder / f"{number}.inside", os.O_CREAT | os.O_EXCL)
+                time.sleep(0.01)
+                os.close(inside)
+                os.unlink(folder / f"{number}.inside")
+                won.put((number, "won"))  # type: ignore[attr-defined]
+        except FileExistsError:
+            won.put((number, "two at once"))  # type: ignore[attr-defined]
+        except UserError:
+            pass
+
+
+def test_of_starts_at_the_same_moment_one_takes_a_dead_lock(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    rounds, takers = 100, 3
+    barrier, won = context.Barrier(takers), context.Queue()
+    for number in range(rounds):  # the lock of a process of this host that has ended
+        (tmp_path / str(number)).mkdir()
+        record = {"token": "x", "pid": 2**22 + 1, "process": f"{boot_id()}:1"}
+        record["namespace"] = os.readlink("/proc/self/ns/pid")
+        (tmp_path / str(number) / "lock.json").write_text(json.dumps(record))
+    workers = [
+        context.Process(target=_take_often, args=(tmp_path, rounds, barrier, won))
+        for _ in range(takers)
+    ]
+    for worker in workers:
+        worker.start()
+    results = []
+    while any(worker.is_alive() for worker in workers) or not won.empty():
+        if not won.empty():
+            results.append(won.get())
+        else:
+            time.sleep(0.01)
+    assert {number for number, _ in results} == set(range(rounds))
+    assert {how for _, how in results} == {"won"}
+
+
+def test_a_holder_that_lost_its_lock_stops_and_says_so(
+    hold: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process, began = hold(), time.monotonic()
+    theirs = {"token": "other", "host": "elsewhere", "pid": 7, "what": "grads-ds run"}
+    (tmp_path / "new").write_text(json.dumps(theirs))
+    (tmp_path / "new").replace(tmp_path / "lock.json")
+    message = process.communicate(timeout=30)[1]
+    told("a lock that is lost", message, process.returncode, time.monotonic() - began)
+    assert process.returncode == LOCK_LOST
+    assert json.loads((tmp_path / "lock.json").read_text()) == theirs
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, None])
+def test_a_holder_that_is_asked_to_stop_leaves_in_order(
+    number: signal.Signals | None,
+    hold: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a signal, or by `grads-ds stop` through the run directory's files alone."""
+    from grads_ds.cli import main
+
+    process = hold()
+    if number:
+        process.send_signal(number)
+    else:
+        assert main(["stop", str(tmp_path)]) == 0
+        assert "grads-ds: stopped" in capsys.readouterr().err
+    process.communicate(timeout=30)
+    assert process.returncode == STOPPED
+    assert not list(tmp_path.glob("*lock*")) and not list(tmp_path.glob(".stop*"))
+
+
+def test_stop_names_a_holder_that_stays_and_finds_nobody(
+    hold: Callable[..., subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grads_ds.cli import main
+
+    assert main(["stop", str(tmp_path)]) == 0 and "nobody" in capsys.readouterr().err
+    process = hold()
+    process.send_signal(signal.SIGSTOP)
+    assert main(["stop", str(tmp_path), "--wait-seconds", "1"]) == 1
+    assert "still at work" in capsys.readouterr().err
+    assert main(["stop", str(tmp_path / "nowhere")]) == 2
+    assert stop.WAIT_SECONDS > 60
