@@ -150,3 +150,21 @@ def test_packing_and_eager_attention_are_refused_with_it(tmp_path: Path) -> None
         "sft.sequence_parallel",
         "sft.packing",
     ]
+
+
+def fail_to_load(config: Config) -> bool:
+    """Whether the process's attention is its own again after a load that failed."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from grads_ds.config.errors import UserError
+
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with pytest.raises(UserError, match="model"):
+        train(config, "never", 2)
+    return ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+def test_a_load_that_fails_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    (base / "model.safetensors").write_bytes(b"no weights")
+    assert run_on_ranks(2, fail_to_load, make_config(base, tmp_path)) == [True, True]
