@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from grads_ds import scores
+from grads_ds.config.columns import norm_columns
 from grads_ds.config.config import Config
 from grads_ds.export.subset import export_subset
 from grads_ds.flow.execute import execute
@@ -103,19 +104,20 @@ def merge(config: Config) -> None:
     begin(run_dir, unit.name, unit.outputs)
     folder = run_dir / "scores"
     recording = scores.Recording({"model": "made up"}, {"ranks": 2})
-    names = scores.columns(["embedding", "lm_head"])
+    names = norm_columns(["embedding", "lm_head"])
     schema = scores.schema(names)
     scores.prepare_parts(folder, recording)
     done, totals, _ = scores.finished(folder, recording.key, schema)
     for rank in range(2):
         writer = scores.PartWriter(folder, rank, recording, schema)
         ids = [i for i in range(rank, ROWS, 2) if i not in done]
-        rows = [{"sample_id": i, "sample_hash": f"{i}", "input_ids": [1] * 8} for i in ids]
+        hashes = [f"{i}" for i in ids]
+        rows = {"sample_id": ids, "sample_hash": hashes, "num_tokens": np.full(len(ids), 8)}
         draw = [np.random.default_rng(i).lognormal(size=3) for i in ids]
         norms = {name: np.array([d[k] for d in draw]) for k, name in enumerate(names)}
         loss, targets = np.array([d[2] for d in draw]), np.full(len(ids), 5)
         if ids:
-            writer.add(scores.make_rows(rows, loss, targets, norms, {}))
+            writer.add(scores.make_rows(rows, loss, targets, norms))
         writer.flush()
         totals = totals + writer.totals
     scores.merge(folder, recording.key, np.arange(ROWS), {"epochs": 0}, totals)
@@ -140,13 +142,19 @@ def report(config: Config) -> None:
         if unit is None:
             continue
         begin(run_dir, name, unit.outputs)
-        publish_text(run_dir / "sft/model/model.safetensors", "made up")
-        losses = {"loss": 1.0, "loss_ci95": [0.9, 1.1], "num_samples": 6, "num_target_tokens": 30}
-        models = {which: {"domain": losses} for which in ("base", "selected")}
-        publish_json(run_dir / "evaluation.json", {"models": models, "tasks": {}, "variants": {}})
-        publish_text(run_dir / "evaluation/base.domain.txt", "made up")
+        if name == "evaluate":
+            _make_up_evaluation(run_dir)
+        else:
+            publish_text(run_dir / "sft/model/model.safetensors", "made up")
         mark_done(run_dir, name, unit.inputs, unit.outputs, 0.0)
     _start("report", config)
+
+
+def _make_up_evaluation(run_dir: Path) -> None:
+    losses = {"loss": 1.0, "loss_ci95": [0.9, 1.1], "num_samples": 6, "num_target_tokens": 30}
+    models = {which: {"domain": losses} for which in ("base", "selected")}
+    publish_json(run_dir / "evaluation.json", {"models": models, "tasks": {}, "variants": {}})
+    publish_text(run_dir / "evaluation/base.domain.txt", "made up")
 
 
 STEPS: dict[str, Callable[[Config], None]] = {
@@ -178,7 +186,10 @@ def outputs(folder: Path) -> dict[str, bytes]:
     found = {}
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
-        if file.is_file() and file.name not in left_out and not name.startswith("run/state/"):
+        hidden_lock = file.name.startswith(".lock.json.")  # of a start that was killed taking it
+        if file.name in left_out or hidden_lock or name.startswith("run/state/"):
+            continue
+        if file.is_file():
             content = file.read_bytes()
             if file.suffix == ".parquet" and "part-" in name:
                 content = repr(pq.read_table(file).to_pydict()).encode()

@@ -30,11 +30,11 @@ def run(tmp_path: Path) -> Path:
     mark_done(run, "report", {}, ["report.html"], 1.0)
     config = {"run_dir": str(run), "model": {"path": "m"}, "data": {"train": ["x"]}}
     save_config(Config.model_validate(config), run)
-    schema = scores.schema(scores.columns(["lm_head"]))
+    schema = scores.schema(["lm_head_grad_norm"])
     writer = scores.PartWriter(run / "scores", 0, scores.Recording({"model": "m"}), schema)
-    row = {"sample_id": 0, "sample_hash": "a", "input_ids": [1]}
+    row = {"sample_id": [0], "sample_hash": ["a"], "num_tokens": [1]}
     norms = {"lm_head_grad_norm": np.ones(1)}
-    writer.add(scores.make_rows([row], np.ones(1), np.ones(1, np.int64), norms, {}))
+    writer.add(scores.make_rows(row, np.ones(1), np.ones(1, np.int64), norms))
     writer.flush()
     checkpoint = run / "sft/checkpoints/checkpoint-2"
     checkpoint.mkdir(parents=True)
