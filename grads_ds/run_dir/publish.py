@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_ASIDE = r"\.(\d+\.)?[0-9a-f]{8}\.(tmp|old)"  # how the names below end
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -79,11 +81,15 @@ def publish_json(path: Path, value: Any) -> None:
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of earlier attempts to publish `path`."""
-    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+\.)?[0-9a-f]{{8}}\.(tmp|old)")
-    for leftover in path.parent.iterdir() if path.parent.is_dir() else ():
-        if name.fullmatch(leftover.name):
-            _remove(leftover)
+    """Remove what killed processes left of earlier attempts to publish `path`, or files in it."""
+    beside = re.compile(rf"\.{re.escape(path.name)}{_ASIDE}")
+    inside = re.compile(rf"\..+{_ASIDE}")
+    leftovers = [
+        *(f for f in path.parent.glob(".*") if beside.fullmatch(f.name)),
+        *(f for f in path.rglob(".*") if inside.fullmatch(f.name)),
+    ]
+    for leftover in leftovers:
+        _remove(leftover)
 
 
 def sync_tree(path: Path) -> None:

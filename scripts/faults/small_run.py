@@ -189,7 +189,6 @@ def outputs(folder: Path) -> dict[str, bytes]:
         hidden_lock = file.name.startswith(".lock.json.")  # of a start that was killed taking it
         if file.name in left_out or hidden_lock or name.startswith("run/state/"):
             continue
-        if file.is_file():
-            if not name.startswith("run/scores/part-"):  # the table is compared
-                found[name] = file.read_bytes()
+        if file.is_file() and not name.startswith("run/scores/part-"):  # the table is compared
+            found[name] = file.read_bytes()
     return found

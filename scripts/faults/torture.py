@@ -132,14 +132,17 @@ def crash_points(
                     root, n, mode, number
                 ),
             )
-            end = _ending(first, mode, number)
+            end, said = _ending(first, mode, number), ""
             if end is None:
                 again = attempt(lambda: step(config))
                 end = STUCK if again == STUCK else WHOLE if again == 0 else WRONG
-                if again == 0 and small_run.outputs(folder) != wanted:
-                    end = WRONG
+                now, said = small_run.outputs(folder), ""
+                changed = {n for n in wanted.keys() | now.keys() if wanted.get(n) != now.get(n)}
+                if again == 0 and changed:
+                    end, said = WRONG, f"; not the same: {', '.join(sorted(changed))}"
             if end != WHOLE:
-                print(f"{name}: {kind} at call {n}: {end} (first start {first})", file=sys.stderr)
+                text = f"{name}: {kind} at call {n}: {end} (first start {first}{said})"
+                print(text, file=sys.stderr, flush=True)
             found[kind, end] += 1
     reset()
     assert attempt(lambda: step(config)) == 0

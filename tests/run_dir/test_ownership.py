@@ -75,4 +75,9 @@ def test_what_a_killed_attempt_left_is_swept_and_nothing_else(tmp_path: Path) ->
     for name in names:
         (tmp_path / name).touch()
     begin(tmp_path, "unit", ["out"])
+    (tmp_path / "out").mkdir()
+    for name in (".part.12.0123abcd.tmp", ".hidden"):
+        (tmp_path / "out" / name).touch()
+    begin(tmp_path, "unit", ["out"])
+    assert [f.name for f in (tmp_path / "out").iterdir()] == [".hidden"]
     assert sorted(f.name for f in tmp_path.iterdir() if f.is_file()) == sorted(names[2:])
