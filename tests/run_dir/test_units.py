@@ -6,14 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
-from grads_ds.config.errors import UserError
 from grads_ds.run_dir import units
-from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.publish import atomic_files, atomic_path, publish_json, publish_text
 from grads_ds.run_dir.units import mark_done, unit_id, why_due
 
@@ -158,71 +155,3 @@ def test_a_sync_that_fails_fails_the_publication(
     with pytest.raises(OSError, match="Input/output"):
         publish_text(tmp_path / "file", "text")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_second_start_is_refused_with_the_holders_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with lock(tmp_path, "the first job"):
-        with lock(tmp_path, "its child"):  # started by the holder: the right is inherited
-            pass
-        assert (tmp_path / "lock.json").exists()
-        monkeypatch.delenv("GRADS_DS_LOCK")
-        with pytest.raises(
-            UserError, match=rf"the first job \(pid {os.getpid()} on {socket.gethostname()}"
-        ):
-            with lock(tmp_path, "the second job"):
-                pass
-    assert not (tmp_path / "lock.json").exists()
-
-
-def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path: Path) -> None:
-    publish_json(
-        tmp_path / "lock.json",
-        {"token": "x", "host": socket.gethostname(), "pid": 2**22 + 1, "what": "dead"},
-    )
-    with lock(tmp_path, "the next job"):
-        assert json.loads((tmp_path / "lock.json").read_text())["what"] == "the next job"
-
-
-def test_a_lock_that_cannot_be_written_whole_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: Path, text: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
-        with pytest.raises(UserError, match="No space left"), lock(tmp_path, "on a full disk"):
-            pass
-    assert list(tmp_path.iterdir()) == []
-    with lock(tmp_path, "the next job"):
-        pass
-
-
-def test_another_process_of_the_holders_number_holds_nothing(tmp_path: Path) -> None:
-    here = {"host": socket.gethostname(), "pid": os.getpid()}
-    publish_json(
-        tmp_path / "lock.json",
-        {"token": "x", "process": "an earlier boot:1", "what": "before the reboot"} | here,
-    )
-    with lock(tmp_path, "the next job"):
-        held = json.loads((tmp_path / "lock.json").read_text())
-        assert held["what"] == "the next job"
-        del os.environ["GRADS_DS_LOCK"]
-        with (
-            pytest.raises(UserError, match="in use by the next job"),
-            lock(tmp_path, "a second one"),
-        ):
-            pass
-
-
-def test_the_lock_of_a_silent_host_is_taken_over(tmp_path: Path) -> None:
-    publish_json(
-        tmp_path / "lock.json", {"token": "x", "host": "elsewhere", "pid": 1, "what": "lost"}
-    )
-    with pytest.raises(UserError, match="lost"), lock(tmp_path, "early"):
-        pass
-    os.utime(tmp_path / "lock.json", (1, 1))
-    with lock(tmp_path, "late"):
-        pass
