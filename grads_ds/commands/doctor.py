@@ -19,6 +19,7 @@ from grads_ds.flow.host_needs import compiled_ops, input_paths
 from grads_ds.launcher.doctor.examine import examine
 from grads_ds.launcher.doctor.findings import Finding
 from grads_ds.launcher.job_outcome import DONE, WRONG_INPUT
+from grads_ds.run_dir.ownership import claim
 
 _MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
 
@@ -37,6 +38,7 @@ def add(commands: Any) -> None:
 def handle(args: argparse.Namespace) -> int:
     """Examine, print, and say by the status whether a run may start."""
     config = load_config(args.config, args.set)
+    claim(Path(config.run_dir))  # every host is to write there
     findings = examine(
         placement(args), Path(config.run_dir), input_paths(config), compiled_ops(config)
     )

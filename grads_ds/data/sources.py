@@ -52,6 +52,8 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
         mine: list[Found] = []
         if path.is_dir():
             mine = _folder(path, faults)
+        elif path.exists() and not path.is_file():
+            faults.add(entry, "a file or a folder", "a pipe, a socket or a device", "save it first")
         elif path.exists():
             if not suffix(path):
                 faults.add(

@@ -49,7 +49,9 @@ def write_indexed(config: Config, run_dir: Path, name: str, prefix: Path) -> Non
 
     pool = load_from_disk(str(run_dir / "prepared/pool"))
     table = pq.read_table(
-        run_dir / selection_folder(name) / "selection.parquet", columns=["sample_id", "selected"]
+        run_dir / selection_folder(name) / "selection.parquet",
+        columns=["sample_id", "selected"],
+        page_checksum_verification=True,
     )
     wanted = table["sample_id"].to_numpy()[table["selected"].to_numpy(zero_copy_only=False)]
     places = np.flatnonzero(np.isin(np.asarray(pool["sample_id"], np.int64), wanted))

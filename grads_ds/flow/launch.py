@@ -14,7 +14,8 @@ from pathlib import Path
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.flow.host_needs import compiled_ops, input_paths
-from grads_ds.flow.stages import Stage, Unit, check_upstream, due_units
+from grads_ds.flow.stages import Stage, check_upstream, due_units
+from grads_ds.flow.unit_inputs import Unit
 from grads_ds.launcher import orphans
 from grads_ds.launcher.doctor.examine import glance
 from grads_ds.launcher.environment import sweep

@@ -50,7 +50,7 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
             {"token": token, "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             | this_process(),
         )
-    except OSError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(
             f"run_dir: wanted a folder to write in; found {run_dir}: {error.strerror or error}"
         ) from None

@@ -33,7 +33,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from grads_ds.config.load import load_config
 from grads_ds.engine.frozen_pass import score_samples
-from grads_ds.training.train import train_model
+from grads_ds.training.train import TrainingJob, train_model
 
 def over(file):  # all ranks at the same step
     seen = torch.tensor(float(os.path.exists(file)))
@@ -53,10 +53,9 @@ scored = score_samples(
 while not over("recorded"):
     next(scored)
 scored.close()
-train_model(
+train_model(TrainingJob(
     config, config.sft, rows, config.model.path, Path("m"), Path("w"), Path("tb"), 100000,
-    what="training", callbacks=[UntilTold()],
-)
+    what="training", callbacks=[UntilTold()], identity="test"))
 ranks.finish()
 os._exit(0)
 """
