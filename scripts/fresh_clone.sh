@@ -47,7 +47,7 @@ if [ "${ONLY:-quickstart}" = quickstart ]; then
     timed "quickstart" 300 bash scripts/quickstart.sh
     timed "quickstart, again" 45 bash scripts/quickstart.sh
     run="$clone/runs/quickstart/run"
-    for artefact in config.yaml prepared/pool prepared/domain prepared/general probe/model \
+    for artefact in resolved.yaml prepared/pool prepared/domain prepared/general probe/model \
         scores/table.parquet scores/manifest.json selection/selected.jsonl \
         selection/selection.parquet selection/selection.json sft/model sft/variants/full/model \
         sft/variants/random_5/model evaluation.json report.html tensorboard logs; do

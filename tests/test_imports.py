@@ -55,6 +55,7 @@ LIGHT = [
     "grads_ds.data.batches",
     "grads_ds.cli",
     "grads_ds.commands.run",
+    "grads_ds.flow.unit_inputs",
     "grads_ds.report.stage",
     "grads_ds.launcher.hosts",
     "grads_ds.launcher.job",

@@ -189,7 +189,9 @@ def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray,
     if not isinstance(name, str) or not (run_dir / name).is_file():
         return None
     try:
-        table = pq.read_table(run_dir / name, columns=["loss", "num_target_tokens"])
+        table = pq.read_table(
+            run_dir / name, columns=["loss", "num_target_tokens"], page_checksum_verification=True
+        )
     except (OSError, ValueError):  # another format than ours: the intervals are left out
         return None
     return table["loss"].to_numpy().astype(np.float64), table[

@@ -46,7 +46,7 @@ def planted_areas(table: ScoreTable, kinds: np.ndarray) -> dict[str, dict[str, f
     for column in signals.columns_of(table):
         values = table.floats(column)
         shares = signals.within_length(values, lengths, values, lengths)
-        for kind in sorted(set(kinds) - {"clean"}):
+        for kind in sorted({str(kind) for kind in kinds} - {"clean"}):
             area = area_under_curve(shares[kinds == kind], shares[clean])
             if area is not None:
                 found.setdefault(column, {})[kind] = round(area, 4)

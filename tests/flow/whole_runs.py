@@ -17,7 +17,7 @@ ROWS = 48
 
 
 ARTEFACTS = [
-    "config.yaml",
+    "resolved.yaml",
     "prepared/pool/state.json",
     "prepared/domain/state.json",
     "prepared/general/state.json",

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from grads_ds.config.config import Config
+from grads_ds.run_dir.provenance import resolved_text
 from tests.report.synthetic_results import LOSSES, comparison, evaluation, write_curve
 
 KINDS = ["clean", "clean", "clean", "wrong_answer", "near_duplicate", "off_domain"]
@@ -110,7 +110,7 @@ def make_run(
         "packages": {"torch": "2.13.0"},
         "source_commit": "abc123+",
     }
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (run_dir / "resolved.yaml").write_text(resolved_text(tree))
     write_curve(run_dir / "tensorboard/probe", 40, 4.0)
     for i, name in enumerate(["selected", *config.sft.variants]):
         write_curve(run_dir / "tensorboard/sft" / name, 30 + 40 * i, 3.2)

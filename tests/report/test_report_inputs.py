@@ -24,7 +24,7 @@ def test_optional_parts_may_be_absent(tmp_path: Path) -> None:
     run_dir = Path(config.run_dir)
     for name in ("tensorboard", "state", "prepared"):
         shutil.rmtree(run_dir / name)
-    for name in ("evaluation.json", "config.yaml", "selection/comparison.json"):
+    for name in ("evaluation.json", "resolved.yaml", "selection/comparison.json"):
         (run_dir / name).unlink()
     path = run_dir / "selection/selection.parquet"
     pq.write_table(
