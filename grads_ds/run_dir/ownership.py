@@ -26,8 +26,9 @@ def run_dir_problems(run_dir: str) -> list[str]:
     path = Path(given).resolve()
     if path in (Path.home().resolve(), Path(path.anchor)):
         return [problem("run_dir", "a folder for this run alone", str(path), ELSEWHERE)]
-    if path.exists() and not path.is_dir():
-        return [problem("run_dir", "a folder", f"the file {path}", ELSEWHERE)]
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        return [problem("run_dir", "a folder", f"the file {there}", ELSEWHERE)]
     if path.is_dir() and not (path / MARKER).is_file():
         others = sorted(f.name for f in path.iterdir() if not f.name.startswith(f".{MARKER}."))
         if others:
