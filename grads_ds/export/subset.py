@@ -22,7 +22,7 @@ from grads_ds.data.formats import Sample, detect, normalise
 from grads_ds.data.problems import Faults, RowFault
 from grads_ds.data.sources import RawRow
 from grads_ds.run_dir.layout import selection_folder
-from grads_ds.run_dir.publish import atomic_path
+from grads_ds.run_dir.publish import atomic_path, sweep
 
 DATA = "subset.jsonl"
 NAME = "grads_subset"
@@ -60,6 +60,7 @@ def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path
             f"export: {tool} has no form for a prompt and a completion of plain text; found"
             " data.format prompt_completion_text; export to trl"
         )
+    sweep(out)
     with atomic_path(out) as folder:
         folder.mkdir()
         TOOLS[tool](rows, folder)
