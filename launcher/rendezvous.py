@@ -1,17 +1,12 @@
-"""Where the ranks of a job meet: rank 0's address and port, agreed on through a file, and a store
-that listens there and nowhere else.
+"""Where the ranks of a job meet: rank 0's address and port, agreed on through a file.
 
-`agree` runs in every rank's supervisor (standard library only), `join` in the ranks, which have
-torch. Left alone, torch's store listens on every interface of rank 0's host.
+Standard library only: every rank's supervisor imports it. process_group.py meets there.
 """
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +49,7 @@ def agree(
 
     Raises TimeoutError when rank 0 names no port in time.
     """
+    # this host's side: by which interface and address the others see it
     names = [name.rpartition("@")[2] for name, _ in job["hosts"]]
     if len(names) == 1:
         interface, own = loopback(), "127.0.0.1"
@@ -61,6 +57,7 @@ def agree(
         other = names[1] if first_host else names[0]
         interface, own = interface_towards(other), address_towards(other) or ""
         own = address_of(given.get(INTERFACES[0], "")) or own
+    # rank 0 decides; the others wait for its word
     if rank == 0:
         address = job.get("master_addr") or own or names[0]
         port = free_port(*job["ports"])
@@ -78,25 +75,3 @@ def agree(
         LISTEN_VARIABLE: own,
     }
     return agreed | {k: interface for k in INTERFACES if interface and k not in given}
-
-
-def join(backend: str, timeout: timedelta | None = None, listen: str | None = None) -> None:
-    """Start torch's process group over a store on the job's interface alone (`listen`, by default
-    the supervisor's word); nothing without one, or where a group stands already.
-    """
-    import torch.distributed as dist
-
-    listen = listen or os.environ.get(LISTEN_VARIABLE)
-    if not listen or dist.is_initialized():
-        return
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    port = int(os.environ["MASTER_PORT"])
-    handle = None
-    if rank == 0:
-        family = socket.AF_INET6 if ":" in listen else socket.AF_INET
-        door = socket.create_server((listen, port), family=family, backlog=1024)
-        port, handle = door.getsockname()[1], door.detach()  # the store closes it
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"], port, world, is_master=rank == 0, master_listen_fd=handle
-    )
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)

@@ -19,7 +19,7 @@ from typing import Any
 from grads_ds.config.errors import printable
 from grads_ds.launcher import stacks, stragglers
 from grads_ds.launcher.hosts import Host
-from grads_ds.launcher.job_outcome import HANG, NOT_STARTED, STOPPED, Outcome, judge
+from grads_ds.launcher.job_outcome import DONE, HANG, NOT_STARTED, STOPPED, Outcome, judge
 from grads_ds.launcher.rank_records import RankRecords, Seen
 from grads_ds.launcher.records import UNSEEN, publish
 from grads_ds.launcher.reporting import Reporter
@@ -111,7 +111,9 @@ class JobMonitor:
             text = file.read()
             self._log_position += len(text)
             if text:
-                self.show(_shown(text.decode(errors="replace")))
+                # progress bars redraw their line; nothing else of it acts on the terminal
+                lines = text.decode(errors="replace").split("\r")
+                self.show("\r".join(printable(line) for line in lines))
 
     def follow(self, processes: Sequence[subprocess.Popen[bytes]]) -> Outcome:
         """Stay until the job is over, one way or another; afterwards no rank is left that this host
@@ -131,6 +133,7 @@ class JobMonitor:
             status = 128 + self.interrupted if usual else STOPPED
             outcome = Outcome(status, f"stopped by signal {self.interrupted}")
         asked = self.interrupted is not None and self.interrupted != signal.SIGINT
+        asked |= outcome is not None and outcome.status == STOPPED
         grace = self.limits.checkpoint if asked else self.limits.grace
         self._stop_all(outcome.sentence if outcome else "over", grace)
         self.look()
@@ -169,11 +172,8 @@ class JobMonitor:
         outcome = judge(self.records.in_order(), self.records.silent(self.limits.settle))
         sentence = f"rank {leaving.rank} was stopped: {reason}"
         host = leaving.record.get("host", leaving.host)
-        return (
-            Outcome(STOPPED, sentence, "", leaving.rank, host)
-            if outcome.status in (0, STOPPED)
-            else outcome
-        )
+        stopped = outcome.status in (DONE, STOPPED)
+        return Outcome(STOPPED, sentence, "", leaving.rank, host) if stopped else outcome
 
     def _settled(self, decide: Callable[[], Outcome]) -> Outcome:
         """Wait for the others' news, then decide."""
@@ -254,8 +254,3 @@ class JobMonitor:
                 break
             time.sleep(POLL_SECONDS)
             self.look()
-
-
-def _shown(text: str) -> str:
-    """A rank's output as a terminal may have it: progress bars redraw, nothing else acts on it."""
-    return "\r".join(printable(part) for part in text.split("\r"))

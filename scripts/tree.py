@@ -43,7 +43,7 @@ def phrase(file: Path) -> str:
     elif file.suffix == ".md":
         said = next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), "")
     else:
-        comment = [line for line in text.splitlines() if not line.startswith("#!")]
+        comment = [line for line in text.splitlines() if not line.startswith(("#!", "# syntax="))]
         prose = takewhile(re.compile(r"# ?\S").match, comment)
         said = "\n".join(line.lstrip("# ") for line in prose)
     said = " ".join(said.split("\n\n")[0].split())

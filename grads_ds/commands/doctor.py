@@ -13,6 +13,7 @@ from typing import Any
 from grads_ds.commands.options import add_placement, placement
 from grads_ds.commands.run import add_config
 from grads_ds.config.config import Config
+from grads_ds.config.errors import printable
 from grads_ds.config.load import load_config
 from grads_ds.flow.host_needs import compiled_ops, input_paths
 from grads_ds.launcher.doctor.examine import examine
@@ -71,7 +72,8 @@ def _print_table(findings: list[Finding]) -> None:
         table.add_column(title, overflow="fold")
     for finding in findings:
         found = finding.found + (f"\n-> {finding.advice}" if finding.advice else "")
-        table.add_row(_MARKS[finding.level], finding.check, finding.host, found)
+        shown = (printable(text) for text in (finding.check, finding.host, found))
+        table.add_row(_MARKS[finding.level], *shown)
     console = Console(highlight=False, markup=False, soft_wrap=False)
     console.print(table)
     faults = sum(finding.level == "fault" for finding in findings)

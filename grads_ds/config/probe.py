@@ -106,7 +106,7 @@ class ProbeConfig(TrainingConfig):
             )
         return self
 
-    @field_validator("layers", mode="before")
+    @field_validator("layers", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _known_groups(cls, value: Any) -> Any:
         if value == "all" or value == ["all"]:

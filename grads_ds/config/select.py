@@ -170,7 +170,7 @@ class SelectConfig(Record):
     )
     variants: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
-        description="named subsets chosen beside the main one: settings that differ from it",
+        description="named subsets chosen as well as the main one: settings that differ from it",
     )
 
     @field_validator("method")

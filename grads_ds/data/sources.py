@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.data.folders import SUFFIXES, file_identity, files_of, suffix
-from grads_ds.data.inputs import Input
+from grads_ds.data.input_files import Input
 from grads_ds.data.problems import Faults
 from grads_ds.data.readers import READERS
 from grads_ds.data.tables import HUB_ID

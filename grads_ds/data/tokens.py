@@ -198,7 +198,9 @@ def _labels(
     labels, last = [IGNORE_INDEX] * len(ids), []
     for begin, end in spans:
         first, behind = bisect_right(stops, begin), bisect_left(starts, end)
-        while behind < len(ids) and starts[behind] == stops[behind] and stops[behind - 1] < end:
+        while behind < len(ids) and starts[behind] == stops[behind]:
+            if behind and stops[behind - 1] >= end:
+                break
             behind += 1
         if first < behind:
             labels[first:behind] = ids[first:behind]

@@ -105,6 +105,15 @@ def assistant_spans(
     begins) and with the answer (where it ends). Both must be beginnings of `text`; a turn for which
     they are not is located by rendering the conversation with a stand-in for its content. Blanks
     after the end-of-turn token are no targets: the model never has to write them.
+
+    Args:
+        text: the rendered conversation.
+        messages: the conversation.
+        render: renders a conversation, with or without the generation prompt.
+        special: the tokenizer's special tokens.
+        ends: tokens that end an answer; a span ends behind the first of them.
+
+    Raises RowFault for a turn that cannot be found again.
     """
     spans: list[Span] = []
     for k, message in enumerate(messages):

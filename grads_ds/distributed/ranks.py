@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from grads_ds.config.errors import UserError
 from grads_ds.launcher import runners
-from grads_ds.launcher.rendezvous import join
+from grads_ds.launcher.process_group import join
 from grads_ds.workarounds import quote_torch_lib_path, skip_shared_memory_op, warn_of_other_versions
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ micro-batch; the computing rate is given, a named GPU's, or measured on this hos
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,61 +16,15 @@ import torch
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.training import SftConfig, TrainingConfig
+from grads_ds.plan.advice import make_it_fit
+from grads_ds.plan.cluster import USABLE, Cluster, Forecast
 from grads_ds.plan.memory import Memory, limits_of, scoring_memory, training_memory
-from grads_ds.plan.replay_deepspeed_0_19 import Replayed, ZeroSettings, replay
+from grads_ds.plan.replay_deepspeed_0_19 import Replayed, replay
 from grads_ds.plan.shapes import DTYPE_BYTES, Batch, Shape, recorded_elements, shape_of, timeline_of
 from grads_ds.plan.timeline import Timeline
 from grads_ds.plan.traffic import Traffic, scoring_traffic, training_traffic, with_exchange
+from grads_ds.plan.zero_settings import ZeroSettings
 from grads_ds.training.division import undivided_ranks, unshared_heads
-
-# dense bf16 peak in FLOP/s and memory in GiB, from the vendors' data sheets
-GPUS = {
-    "A100-40": (312e12, 40),
-    "A100-80": (312e12, 80),
-    "H100": (989e12, 80),
-    "H200": (989e12, 141),
-    "A10": (125e12, 24),
-    "L40S": (362e12, 48),
-}
-# of the peak that training of large models reaches; `--calibrate` replaces the guess
-USUAL_SHARE = 0.4
-USABLE = 0.92  # of a GPU's memory: the rest is CUDA's context, NCCL and fragmentation
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the job is to run on.
-
-    `network` in bytes per second of one host's links together, `rate` in FLOP/s of one rank.
-    """
-
-    hosts: int
-    ranks_per_host: int
-    memory: float
-    rate: float
-    network: float
-
-    @property
-    def ranks(self) -> int:
-        """All of them."""
-        return self.hosts * self.ranks_per_host
-
-
-@dataclass(frozen=True)
-class Forecast:
-    """What one stage needs. Bytes, seconds; `advice` is empty when it fits."""
-
-    stage: str
-    micro_batch: int
-    micro_batches: int
-    checkpointed: bool
-    memory: Memory
-    traffic: Traffic
-    seconds_per_step: float
-    tokens_per_second: float
-    hours: float
-    fits: bool
-    advice: list[str] = field(default_factory=list)
 
 
 def forecasts(config: Config, model: Any, cluster: Cluster, tokens: float) -> list[Forecast]:
@@ -102,7 +56,7 @@ class _Planner:
         self.shape, self.length = shape_of(model), config.data.max_length
         self.dtype = getattr(torch, config.model.dtype)
         self.zero = dict(config.deepspeed_json().get("zero_optimization", {}))
-        self.room = cluster.memory * USABLE
+        self.budget = cluster.memory * USABLE
         self.limits = limits_of(
             self.zero, cluster.ranks, DTYPE_BYTES[config.model.dtype], self.shape.width
         )
@@ -116,11 +70,11 @@ class _Planner:
 
     def training(self, stage: str, settings: TrainingConfig, tokens: float) -> Forecast:
         """A training on `tokens`."""
-        cluster, zero, limits, room = self.cluster, self.zero, self.limits, self.room
+        cluster, zero, limits, budget = self.cluster, self.zero, self.limits, self.budget
         section = "probe" if stage == "preliminary" else stage
         sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
-        if fault := self._unshared(sequence):
-            raise UserError(f"{section}.sequence_parallel: {fault}")
+        if problem := self._unshared(sequence):
+            raise UserError(f"{section}.sequence_parallel: {problem}")
 
         def share(sequence: int) -> int:  # of a step's samples, for each group of ranks
             return max(1, settings.batch_size // (cluster.ranks // sequence))
@@ -146,10 +100,10 @@ class _Planner:
         kept = settings.gradient_checkpointing
         needed = memory(micro, kept)
         advice = []
-        if needed.device > room:
+        if needed.device > budget:
             groups = self._groups(settings) if isinstance(settings, SftConfig) else []
-            advice = _make_it_fit(section, micro, settings, memory, room, zero, groups)
-        elif kept and memory(micro, False).device <= room:
+            advice = make_it_fit(section, micro, settings, memory, budget, zero, groups)
+        elif kept and memory(micro, False).device <= budget:
             advice.append(
                 f"{section}.gradient_checkpointing: false fits too and saves a quarter of the"
                 " computing"
@@ -169,8 +123,19 @@ class _Planner:
                 f" zero_hpz_partition_size: {cluster.ranks_per_host} in the DeepSpeed JSON, a"
                 " larger micro-batch, or checkpointing off"
             )
-        return _told(
-            stage, micro, count, kept, needed, traffic, seconds, each, cluster, tokens, room, advice
+        rate = each * cluster.ranks / seconds
+        return Forecast(
+            stage,
+            micro,
+            count,
+            kept,
+            needed,
+            traffic,
+            seconds * count,
+            rate,
+            tokens / rate / 3600,
+            needed.device <= budget,
+            advice,
         )
 
     def _unshared(self, sequence: int) -> str | None:
@@ -211,12 +176,12 @@ class _Planner:
             )
             return scoring_memory(*played, limits, zero, cluster.ranks_per_host, anchor)
 
-        needed, room, advice = memory(rows), self.room, []
-        if needed.device > room:
-            fitting = next((r for r in range(rows - 1, 0, -1) if memory(r).device <= room), 0)
+        needed, budget, advice = memory(rows), self.budget, []
+        if needed.device > budget:
+            fitting = next((r for r in range(rows - 1, 0, -1) if memory(r).device <= budget), 0)
             if fitting:
                 advice.append(f"probe.tokens_per_microbatch: {fitting * self.length} fits")
-            elif anchor and memory(1).device - memory(1).anchor <= room:
+            elif anchor and memory(1).device - memory(1).anchor <= budget:
                 advice.append(
                     "probe.extras: the anchor's gradient is whole on every GPU"
                     f" ({needed.anchor / 2**30:.1f} GiB); record fewer groups (probe.layers), or"
@@ -230,7 +195,8 @@ class _Planner:
         traffic = scoring_traffic(replayed, limits, zero, cluster.hosts)
         each = rows * self.length
         seconds, _ = _micro_seconds(self.shape, 4, each, self.length, cluster, traffic)
-        return _told(
+        rate = each * cluster.ranks / seconds
+        return Forecast(
             "recording",
             rows,
             1,
@@ -238,74 +204,11 @@ class _Planner:
             needed,
             traffic,
             seconds,
-            each,
-            cluster,
-            tokens,
-            room,
+            rate,
+            tokens / rate / 3600,
+            needed.device <= budget,
             advice,
         )
-
-
-def _told(
-    stage: str,
-    micro: int,
-    count: int,
-    checkpointed: bool,
-    needed: Memory,
-    traffic: Traffic,
-    seconds: float,
-    tokens_each: int,
-    cluster: Cluster,
-    tokens: float,
-    room: float,
-    advice: list[str],
-) -> Forecast:
-    rate = tokens_each * cluster.ranks / seconds
-    return Forecast(
-        stage,
-        micro,
-        count,
-        checkpointed,
-        needed,
-        traffic,
-        seconds * count,
-        rate,
-        tokens / rate / 3600,
-        needed.device <= room,
-        advice,
-    )
-
-
-def _make_it_fit(
-    section: str,
-    micro: int,
-    settings: TrainingConfig,
-    memory: Any,
-    room: float,
-    zero: dict[str, Any],
-    groups: list[int],
-) -> list[str]:
-    """The mildest change that fits. groups: sizes for sequence_parallel."""
-    if not settings.gradient_checkpointing and memory(micro, True).device <= room:
-        return [f"{section}.gradient_checkpointing: true fits"]
-    smaller = next((m for m in range(micro - 1, 0, -1) if memory(m, True).device <= room), 0)
-    if smaller:
-        return [f"{section}.micro_batch_size: {smaller} with gradient_checkpointing: true fits"]
-    if group := next((n for n in groups if memory(1, True, n).device <= room), 0):
-        return [
-            f"{section}.sequence_parallel: {group} fits, {group} ranks to each sample, with"
-            " micro_batch_size: 1 and gradient_checkpointing: true"
-        ]
-    if zero.get("offload_optimizer", {}).get("device", "none") == "none":
-        least = memory(1, True)
-        if least.device - least.optimizer - least.gradients <= room:
-            return [
-                f"{section}: offload_optimizer to the CPU (`deepspeed: zero3_offload`)"
-                " with micro_batch_size: 1 fits"
-            ]
-    if int(zero.get("stage", 0)) < 3:
-        return [f"{section}: ZeRO stage 3 shards the weights too (`deepspeed: zero3`)"]
-    return [f"{section} needs more GPUs, or LoRA (model.lora)"]
 
 
 def _micro_seconds(

@@ -22,8 +22,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.plan.replay_deepspeed_0_19 import Replayed, ZeroSettings
+from grads_ds.plan.replay_deepspeed_0_19 import Replayed
 from grads_ds.plan.timeline import Timeline
+from grads_ds.plan.zero_settings import ZeroSettings
 
 # what DeepSpeed takes where the JSON says nothing (zero/config.py)
 DEFAULTS = {

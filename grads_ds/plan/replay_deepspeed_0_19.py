@@ -8,28 +8,19 @@ bookkeeping: no tensors.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import warnings
 from bisect import bisect_left
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from importlib import metadata
 
+from grads_ds.plan.gradients_deepspeed_0_19 import GradientBuckets
 from grads_ds.plan.timeline import Event, Name, Timeline
+from grads_ds.plan.zero_settings import ZeroSettings
 
-
-@dataclass(frozen=True)
-class ZeroSettings:
-    """What governs the replay, sizes in elements: ZeRO's stage, ranks, bytes of an element, and the
-    JSON's settings by their own names.
-    """
-
-    stage: int
-    ranks: int
-    dtype_bytes: int
-    reduce_bucket_size: float
-    prefetch_bucket_size: float
-    persistence_threshold: float
-    max_live_parameters: float
-    max_reuse_distance: float
-    overlap: bool
+VERSION = "0.19."  # of DeepSpeed, whose rules these are
 
 
 @dataclass(frozen=True)
@@ -49,9 +40,23 @@ class Replayed:
 
 def replay(timeline: Timeline, limits: ZeroSettings) -> Replayed:
     """Play three micro-batches: the first, which finds all weights apart, and two more."""
+    _compare_version()
     player = _Player(timeline, limits)
     passes = [player.micro_batch() for _ in range(3)]
     return Replayed((passes[0][0], passes[2][0]), (passes[0][1], passes[2][1]), *player.worst)
+
+
+@functools.cache
+def _compare_version() -> None:
+    """Warn, once in a process, when the installed DeepSpeed is another than the one played."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        found = metadata.version("deepspeed")
+        if not found.startswith(VERSION):
+            warnings.warn(
+                f"plan: wanted DeepSpeed {VERSION}x, whose sharding is simulated; found {found};"
+                " memory and traffic of ZeRO may differ from what is predicted",
+                stacklevel=3,
+            )
 
 
 class _Handle:
@@ -74,7 +79,10 @@ class _Player:
         self.inflight: dict[Name, _Handle] = {}
         self.users: defaultdict[Name, set[Name]] = defaultdict(set)
         self.worst = (0.0, 0.0, 0.0, 0.0)
-        self.activations = self.gathered = self.buckets = 0.0
+        self.activations = self.gathered = 0.0
+        self.gradients = GradientBuckets(
+            self.weights, limits, lambda more: self._moment(self.activations, more)
+        )
         fetches = [event for event in timeline.events if event.kind == "fetch"]
         self.queue_of_pass = [
             (name, step) for step, event in enumerate(fetches) for name in event.weights
@@ -87,13 +95,6 @@ class _Player:
             )
             for name in event.weights:
                 self.places[name].append(step)
-        self.bucket: list[Name] = []
-        self.own = (
-            # stage 2: bytes of the last rank's part of the gradients, made when the first of them
-            # has been reduced
-            0.0
-        )
-        self.partition_of = self._partitions()
 
     # ---- one micro-batch ----
 
@@ -108,25 +109,16 @@ class _Player:
         for name in list(self.inflight):
             self._drop(name)
         self.activations = 0.0
-        buffers = 0.0
         for event in self.timeline.events:
             self._moment(self.activations + event.peak)
             self.activations += event.net
             if event.kind == "gradient":
-                # made when the first gradient comes
-                if not buffers and self.limits.stage in (1, 2):
-                    buffers = self._bytes(self.limits.reduce_bucket_size) * (
-                        2 if self.limits.overlap else 1
-                    )
-                    self.buckets += buffers
-                self._gradient(event.weights[0])
+                self.gradients.add(event.weights[0])
             elif event.kind == "head":
                 self._moment(self.activations, head=event.head)
             elif self.sharded:
                 (self._fetch if event.kind == "fetch" else self._release)(event)
-        self._reduce()
-        self.buckets -= buffers + self.own
-        self.own = 0.0
+        self.gradients.end_pass()
         for event in self.active.values():  # the embedding: no gradient passes its input
             own = set(event.weights) | self.owed[event.module]
             self._let_go(event.module, own, own)
@@ -136,7 +128,7 @@ class _Player:
         return elements * self.limits.dtype_bytes
 
     def _moment(self, activations: float, more: float = 0.0, head: float = 0.0) -> None:
-        now = (activations, self.gathered, self.buckets + more, head)
+        now = (activations, self.gathered, self.gradients.held + more, head)
         if sum(now) > sum(self.worst):
             self.worst = now
 
@@ -203,10 +195,10 @@ class _Player:
         for _ in range(min(fresh, len(self.queue))):
             name, step = self.queue.popleft()
             self.fetched_for[name] = step
-        room = min(limits.max_live_parameters - self.available, limits.prefetch_bucket_size)
+        budget = min(limits.max_live_parameters - self.available, limits.prefetch_bucket_size)
         ahead: set[Name] = set()
         count = 0
-        while self.queue and count < room:
+        while self.queue and count < budget:
             name, step = self.queue.popleft()
             self.fetched_for[name] = max(self.fetched_for[name], step)
             if name not in self.whole and name not in self.inflight and name not in ahead:
@@ -243,55 +235,3 @@ class _Player:
         for name in leaving:
             if name not in self.inflight:
                 self._free(name)
-
-    # ---- gradients ----
-
-    def _partitions(self) -> dict[Name, tuple[int, int]]:
-        """Stages 1 and 2: the first and last rank whose part of the flat gradients each trained
-        weight touches.
-        """
-        trained = {n: w.numel for n, w in self.weights.items() if w.trained}
-        size = max(1.0, sum(trained.values()) / self.limits.ranks)
-        found, offset = {}, 0
-        for name, count in trained.items():
-            found[name] = (int(offset / size), int((offset + count - 1) / size))
-            offset += count
-        return found
-
-    def _gradient(self, name: Name) -> None:
-        size, limits = self.weights[name].numel, self.limits
-        self._moment(self.activations, self._bytes(size))
-        if limits.stage == 0:
-            return  # they stay where they are
-        if (
-            self.bucket
-            and sum(self.weights[n].numel for n in self.bucket) + size > limits.reduce_bucket_size
-        ):
-            self._reduce(self._bytes(size))
-        self.bucket.append(name)
-        if size > limits.reduce_bucket_size:  # too large for the buffer: lives until it is reduced
-            self.buckets += self._bytes(size)
-
-    def _reduce(self, more: float = 0.0) -> None:
-        if not self.bucket:
-            return
-        sizes = [self.weights[n].numel for n in self.bucket]
-        if self.limits.stage >= 3:  # put in the order of ranks, in a copy
-            copied = len(sizes) > 1 or bool(sizes[0] % self.limits.ranks)
-        else:
-            copied = len({rank for n in self.bucket for rank in self.partition_of[n]}) > 1
-        self._moment(self.activations, more + (self._bytes(sum(sizes)) if copied else 0.0))
-        if (
-            self.limits.stage == 2
-            and not self.own
-            and any(self.partition_of[n][1] == self.limits.ranks - 1 for n in self.bucket)
-        ):
-            self.own = self._bytes(
-                sum(w.numel for w in self.weights.values() if w.trained) / self.limits.ranks
-            )
-            self.buckets += self.own
-            self._moment(self.activations, more)
-        self.buckets -= sum(
-            self._bytes(size) for size in sizes if size > self.limits.reduce_bucket_size
-        )
-        self.bucket = []

@@ -8,7 +8,6 @@ taken but for Python's own.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.frozen import head_replaced, stand_in_logits
 from grads_ds.gradnorm.site_plan import plan_sites
 from grads_ds.plan.live_bytes import LiveBytes
+from grads_ds.plan.meta_kernels import ATTENTION, attend, inputs_kept
 from grads_ds.plan.timeline import EventTracer, Timeline, repeat_middle_layer
 
 # (layers, width, inner width, heads, key-value heads, vocabulary)
@@ -32,8 +32,11 @@ NAMED = {
     "70B": (80, 8192, 28672, 64, 8, 128256),
     "405B": (126, 16384, 53248, 128, 8, 128256),
 }
+
+
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
-ATTENTION = "grads_ds_on_meta"
+
+
 RUN_LAYERS = 3  # the outer two, and one that stands for all between
 
 
@@ -108,61 +111,7 @@ def shape_of(config: Any) -> Shape:
     return Shape(first + (layers - 1) * (second - first), layers, table.shape[1], table.shape[0])
 
 
-def _attend(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any
-) -> tuple[Any, None]:
-    """Attention that computes nothing and keeps for its backward what fused kernels keep."""
-    return _Fused.apply(query, key, value), None
-
-
-class _Fused(torch.autograd.Function):
-    """Queries [B, H, T, D], keys, values (not repeated where heads share them), the output and one
-    number a row: not the T x T weights.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any) -> Any:
-        # kernels write [B, T, H, D], so that putting the heads together copies nothing
-        rows, heads, length, _ = query.shape
-        out = query.new_empty(rows, length, heads, value.shape[-1])
-        ctx.save_for_backward(
-            query, key, value, out, query.new_empty(rows, heads, length, dtype=torch.float32)
-        )
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-AttentionInterface.register(ATTENTION, _attend)  # and no mask of that name, so that none is made
-
-
-class _Linear(torch.autograd.Function):
-    """y = x W^T (+ b) that keeps x, as deepspeed/runtime/zero/linear.py does for every weight
-    (0.19.8).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Any, weight: Any, bias: Any) -> Any:
-        ctx.save_for_backward(value, weight)
-        return value @ weight.T if bias is None else value @ weight.T + bias
-
-    @staticmethod
-    def backward(ctx: Any, grad: Any) -> Any:
-        _, weight = ctx.saved_tensors
-        return grad @ weight, None, None
-
-
-@contextlib.contextmanager
-def _inputs_kept() -> Iterator[None]:
-    original = torch.nn.functional.linear
-    torch.nn.functional.linear = lambda value, weight, bias=None: _Linear.apply(value, weight, bias)
-    try:
-        yield
-    finally:
-        torch.nn.functional.linear = original
+AttentionInterface.register(ATTENTION, attend)  # and no mask of that name, so that none is made
 
 
 def timeline_of(config: Any, batch: Batch) -> Timeline:
@@ -192,7 +141,7 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
             # DeepSpeed's own linear layers, and those that are recorded, keep their input though
             # their weight is frozen
             keeping = batch.sharded or set(batch.layers) - {"embedding", "lm_head"}
-            with _inputs_kept() if keeping else contextlib.nullcontext():
+            with inputs_kept() if keeping else contextlib.nullcontext():
                 _score(model, watch, batch, {"input_ids": tokens, "use_cache": False})
         else:
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss

@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from grads_ds.plan.memory import elements, persistent
-from grads_ds.plan.replay_deepspeed_0_19 import Replayed, ZeroSettings
+from grads_ds.plan.replay_deepspeed_0_19 import Replayed
 from grads_ds.plan.timeline import Timeline
+from grads_ds.plan.zero_settings import ZeroSettings
 
 
 @dataclass(frozen=True)

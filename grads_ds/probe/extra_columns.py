@@ -69,14 +69,16 @@ class ExtraColumns:
         columns: Columns = {}
         with observing(self.recorder) as observed:
             norms = self._score(samples, batch, columns)
-            columns |= self._of_the_head(norms, observed)
-            own = observed.statistics() if "prompt_gain" in self.wanted else None
+            own = None
+            if self.wanted & {"surprise", "fisher", "prompt_gain"}:
+                own = observed.statistics(self.kept.get("fisher.rows"))
+            columns |= self._of_the_head(norms, observed, own)
         if "ifd" in self.wanted:
             bare = score_batch(
                 self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])
             ).loss
             columns["ifd"] = _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
-        if own is not None:
+        if own is not None and "prompt_gain" in self.wanted:
             columns |= self._gains(samples, own)
         if self.early is not None:
             columns |= self.early.of(samples)
@@ -114,18 +116,18 @@ class ExtraColumns:
                 }
         return norms if norms is not None else score_batch(self.recorder, self.engine, batch)
 
-    def _of_the_head(self, norms: GradNorms, observed: Observed) -> Columns:
+    def _of_the_head(
+        self, norms: GradNorms, observed: Observed, own: TargetStatistics | None
+    ) -> Columns:
         """The columns that the head's input and output give, without another pass."""
         columns: Columns = {}
         if norms.error_norms is not None:
             columns["el2n"] = _array(norms.error_norms)
-        if self.wanted & {"surprise", "fisher"}:
-            found = observed.statistics(self.kept.get("fisher.rows"))
-            if "surprise" in self.wanted:
-                columns["surprise"] = _array(found.loss - found.entropy)
-                columns["conflict"] = _array(found.conflict)
-            if "fisher" in self.wanted:
-                columns["row_fisher"] = _array(found.row_norm)
+        if own is not None and "surprise" in self.wanted:
+            columns["surprise"] = _array(own.loss - own.entropy)
+            columns["conflict"] = _array(own.conflict)
+        if own is not None and "fisher" in self.wanted:
+            columns["row_fisher"] = _array(own.row_norm)
         if "hidden" in self.wanted:
             centred_BD = observed.pooled().double() - self.kept["hidden.centre"]
             direction_D = self.kept["hidden.direction"]

@@ -21,10 +21,10 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
     """
     pool_dir = run_dir / "prepared/pool"
     extras = config.probe.extras
-    anchor: dict[str, str | Path] = (
+    reference: dict[str, str | Path] = (
         {"anchor": run_dir / "prepared" / config.anchor_set()} if wants_reference(extras) else {}
     )
-    facts = check_hosts_agree({"data": pool_dir, "model": model_path, **anchor})
+    facts = check_hosts_agree({"data": pool_dir, "model": model_path, **reference})
     during = config.probe.record == "during" and config.probe.epochs > 0
     model = config.model.model_dump(
         mode="json", include={"dtype", "attention", "trust_remote_code"}
@@ -50,7 +50,7 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
             inputs["probe.contrast_rows"] = config.probe.contrast_rows
         if {"contrast", "hidden", "prompt_gain"} & set(extras):
             inputs |= {"seed": config.seed, "data.max_length": config.data.max_length}
-        inputs |= {what: facts[f"{what} {path}"] for what, path in anchor.items()}
+        inputs |= {what: facts[f"{what} {path}"] for what, path in reference.items()}
     if during:
         inputs |= {"seed": config.seed, "model.lora": config.model.model_dump(mode="json")["lora"]}
         inputs["deepspeed"] = config.deepspeed_json()

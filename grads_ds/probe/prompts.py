@@ -45,8 +45,8 @@ def behind_prompt_of(
     start = first_target(sample)
     ids, labels = list(sample["input_ids"][start:]), list(sample["labels"][start:])
     prompt = list(other["input_ids"][: first_target(other)])
-    room = max(1, max(longest, len(sample["input_ids"])) - len(ids))
-    prompt = prompt[-room:] or [sample["input_ids"][0]]
+    most = max(1, max(longest, len(sample["input_ids"])) - len(ids))
+    prompt = prompt[-most:] or [sample["input_ids"][0]]
     return {"input_ids": prompt + ids, "labels": [IGNORE_INDEX] * len(prompt) + labels}
 
 

@@ -1,4 +1,4 @@
-"""Row numbers in a data loader's batches: what the loader fetched, told to whoever reads the batch.
+"""Row numbers in a data loader's batches: what the loader fetched, for whoever reads the batch.
 
 Works with any torch data loader whose batches come from `__getitems__`, its worker processes
 included.

@@ -101,9 +101,9 @@ def run_recording(config: Config, run_dir: Path) -> None:
 
 def _record_controls(config: Config, run_dir: Path, recording: Recording, model_path: str) -> None:
     """Make the controls and score them as the pool was, against the same references."""
-    told = ranks.from_main(lambda: prepare_controls(config, run_dir))
+    described = ranks.from_main(lambda: prepare_controls(config, run_dir))
     if ranks.is_main():
-        print(f"controls: {told}", flush=True)
+        print(f"controls: {described}", flush=True)
     # norms before the training are of the pool's rows alone
     extras = [name for name in config.probe.extras if name != "early"]
     inputs = recording.inputs | {"rows": "controls", "controls": config.probe.controls}

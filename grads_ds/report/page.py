@@ -14,10 +14,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from grads_ds.report import figures
+from grads_ds.report.composition import QUANTILES, composition, norm_table, rank_correlation
+from grads_ds.report.examples import examples
 from grads_ds.report.method_comparison import method_comparison
 from grads_ds.report.outcome import Difference, Outcome, outcome_of
 from grads_ds.report.read_run import MAIN, Run, Scores, Subset, read_rows
-from grads_ds.report.tables import QUANTILES, composition, examples, norm_table, rank_correlation
 from grads_ds.report.task_table import task_rows, tradeoff
 from grads_ds.report.verdict import verdict
 
@@ -55,7 +56,7 @@ def render(run: Run) -> str:
         main=main,
         pool=len(run.scores.sample_id),
         outcome=outcome,
-        sentences=verdict(outcome) if outcome else [],
+        sentences=verdict(outcome, run.prepared) if outcome else [],
         tiles=tiles(run, main, outcome),
         forests=[figures.loss_forest(outcome, name) for name in outcome.sets] if outcome else [],
         tradeoff=tradeoff(outcome) if outcome else None,

@@ -8,8 +8,6 @@ made of a run that stopped half-way.
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,20 @@ from numpy.typing import NDArray
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
+from grads_ds.report.run_logs import Timing, read_curve, read_json, read_timings
 from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
+from grads_ds.scores.read import read_table
+from grads_ds.selection.pool import read_pool
 
 MAIN = "selected"  # the main selection's name among the variants
-NORM_SUFFIX = "_grad_norm"
+
+
 Floats = NDArray[np.float64]
+
+
 Bools = NDArray[np.bool_]
+
+
 Ints = NDArray[np.int64]
 
 
@@ -64,17 +70,6 @@ class Subset:
         """The name, with the method where the name does not tell it."""
         method = str(self.report.get("method", "?"))
         return self.name if method in self.name else f"{self.name} ({method})"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """A finished unit of work: its name, how long it took (None: not recorded) and when it was
-    done.
-    """
-
-    unit: str
-    seconds: float | None
-    finished: str
 
 
 @dataclass(frozen=True)
@@ -142,29 +137,15 @@ def read_scores(path: Path) -> Scores:
             f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to"
             " probe"
         )
-    table = pq.read_table(path, page_checksum_verification=True)
-    table = table.drop_columns(
-        [name for name in ("sample_hash", "num_tokens") if name in table.column_names]
-    )
-    order = np.argsort(_ints(table["sample_id"]), kind="stable")
-    status = table["status"].combine_chunks().dictionary_encode()
-    words = status.dictionary.to_pylist()
-    codes = status.indices.to_numpy(zero_copy_only=False)[order]
-    counts = np.bincount(codes, minlength=len(words))
+    table = read_table(path)
+    by_status = sorted(table.count_by_status().items(), key=lambda item: -item[1])
     return Scores(
-        sample_id=_ints(table["sample_id"])[order],
-        num_target_tokens=_ints(table["num_target_tokens"])[order],
-        loss=_floats(table["loss"])[order],
-        norms={
-            name.removesuffix(NORM_SUFFIX): _floats(table[name])[order]
-            for name in table.column_names
-            if name.endswith(NORM_SUFFIX)
-        },
-        statuses={
-            word: int(count)
-            for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])
-        },
-        ok=np.isin(codes, [i for i, word in enumerate(words) if word == "ok"]),
+        sample_id=table.sample_id,
+        num_target_tokens=np.asarray(table.columns["num_target_tokens"], dtype=np.int64),
+        loss=table.floats("loss"),
+        norms={group: table.norms(group) for group in table.norm_groups},
+        statuses=dict(by_status),
+        ok=np.array(table.status_words)[table.status] == "ok",
     )
 
 
@@ -206,72 +187,17 @@ def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]
     """row, source and metadata of these samples of prepared/pool, by id; samples that are not there
     are left out.
     """
-    folder = run_dir / "prepared/pool"
-    state = read_json(folder / "state.json")
-    found: dict[int, dict[str, str]] = {}
-    wanted = np.array(sample_ids, dtype=np.int64)
-    for item in (state or {}).get("_data_files", []):
-        path = folder / item["filename"]
-        if not path.is_file():
-            continue
-        with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
-            columns = [c for c in ("row", "source", "metadata") if c in reader.schema.names]
-            # mapped, not loaded: only the pages of the wanted rows are touched
-            for batch in reader:
-                ids = batch.column("sample_id").to_numpy()
-                for place in np.flatnonzero(np.isin(ids, wanted)):
-                    found[int(ids[place])] = {
-                        c: batch.column(c)[int(place)].as_py() or "" for c in columns
-                    }
-    return found
-
-
-def read_curve(folder: Path) -> tuple[Ints, Floats] | None:
-    """(step, loss) of a folder of TensorBoard event files; of a step written twice (a resumed run)
-    the later stands.
-    """
-    if not folder.is_dir():
-        return None
-    # it greets with a warning when TensorFlow is absent, which it always is here
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
-    events.Reload()
-    tags = events.Tags()[SCALARS]
-    tag = next((t for t in ("train/loss", "loss") if t in tags), None)
-    if tag is None:
-        return None
-    # files in the order they were begun
-    points = {event.step: event.value for event in events.Scalars(tag)}
-    if not points:
-        return None
-    steps = np.array(sorted(points), dtype=np.int64)
-    return steps, np.array([points[int(s)] for s in steps], dtype=np.float64)
-
-
-def read_timings(folder: Path) -> list[Timing]:
-    """The finished units, in the order they finished."""
-    timings = []
-    for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        record = read_json(file) or {}
-        seconds = record.get("seconds")
-        unit, finished = str(record.get("unit", file.stem)), str(record.get("finished", ""))
-        if unit == "report":
-            continue  # of the page before this one
-        timings.append(
-            Timing(unit, float(seconds) if isinstance(seconds, int | float) else None, finished)
-        )
-    return sorted(timings, key=lambda t: t.finished)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None when the file is missing or is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+        pool = read_pool(run_dir / "prepared/pool")
+    except UserError:
+        return {}
+    places = np.flatnonzero(np.isin(pool.sample_id, np.array(sample_ids, dtype=np.int64)))
+    names = [name for name in ("row", "source", "metadata") if name in pool.table.column_names]
+    readers = {name: pool.row_reader(places, name) for name in names}
+    return {
+        int(pool.sample_id[place]): {name: read(i) for name, read in readers.items()}
+        for i, place in enumerate(places)
+    }
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from grads_ds.report.outcome import outcome_of
-from grads_ds.report.read_run import read_json
+from grads_ds.report.run_logs import read_json
 from grads_ds.report.verdict import verdict
 
 
@@ -13,12 +13,14 @@ def report_table(run_dir: Path) -> str:
     """One line per model: base, full, then the subsets by size; per held-out set its loss and the
     difference to base.
 
-    Reads evaluation.json (and the per-sample losses it names). Says so when there is none.
+    Reads evaluation.json (and the per-sample losses it names), for its verdict prepared.json. Says
+    so when there is none.
     """
     evaluation = read_json(run_dir / "evaluation.json")
     if evaluation is None:
         return "no evaluation yet (evaluation.json is not there)"
     outcome = outcome_of(evaluation, run_dir)
+    prepared = read_json(run_dir / "prepared/prepared.json")
     head = ["model", "method", "trained on"]
     for name in outcome.sets:
         head += [f"{name} loss", "to base"]
@@ -43,5 +45,5 @@ def report_table(run_dir: Path) -> str:
         ]
         text.append("  ".join(cells).rstrip())
     text.insert(1, "-" * max(len(line) for line in text))
-    said = [f"* {sentence.text}" for sentence in verdict(outcome)]
+    said = [f"* {sentence.text}" for sentence in verdict(outcome, prepared)]
     return "\n".join([*text, "loss: nats per target token, lower is better", "", *said])

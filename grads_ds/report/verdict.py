@@ -5,6 +5,7 @@ random? Pure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,34 @@ class Sentence:
     tone: str
 
 
-def verdict(outcome: Outcome) -> list[Sentence]:
-    """What the main selection's numbers say, the unwelcome ones as plainly as the others."""
+def verdict(outcome: Outcome, prepared: dict[str, Any] | None = None) -> list[Sentence]:
+    """What the main selection's numbers say, the unwelcome ones as plainly as the others.
+
+    `prepared` is the run's prepared.json: what it says of held-out rows in the pool comes last.
+    """
+    return _judged(outcome) + _leaks(outcome, prepared or {})
+
+
+def _leaks(outcome: Outcome, prepared: dict[str, Any]) -> list[Sentence]:
+    """Held-out sets whose loss says less about new text, as the pool holds rows of theirs."""
+    said = []
+    for name in outcome.sets:
+        counts = prepared.get("sets", {}).get(name, {})
+        same, near = counts.get("also_in_pool", 0), counts.get("near_in_pool", 0)
+        if same or near:
+            share = (same + near) / max(1, counts.get("kept", 0))
+            said.append(
+                Sentence(
+                    f"The loss on {name} is worth less than it looks: {share:.1%} of its rows are"
+                    f" in the pool too ({same:,} token for token, {near:,} nearly), so that"
+                    " training on the pool is in part training on them.",
+                    "bad",
+                )
+            )
+    return said
+
+
+def _judged(outcome: Outcome) -> list[Sentence]:
     chosen, base = outcome.model(MAIN), outcome.model("base")
     if chosen is None or base is None or not outcome.sets:
         return [
@@ -33,21 +60,21 @@ def verdict(outcome: Outcome) -> list[Sentence]:
     full = outcome.model("full")
     said = []
     for name in outcome.domain:
-        mine = chosen.measures.get(name)
-        if mine is None or mine.against_base is None:
+        own = chosen.measures.get(name)
+        if own is None or own.against_base is None:
             continue
-        gap = mine.against_base
+        gap = own.against_base
         said.append(
             Sentence(
                 f"On {name}, training on the {chosen.trained_on:,} selected samples "
                 f"{_moved(gap.value)} the loss from "
-                f"{base.measures[name].loss:.4f} (base) to {mine.loss:.4f}{_sure(gap)}.",
+                f"{base.measures[name].loss:.4f} (base) to {own.loss:.4f}{_sure(gap)}.",
                 gap.tone,
             )
         )
         if full is not None and name in full.measures:
             other = full.measures[name].loss
-            rest = mine.loss - other
+            rest = own.loss - other
             said.append(
                 Sentence(
                     f"The full pool ({full.trained_on:,} samples) reaches {other:.4f}: the"
@@ -61,13 +88,13 @@ def verdict(outcome: Outcome) -> list[Sentence]:
                     "good" if rest <= 0 else "bad",
                 )
             )
-        said.append(_random_sentence(outcome, chosen, name, mine))
+        said.append(_random_sentence(outcome, chosen, name, own))
         said += _others(outcome, name)
     for name in outcome.general:
-        mine = chosen.measures.get(name)
-        if mine is None or mine.against_base is None:
+        own = chosen.measures.get(name)
+        if own is None or own.against_base is None:
             continue
-        gap = mine.against_base
+        gap = own.against_base
         others = [(full, "full pool")] + [
             (outcome.model(r), f"random ({r})") for r in chosen.randoms
         ]
@@ -89,8 +116,8 @@ def verdict(outcome: Outcome) -> list[Sentence]:
     return said
 
 
-def _random_sentence(outcome: Outcome, chosen: Model, name: str, mine: Measure) -> Sentence:
-    gap = mine.against_random
+def _random_sentence(outcome: Outcome, chosen: Model, name: str, own: Measure) -> Sentence:
+    gap = own.against_random
     if gap is None:
         return Sentence(
             f"No random subset of {chosen.trained_on:,} samples was trained: "

@@ -1,8 +1,5 @@
-"""Who is at work in a run directory: a lock file that its holder touches every two seconds.
-
-A holder is known to have ended where its process can be looked for (the same boot, the same pid
-namespace). Elsewhere it counts as gone once its lock has not been touched while this process
-watched, by this process's own clock; the clock of the file system only says how long to watch.
+"""Who is at work in a run directory: a lock that its holder keeps touching (lock_file.py), loses
+when another start has taken it over, and gives up when somebody asks it to stop.
 """
 
 from __future__ import annotations
@@ -22,13 +19,11 @@ from types import FrameType
 from typing import Any
 
 from grads_ds.config.errors import StoppedBySignal, UserError
+from grads_ds.run_dir import lock_file
 from grads_ds.run_dir.processes import process_gone, this_process
 
-LOCK_BEAT_SECONDS = 2.0
-# a lock that looks as old as this, and is not touched for five beats, has no holder
-LOCK_STALE_SECONDS = 120.0
-WATCHED_BEATS = 5
 LOCK_VARIABLE = "GRADS_DS_LOCK"
+ABSENT_BEATS = 2  # so often a holder may not find its lock before it counts as lost
 
 
 class LostLockError(Exception):
@@ -45,12 +40,12 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
     """
     path = run_dir / "lock.json"
     token = uuid.uuid4().hex
-    if _holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
+    if lock_file.read_holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
         yield
         return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        _take(
+        lock_file.take(
             path,
             {"token": token, "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             | this_process(),
@@ -69,7 +64,7 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
         os.environ.pop(LOCK_VARIABLE, None)
         if before is not None:
             os.environ[LOCK_VARIABLE] = before
-        if _holder(path).get("token") == token:
+        if lock_file.read_holder(path).get("token") == token:
             path.unlink(missing_ok=True)
             _request(run_dir).unlink(missing_ok=True)
 
@@ -79,10 +74,12 @@ def lock_holder(run_dir: Path) -> dict[str, Any] | None:
     holder is gone.
     """
     path = run_dir / "lock.json"
-    holder = _holder(path)
+    holder = lock_file.read_holder(path)
     shown = {key: holder.get(key) for key in ("host", "pid", "what", "since")}
     return (
-        shown if holder and not process_gone(holder) and _age(path) <= LOCK_STALE_SECONDS else None
+        shown
+        if holder and not process_gone(holder) and lock_file.age(path) <= lock_file.STALE_SECONDS
+        else None
     )
 
 
@@ -91,7 +88,7 @@ def request_stop(run_dir: Path) -> dict[str, Any] | None:
 
     The holder finds the request within a few seconds and sends itself SIGTERM.
     """
-    holder = _holder(run_dir / "lock.json")
+    holder = lock_file.read_holder(run_dir / "lock.json")
     if lock_holder(run_dir) is None:
         return None
     aside = _request(run_dir).with_suffix(f".{uuid.uuid4().hex}")
@@ -124,20 +121,28 @@ class _Held:
             self._raise_if_lost()
 
     def _beat(self) -> None:
-        asked = False
-        while not self.over.wait(LOCK_BEAT_SECONDS):
+        asked, absent = False, 0
+        while not self.over.wait(lock_file.BEAT_SECONDS):
+            holder = lock_file.read_holder(self.path)
+            # a start that moved it in error puts it back at once
+            absent = absent + 1 if self._is_absent() else 0
+            if absent > ABSENT_BEATS or (holder and holder.get("token") != self.token):
+                self.lost = lock_file.who(holder) if holder else "nobody: the lock is gone"
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             with contextlib.suppress(OSError):  # a file system that stalls is no loss
-                holder = json.loads(self.path.read_text()) if self.path.exists() else {}
-                if holder.get("token") != self.token:
-                    self.lost = _who(holder) if holder else "nobody: the file is gone"
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
                 os.utime(self.path)
-                request = _holder(_request(self.path.parent))
-                if request.get("token") == self.token and not asked:
-                    asked = True
-                    print(f"run_dir: asked to stop from {request.get('by')}", file=sys.stderr)
-                    os.kill(os.getpid(), signal.SIGTERM)
+            request = lock_file.read_holder(_request(self.path.parent))
+            if request.get("token") == self.token and not asked:
+                asked = True
+                print(f"run_dir: asked to stop from {request.get('by')}", file=sys.stderr)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _is_absent(self) -> bool:
+        try:
+            return not self.path.exists()
+        except OSError:  # a file system that fails for a while is no loss
+            return False
 
     def _raise_if_lost(self) -> None:
         if self.lost:
@@ -172,114 +177,3 @@ def _on_sigterm(check: Callable[[], None]) -> Iterator[None]:
 
 def _request(run_dir: Path) -> Path:
     return run_dir / ".stop.json"
-
-
-def _take(path: Path, record: dict[str, Any]) -> None:
-    """Make the lock ours: by a link that only one start can make, once the old one is moved away
-    by a rename that only one start can do.
-    """
-    aside = path.with_name(f".{path.name}.{record['token']}.tmp")
-    try:
-        # whole before it is a lock: a full disk or a kill leaves none without a holder
-        aside.write_text(json.dumps(record))
-        for _ in range(3):
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
-                if _holder(path).get("token") == record["token"]:
-                    return
-                continue
-            holder = _holder(path)
-            how = _whyprocess_gone(path, holder, aside)
-            if how is None:
-                raise UserError(
-                    f"run_dir: {path.parent} is in use by {_who(holder)}; wait for it or stop it:"
-                    f" grads-ds stop {path.parent}"
-                )
-            if _move_away(path, holder, record["token"]):
-                print(
-                    f"run_dir: {path.parent} was in use by {_who(holder)}, {how}: its lock is"
-                    " taken over",
-                    file=sys.stderr,
-                )
-    finally:
-        aside.unlink(missing_ok=True)
-    raise UserError(
-        f"run_dir: {path} was taken by another process three times; is another start of this run"
-        " under way?"
-    )
-
-
-def _move_away(path: Path, holder: dict[str, Any], token: str) -> bool:
-    """Move the old lock away; whether it was the one that was looked at. Another start's new lock
-    goes back.
-    """
-    old = path.with_name(f".{path.name}.{token}.old")
-    try:
-        path.rename(old)
-    except FileNotFoundError:
-        return False  # another start was quicker
-    same = _holder(old).get("token") == holder.get("token")
-    if not same:
-        with contextlib.suppress(FileExistsError):
-            os.link(old, path)
-    old.unlink()
-    return same
-
-
-def _whyprocess_gone(path: Path, holder: dict[str, Any], probe: Path) -> str | None:
-    """Why the lock has no holder any more, in words; None while it may have one.
-
-    A lock that looks old by the file system's clock is watched for some beats, one from the future
-    (clocks that differ) for as long as a stale one: only what is not touched meanwhile is stale.
-    """
-    if process_gone(holder) or not path.exists():
-        return "which has ended"
-    age = _age(path, probe)
-    if -LOCK_BEAT_SECONDS <= age <= LOCK_STALE_SECONDS:
-        return None
-    watched = WATCHED_BEATS * LOCK_BEAT_SECONDS if age > 0 else LOCK_STALE_SECONDS
-    print(
-        f"run_dir: watching the lock of {_who(holder)} for {watched:.0f} s: is it touched?",
-        file=sys.stderr,
-        flush=True,
-    )
-    first, deadline = _seen(path), time.monotonic() + watched
-    while time.monotonic() < deadline:
-        time.sleep(min(0.5, LOCK_BEAT_SECONDS))
-        if _seen(path) != first:
-            return None
-    return f"silent for {max(age, watched):.0f} s"
-
-
-def _seen(path: Path) -> tuple[object, ...]:
-    with contextlib.suppress(OSError):
-        return _holder(path).get("token"), path.stat().st_mtime_ns
-    return ()
-
-
-def _who(holder: dict[str, Any]) -> str:
-    return (
-        f"{holder.get('what')} (pid {holder.get('pid')} on {holder.get('host')}, since"
-        f" {holder.get('since')})"
-    )
-
-
-def _holder(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text())
-        return value if isinstance(value, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
-def _age(path: Path, probe: Path | None = None) -> float:
-    """Seconds since the lock was touched, by the clock of the file system where `probe` is a file
-    just written; endless when there is no lock.
-    """
-    try:
-        if probe is not None:
-            os.utime(probe)
-        now = probe.stat().st_mtime if probe is not None else time.time()
-        return now - path.stat().st_mtime
-    except OSError:
-        return float("inf")

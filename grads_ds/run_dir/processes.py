@@ -5,6 +5,7 @@ Standard library only: every rank's supervisor imports it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -22,9 +23,13 @@ def this_process() -> dict[str, Any]:
 
 
 def _local(record: dict[str, Any]) -> bool:
-    """Whether a record's process could be seen from here, if it lived."""
+    """Whether a record's process could be seen from here, if it lived. One of a system without pid
+    namespaces says its host alone.
+    """
+    if record.get("namespace") is None:
+        return record.get("host") == socket.gethostname()
     boot = str(record.get("process")).partition(":")[0]
-    return boot == boot_id() and record.get("namespace") == pid_namespace() is not None
+    return boot == boot_id() and record["namespace"] == pid_namespace()
 
 
 def process_gone(record: dict[str, Any]) -> bool:
@@ -34,7 +39,8 @@ def process_gone(record: dict[str, Any]) -> bool:
     if not record.get("pid") or not _local(record):
         return False
     # a host or container that came back gives the same small numbers to other processes
-    return process_mark(record["pid"]) != record.get("process")
+    mark = process_mark(record["pid"])
+    return mark is None or record.get("process", mark) != mark
 
 
 def process_mark(pid: int) -> str | None:
@@ -62,3 +68,14 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return "unknown"
+
+
+def oom_kills() -> int:
+    """How often this host's kernel has killed a process for lack of memory; 0 where it does not
+    say.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0

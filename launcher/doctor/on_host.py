@@ -25,8 +25,8 @@ sys.path[0] = str(Path(__file__).absolute().parents[3])
 from grads_ds.launcher.ask_hosts import MARK  # noqa: E402
 from grads_ds.launcher.doctor.facts import host_facts, wrong_interfaces  # noqa: E402
 from grads_ds.launcher.network import address_towards, free_port, interface_towards  # noqa: E402
+from grads_ds.launcher.process_group import join  # noqa: E402
 from grads_ds.launcher.records import publish, read  # noqa: E402
-from grads_ds.launcher.rendezvous import join  # noqa: E402
 
 MEET_SECONDS = 30.0
 CONNECT_SECONDS = 5.0

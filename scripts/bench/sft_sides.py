@@ -1,6 +1,6 @@
 """The two trainers that scripts/bench/bench_sft.py times: this project and plain TRL.
 
-Each trains a block of steps at a time, whenever it is told to.
+Each trains a block of steps at a time, whenever it is asked to.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def make(folder: Path, width: int, layers: int, vocabulary: int, rows: int, long
 
 
 def baton(folder: Path, block: int) -> Any:
-    """A callback that trains `block` optimizer steps whenever it is told to, and says what they
+    """A callback that trains `block` optimizer steps whenever it is asked to, and says what they
     took.
     """
     from transformers import TrainerCallback

@@ -137,7 +137,7 @@ def missing_wheels(folder: Path, image: dict[str, str | None], python: str) -> l
         try:
             found[name] = wheel_of(name, versions.get(name), folder, python)
         except UserError as error:
-            problems += error.faults
+            problems += error.problems
             continue
         open_items += requirements_of(found[name], python)
     if problems:

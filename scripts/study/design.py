@@ -34,7 +34,7 @@ class Domain(BaseModel):
 
 
 class Footing(BaseModel):
-    """What is trained on one footing: budgets, and the methods and shares of faults if not all of
+    """What is trained on one footing: budgets, and the methods and shares of noise if not all of
     the study's.
     """
 
@@ -112,7 +112,7 @@ def read(file: Path) -> Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """One pool: a domain, a share of faults and a seed."""
+    """One pool: a domain, a share of noise and a seed."""
 
     domain: str
     noise: float
@@ -125,7 +125,7 @@ class Cell:
 
 
 def cells(study: Study) -> Iterator[Cell]:
-    """All cells that any footing wants, shares of faults outermost, then seeds: an interrupted
+    """All cells that any footing wants, shares of noise outermost, then seeds: an interrupted
     study is a whole one with fewer of them.
     """
     for noise in study.noise:

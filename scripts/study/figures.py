@@ -49,7 +49,7 @@ def draw(runs: Sequence[Run], file: Path) -> None:
     axes.set_xlabel("domain gain to random, nats per token (right is better)")
     axes.set_ylabel("forgetting to random, nats per token (down is better)")
     axes.set_title(
-        f"25 % of {len(runs)} pools with 40 % faults, equal epochs; 95 % intervals", fontsize=10
+        f"25 % of {len(runs)} pools with 40 % noise, equal epochs; 95 % intervals", fontsize=10
     )
     axes.legend(fontsize=8, frameon=False)
     figure.savefig(file, dpi=110, metadata={"Software": None})

@@ -57,7 +57,7 @@ def across(
     runs = [run for run in results(name)["runs"] if equal in (None, run["equal"])]
     columns = sorted(combinations(runs).items(), key=lambda item: (item[0][1], item[0][2]))
     head = [
-        f"{budget * 100:g} %, {noise * 100:g} % faults ({len(chosen)} pools)"
+        f"{budget * 100:g} %, {noise * 100:g} % noise ({len(chosen)} pools)"
         for (_, noise, budget), chosen in columns
     ]
     methods = dict.fromkeys(

@@ -33,7 +33,7 @@ from scripts.study import pools
 MODEL = "models/base-8M"
 DOMAIN, OFF_DOMAIN = "data/medicine_medquad6k.jsonl", "data/general_alpaca9k.jsonl"
 ANCHOR = "models/base-8M/general_held_out.jsonl"
-# SHARE of SIZE is three kinds of faults; TRIVIAL samples come on top
+# SHARE of SIZE is three kinds of noise; TRIVIAL samples come on top
 SIZE, SHARE, TRIVIAL, ANCHOR_ROWS = (800, 0.375, 100, 64)
 SHORT = ("Yes.", "No.", "I do not know.", "Ask a doctor.", "It depends.")
 MARKS = ("<!-- planted noise: scripts/study/planted_noise.py -->", "<!-- end of planted noise -->")
@@ -110,9 +110,9 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
     }
     if not found:
         raise SystemExit(
-            f"planted faults: wanted a finished seed; found none in {out}; run without --collect"
+            f"planted noise: wanted a finished seed; found none in {out}; run without --collect"
         )
-    told = {
+    reports = {
         seed: json.loads((out / f"seed{seed}/run/selection/selection.json").read_text())["length"]
         for seed in found
     }
@@ -141,11 +141,11 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
     return {
         "made_by": "scripts/study/planted_noise.py",
         "model": MODEL,
-        "pool": {"size": SIZE + TRIVIAL, "faults of three kinds": SHARE, "trivial": TRIVIAL},
+        "pool": {"size": SIZE + TRIVIAL, "noise of three kinds": SHARE, "trivial": TRIVIAL},
         "probe": PROBE,
         "seeds": list(found),
         "rank correlation of signal and target tokens": [
-            t["spearman_signal_length"] for t in told.values()
+            t["spearman_signal_length"] for t in reports.values()
         ],
         "mean": {"budgets": budgets, "methods": middle, "skipped": first["skipped"]},
         "by_seed": {str(seed): comparison["methods"] for seed, comparison in found.items()},

@@ -1,4 +1,4 @@
-"""Pools for the study: de-duplicated splits of a domain, faults planted on purpose, and held-out
+"""Pools for the study: de-duplicated splits of a domain, noise planted on purpose, and held-out
 sets with controls.
 
 Reads chat rows ({"messages": [...]} JSON lines). `write_cell` writes one folder:
@@ -133,7 +133,7 @@ def near_duplicate(row: Row, draw: random.Random) -> Row:
 def plant(
     clean: Sequence[Row], off_domain: Sequence[Row], size: int, share: float, seed: int
 ) -> list[Row]:
-    """A pool of `size` rows with `kind`, of which `share` are faults: a third each wrong answers,
+    """A pool of `size` rows with `kind`, of which `share` are noise: a third each wrong answers,
     near-duplicates of clean rows in the pool, and rows of another domain. `clean` must hold the
     rest and the wrong answers' questions.
     """

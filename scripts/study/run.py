@@ -4,7 +4,7 @@ and where?
     python scripts/study/run.py configs/study/small.yaml --material FOLDER [--jobs 2] [--collect]
 
 Reads a study's YAML and the models and data it names below FOLDER. For every domain, share of
-planted faults, seed and footing (equal epochs or equal steps) it runs the pipeline (`grads-ds run`)
+planted noise, seed and footing (equal epochs or equal steps) it runs the pipeline (`grads-ds run`)
 on a pool of its own, every method and budget a variant of the one run; the footings of a pool share
 its probe and the model trained on all of it. Writes the runs below `out` and the numbers of all of
 them to `results` (JSON), from which scripts/study/tables.py makes the tables. Resumable: what is

@@ -117,7 +117,7 @@ def cost_table() -> str:
 
 
 def kept_table() -> str:
-    """The share of planted faults in each subset of the noisy pools, beside the pool's own."""
+    """The share of planted noise in each subset of the noisy pools, beside the pool's own."""
     main = results("main")
     lines = [
         "| subset of 25 % | clean | wrong answers | near-duplicates | off-domain |",
@@ -141,9 +141,8 @@ def first_table() -> str:
     steps = [run for run in runs if run["equal"] == "steps"]
     lines = [
         (
-            f"| subset ({len(epochs)} pools, 40 % faults) | 25 %, equal epochs: domain gain to"
-            " random | forgetting to random | 5 %, equal steps: domain gain to whole pool |"
-            " forgetting to whole pool |"
+            f"| subset, {len(epochs)} pools, 40 % noise | domain gain to random, 25 % | forgetting"
+            " | domain gain to whole pool, 5 % | forgetting |"
         ),
         "|---|---|---|---|---|",
     ]

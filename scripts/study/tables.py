@@ -4,7 +4,7 @@ domain and seed.
     python scripts/study/tables.py RESULTS.json [--role choose|confirm] [--to full] [--rule]
 
 Reads what scripts/study/run.py collected; prints. A difference is the mean over runs with its 95 %
-t-interval; a run is one domain, share of faults and seed, and only runs that hold both models
+t-interval; a run is one domain, share of noise and seed, and only runs that hold both models
 count. `content` is how much less the true answers cost than another row's answers to the same
 questions, against the base model: what was learned beyond style. `accuracy` is the share of
 held-out questions whose true answer was the likeliest of three. --rule applies the rule for
@@ -129,11 +129,11 @@ def difference(measure: Measure, runs: Sequence[Run], model: str, against: str) 
     return spread([measure(run, model) - measure(run, against) for run in runs], bold=True)
 
 
-Combination = tuple[str, float, float]  # footing, share of faults, budget
+Combination = tuple[str, float, float]  # footing, share of noise, budget
 
 
 def combinations(runs: Sequence[Run]) -> dict[Combination, list[Run]]:
-    """The runs by footing, share of faults and budget, in the order in which they come."""
+    """The runs by footing, share of noise and budget, in the order in which they come."""
     found: dict[Combination, list[Run]] = {}
     for run in runs:
         for budget in sorted({budget for _, budget in subsets(run["models"])}):
@@ -142,11 +142,11 @@ def combinations(runs: Sequence[Run]) -> dict[Combination, list[Run]]:
 
 
 def tables(runs: Sequence[Run], reference: str = "random") -> str:
-    """Every footing, share of faults and budget as a table under a heading of its own."""
+    """Every footing, share of noise and budget as a table under a heading of its own."""
     text = []
     for (equal, noise, budget), chosen in sorted(combinations(runs).items()):
         text += [
-            f"### {budget * 100:g} % of the pool, {noise * 100:g} % planted faults, equal {equal}",
+            f"### {budget * 100:g} % of the pool, {noise * 100:g} % planted noise, equal {equal}",
             "",
         ]
         text += [*table(chosen, budget, reference), ""]
@@ -184,7 +184,7 @@ def rule(runs: Sequence[Run], candidates: Sequence[str]) -> list[str]:
             gains = [gain(run, model) - gain(run, against) for run in having]
             out |= interval(gains)[2] < 0
             if worst is None or np.mean(gains) < np.mean(worst[0]):
-                worst = gains, f"{budget * 100:g} %, {noise * 100:g} % faults, equal {equal}"
+                worst = gains, f"{budget * 100:g} %, {noise * 100:g} % noise, equal {equal}"
             score = lambda run, which: gain(run, which) - forgetting(run, which)  # noqa: E731
             balance.append(
                 float(np.mean([score(run, model) - score(run, against) for run in having]))

@@ -129,6 +129,7 @@ def test_real_rows_have_the_tokens_and_targets_of_other_tools(material: Path, ki
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 def test_500_real_rows_of_each_file_have_them_too(material: Path, kind: str) -> None:
     compare_files(material, kind, 500)

@@ -246,12 +246,6 @@ def test_a_pool_of_which_nothing_is_left_is_a_fault(config: Config, tmp_path: Pa
     assert "none of 2 (every answer is empty: 2)" in fault
 
 
-def test_half_a_character_is_a_fault_not_a_crash(config: Config, tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"text": "half \\ud83d"}\n')
-    (fault,) = faults_of(changed(config, train=[str(tmp_path / "x.jsonl")]))
-    assert fault.startswith(f"{tmp_path / 'x.jsonl'}:2: wanted text that is valid Unicode")
-
-
 def test_reading_and_checking_import_no_torch(config: Config, tmp_path: Path) -> None:
     """A wrong file is reported without the seconds that torch takes to import."""
     code = (
@@ -263,65 +257,3 @@ def test_reading_and_checking_import_no_torch(config: Config, tmp_path: Path) ->
         subprocess.run([sys.executable, "-c", code, config.model_dump_json()], cwd=REPO).returncode
         == 0
     )
-
-
-# ---- real material -------------------------------------------------------------------------------
-
-
-def test_real_pool_with_the_real_model(material: Path, tmp_path: Path) -> None:
-    data = material / "data"
-    config = Config.model_validate(
-        {
-            "run_dir": str(tmp_path / "run"),
-            "model": {"path": str(material / "models/base-8M")},
-            "data": {
-                "train": [
-                    str(data / "medicine_pubmedqa_train.jsonl"),
-                    str(data / "sharegpt_format_tools.json"),
-                ],
-                "validation": {"general": str(data / "general_seed_tasks.jsonl")},
-                "max_length": 512,
-                "dropped_content": "count",  # this template knows no tools
-            },
-        }
-    )
-    pool, record = prepare(config)
-    counts = record["sets"]["pool"]
-    assert counts["left_out"]["tool schema"] == 191
-    assert counts["read"] == 800 == counts["kept"] + sum(counts["dropped"].values())
-    assert pool["sample_id"] == list(range(counts["kept"]))
-    assert all(any(label != -100 for label in labels[1:]) for labels in pool["labels"])
-    assert set(pool["source"]) == {"medicine_pubmedqa_train", "sharegpt_format_tools"}
-    assert (
-        len(load_from_disk(str(tmp_path / "run/prepared/general")))
-        == record["sets"]["general"]["kept"]
-    )
-
-
-def test_an_anchor_that_shares_rows_is_told(
-    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Rows of the anchor that are in a held-out set or in the pool too: how many, where, why it
-    matters; the stage goes on.
-    """
-    own = [
-        answer("a new one"),
-        answer("another"),
-        answer("yes"),
-        answer("no"),
-        answer("the answer is 5", kind="good", n=5),
-    ]
-    file = write(tmp_path / "anchor.jsonl", own)
-    probe = {"epochs": 0, "extras": ["anchor"]}
-    anchored = Config.model_validate(config.model_dump() | {"probe": probe | {"anchor": [file]}})
-    _, record = prepare(anchored)
-    told = capsys.readouterr().err
-    assert "2 of its 5 rows are in data.validation.domain too" in told and "no fair test" in told
-    assert "1 of its 5 rows are in data.train too" in told
-    assert (
-        record["sets"]["anchor"]["also_held_out"] == {"domain": 2}
-        and record["sets"]["anchor"]["also_in_pool"] == 1
-    )
-    write(tmp_path / "anchor.jsonl", own[:2])
-    prepare(anchored)
-    assert "WARNING" not in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_slurms_numbers() -> None:
 def test_a_slurm_allocation_gives_the_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """scontrol is a stand-in here; the real one answers in tests/launcher/test_cluster_runs.py."""
+    """scontrol is a stand-in here; the real one answers in tests/launcher/test_slurm_runs.py."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\necho node1\necho node2\n")
     scontrol.chmod(0o755)
@@ -89,3 +89,32 @@ def test_a_slurm_allocation_gives_the_hosts(
     ]
     with pytest.raises(UserError, match="give --hosts"):
         slurm_hosts(told | {"SLURM_TASKS_PER_NODE": "2"})
+
+
+@pytest.mark.parametrize(
+    "line, named",
+    [
+        (b"a slots=\xc2\xb2", "whole number from 1 to"),  # a digit to Python, and no number
+        (b"a slots=\xd9\xa3", "whole number from 1 to"),
+        (b"a slots=99999", "whole number from 1 to"),
+        (b"a slots=" + b"9" * 5000, "whole number from 1 to"),
+        (b"fe80::1 slots=1", "IPv6 address"),
+        (b"me@[2001:db8::2] slots=1", "IPv6 address"),
+        (b"caf\xe9 slots=1", "wanted text in UTF-8; found byte 0xe9"),
+        (b"localhost slots=1", "found loopback"),
+        (b"me@localhost.localdomain slots=1", "found loopback"),
+        (b"127.0.1.1 slots=1", "found loopback"),
+        (b"me@ok slots=1", "is a duplicate"),
+    ],
+)
+def test_lines_that_would_fail_late_are_named_early(
+    line: bytes, named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "hosts").write_bytes(b"ok slots=2\n" + line + b"\n")
+    with pytest.raises(UserError, match=named):
+        read_hostfile(tmp_path / "hosts")
+
+
+def test_this_machine_alone_may_be_called_localhost(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    assert read_hostfile(tmp_path / "hosts") == [Host("localhost", 2)]

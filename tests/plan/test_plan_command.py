@@ -14,7 +14,8 @@ import yaml
 from grads_ds.cli import main
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
-from grads_ds.plan.forecast import Cluster, Forecast, forecasts
+from grads_ds.plan.cluster import Cluster, Forecast
+from grads_ds.plan.forecast import forecasts
 from grads_ds.plan.shapes import NAMED, model_config
 
 

@@ -16,109 +16,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from conftest import REPO, write_rows
 from gradnorm import small_models as models
 from grads_ds import GradNormCallback
-from grads_ds.gradnorm import GradNormRecorder
 from ranks import run_on_ranks
-
-ROWS = 22
-
-
-def rows(number: int = ROWS, seed: int = 0) -> Dataset:
-    """Rows of different lengths with masked prompts, ids that are not their numbers, and a column
-    of text to be dropped.
-    """
-    draw = np.random.default_rng(seed)
-    made = []
-    for row in range(number):
-        ids = draw.integers(3, models.VOCAB, draw.integers(4, 14)).tolist()
-        prompt = int(draw.integers(1, len(ids)))
-        labels = [-100] * prompt + ids[prompt:]
-        made.append(
-            {
-                "input_ids": ids,
-                "labels": labels,
-                "sample_id": 1000 - 7 * row,
-                "source": f"row {row}",
-            }
-        )
-    return Dataset.from_list(made)
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Right-padded."""
-    longest = max(len(sample["input_ids"]) for sample in samples)
-
-    def padded(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([[*s[name], *[fill] * (longest - len(s[name]))] for s in samples])
-
-    mask = [[1] * len(s["input_ids"]) + [0] * (longest - len(s["input_ids"])) for s in samples]
-    return {
-        "input_ids": padded("input_ids", 0),
-        "labels": padded("labels", -100),
-        "attention_mask": torch.tensor(mask),
-    }
-
-
-class Snapshots(TrainerCallback):
-    """The weights that each optimizer step started from."""
-
-    def __init__(self) -> None:
-        self.weights: dict[int, dict[str, torch.Tensor]] = {}
-
-    def on_step_begin(
-        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
-    ) -> None:
-        self.weights[state.global_step] = {
-            name: value.clone() for name, value in model.state_dict().items()
-        }
-
-
-def settings(folder: Path, **changes: Any) -> dict[str, Any]:
-    """Arguments of a short training: two micro-batches of three to a step, rows shuffled."""
-    return {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 3,
-        "gradient_accumulation_steps": 2,
-        "num_train_epochs": 1,
-        "learning_rate": 0.05,
-        "max_grad_norm": 1.0,
-        "optim": "sgd",
-        "use_cpu": True,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 3,
-    } | changes
-
-
-def compare(
-    table: Path, data: Dataset, weights: dict[int, dict[str, torch.Tensor]], rtol: float = 1e-5
-) -> int:
-    """Every sample of the table against a float64 backward at the weights of its step; returns how
-    many steps there are.
-    """
-    found = pq.read_table(table).to_pylist()
-    assert [row["sample_id"] for row in found] == sorted(data["sample_id"])
-    by_id = {row["sample_id"]: row for row in data}
-    model = models.make_model("llama-tied")
-    recorder = GradNormRecorder(model, "all")
-    for row in found:
-        model.load_state_dict(weights[row["step"]])
-        sample = by_id[row["sample_id"]]
-        true = models.truth(recorder, model, collate([sample]))
-        for group, norm in true.norms.items():
-            np.testing.assert_allclose(row[f"{group}_grad_norm"], float(norm[0]), rtol=rtol)
-        np.testing.assert_allclose(row["loss"], float(true.loss[0]), rtol=rtol)
-        assert row["num_tokens"] == len(sample["input_ids"])
-        assert row["num_target_tokens"] == sum(label != -100 for label in sample["labels"][1:])
-        assert row["status"] == "ok"
-    return len({row["step"] for row in found})
+from tests.probe.trainings import ROWS, Snapshots, collate, compare, rows, settings
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -227,76 +131,6 @@ def tokenizer() -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
     )
-
-
-def test_going_on_from_a_checkpoint_and_starting_anew(tmp_path: Path) -> None:
-    data = rows()
-
-    def train(epochs: float, stop: int | None, resume: bool) -> list[dict[str, Any]]:
-        class Stop(TrainerCallback):
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                control.should_training_stop = state.global_step == stop
-                control.should_save = state.global_step == 2
-
-        model = models.make_model("llama-tied")
-        callback = GradNormCallback(tmp_path / "scores", data)
-        arguments = TrainingArguments(**settings(tmp_path, num_train_epochs=epochs))
-        trainer = Trainer(model, arguments, collate, data, callbacks=[Stop(), callback])
-        trainer.train(resume_from_checkpoint=resume or None)
-        table = tmp_path / "scores/table.parquet"
-        return pq.read_table(table).to_pylist() if table.exists() else []
-
-    whole = train(1, None, False)
-    (tmp_path / "scores/table.parquet").unlink()
-    assert not train(1, 3, False)  # stopped after the checkpoint
-    assert train(1, None, True) == whole
-    assert train(1, None, False) == whole  # the parts of the earlier starts do not mix in
-
-
-def test_a_training_that_was_interrupted_leaves_nothing_in_the_way_of_the_next(
-    tmp_path: Path,
-) -> None:
-    class Interrupt(TrainerCallback):
-        times = 0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 2 and not self.times:
-                self.times = 1
-                raise KeyboardInterrupt
-
-    data, snapshots = rows(), Snapshots()
-    callbacks = [GradNormCallback(tmp_path / "scores", data, "all"), snapshots, Interrupt()]
-    trainer = Trainer(
-        models.make_model("llama-tied"),
-        TrainingArguments(**settings(tmp_path)),
-        collate,
-        data,
-        callbacks=callbacks,
-    )
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train()
-    trainer.train()
-    assert compare(tmp_path / "scores/table.parquet", data, snapshots.weights) == 4
-
-
-def test_settings_that_cannot_be_recorded_are_named_together(tmp_path: Path) -> None:
-    data = rows()
-    arguments = TrainingArguments(
-        **settings(tmp_path, label_smoothing_factor=0.1, torch_compile=True)
-    )
-    callback = GradNormCallback(tmp_path / "scores", data.select(range(5)))
-    trainer = Trainer(models.make_model("llama"), arguments, collate, data, callbacks=[callback])
-    with pytest.raises(
-        ValueError, match=r"(?s)label_smoothing_factor 0.1.*torch_compile.*22 rows of 5"
-    ):
-        trainer.train()
-    with pytest.raises(ValueError, match="different in every row"):
-        GradNormCallback(
-            tmp_path,
-            data.add_column("x", [0] * ROWS)
-            .remove_columns("sample_id")
-            .rename_column("x", "sample_id"),
-        )
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.probe.prompts import behind_prompt_of, partners
 from grads_ds.probe.reference_set import drawn_rows
 from ranks import run_on_ranks
-from tests.probe.test_recording import ROWS, make_config, stage, table_of
+from tests.probe.jobs import ROWS, make_config, stage, table_of
 
 NEW = ["surprise", "prompt_gain", "anchor", "contrast", "hidden", "fisher"]
 Rows = list[dict[str, Any]]
@@ -163,23 +163,6 @@ def test_controls_are_scored_as_the_pool_is_and_kept_out_of_it(tmp_path: Path) -
             start = row["labels"].index(next(label for label in row["labels"] if label != -100))
             assert row["input_ids"][:start] == own["input_ids"][:start]
             assert tuple(row["labels"]) not in targets
-
-
-def test_another_prompt_keeps_the_targets_and_the_room() -> None:
-    sample = {"input_ids": [1, 2, 3, 50, 51], "labels": [-100, -100, -100, 50, 51]}
-    other = {"input_ids": list(range(10, 20)), "labels": [-100] * 8 + [18, 19]}
-    whole = behind_prompt_of(sample, other, longest=20)
-    assert whole["input_ids"] == [*range(10, 18), 50, 51]
-    assert whole["labels"] == [-100] * 8 + [50, 51]
-    # its beginning is cut where the row would grow beyond what any row may have
-    assert behind_prompt_of(sample, other, longest=4)["input_ids"] == [15, 16, 17, 50, 51]
-
-
-@pytest.mark.parametrize("count", [2, 3, 40])
-def test_every_prompt_is_used_equally_often_and_never_ones_own(count: int) -> None:
-    found = partners(count, 1, seed=0)[:, 0]
-    assert sorted(found) == list(range(count))
-    assert not (found == np.arange(count)).any()
 
 
 def test_the_config_names_the_recorders_groups_and_every_extra_has_a_column() -> None:

@@ -26,7 +26,7 @@ from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.probe.prompts import without_prompt
 from ranks import run_on_ranks
 from selection.pools import run_select
-from tests.probe.test_recording import leave_unfinished, make_config, stage, table_of
+from tests.probe.jobs import leave_unfinished, make_config, stage, table_of
 
 ANCHOR_ROWS = 7
 ALL = ["ifd", "el2n", "anchor", "early"]
@@ -110,9 +110,7 @@ def test_every_extra_column_is_its_definition_on_two_sharded_ranks(
             )
 
 
-def test_recorded_extras_survive_an_interruption_make_every_rival_run_and_are_due_when_changed(
-    tmp_path: Path,
-) -> None:
+def test_extras_survive_an_interruption_and_are_due_when_they_change(tmp_path: Path) -> None:
     config = make_job(
         tmp_path, tied=False, epochs=0, extras=["ifd", "el2n", "anchor"], flush_seconds=0.0
     )
@@ -149,9 +147,7 @@ def test_recorded_extras_survive_an_interruption_make_every_rival_run_and_are_du
     assert due_units(probe, less, Path(config.run_dir))
 
 
-def test_a_probe_that_goes_on_with_other_ranks_gives_the_same_columns_to_the_bit(
-    tmp_path: Path,
-) -> None:
+def test_a_probe_resumed_on_other_ranks_gives_the_same_columns_to_the_bit(tmp_path: Path) -> None:
     """The anchor's gradient, a sum over ranks, is taken once: on one rank it would differ in its
     last bits.
     """
@@ -165,21 +161,6 @@ def test_a_probe_that_goes_on_with_other_ranks_gives_the_same_columns_to_the_bit
     leave_unfinished(folder, 2)
     run_on_ranks(1, stage, "probe", config)
     assert pq.read_table(folder / "table.parquet").equals(whole)
-
-
-def test_without_the_prompt_the_targets_stay_the_same() -> None:
-    ids, labels = (
-        list(range(10, 22)),
-        [-100, -100, -100, 13, 14, -100, -100, -100, 18, 19, 20, -100],
-    )
-    bare = without_prompt({"input_ids": ids, "labels": labels})
-    assert bare["input_ids"] == [12, 13, 14, 17, 18, 19, 20]
-    assert bare["labels"] == [-100, 13, 14, -100, 18, 19, 20]
-    assert without_prompt({"input_ids": [1, 2], "labels": [1, 2]}) == {
-        "input_ids": [1, 2],
-        "labels": [1, 2],
-    }
-    assert without_prompt({"input_ids": [1, 2], "labels": [-100, -100]})["input_ids"] == [1]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ whole after an interruption.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -20,43 +19,13 @@ from deepspeed.ops.op_builder import AsyncIOBuilder
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
-from conftest import make_tiny_model, write_rows
+from conftest import write_rows
 from grads_ds import scores
-from grads_ds.config.columns import norm_columns
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.flow.execute import execute
-from grads_ds.flow.stages import STAGES
 from grads_ds.gradnorm.reference import reference_gradients
 from ranks import run_on_ranks
-
-ROWS = 41
-
-
-def make_config(folder: Path, tied: bool = True, **sections: Any) -> Config:
-    folder.mkdir(exist_ok=True)
-    settings = folder / "zero3.json"
-    settings.write_text(
-        json.dumps({"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})
-    )
-    return Config(
-        run_dir=str(folder / "run"),
-        deepspeed=str(settings),
-        model={"path": str(make_tiny_model(folder / "model", tied=tied)), "dtype": "float32"},
-        data=sections.pop(
-            "data", {"train": [str(write_rows(folder / "pool.jsonl", ROWS))], "max_length": 64}
-        ),
-        probe={"epochs": 0, "tokens_per_microbatch": 256} | sections.pop("probe", {}),
-        **sections,
-    )
-
-
-def stage(name: str, config: Config) -> None:
-    execute(next(stage for stage in STAGES if stage.name == name), config)
-
-
-def table_of(config: Config) -> Any:
-    return pq.read_table(Path(config.run_dir) / "scores/table.parquet").to_pandas()
+from tests.probe.jobs import ROWS, leave_unfinished, make_config, stage, table_of
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -196,14 +165,6 @@ def test_a_sample_that_is_not_finite_is_flagged_and_its_batch_mates_are_not(tmp_
     assert sum(events.Histograms("scores/loss")[-1].histogram_value.bucket) == ROWS - len(broken)
 
 
-def leave_unfinished(folder: Path, keep: int) -> None:
-    """What a killed run leaves: some parts published, a file half written, no table, no record."""
-    for file in sorted(folder.glob("part-*.parquet"))[keep:]:
-        file.unlink()
-    (folder / ".part-00001-bbbb.parquet.99.tmp").write_bytes(b"half")
-    (folder / "table.parquet").unlink()
-
-
 def test_an_interrupted_probe_scores_only_what_is_missing_to_the_same_bits(tmp_path: Path) -> None:
     config = make_config(tmp_path, probe={"flush_seconds": 0})
     stage("prepare", config)
@@ -277,74 +238,3 @@ def test_a_value_that_is_not_finite_is_flagged_and_kept() -> None:
         {"lm_head_grad_norm": np.array([1.0, 0.0, 1.0])},
     )
     assert rows["status"].to_pylist() == ["ok", "no_target", "nonfinite"]
-
-
-@pytest.mark.slow
-def test_norms_recorded_while_training_are_those_of_each_samples_own_step(tmp_path: Path) -> None:
-    """With a learning rate near zero every step's model is the base model, whose norms a frozen
-    pass gives.
-    """
-    training = {
-        "batch_size": 8,
-        "micro_batch_size": 2,
-        "learning_rate": 1e-12,
-        "flush_seconds": 0,
-        "max_grad_norm": 0.1,
-    }
-    config = make_config(
-        tmp_path, probe=training | {"epochs": 0.5, "record": "during", "layers": "all"}
-    )
-    stage("prepare", config)
-    run_on_ranks(2, stage, "probe", config)
-    table = table_of(config)
-    assert table["sample_id"].tolist() == list(range(ROWS)) and set(table["status"]) == {"ok"}
-    # three steps of eight samples; the others were scored with the trained model
-    assert table.groupby("step").size().to_dict() == {0: 8, 1: 8, 2: 8, 3: ROWS - 24}
-    assert not (Path(config.run_dir) / "probe/trained.json").exists()
-    frozen = config.model_copy(
-        update={
-            "run_dir": str(tmp_path / "frozen"),
-            "probe": config.probe.model_copy(update={"epochs": 0.0}),
-        }
-    )
-    stage("prepare", frozen)
-    run_on_ranks(1, stage, "probe", frozen)
-    exact = table_of(frozen)
-    for name in ("loss", "num_tokens", "num_target_tokens", *norm_columns("all")):
-        np.testing.assert_allclose(table[name], exact[name], rtol=2e-5, atol=1e-9)
-    assert table["sample_hash"].equals(exact["sample_hash"])
-
-
-def train_until(config: Config, step: int) -> None:
-    """Run the probe in this process and die, as by SIGKILL, when optimizer step `step` begins."""
-    from grads_ds.probe.callback import GradNormCallback
-
-    def die(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == step:
-            os._exit(9)
-
-    GradNormCallback.on_step_begin = die  # type: ignore[method-assign]
-    stage("probe", config)
-
-
-@pytest.mark.slow
-def test_a_recording_killed_while_training_ends_with_the_same_table(tmp_path: Path) -> None:
-    training = {
-        "batch_size": 8,
-        "micro_batch_size": 2,
-        "learning_rate": 1e-2,
-        "epochs": 1,
-        "record": "during",
-    }
-    config = make_config(tmp_path, probe=training | {"checkpoint_steps": 2, "flush_seconds": 0})
-    stage("prepare", config)
-    with pytest.raises(AssertionError, match="ended with 9"):
-        run_on_ranks(2, train_until, config, 5)
-    assert not (Path(config.run_dir) / "scores/table.parquet").exists()
-    run_on_ranks(2, stage, "probe", config)
-    whole = config.model_copy(update={"run_dir": str(tmp_path / "whole")})
-    stage("prepare", whole)
-    run_on_ranks(2, stage, "probe", whole)
-    tables = [pq.read_table(Path(c.run_dir) / "scores/table.parquet") for c in (config, whole)]
-    assert tables[0].equals(tables[1])
-    assert len(set(tables[0]["step"].to_pylist())) == 6

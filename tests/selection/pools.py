@@ -98,3 +98,8 @@ def run_select(config: Config, run_dir: Path) -> None:
     """The stage: the main subset and every variant."""
     for name in (None, *config.select.variants):
         run_variant(config, run_dir, name)
+
+
+def report(folder: Path) -> dict[str, Any]:
+    """What selection.json of a selection folder says."""
+    return dict(json.loads((folder / "selection.json").read_text()))

@@ -54,7 +54,7 @@ def chosen(table: ScoreTable, **settings: Any) -> Choice:
     return choose(table, picked, 0, strata)
 
 
-def test_what_the_controls_tell_is_rejected_with_its_reason_and_the_rest_is_kept() -> None:
+def test_what_the_controls_tell_is_rejected_with_its_reason() -> None:
     table, wrong = pool_with_controls(gap=5.0)
     choice = chosen(table, budget="auto")
     kept = choice.selected

@@ -5,9 +5,6 @@ same everywhere.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,7 @@ import pytest
 from grads_ds.cli import main
 from grads_ds.config.errors import UserError
 from grads_ds.selection import stage
-from grads_ds.selection.duplicates import shingles
-from selection.pools import arrow_table, config, run_select, user_row, write_run
+from selection.pools import arrow_table, config, report, run_select, user_row, write_run
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -29,10 +25,6 @@ def lines(folder: Path) -> list[Any]:
         json.loads(line)
         for line in (folder / "selected.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-
-
-def report(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "selection.json").read_text()))
 
 
 def test_files_of_the_main_choice_and_its_variants(tmp_path: Path) -> None:
@@ -198,37 +190,6 @@ def test_metadata_is_a_stratum_and_a_composition_table(tmp_path: Path) -> None:
     assert rare == [0, 4, 20]
 
 
-def passage(i: int) -> str:
-    rng = np.random.default_rng(i)
-    return " ".join(f"word{k}" for k in rng.integers(0, 5000, 120))
-
-
-def test_near_duplicates_are_dropped_and_their_places_refilled(tmp_path: Path) -> None:
-    rows = [{"text": passage(i // 4) + (f" tail {i}" if i % 4 else "")} for i in range(80)]
-    write_run(tmp_path, arrow_table(80), rows)
-    run_select(config(tmp_path, budget=15, near_duplicates=0.8), tmp_path)
-    table = pq.read_table(tmp_path / "selection/selection.parquet").to_pylist()
-    chosen = [row["sample_id"] for row in table if row["selected"]]
-    assert len(chosen) == 15
-    assert len({i // 4 for i in chosen}) == 15  # none alike
-    dropped = [row for row in table if "near-duplicate" in row["reason"]]
-    assert dropped
-    for row in dropped:
-        like = int(row["reason"].rsplit(" ", 1)[1])
-        assert like // 4 == row["sample_id"] // 4
-        assert table[like]["rank"] < row["rank"]
-    assert report(tmp_path / "selection")["counts"]["near_duplicates_dropped"] == len(dropped)
-    run_select(config(tmp_path, budget=40, near_duplicates=0.8), tmp_path)
-    told = report(tmp_path / "selection")
-    assert told["counts"]["selected"] == 20
-    assert any("all others are near-duplicates" in text for text in told["warnings"])
-
-
-def test_shingles_pass_over_roles_and_punctuation() -> None:
-    one = json.dumps({"messages": [{"role": "user", "content": "One two, three four five SIX."}]})
-    assert shingles(one) == {"one two three four five", "two three four five six"}
-
-
 def test_preview_writes_nothing(tmp_path: Path) -> None:
     write_run(tmp_path, arrow_table(300))
     text = stage.preview(config(tmp_path, variants={"random": {"method": "random"}}), tmp_path)
@@ -255,66 +216,3 @@ def test_preview_from_the_command_line(
     (tmp_path / "run/scores/table.parquet").unlink()
     assert main(["select", str(tmp_path / "config.yaml"), "--preview"]) == 2
     assert "run the probe first" in capsys.readouterr().err
-
-
-EVERYTHING = {
-    "joint": {"signal": "joint"},
-    "linear": {"scale": "linear", "region": "density", "bandwidth": "isj"},
-    "sample": {"region": "sample"},
-    "length": {"length_correction": True, "signal": "l2"},
-    "zscore": {"signal": "zscore", "region": "magnitude"},
-    "auto": {"budget": "auto"},
-    "cover": {"method": "k_center"},
-    "mix": {"method": "mixture", "mixture": {"loss": 1, "grads": 2}},
-    "random": {"method": "random"},
-    "band": {"method": "perplexity_band"},
-    "twins": {"near_duplicates": 0.9},
-}
-OTHER_MACHINE = """
-import json, sys
-from pathlib import Path
-from grads_ds.config.config import Config
-from grads_ds.selection.stage import run_variant
-config = Config.model_validate_json(Path(sys.argv[1]).read_text())
-for name in (None, *config.select.variants):
-    run_variant(config, Path(sys.argv[2]), name)
-assert "torch" not in sys.modules, "torch was imported"
-"""
-
-
-def test_same_choice_to_the_row_with_other_vector_instructions_and_threads(tmp_path: Path) -> None:
-    """numpy's logarithms, exponentials and sums differ in their last bits between processors; the
-    choice must not.
-    """
-    results = []
-    for name, env in {
-        "fast": {"OMP_NUM_THREADS": "2"},
-        "plain": {
-            "OMP_NUM_THREADS": "1",
-            "NPY_DISABLE_CPU_FEATURES": "AVX512_SPR AVX512_ICL X86_V4 X86_V3",
-        },
-    }.items():
-        run = tmp_path / name
-        write_run(run, arrow_table(6000))
-        path = tmp_path / f"{name}.json"
-        path.write_text(config(run, variants=EVERYTHING).model_dump_json())
-        subprocess.run(
-            [sys.executable, "-c", OTHER_MACHINE, str(path), str(run)],
-            check=True,
-            env=os.environ | {"PYTHONPATH": str(REPO)} | env,
-        )
-        results.append(
-            {
-                str(file.parent.relative_to(run)): (
-                    file.read_bytes(),
-                    pq.read_table(file.parent / "selection.parquet"),
-                )
-                for file in sorted(run.glob("selection/**/selected.jsonl"))
-            }
-        )
-    assert len(results[0]) == len(EVERYTHING) + 1
-    for where, (rows, table) in results[0].items():
-        assert rows == results[1][where][0], where
-        assert table.select(["selected", "rank"]).equals(
-            results[1][where][1].select(["selected", "rank"])
-        ), where

@@ -1,0 +1,43 @@
+"""Near-duplicates are dropped, named, and their places refilled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from grads_ds.selection.duplicates import shingles
+from selection.pools import arrow_table, config, report, run_select, write_run
+
+
+def passage(i: int) -> str:
+    rng = np.random.default_rng(i)
+    return " ".join(f"word{k}" for k in rng.integers(0, 5000, 120))
+
+
+def test_near_duplicates_are_dropped_and_their_places_refilled(tmp_path: Path) -> None:
+    rows = [{"text": passage(i // 4) + (f" tail {i}" if i % 4 else "")} for i in range(80)]
+    write_run(tmp_path, arrow_table(80), rows)
+    run_select(config(tmp_path, budget=15, near_duplicates=0.8), tmp_path)
+    table = pq.read_table(tmp_path / "selection/selection.parquet").to_pylist()
+    chosen = [row["sample_id"] for row in table if row["selected"]]
+    assert len(chosen) == 15
+    assert len({i // 4 for i in chosen}) == 15  # none alike
+    dropped = [row for row in table if "near-duplicate" in row["reason"]]
+    assert dropped
+    for row in dropped:
+        like = int(row["reason"].rsplit(" ", 1)[1])
+        assert like // 4 == row["sample_id"] // 4
+        assert table[like]["rank"] < row["rank"]
+    assert report(tmp_path / "selection")["counts"]["near_duplicates_dropped"] == len(dropped)
+    run_select(config(tmp_path, budget=40, near_duplicates=0.8), tmp_path)
+    told = report(tmp_path / "selection")
+    assert told["counts"]["selected"] == 20
+    assert any("all others are near-duplicates" in text for text in told["warnings"])
+
+
+def test_shingles_pass_over_roles_and_punctuation() -> None:
+    one = json.dumps({"messages": [{"role": "user", "content": "One two, three four five SIX."}]})
+    assert shingles(one) == {"one two three four five", "two three four five six"}
