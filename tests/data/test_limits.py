@@ -11,7 +11,7 @@ import pytest
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.data import inputs, spool, template
+from grads_ds.data import input_files, spool, template
 from grads_ds.data.stage import run_prepare
 from grads_ds.flow.unit_inputs import prepare_units
 
@@ -52,7 +52,7 @@ def test_a_source_is_a_regular_file(tmp_path: Path, tiny_model: Path, kind: str)
 def test_a_line_has_a_largest_size_however_small_its_file(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs, "LINE_LARGEST", 10_000)
+    monkeypatch.setattr(input_files, "LINE_LARGEST", 10_000)
     source = tmp_path / "rows.jsonl.gz"
     with gzip.open(source, "wt") as file:
         file.write(json.dumps(ROW) + "\n" + "x" * 10_000_000 + "\n")
