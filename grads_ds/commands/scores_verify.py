@@ -41,7 +41,7 @@ def act(args: argparse.Namespace) -> int:
 
     from grads_ds.config.load import load_config
 
-    config = load_config(args.run / "config.yaml")
+    config = load_config(args.run / "resolved.yaml")
     tolerance = TOLERANCE[config.model.dtype] if args.tolerance is None else args.tolerance
     worst, count = differences(config, args.run, args.samples, args.seed)
     for name, difference in worst.items():

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.data.problems import RowFault
-from grads_ds.export.chosen_rows import DATA, ELSEWHERE, NAME, each, is_context, of_one_kind, write_lines
+from grads_ds.export.chosen_rows import (
+    DATA,
+    ELSEWHERE,
+    NAME,
+    each,
+    is_context,
+    of_one_kind,
+    write_lines,
+)
 
 TAGS = {
     "role_tag": "role",
@@ -55,6 +63,12 @@ def _as_llama_factory(row: dict[str, Any]) -> dict[str, Any]:
                 )
             calls = [call["function"] for call in message["tool_calls"]]
             role, content = "function_call", json.dumps(calls, ensure_ascii=False)
+        if message.get("reasoning_content"):  # as its templates with thinking read it
+            if role == "function_call":
+                raise RowFault(
+                    "a call without reasoning", f"turn {number} with both", "leave the row out"
+                )
+            content = f"<think>\n{message['reasoning_content']}\n</think>\n\n{content}"
         messages.append({"role": "observation" if role == "tool" else role, "content": content})
     said = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
     sides = (("user", "observation"), ("assistant", "function_call"))

@@ -35,6 +35,13 @@ class Layout:
     target_counts: Tensor  # int64 [S]
 
     @property
+    def has_holes(self) -> bool:
+        """Whether an unpacked row has padding between its tokens."""
+        begins = self.real.clone()
+        begins[:, 1:] &= ~self.real[:, :-1]
+        return self.packed_index is None and bool((begins.sum(1) > 1).any())
+
+    @property
     def token_counts(self) -> Tensor:
         """int64 [S]: how many tokens each sample has, without padding."""
         return (self.real if self.packed_index is None else self.packed_index >= 0).sum(-1)

@@ -53,10 +53,10 @@ def frozen(model: nn.Module, checkpointing: bool = True) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def takes_positions(model: nn.Module) -> bool:
-    """Whether the model's forward takes position_ids."""
+def takes(model: nn.Module, name: str) -> bool:
+    """Whether the model's forward knows an argument of that name."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "position_ids" in inspect.signature(inner.forward).parameters
+    return name in inspect.signature(inner.forward).parameters
 
 
 def model_inputs(model: nn.Module, layout: Layout, masked: bool = True) -> dict[str, Any]:
@@ -64,14 +64,12 @@ def model_inputs(model: nn.Module, layout: Layout, masked: bool = True) -> dict[
     where it knows them; positions where its own would not do, for it may count them its own way
     (RoBERTa from padding_idx + 1).
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    known = inspect.signature(inner.forward).parameters
     inputs: dict[str, Any] = {"input_ids": layout.input_ids}
     if masked and layout.packed_index is None:
         inputs["attention_mask"] = layout.real.long()
-    if "position_ids" in known and layout.needs_positions:
+    if takes(model, "position_ids") and layout.needs_positions:
         inputs["position_ids"] = layout.position_ids
-    if "use_cache" in known:
+    if takes(model, "use_cache"):
         inputs["use_cache"] = False
     return inputs
 
@@ -86,7 +84,7 @@ def keeps_packed_apart(
     Models that take no position_ids, or read them without masking by them, fail; so does a call
     with a cache (transformers 5 then masks nothing by position).
     """
-    if not takes_positions(model):
+    if not takes(model, "position_ids"):
         return False
     index = layout.packed_index
     assert index is not None

@@ -57,13 +57,18 @@ class Scorer:
         self.want_heads = False
         self.trials: dict[Hashable, Trial] = {}
         self._checked: dict[Hashable, int] = {}  # how often each kind was
-        self._row_by_row: set[Hashable] = set()
+        self.row_by_row: set[Hashable] = set()
 
     def score(
         self, batch: Mapping[str, Tensor], references: References, gradients: dict[str, Tensor]
     ) -> GradNorms:
         """See GradNormRecorder.score. gradients: the summed gradients are added to these."""
         given = batch["input_ids"].shape
+        if any(p.is_inference() for p in self.model.parameters()):
+            raise ValueError(
+                "the model was made under torch.inference_mode(), which autograd cannot follow;"
+                " load it outside"
+            )
         with torch.inference_mode(False):
             batch = {k: v.clone() if v.is_inference() else v for k, v in batch.items()}
             order = None
@@ -84,20 +89,18 @@ class Scorer:
     ) -> GradNorms:
         batch, layout, kind = self._prepared(batch)
         ranks = self.ranks(layout)
-        alone = kind in self._row_by_row or not self.trials[kind].apart
-        passes = ranks.largest(layout.rows if alone and layout.rows > 1 else 1)
-        if not (alone and layout.rows > 1):
+        alone = layout.rows > 1 and (kind in self.row_by_row or not self.trials[kind].apart)
+        passes = ranks.largest(layout.rows if alone else 1)
+        if passes == 1:
             found = self._measured(batch, layout, kind, references, gradients)
-            for _ in range(passes - 1):  # in step with ranks that score row by row
-                self._measured(batch, layout, kind, references, {})
-            return found
-        rows = [padded([sample]) for sample in unpad(batch)]
-        parts = []
+            return found or self._score(batch, references, gradients)
+        parts = [padded([sample]) for sample in unpad(batch)] if alone else [batch]
+        results = []
         for turn in range(passes):
-            # a rank with fewer rows than another scores its last again
-            into = gradients if turn < len(rows) else {}
-            parts.append(self._score(rows[min(turn, len(rows) - 1)], references, into))
-        return joined(parts[: len(rows)])
+            # a rank with fewer parts than another scores its last again
+            into = gradients if turn < len(parts) else {}
+            results.append(self._score(parts[min(turn, len(parts) - 1)], references, into))
+        return joined(results[: len(parts)])
 
     def ranks(self, layout: Layout) -> Ranks:
         """The ranks that must run as many forwards as this one."""
@@ -118,7 +121,7 @@ class Scorer:
                 continue
             if not self.ranks(layout).largest(int(trial is None)):
                 return batch, layout, kind
-            if layout.packed_index is not None and not frozen.takes_positions(self.model):
+            if layout.packed_index is not None and not frozen.takes(self.model, "position_ids"):
                 self.trials[kind] = Trial(self.plan, None, True, False)
                 continue
             inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
@@ -131,21 +134,29 @@ class Scorer:
         kind: Hashable,
         references: References,
         gradients: dict[str, Tensor],
-    ) -> GradNorms:
-        measurement, values = self._frozen(layout, kind, references, gradients)
-        loss_S = self.losses(layout, values)
-        if self.head.group is None and self._must_check(layout, kind):
+    ) -> GradNorms | None:
+        """None where a check found, here or on another rank, that samples must be scored one row at
+        a time.
+        """
+        ranks = self.ranks(layout)
+        checks = self._must_check(layout, kind)
+        measurement, values = self._frozen(layout, kind, references, {} if checks else gradients)
+        if checks:
+            loss_S = self.losses(layout, values)
             verdict = check_one_sample(self.model, measurement, batch, loss_S, self.loss_reduction)
             self._checked[kind] = self._checked.get(kind, 0) + (4 if verdict.checked else 1)
-            if verdict.loss is not None and layout.num_samples > 1:
-                if not gradients:
-                    _warn_row_by_row(verdict)
-                    self._row_by_row.add(kind)
-                    rows = [padded([sample]) for sample in unpad(batch)]
-                    return joined([self._score(row, references, gradients) for row in rows])
-            elif verdict.names:
+            mixed = verdict.loss is not None and layout.num_samples > 1
+            if mixed:
+                _warn_row_by_row(verdict)
+                self.row_by_row.add(kind)
+            if ranks.largest(int(mixed)):
+                return None
+            if verdict.names:
                 self._distrust(kind, verdict)
                 measurement.unmeasured.update(verdict.names)
+            if ranks.largest(int(bool(gradients))):  # nothing was added to them so far
+                measurement, values = self._frozen(layout, kind, references, gradients)
+        loss_S = self.losses(layout, values)
         self._one_by_one(batch, measurement)
         if self.head.group is not None:
             measurement.sums = sequence_shards.all_reduce_sum(measurement.sums, self.head.group)
@@ -199,8 +210,9 @@ class Scorer:
 
     def _must_check(self, layout: Layout, kind: Hashable) -> bool:
         # a rank whose first batches have no targets tries a few times, and all ranks with it
-        wanted = self.check and self._checked.get(kind, 0) < 4
-        return bool(self.ranks(layout).largest(int(wanted))) if self.check else False
+        if not self.check or self.head.group is not None:
+            return False
+        return bool(self.ranks(layout).largest(int(self._checked.get(kind, 0) < 4)))
 
     def _distrust(self, kind: Hashable, verdict: Verdict) -> None:
         trial = self.trials[kind]

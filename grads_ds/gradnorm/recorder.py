@@ -146,11 +146,6 @@ class GradNormRecorder:
             self._views, self.scorer.want_heads = [], False
 
     def _score(self, batch: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> GradNorms:
-        if torch.is_inference_mode_enabled():
-            raise RuntimeError(
-                "score() needs autograd, which torch.inference_mode() switches off; call it outside"
-                " (torch.no_grad() is fine)"
-            )
         if self._watch is not None:
             self._watch.paused = True
         try:

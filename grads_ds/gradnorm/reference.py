@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, unpad
+from grads_ds.gradnorm.frozen import takes
 from grads_ds.gradnorm.results import GradNorms
 from grads_ds.gradnorm.sites import SitePlan
 
@@ -29,13 +30,16 @@ def reference_gradients(
     The sample is cut out of its row (no padding, no neighbours) and its loss is the mean, or sum,
     over its own target tokens.
     """
-    model = copy.deepcopy(model).to(dtype).eval().requires_grad_(True)
+    model = copy.deepcopy(model).to(dtype).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped kernels know no float64
+    without_cache = {"use_cache": False} if takes(model, "use_cache") else {}
     results = []
     for input_ids, labels in unpad(batch):
         model.zero_grad(set_to_none=True)
-        logits = model(input_ids=input_ids[None]).logits[0]
+        logits = model(input_ids=input_ids[None], **without_cache).logits[0]
         keep = labels[1:] != IGNORE_INDEX
         losses = nn.functional.cross_entropy(
             logits[:-1][keep].to(dtype), labels[1:][keep], reduction="none"

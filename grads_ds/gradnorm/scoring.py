@@ -134,7 +134,8 @@ def _own_head(
                 raise ValueError(
                     f"wanted logits for {layout.rows} x {layout.length} positions, found"
                     f" {None if logits is None else tuple(logits.shape)} from"
-                    f" {type(model).__name__}; such a model cannot be recorded"
+                    f" {type(model).__name__}; a model that adds positions of its own (prompt"
+                    " tuning) or leaves some out cannot be recorded"
                 )
             rows_NV = accumulate(logits.reshape(-1, logits.shape[-1])[layout.target_positions])
             losses_N = (

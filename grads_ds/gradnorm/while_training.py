@@ -81,6 +81,11 @@ class TrainingRecorder:
         batch = {k: given[k] for k in _OF_THE_LAYOUT if isinstance(given.get(k), Tensor)}
         batch = with_segments(batch)
         layout = read_layout(batch)
+        if layout.has_holes:
+            raise ValueError(
+                "attention_mask has padding between a sample's tokens, whose neighbours the step's"
+                " loss takes as targets of each other; remove it, or use score()"
+            )
         named = tuple(sorted(given))
         kind = ("training", kind_of(self.model, layout), named, given.get("use_cache"))
         inputs = {name: value for name, value in given.items() if name not in _OF_THE_LOSS}

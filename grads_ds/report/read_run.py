@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.report.run_logs import Timing, read_curve, read_json, read_timings
+from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
 from grads_ds.scores.read import read_table
 from grads_ds.selection.pool import read_pool
 
@@ -93,7 +94,12 @@ def read_run(config: Config, run_dir: Path) -> Run:
     """Read the run. Raises UserError when there is no score table or no selection, or they do not
     fit each other.
     """
-    saved = _yaml(run_dir / "config.yaml")
+    if not resolved_is_whole(run_dir):
+        raise UserError(
+            f"report: {run_dir / RESOLVED} was altered; remove it, the page then shows the config"
+            " given"
+        )
+    saved = _yaml(run_dir / RESOLVED)
     provenance = saved.pop("provenance", None) or {}
     scores = read_scores(run_dir / "scores/table.parquet")
     subsets = [read_subset(run_dir / "selection", MAIN, scores)]
@@ -158,7 +164,7 @@ def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
     wanted = [
         c for c in ("sample_id", "signal", "density", "selected", "rank", "reason") if c in have
     ]
-    table = pq.read_table(path, columns=wanted)
+    table = pq.read_table(path, columns=wanted, page_checksum_verification=True)
     ids = _ints(table["sample_id"])
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], scores.sample_id):

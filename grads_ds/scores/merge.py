@@ -59,7 +59,7 @@ def merge(
     faults = _Faults()
     with (
         atomic_path(folder / "table.parquet") as aside,
-        pq.ParquetWriter(aside, table_schema) as writer,
+        pq.ParquetWriter(aside, table_schema, write_page_checksum=True) as writer,
     ):
         for ids, table in _ranges(folder, files, wanted, range_rows):
             table = _sorted(table)
@@ -98,10 +98,7 @@ def _ranges(
     """
     count = max(1, -(-len(wanted) // range_rows))
     if count == 1:
-        yield (
-            wanted,
-            pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files]),
-        )
+        yield (wanted, pa.concat_tables([_rows(file) for file in files]))
         return
     cuts = wanted[range_rows::range_rows]  # the first id of every range but the first
     spill = folder / ".merging"
@@ -132,11 +129,15 @@ def _ranges(
         shutil.rmtree(spill, ignore_errors=True)
 
 
+def _rows(file: Path) -> pa.Table:
+    return pq.read_table(file, page_checksum_verification=True).replace_schema_metadata(None)
+
+
 def _gathered(files: Iterable[Path], rows: int) -> Iterator[pa.Table]:
     """The files' tables, small ones put together up to about `rows`."""
     held: list[pa.Table] = []
     for file in files:
-        held.append(pq.read_table(file).replace_schema_metadata(None))
+        held.append(_rows(file))
         if sum(table.num_rows for table in held) >= rows:
             yield pa.concat_tables(held).combine_chunks()
             held = []

@@ -98,7 +98,7 @@ def read_pool(folder: Path) -> Pool:
             for item in json.loads((folder / "state.json").read_text())["_data_files"]
         ]
         table = pa.concat_tables([_stream(folder / name) for name in names])
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise UserError(
             f"select: wanted the prepared pool at {folder}; found none that can be read ({error});"
             " run prepare first"

@@ -23,7 +23,7 @@ from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 
 _CHUNK = 2**24
 # of the check that the loss is what it must be: relative, and in parts of softmax less one-hot
-_FULL, _HALF = (1e-4, 2e-5), (2e-2, 1e-3)
+_FULL, _HALF = (2e-5, 1e-5), (2e-2, 1e-3)
 _MIXED = 0.1  # of the gradient of the head's input, where the step computed in half precision
 
 
@@ -96,7 +96,8 @@ def weights_of_logits(grads_RV: Tensor, layout: Layout, expected: ExpectedGradie
     """
     relative, absolute = _tolerance(grads_RV.dtype)
     index_P, expected_PV = expected.index_P, expected.rows_PV
-    sizes_R = torch.linalg.vector_norm(grads_RV, dim=-1, dtype=torch.float32).square()
+    wide = torch.float64 if grads_RV.dtype == torch.float64 else torch.float32
+    sizes_R = torch.linalg.vector_norm(grads_RV, dim=-1, dtype=wide).square()
     stray = sizes_R.index_fill(0, layout.target_positions, 0).sum()
     # two whole rows of each sample
     found_PV = grads_RV[layout.target_positions[index_P]].double()
@@ -113,7 +114,7 @@ def weights_of_logits(grads_RV: Tensor, layout: Layout, expected: ExpectedGradie
     allowed_N = weight_N.abs() * (relative * expected.at_target_N.abs() + absolute) + smallest
     wrong |= bool((off_N > allowed_N).any())
     if expected.balanced:
-        sums_R = grads_RV.sum(-1, dtype=torch.float32)
+        sums_R = grads_RV.sum(-1, dtype=wide)
         wrong |= bool((sums_R[layout.target_positions].abs() > allowed_N).any())
     if wrong or bool(stray > relative**2 * sizes_R.sum()):
         raise UnsupportedLossError
@@ -130,7 +131,7 @@ def weights_of_hidden(
     UnsupportedLossError unless every target's gradient is that multiple of its own.
     """
     half = mixed or grads_RD.dtype not in (torch.float32, torch.float64)
-    tolerance = _MIXED if half else 10 * _FULL[0]
+    tolerance = _MIXED if half else 1e-3
     found_ND, own_ND = grads_RD[layout.target_positions].double(), own_ND.double()
 
     def per_sample(values_N: Tensor) -> Tensor:

@@ -1,0 +1,177 @@
+"""Hold the recorder against one float64 backward per sample on every causal language model type of
+transformers, scoring and training, padded right and left.
+
+Reads nothing; writes docs/gradnorm-types.json and docs/gradnorm-types.md (a verdict per type). Run:
+    python scripts/sweep/sweep.py [--seconds 60] [--types llama,mamba]
+Types already in the JSON file are not repeated unless named. Each runs in a process of its own with
+a time limit. Exit status 1 when any type is wrong or fails with an error that names no way out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(REPO), str(REPO / "tests"), str(Path(__file__).parent)]
+RESULTS, PAGE = REPO / "docs/gradnorm-types.json", REPO / "docs/gradnorm-types.md"
+CASES = ("score right", "score left", "train right", "train left")
+EXACT, ONE, REFUSED = "exact", "exact, one sample at a time", "refused"
+LENGTHS, PROMPTS = [9, 7, 11], [3, 1, 4]
+
+
+def verdicts(kind: str) -> dict[str, str]:
+    """What the recorder does with this type, by case."""
+    import torch
+
+    torch.set_num_threads(1)
+    from tiny_models import tiny_model
+
+    from gradnorm import small_models
+
+    try:
+        model = tiny_model(kind)
+        true = None
+        found = {}
+        for case in CASES:
+            batch = small_models.make_batch(LENGTHS, PROMPTS, side=case.split()[1])
+            batch["input_ids"].clamp_min_(3 * batch["attention_mask"])  # no special tokens
+            batch["labels"] = torch.where(batch["labels"] == -100, -100, batch["input_ids"])
+            if true is None:
+                true = _truth(model, batch)
+            found[case] = _verdict(model, batch, case, true)
+    except Exception as error:  # the type, not the recorder
+        return dict.fromkeys(CASES, f"not built: {type(error).__name__}: {str(error)[:90]}")
+    return found
+
+
+def _truth(model: Any, batch: dict[str, Any]) -> Any:
+    from gradnorm import small_models
+    from grads_ds.gradnorm import GradNormRecorder
+
+    return small_models.truth(GradNormRecorder(model, "all"), model, batch)
+
+
+def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any) -> str:
+    from gradnorm import small_models
+    from grads_ds.gradnorm import GradNormRecorder
+    from grads_ds.gradnorm.frozen import takes
+
+    without_cache = {"use_cache": False} if takes(model, "use_cache") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            recorder = GradNormRecorder(model, "all")
+            if case.startswith("score"):
+                norms = recorder.score(batch)
+            else:
+                with recorder:
+                    model(**batch, **without_cache).loss.backward()
+                    norms = recorder.collect()
+                model.zero_grad()
+        except (ValueError, RuntimeError) as error:
+            model.zero_grad()
+            named = "grads_ds" in ((error.__traceback__ and _last_file(error)) or "")
+            return f"{REFUSED}: {error}" if named else f"raw: {type(error).__name__}: {error}"
+        except Exception as error:
+            return f"raw: {type(error).__name__}: {error}"
+    wrong = max(small_models.worst(norms, true).values())
+    if not wrong < 2e-5:
+        return f"wrong: {wrong:.1e}"
+    scorer = recorder.scorer
+    slow = scorer.row_by_row or any(trial.plan.one_by_one for trial in scorer.trials.values())
+    return ONE if slow else EXACT
+
+
+def _last_file(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace.tb_frame.f_code.co_filename if trace is not None else ""
+
+
+def _child(kind: str, pipe: Any) -> None:
+    pipe.send(verdicts(kind))
+
+
+def limited(kind: str, seconds: float) -> dict[str, str]:
+    """`verdicts` in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_child, args=(kind, theirs))
+    process.start()
+    theirs.close()
+    try:
+        if ours.poll(seconds):
+            return dict(ours.recv())
+        return dict.fromkeys(CASES, f"not built: no answer in {seconds:g} s")
+    except EOFError:
+        return dict.fromkeys(CASES, "not built: the process died")
+    finally:
+        process.kill()
+        process.join()
+
+
+def write(results: dict[str, dict[str, str]]) -> None:
+    """The JSON file and the page made of it."""
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    lines = [
+        "# Gradient norms by model type",
+        "",
+        "Made by `scripts/sweep/sweep.py`: every causal language model type of transformers, tiny",
+        "and random, all layers, against one float64 backward per sample (2e-5 relative). Three",
+        "samples of different lengths, padded right and left. `one`: exact, one sample at a time;",
+        "`refused`: with a message that says why and what to do; `-`: no tiny model of the type",
+        "was built.",
+        "",
+        "| | " + " | ".join(CASES) + " |",
+        "| --- |" + " --- |" * len(CASES),
+    ]
+    for word in ("exact", "one", "refused", "wrong", "raw", "-"):
+        counts = [sum(_word(row[case]) == word for row in results.values()) for case in CASES]
+        lines.append(f"| **{word}** | " + " | ".join(map(str, counts)) + " |")
+    for kind, row in sorted(results.items()):
+        lines.append(f"| {kind} | " + " | ".join(_word(row[case]) for case in CASES) + " |")
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _word(verdict: str) -> str:
+    first = verdict.split(":")[0]
+    return {ONE: "one", "not built": "-"}.get(first, first)
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="time limit per type")
+    parser.add_argument("--types", help="names, separated by commas (default: all)")
+    options = parser.parse_args()
+    from tiny_models import kinds
+
+    # once, before the processes fork
+    from gradnorm import small_models
+    from grads_ds.gradnorm import GradNormRecorder
+
+    GradNormRecorder(small_models.make_model("llama")).score(small_models.make_batch([5], [1]))
+
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for kind in options.types.split(",") if options.types else kinds():
+        if options.types or kind not in results:
+            results[kind] = limited(kind, options.seconds)
+            print(f"{kind:24}", *(results[kind][case][:60] for case in CASES), sep="  ", flush=True)
+            write(results)
+    bad = [
+        k for k, row in results.items() if any(_word(v) in ("wrong", "raw") for v in row.values())
+    ]
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""A tiny random model of any of transformers' causal language model types, from its own config
+class with every size it knows made small.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+VOCABULARY = 61
+# small value -> the names that config classes have for what is to be that small; a name that a
+# class does not know is left out
+_NAMES: dict[float, str] = {
+    32: ("hidden_size n_embd d_model dim embedding_size lru_width"),
+    48: ("intermediate_size ffn_dim n_inner d_ff ffn_hidden_size decoder_ffn_dim encoder_ffn_dim"),
+    24: (
+        "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
+        "expert_ffn_hidden_size"
+    ),
+    2: (
+        "num_hidden_layers n_layer n_layers num_layers decoder_layers encoder_layers "
+        "num_decoder_layers num_key_value_heads eos_token_id num_experts_per_tok moe_topk "
+        "moe_k linear_num_key_heads type_vocab_size"
+    ),
+    4: (
+        "num_attention_heads n_head n_heads num_heads decoder_attention_heads "
+        "encoder_attention_heads num_experts num_local_experts n_routed_experts "
+        "moe_num_experts qk_rope_head_dim rotary_dim mamba_n_heads mamba_num_heads "
+        "time_step_rank mamba_dt_rank linear_num_value_heads laurel_rank"
+    ),
+    8: (
+        "head_dim d_kv kv_channels kv_lora_rank qk_nope_head_dim v_head_dim "
+        "query_pre_attn_scalar state_size mamba_d_state attention_window_size "
+        "linear_key_head_dim linear_value_head_dim hidden_size_per_layer_input"
+    ),
+    64: ("max_position_embeddings n_positions max_seq_len n_ctx mamba_d_ssm"),
+    1: (
+        "bos_token_id n_shared_experts n_group topk_group first_k_dense_replace "
+        "decoder_sparse_step mamba_n_groups n_groups mamba_ngroups"
+    ),
+    12: ("q_lora_rank"),
+    5: ("sliding_window"),
+    16: ("mamba_d_head mamba_head_dim"),
+    0.0: (
+        "attention_dropout hidden_dropout dropout resid_pdrop embd_pdrop attn_pdrop "
+        "hidden_dropout_prob activation_dropout attention_probs_dropout_prob"
+    ),
+}
+SIZES: dict[str, Any] = {
+    name: value for value, names in _NAMES.items() for name in names.split()
+} | {
+    "pad_token_id": 0,
+    "is_decoder": True,
+    "vocab_size": VOCABULARY,
+    "vocab_size_per_layer_input": VOCABULARY,
+}
+
+# sizes that must fit each other, by type
+OWN: dict[str, dict[str, Any]] = {
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+}
+
+
+def kinds() -> list[str]:
+    """The model types that transformers' AutoModelForCausalLM knows."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def tiny_model(kind: str, seed: int = 0) -> nn.Module:
+    """The model, float32, with eager attention, its weights large enough that all of it matters."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    torch.manual_seed(seed)
+    config = _small(CONFIG_MAPPING[kind], OWN.get(kind, {}))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    size = sum(p.numel() for p in model.parameters())
+    if size > 2e7:
+        raise ValueError(f"{size:,} parameters: its sizes go by names that are not known here")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.float().eval()
+
+
+def _small(kind: Any, own: dict[str, Any]) -> Any:
+    """A config of that class with small sizes, in its parts too. own: settings over those."""
+    known = vars(kind())
+    settings = {name: value for name, value in SIZES.items() if _fits(name, known)}
+    for name, value in known.items():
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            settings[name] = _small(type(value), {})
+    return kind(**{**settings, **own})
+
+
+def _fits(name: str, known: dict[str, Any]) -> bool:
+    if name not in known or isinstance(known[name], list | dict):
+        return False
+    # an option that is off stays off
+    return known[name] is not None or name in ("head_dim", "num_key_value_heads", "pad_token_id")
