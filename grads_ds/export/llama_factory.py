@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.data.problems import RowFault
-from grads_ds.export.chosen_rows import DATA, ELSEWHERE, NAME, each, is_context, of_one_kind, write_lines
+from grads_ds.export.chosen_rows import (
+    DATA,
+    ELSEWHERE,
+    NAME,
+    each,
+    is_context,
+    of_one_kind,
+    write_lines,
+)
 
 TAGS = {
     "role_tag": "role",

@@ -14,9 +14,9 @@ from typing import Any
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.export.axolotl import write_axolotl
+from grads_ds.export.chosen_rows import chosen_rows
 from grads_ds.export.llama_factory import write_llama_factory
 from grads_ds.export.megatron import write_indexed, write_megatron
-from grads_ds.export.chosen_rows import chosen_rows
 from grads_ds.export.trl import write_trl
 from grads_ds.run_dir.layout import selection_folder
 from grads_ds.run_dir.publish import atomic_path

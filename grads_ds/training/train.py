@@ -31,6 +31,7 @@ from grads_ds.config.config import Config
 from grads_ds.config.training import EarlyStoppingConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import heartbeat, ranks, step_timing
+from grads_ds.engine.attention import attention_of
 from grads_ds.engine.lora import with_lora
 from grads_ds.engine.model import load_model
 from grads_ds.engine.model_folder import save_adapter, save_model
@@ -110,7 +111,7 @@ def train_model(
         data_seed=config.seed,
         deepspeed=settings_json,
         parallelism_config=(
-            sharing.enter_context(sequence_parallel(sequence, config.model.attention))
+            sharing.enter_context(sequence_parallel(sequence, attention_of(config)))
             if sequence > 1
             else None
         ),
