@@ -102,10 +102,11 @@ def _reference(config: Any, run: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from grads_ds.engine.attention import attention_of
     from grads_ds.gradnorm.reference import reference_norms
     from grads_ds.gradnorm.site_plan import plan_sites
 
-    attention = config.model.attention
+    attention = attention_of(config)
     model = AutoModelForCausalLM.from_pretrained(
         run / "probe/model" if config.probe.epochs > 0 else config.model.path,
         dtype=torch.float64,
