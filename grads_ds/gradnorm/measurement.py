@@ -75,6 +75,7 @@ class Measurement:
             rule = (site.rule, site.details)
             if self._rules.setdefault(name, rule) != rule:
                 self.unmeasured.add(name)  # a weight that is used in two ways
+                self._parts.pop(name, None)
 
     def behind(
         self, site: Site, sink: Callable[[Parts, Parts], None]
@@ -140,6 +141,8 @@ class Measurement:
         """One use of a parameter. When all of the forward's have come back, finish(parts of all)
         gives the squared norm of their sum, [S].
         """
+        if name in self.unmeasured:
+            return
         uses = self._parts.setdefault(name, [])
         uses.append(parts)
         self._finish[name] = finish
