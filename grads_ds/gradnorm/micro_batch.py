@@ -188,7 +188,7 @@ class Scorer:
         trial = self.trials[kind]
         measurement = Measurement(trial.plan, layout, self.head.gather, self.head.group)
         measurement.references, measurement.gradients = references.gradients, gradients
-        measurement.want_tokens = self.tokens
+        measurement.want_tokens, measurement.want_heads = self.tokens, self.want_heads
         inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
         weights_S = self.sample_weights(layout)
         transform = None if trial.own_head else trial.transform

@@ -1,4 +1,4 @@
-"""Experts that older model code keeps in a list of modules are measured as exactly as fused ones."""
+"""Experts that older model code keeps in a list of modules are as exact as fused ones."""
 
 from __future__ import annotations
 
