@@ -1,8 +1,9 @@
 """The command line: parses it, hands it to the command's file in `commands/`, turns failures into
 exit statuses.
 
-Exit status: 0 done; 2 the user's input is wrong (every fault listed); 1 anything else, with the
-first failing rank's own error last. No torch import here, so that --help answers at once.
+Exit status: 0 done; 2 the user's input is wrong (every problem listed); 7 no space left, 8 the file
+system failed; 143 stopped by a signal; 1 anything else, with the first failing rank's own error
+last. docs/launcher.md has them all. No torch import here, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands import doctor, export, plan, run, scores, status, stop
-from grads_ds.config.errors import StoppedBySignal, UserError
+from grads_ds.commands import check, config_schema, doctor, export, plan, run, scores, status, stop
+from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.stages import STAGE_NAMES
-from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
+from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
 from grads_ds.run_dir.lock import LostLockError
+from grads_ds.run_dir.storage import storage_status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +36,8 @@ def parser() -> argparse.ArgumentParser:
     # deepspeed puts it before the sub-command
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (run, doctor, plan, scores, status, stop, export):  # in the order of --help
+    # in the order of --help
+    for command in (run, doctor, plan, scores, status, check, stop, export, config_schema):
         command.add(commands)
     return top
 
@@ -50,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = int(args.handler(args))
     except UserError as error:
         if ranks.launched_rank() == 0:
-            _print_faults(error)
+            _print_problems(error)
         heartbeat.failed("\n".join(error.problems), 2)
         status = 2
-    except StoppedBySignal as stop:
+    except StoppedBySignal as told:
         if ranks.launched_rank() == 0:
-            print(f"grads-ds: {stop}; start it again to go on from there", file=sys.stderr)
+            print(f"grads-ds: {told}; start it again to go on from there", file=sys.stderr)
         status = STOPPED
     except LostLockError as error:
         print(f"grads-ds: {error}", file=sys.stderr)
@@ -63,11 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("grads-ds: interrupted; start it again to go on from here", file=sys.stderr)
         status = 130
-    except Exception:
-        text = traceback.format_exc()
+    except Exception as error:
+        status = storage_status(error) or 1
+        text = printable(traceback.format_exc())
+        if status != 1:
+            text += f"grads-ds: {MEANINGS[status]} (exit status {status})\n"
         print(text, file=sys.stderr, flush=True)
-        heartbeat.failed(text, 1)
-        status = 1
+        heartbeat.failed(text, status)
     if ranks.launched():
         # without Python's orderly exit: after a failure it would wait for ranks that sit in a
         # collective, and after a success threads of torch's process groups abort it now and then
@@ -78,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _print_faults(error: UserError) -> None:
+def _print_problems(error: UserError) -> None:
     count = len(error.problems)
-    print(f"grads-ds: {count} fault{'s' if count > 1 else ''} in the input", file=sys.stderr)
-    for fault in error.problems:
-        print(f"  - {fault}", file=sys.stderr)
+    print(f"grads-ds: {count} problem{'s' if count > 1 else ''} in the input", file=sys.stderr)
+    for problem in error.problems:
+        print(f"  - {problem}", file=sys.stderr)
     sys.stderr.flush()

@@ -71,36 +71,40 @@ def run_job(
     backend = backends.load(place.backend)
     if problems := backend.problems(place.hosts):
         raise UserError([f"--backend {place.backend}: {problem}" for problem in problems])
+    # what the supervisors on every host will read
     folder = _new_folder(log_dir / name)
     job = describe(command, place)
     publish(folder / "job.json", job)
     # there from the start: a full disk must not keep the end from being written
     publish(folder / "outcome.json", {})
     environment = forwarded(os.environ, place.environment())
-    write_private(folder / "environment.json", environment)
     commands = backend.commands(_backend_job(folder, place, for_runner(os.environ)))
+    # what the user sees, and where it stays
     processes: list[subprocess.Popen[bytes]] = []
     with (
-        open(log_dir / f"{name}.log", "a") as stream,
+        # unbuffered: on a full disk, what was kept back would fail again when it is closed
+        open(log_dir / f"{name}.log", "ab", buffering=0) as stream,
         open(folder / "runner.log", "ab") as runner_log,
     ):
-        stream.write(
-            f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {place.backend}:"
-            f" {shlex.join(job['command'])}\n"
-        )
+
+        def note(text: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk is for the ranks to tell
+                stream.write(text.encode(errors="replace"))
 
         def show(text: str) -> None:
             if shown:
                 sys.stdout.write(text)
                 sys.stdout.flush()
-            with contextlib.suppress(OSError):  # a full disk is for the ranks to tell
-                stream.write(text)
-                stream.flush()
+            note(text)
 
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        note(f"--- {started} {place.backend}: {shlex.join(job['command'])}\n")
         reporter = Reporter(log_dir.parent, name, folder.name)
         reporter.note("start", ranks=sum(host.slots for host in place.hosts), backend=place.backend)
         watch = JobMonitor(folder, place.hosts, place.limits, show, reporter)
+        # start, and stay until all is over
         try:
+            write_private(folder / "environment.json", environment)
             with _caught_signals(watch):
                 for start in commands:
                     for path, text in start.files.items():

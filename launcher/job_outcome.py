@@ -11,7 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-DONE, FAILED, WRONG_INPUT, OUT_OF_MEMORY, LOST, HANG, NOT_STARTED, DISK_FULL = range(8)
+from grads_ds.run_dir.storage import DISK_FULL, STORAGE
+
+DONE, FAILED, WRONG_INPUT, OUT_OF_MEMORY, LOST, HANG, NOT_STARTED = range(7)
 LOCK_LOST = 9
 HUNG_UP, STOPPED = 129, 143  # 128 + SIGHUP, SIGTERM; an interrupt from the keyboard is 130
 MEANINGS = {
@@ -22,13 +24,14 @@ MEANINGS = {
     LOST: "a host or a rank was lost: silent, or killed by a signal",
     HANG: "no progress for the time allowed; every rank's stack was taken",
     NOT_STARTED: "the runner did not start every rank",
-    DISK_FULL: "no space left where a rank wrote",
+    DISK_FULL: "no space, no inodes or no quota left where the run writes",
+    STORAGE: "the file system failed: a file could not be read, written or found",
     LOCK_LOST: "another start took the run directory over; this one has stopped",
     HUNG_UP: "the terminal is gone (SIGHUP); under nohup a run goes on",
     130: "interrupted from the keyboard (SIGINT)",
     STOPPED: "stopped by SIGTERM or SIGUSR1, here or on a host (preemption), or by grads-ds stop",
 }
-RETRYABLE = (FAILED, LOST, HANG, NOT_STARTED, OUT_OF_MEMORY, STOPPED)
+RETRYABLE = (FAILED, LOST, HANG, NOT_STARTED, OUT_OF_MEMORY, STOPPED, STORAGE)
 
 _MEMORY = re.compile(
     r"OutOfMemoryError|CUDA out of memory|can't allocate"
@@ -123,8 +126,11 @@ def _of_failed(record: Mapping[str, Any]) -> Outcome:
         return Outcome(WRONG_INPUT, f"{where} refused its input", error, rank, host)
     if _MEMORY.search(error):
         return Outcome(OUT_OF_MEMORY, f"{where} ran out of memory", error, rank, host)
-    if _DISK.search(error):
+    storage = record.get("error_status")
+    if storage == DISK_FULL or _DISK.search(error):
         return Outcome(DISK_FULL, f"{where} found no space left", error, rank, host)
+    if storage == STORAGE:
+        return Outcome(STORAGE, f"{where} could not use a file", error, rank, host)
     return Outcome(FAILED, f"failed first on {where}, status {status}", error, rank, host)
 
 

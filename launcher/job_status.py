@@ -18,6 +18,7 @@ from grads_ds.config.errors import UserError, printable
 from grads_ds.launcher import orphans, stragglers
 from grads_ds.launcher.records import read
 from grads_ds.run_dir.lock import lock_holder
+from grads_ds.run_dir.ownership import MARKER
 
 SILENT_SECONDS = 30.0
 
@@ -27,7 +28,7 @@ def snapshot(run_dir: Path) -> dict[str, Any]:
 
     Raises UserError when there is no run at `run_dir`.
     """
-    if not any((run_dir / name).exists() for name in ("state", "logs", "lock.json", "config.yaml")):
+    if not any((run_dir / name).exists() for name in ("state", "logs", "lock.json", MARKER)):
         raise UserError(
             f"{run_dir}: wanted a run directory; found"
             f" {'no run in it' if run_dir.is_dir() else 'nothing'}; give run_dir of a config"

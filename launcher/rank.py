@@ -142,11 +142,9 @@ class Supervisor:
         control: dict[str, Any] = {}
         while (status := self.process.poll()) is None:
             now = time.monotonic()
-            if now - before > BLOCKED_SECONDS:  # a file system that stalls: no silence of others
-                beaten, self.stopped_since = (
-                    beaten + now - before,
-                    self.stopped_since + now - before,
-                )
+            # this process was held up, by a file system that stalls: that is no silence of others
+            held_up = now - before if now - before > BLOCKED_SECONDS else 0.0
+            beaten, self.stopped_since = beaten + held_up, self.stopped_since + held_up
             before = now
             self._listen()
             if now - published >= BEAT_SECONDS:
@@ -161,6 +159,7 @@ class Supervisor:
                 if control.get("dump", 0) > dumps:
                     dumps = control["dump"]
                     self.process.send_signal(signal.SIGUSR2)
+            # nobody is left who would ask: the rank must not outlive its job
             if os.getppid() != parent:
                 self.orphaned = True
                 self._ask_to_stop("the runner that started this rank is gone", by_launcher=True)
@@ -170,6 +169,7 @@ class Supervisor:
             if self.stopping and now > self.stopped_since + self.grace:
                 self._signal(signal.SIGKILL)
             time.sleep(0.05)
+        # how it ended
         self._listen()
         self._end()
         if status in (128 + signal.SIGTERM, -signal.SIGTERM) and not self.stopping:

@@ -49,6 +49,7 @@ def agree(
 
     Raises TimeoutError when rank 0 names no port in time.
     """
+    # this host's side: by which interface and address the others see it
     names = [name.rpartition("@")[2] for name, _ in job["hosts"]]
     if len(names) == 1:
         interface, own = loopback(), "127.0.0.1"
@@ -56,6 +57,7 @@ def agree(
         other = names[1] if first_host else names[0]
         interface, own = interface_towards(other), address_towards(other) or ""
         own = address_of(given.get(INTERFACES[0], "")) or own
+    # rank 0 decides; the others wait for its word
     if rank == 0:
         address = job.get("master_addr") or own or names[0]
         port = free_port(*job["ports"])

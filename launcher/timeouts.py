@@ -1,5 +1,5 @@
-"""How long the launcher waits for what, in seconds; every limit is an option of the command line
-but the last two.
+"""How long the launcher waits for what, in seconds. Those that depend on the cluster are options of
+the command line (grads_ds/commands/options.py).
 """
 
 from __future__ import annotations

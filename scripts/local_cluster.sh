@@ -1,24 +1,32 @@
 #!/usr/bin/env bash
-# Several hosts on one machine: network namespaces on a bridge, each with its own address, host name, processes and sshd.
+# Several hosts on one machine: network namespaces on a bridge, each with its own address, host
+# name, processes and sshd.
 #
-#   scripts/local_cluster.sh up 2                   two hosts; then, from here or from inside a host:
+#   scripts/local_cluster.sh up 2        two hosts; then, from here or from inside a host:
 #   eval "$(scripts/local_cluster.sh env)"; grads-ds run CONFIG --hosts "$HOSTFILE"
-#   scripts/local_cluster.sh exec 1 deepspeed --hostfile /tmp/local_cluster.lc/hostfile --module grads_ds probe CONFIG
-#   scripts/local_cluster.sh down                   leaves nothing behind
+#   scripts/local_cluster.sh exec 1 deepspeed --hostfile /tmp/local_cluster.lc/hostfile \
+#       --module grads_ds probe CONFIG
+#   scripts/local_cluster.sh down        leaves nothing behind
 #
-# commands:  up N [--slots S] [--rate 1gbit] [--delay 2ms]    hosts with S slots each in the hostfile (default 1), slower links
-#            down | status | env                              env: what a shell on this machine needs to reach the hosts
-#            exec HOST COMMAND...                             run in host HOST (1..N), in this folder
-#            kill HOST | boot HOST                            the host is gone with all its processes; it is back
-#            link HOST up|down                                its network
-#            shape [--rate R] [--delay D]                     change every link; without either: as fast as it goes
-#            bytes                                            bytes each host has sent since it was made
-#            pids                                             processes of all hosts, as this machine numbers them
-# option:    --name NAME (at most 8 letters, digits; default lc): clusters of different names stand side by side
+# commands:
+#   up N [--slots S] [--rate 1gbit] [--delay 2ms]    hosts with S slots each in the hostfile
+#                                                    (default 1), slower links
+#   down | status
+#   env                             what a shell on this machine needs to reach the hosts
+#   exec HOST COMMAND...            run in host HOST (1..N), in this folder
+#   kill HOST | boot HOST           the host is gone with all its processes; it is back
+#   link HOST up|down               its network
+#   shape [--rate R] [--delay D]    change every link; without either: as fast as it goes
+#   bytes                           bytes each host has sent since it was made
+#   pids                            processes of all hosts, as this machine numbers them
 #
-# Needs root (namespaces), iproute2 and openssh-server. All hosts share this machine's files, as hosts share a parallel file
-# system, but for /run and /dev/shm. Inside a host plain `ssh <address>` works. Writes /tmp/local_cluster.NAME (key, hostfile).
-# Running `up` again is done when the cluster already stands, and replaces one that is different or broken.
+# option: --name NAME (at most 8 letters, digits; default lc): clusters of different names stand
+# side by side
+#
+# Needs root (namespaces), iproute2 and openssh-server. All hosts share this machine's files, as
+# hosts share a parallel file system, but for /run and /dev/shm. Inside a host plain `ssh <address>`
+# works. Writes /tmp/local_cluster.NAME (key, hostfile). Running `up` again is done when the cluster
+# already stands, and replaces one that is different or broken.
 set -euo pipefail
 
 fail() { printf 'local_cluster: %s\n' "$1" >&2; exit "${2:-1}"; }
@@ -35,31 +43,40 @@ while [ $# -gt 0 ]; do
         *)
             words+=("$1")
             shift
-            if [ "${words[0]}" = exec ] && [ ${#words[@]} = 2 ]; then words+=("$@"); break; fi ;; # the rest is the command's
+            # the rest is the command's
+            if [ "${words[0]}" = exec ] && [ ${#words[@]} = 2 ]; then words+=("$@"); break; fi ;;
     esac
 done
 set -- "${words[@]}"
 command="${1:-}"
-[[ "$name" =~ ^[a-z0-9]{1,8}$ ]] || fail "--name: wanted at most 8 lower-case letters and digits; found '$name'" 2
+[[ "$name" =~ ^[a-z0-9]{1,8}$ ]] ||
+    fail "--name: wanted at most 8 lower-case letters and digits; found '$name'" 2
 [[ "$slots" =~ ^[1-9][0-9]*$ ]] || fail "--slots: wanted a whole number from 1 on; found '$slots'" 2
 home="/tmp/local_cluster.$name"
 bridge="$name-br"
 
-hosts() { ip netns list 2> /dev/null | awk -v p="^$name-[0-9]+$" '$1 ~ p {print $1}' | sort -t- -k2n; }
+hosts() {
+    ip netns list 2> /dev/null | awk -v p="^$name-[0-9]+$" '$1 ~ p {print $1}' | sort -t- -k2n
+}
 is_up() { [ -n "$(ip netns pids "$1" 2> /dev/null)" ]; }
 host() { # a number -> the namespace's name
-    [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] && [ -e "/run/netns/$name-$1" ] || fail "wanted a host's number; found '${1:-}'; there are: $(hosts | tr '\n' ' ')" 2
+    [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] && [ -e "/run/netns/$name-$1" ] ||
+        fail "wanted a host's number; found '${1:-}'; there are: $(hosts | tr '\n' ' ')" 2
     printf '%s-%s' "$name" "$1"
 }
 
 boot() { # $1: namespace, whose network stands
     local ns="$1"
-    # its own process tree: killing the first process is losing the host; pkill on one host does not reach another
-    setsid ip netns exec "$ns" unshare --uts --ipc --pid --mount --mount-proc --fork --kill-child bash "$home/init.sh" "$ns" \
+    # its own process tree: killing the first process is losing the host; pkill on one host does not
+    # reach another
+    setsid ip netns exec "$ns" \
+        unshare --uts --ipc --pid --mount --mount-proc --fork --kill-child \
+        bash "$home/init.sh" "$ns" \
         > "$home/$ns.log" 2>&1 < /dev/null 9<&- &
     local tries
     for tries in $(seq 100); do
-        timeout 5 "$home/bin/ssh" -o ConnectTimeout=2 "$(cat "$home/$ns.address")" true 2> /dev/null && return 0
+        timeout 5 "$home/bin/ssh" -o ConnectTimeout=2 "$(cat "$home/$ns.address")" true \
+            2> /dev/null && return 0
         sleep 0.1
     done
     fail "$ns: sshd does not answer ($tries tries): $(tail -n 3 "$home/$ns.log")"
@@ -71,25 +88,30 @@ shape() { # the same limit on what every host sends
         ip netns exec "$ns" tc qdisc del dev eth0 root 2> /dev/null || true
         [ -n "$rate$delay" ] || continue
         # shellcheck disable=SC2086
-        if ! ip netns exec "$ns" tc qdisc add dev eth0 root netem ${delay:+delay $delay} ${rate:+rate $rate} 2> /dev/null; then
-            [ -z "$delay" ] || fail "--delay: this kernel has no netem queue (module sch_netem); leave --delay out"
-            ip netns exec "$ns" tc qdisc add dev eth0 root tbf rate "$rate" burst 256kb latency 100ms
+        if ! ip netns exec "$ns" tc qdisc add dev eth0 root netem \
+            ${delay:+delay $delay} ${rate:+rate $rate} 2> /dev/null; then
+            [ -z "$delay" ] ||
+                fail "--delay: this kernel has no netem queue (module sch_netem); leave --delay out"
+            ip netns exec "$ns" \
+                tc qdisc add dev eth0 root tbf rate "$rate" burst 256kb latency 100ms
         fi
     done
 }
 
 up() {
     local count="$1" wanted="$1 $slots" ns number net
-    [[ "$count" =~ ^[1-9][0-9]?$ ]] || fail "up: wanted the number of hosts (1 to 99); found '$count'" 2
+    [[ "$count" =~ ^[1-9][0-9]?$ ]] ||
+        fail "up: wanted the number of hosts (1 to 99); found '$count'" 2
     [ "$(id -u)" = 0 ] || fail "wanted root, which network namespaces take; found user $(id -un)"
     local tool
     for tool in ip tc sshd ssh-keygen unshare nsenter; do
-        PATH="$PATH:/usr/sbin:/sbin" command -v "$tool" > /dev/null || fail "wanted the command $tool; found none; run scripts/install.sh --dev"
+        PATH="$PATH:/usr/sbin:/sbin" command -v "$tool" > /dev/null ||
+            fail "wanted the command $tool; found none; run scripts/install.sh --dev"
     done
     if [ "$(cat "$home/wanted" 2> /dev/null)" = "$wanted" ]; then
-        local standing=yes
-        for ns in $(hosts); do is_up "$ns" || standing=; done
-        if [ -n "$standing" ] && [ "$(hosts | wc -l)" = "$count" ]; then shape; return 0; fi
+        local complete=yes
+        for ns in $(hosts); do is_up "$ns" || complete=; done
+        if [ -n "$complete" ] && [ "$(hosts | wc -l)" = "$count" ]; then shape; return 0; fi
     fi
     down
     # shellcheck disable=SC2154
@@ -125,7 +147,8 @@ Host $net.* $name-*
     UserKnownHostsFile /dev/null
     LogLevel ERROR
 END
-    printf '#!/bin/sh\nexec /usr/bin/ssh -F %s "$@"\n' "$home/ssh_config.d/local_cluster.conf" > "$home/bin/ssh"
+    printf '#!/bin/sh\nexec /usr/bin/ssh -F %s "$@"\n' \
+        "$home/ssh_config.d/local_cluster.conf" > "$home/bin/ssh"
     chmod +x "$home/bin/ssh"
     cat > "$home/sshd_config" << END
 HostKey $home/host_key
@@ -146,7 +169,8 @@ mount -t tmpfs tmpfs /dev/shm
 mount --bind $home/hosts /etc/hosts
 [ ! -e /etc/resolv.conf ] || mount --bind $home/resolv.conf /etc/resolv.conf
 mount --bind $home/ssh_config.d /etc/ssh/ssh_config.d
-exec $(PATH="$PATH:/usr/sbin:/sbin" command -v sshd) -D -e -f $home/sshd_config -o "ListenAddress \$(cat $home/\$1.address)"
+exec $(PATH="$PATH:/usr/sbin:/sbin" command -v sshd) -D -e -f $home/sshd_config \\
+    -o "ListenAddress \$(cat $home/\$1.address)"
 END
     for number in $(seq "$count"); do
         ns="$name-$number"
@@ -193,7 +217,8 @@ case "$command" in
     down) down ;;
     status)
         for ns in $(hosts); do
-            printf '%s %s %s\n' "$ns" "$(cat "$home/$ns.address")" "$(is_up "$ns" && echo up || echo gone)"
+            printf '%s %s %s\n' "$ns" "$(cat "$home/$ns.address")" \
+                "$(is_up "$ns" && echo up || echo gone)"
         done ;;
     env)
         [ -e "$home/hostfile" ] || fail "no cluster $name stands; bring it up first"
@@ -204,10 +229,13 @@ case "$command" in
         shift 2
         [ $# -gt 0 ] || fail "exec: wanted a command" 2
         first="$(ip netns pids "$ns" | while read -r pid; do
-            [ "$(awk '/^NSpid/ {print $NF}' "/proc/$pid/status" 2> /dev/null)" = 1 ] && echo "$pid" && break; done)" || true
+            own="$(awk '/^NSpid/ {print $NF}' "/proc/$pid/status" 2> /dev/null)"
+            [ "$own" = 1 ] && echo "$pid" && break
+        done)" || true
         [ -n "$first" ] || fail "$ns is gone; boot it first"
         # shellcheck disable=SC2016
-        exec nsenter --target "$first" --mount --uts --ipc --net --pid -- sh -c 'cd "$1" && shift && exec "$@"' sh "$PWD" "$@" ;;
+        exec nsenter --target "$first" --mount --uts --ipc --net --pid -- \
+            sh -c 'cd "$1" && shift && exec "$@"' sh "$PWD" "$@" ;;
     kill)
         ns="$(host "${2:-}")"
         stop "$ns" ;;
@@ -220,6 +248,10 @@ case "$command" in
         ip link set "$name-v$2" "$3" ;;
     shape) shape ;;
     pids) for ns in $(hosts); do ip netns pids "$ns"; done ;;
-    bytes) for ns in $(hosts); do printf '%s %s\n' "$ns" "$(cat "/sys/class/net/$name-v${ns##*-}/statistics/rx_bytes")"; done ;;
+    bytes)
+        for ns in $(hosts); do
+            counter="/sys/class/net/$name-v${ns##*-}/statistics/rx_bytes"
+            printf '%s %s\n' "$ns" "$(cat "$counter")"
+        done ;;
     *) usage >&2; fail "wanted a command; found '$command'" 2 ;;
 esac

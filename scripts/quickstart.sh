@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a finished run: install, make the material and a small base model, then the real pipeline.
+# From a fresh checkout to a finished run: install, make the material and a small base model, then
+# the real pipeline.
 #
 #   bash scripts/quickstart.sh
 #
-# Needs Python 3.11 or newer and a package registry, no model hub. Writes .venv and runs/quickstart. Every step that is done
-# already is skipped and says so, also when it is started again after an interrupt. Arguments go to `grads-ds run`
-# (for instance --set sft.epochs=1). Exit status: that of the first step that fails.
+# Needs Python 3.11 or newer and a package registry, no model hub. Writes .venv and runs/quickstart.
+# Every step that is done already is skipped and says so, also when it is started again after an
+# interrupt. Arguments go to `grads-ds run` (for instance --set sft.epochs=1). Exit status: that of
+# the first step that fails.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 cat << 'TEXT'
 GrADS quickstart: under 5 minutes on 2 CPU cores, after the installs.
   1. install     Python packages into .venv (first time: some minutes)
-  2. corpus      text from the documentation of Python, numpy, scipy and torch: a general corpus, and a pool of 2,100
-                 chats on scientific Python of which a third are bad on purpose        -> runs/quickstart/material
-  3. base model  a tokenizer and a Llama of 1.4 M parameters, pre-trained on the general corpus -> runs/quickstart/base
-  4. pipeline    grads-ds run configs/quickstart.yaml: prepare, probe, select, sft, evaluate, report on ZeRO-3;
-                 GrADS at 5 % and 50 % against the whole pool and random subsets      -> runs/quickstart/run
+  2. corpus      text from the documentation of Python, numpy, scipy and torch: a general corpus,
+                 and a pool of 2,100 chats on scientific Python of which a third are bad on purpose
+                 -> runs/quickstart/material
+  3. base model  a tokenizer and a Llama of 1.4 M parameters, pre-trained on the general corpus
+                 -> runs/quickstart/base
+  4. pipeline    grads-ds run configs/quickstart.yaml: prepare, probe, select, sft, evaluate, report
+                 on ZeRO-3; GrADS at 5 % and 50 % against the whole pool and random subsets
+                 -> runs/quickstart/run
 TEXT
 
 started=$SECONDS
@@ -26,11 +31,13 @@ began=$SECONDS
 # torch from the environment of this checkout only
 unset PYTHONPATH PYTHONHOME
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-# glibc hands every large tensor back to the system and page faults eat the time: these keep the memory, 3 times faster
+# glibc hands every large tensor back to the system and page faults eat the time: these keep the
+# memory, 3 times faster
 export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-8589934592}"
 export MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-17179869184}"
 export MALLOC_TOP_PAD_="${MALLOC_TOP_PAD_:-268435456}"
-# threads that wait do not spin: on a machine that does other work too, spinning makes a step ten times slower
+# threads that wait do not spin: on a machine that does other work too, spinning makes a step ten
+# times slower
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 python="$PWD/.venv/bin/python"
 
@@ -40,4 +47,5 @@ DS_ACCELERATOR=cpu "$python" scripts/quickstart/base_model.py
 
 report=runs/quickstart/run/report.html
 [ ! -f "$report" ] || printf '\nreport: %s/%s\n' "$PWD" "$report"
-printf 'quickstart: done in %s s, of which %s s after the installs\n' "$((SECONDS - started))" "$((SECONDS - began))"
+printf 'quickstart: done in %s s, of which %s s after the installs\n' \
+    "$((SECONDS - started))" "$((SECONDS - began))"

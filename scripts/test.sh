@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Install what is missing, then run every check: linter, type checker, tests.
 #
-#   bash scripts/test.sh                         what a change has to pass, within twenty minutes on two cores
-#   bash scripts/test.sh tests/gradnorm -x       arguments go to pytest
-#   bash scripts/test.sh -m "not gpu"            the long ones too (before a release)
-#   bash scripts/test.sh -m gpu                  those that need a GPU
+#   bash scripts/test.sh                      what a change has to pass: ten minutes on two cores
+#   bash scripts/test.sh tests/gradnorm -x    arguments go to pytest
+#   bash scripts/test.sh -m "not gpu"         the long ones too (before a release)
+#   bash scripts/test.sh -m gpu               those that need a GPU
 #
-# Two workers share the tests (-n 0: none). Tests that need a system package this machine lacks are skipped with the
-# reason. The last line is pytest's own summary. Exit status: 0 when everything passed, else that of the first check that
-# failed; all of them run in any case.
+# Two workers share the tests (-n 0: none). Tests that need a system package this machine lacks are
+# skipped with the reason. The last line is pytest's own summary. Exit status: 0 when everything
+# passed, else that of the first check that failed; all of them run in any case.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# the command line has a limit of its own, so that a test that hangs where pytest's timeout cannot reach ends too
+# the command line has a limit of its own, so that a test that hangs where pytest's timeout cannot
+# reach ends too
 limit="${GRADS_DS_TEST_SECONDS:-3000}"
 
 bash scripts/install.sh --dev
@@ -37,10 +38,14 @@ case " $* " in
     *) selection=(-m "not gpu and not long") ;;
 esac
 printf '\n== pytest\n'
-[ "$status" = 0 ] || printf 'an earlier check failed (above); the exit status will be %s\n' "$status"
+[ "$status" = 0 ] ||
+    printf 'an earlier check failed (above); the exit status will be %s\n' "$status"
 tests=0
-share=(-n 2 --dist loadfile --no-loadscope-reorder) # a file's tests stay with one of two workers; few-test files may be long
-timeout --kill-after=30 "$limit" "$python" -m pytest -q "${share[@]}" "${selection[@]}" "$@" || tests=$?
-[ "$tests" != 124 ] || printf 'pytest: stopped after %s seconds (GRADS_DS_TEST_SECONDS)\n' "$limit" >&2
+# a file's tests stay with one of two workers; few-test files may be long
+share=(-n 2 --dist loadfile --no-loadscope-reorder)
+timeout --kill-after=30 "$limit" "$python" -m pytest -q "${share[@]}" "${selection[@]}" "$@" ||
+    tests=$?
+[ "$tests" != 124 ] ||
+    printf 'pytest: stopped after %s seconds (GRADS_DS_TEST_SECONDS)\n' "$limit" >&2
 [ "$status" != 0 ] || status=$tests
 exit "$status"

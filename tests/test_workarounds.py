@@ -12,8 +12,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from conftest import make_tiny_model
+from conftest import REPO, make_tiny_model
+from grads_ds import workarounds
 from grads_ds.config.config import Config
+from grads_ds.workarounds import WORKAROUNDS, other_versions, warn_of_other_versions
 from ranks import run_on_ranks
 from tests.training.test_train import make_config, train
 
@@ -38,3 +40,23 @@ def models_left(config: Config) -> list[int]:
 def test_a_model_that_is_done_with_is_freed(stage: int, tmp_path: Path) -> None:
     config = make_config(make_tiny_model(tmp_path / "base"), tmp_path, stage)
     assert run_on_ranks(1, models_left, config) == [[0, 0]]
+
+
+def test_each_workaround_names_where_it_stands_and_the_test_that_retires_it() -> None:
+    for item in WORKAROUNDS:
+        assert (REPO / item.where).is_file() and (REPO / item.test).is_file(), item
+
+
+def test_another_version_is_warned_of_once_with_the_tests_to_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = {"deepspeed": "0.20.1", "torch": "2.13.0+cpu", "transformers": "5.230.1"}
+    monkeypatch.setattr(workarounds.metadata, "version", lambda name: installed.get(name, "26.0.0"))
+    warn_of_other_versions()
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in said] == ["deepspeed", "transformers"]
+    assert "0.20.1 is installed" in said[0] and "tests/training/test_checkpoints.py" in said[0]
+
+
+def test_the_installed_versions_are_those_it_was_seen_with() -> None:
+    assert other_versions() == []

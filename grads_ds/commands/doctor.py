@@ -13,11 +13,13 @@ from typing import Any
 from grads_ds.commands.options import add_placement, placement
 from grads_ds.commands.run import add_config
 from grads_ds.config.config import Config
+from grads_ds.config.errors import printable
 from grads_ds.config.load import load_config
 from grads_ds.flow.host_needs import compiled_ops, input_paths
 from grads_ds.launcher.doctor.examine import examine
 from grads_ds.launcher.doctor.findings import Finding
 from grads_ds.launcher.job_outcome import DONE, WRONG_INPUT
+from grads_ds.run_dir.ownership import claim
 
 _MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
 
@@ -36,6 +38,7 @@ def add(commands: Any) -> None:
 def handle(args: argparse.Namespace) -> int:
     """Examine, print, and say by the status whether a run may start."""
     config = load_config(args.config, args.set)
+    claim(Path(config.run_dir))  # every host is to write there
     findings = examine(
         placement(args), Path(config.run_dir), input_paths(config), compiled_ops(config)
     )
@@ -69,7 +72,8 @@ def _print_table(findings: list[Finding]) -> None:
         table.add_column(title, overflow="fold")
     for finding in findings:
         found = finding.found + (f"\n-> {finding.advice}" if finding.advice else "")
-        table.add_row(_MARKS[finding.level], finding.check, finding.host, found)
+        shown = (printable(text) for text in (finding.check, finding.host, found))
+        table.add_row(_MARKS[finding.level], *shown)
     console = Console(highlight=False, markup=False, soft_wrap=False)
     console.print(table)
     faults = sum(finding.level == "fault" for finding in findings)

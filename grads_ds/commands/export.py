@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.commands.run import add_config
+from grads_ds.config.errors import UserError, nearest, problem
 from grads_ds.config.load import load_config
+from grads_ds.flow.stages import require_done
+from grads_ds.run_dir.layout import MAIN
 
 TOOLS = ("trl", "llamafactory", "axolotl", "megatron")
 
@@ -38,6 +41,12 @@ def handle(args: argparse.Namespace) -> int:
     from grads_ds.export.subset import export_subset
 
     config = load_config(args.config, args.set)
-    rows = export_subset(config, Path(config.run_dir), args.variant, args.to, args.out)
+    run_dir = Path(config.run_dir)
+    known = [MAIN, *config.select.variants]
+    if args.variant not in known:
+        found = f"{args.variant}{nearest(args.variant, known)}"
+        raise UserError(problem("--variant", "a selection of this config", found, "change it"))
+    require_done("export", f"select/{args.variant}", config, run_dir)
+    rows = export_subset(config, run_dir, args.variant, args.to, args.out)
     print(f"export: {rows:,} rows for {args.to} in {args.out}")
     return 0

@@ -131,7 +131,7 @@ def _pool_tokens(run_dir: Path) -> float | None:
         return None
 
 
-def _print(item: Any, room: float) -> None:
+def _print(item: Any, budget: float) -> None:
     gib = {key: value / 2**30 for key, value in asdict(item.memory).items()}
     parts = ", ".join(
         f"{key} {value:.1f}" for key, value in gib.items() if key != "host" and value >= 0.05
@@ -139,7 +139,7 @@ def _print(item: Any, room: float) -> None:
     total = item.memory.device / 2**30
     print(
         f"\n{item.stage}: {'fits' if item.fits else 'DOES NOT FIT'}: {total:.1f} of"
-        f" {room / 2**30:.0f} GiB a GPU ({parts})"
+        f" {budget / 2**30:.0f} GiB a GPU ({parts})"
     )
     if gib["host"]:
         print(f"  host memory {gib['host']:.0f} GiB a host")

@@ -13,13 +13,13 @@ from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.distributed import ranks
 from grads_ds.flow.execute import execute
-from grads_ds.flow.inputs import check_inputs
 from grads_ds.flow.launch import clear_after_killed_start, launch, stage_command
-from grads_ds.flow.stages import STAGE_NAMES, STAGES, due_units
+from grads_ds.flow.stages import STAGE_NAMES, STAGES, find_problems, reopen_altered
 from grads_ds.launcher.job import dry_run
 from grads_ds.launcher.job_outcome import DONE
 from grads_ds.launcher.submit import kubernetes, sbatch
 from grads_ds.run_dir.lock import lock
+from grads_ds.run_dir.ownership import claim, run_dir_problems
 
 _HELP = {
     "prepare": "read the data, tokenise it, give every sample an id",
@@ -131,11 +131,15 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     queued = args.backend == "slurm" and "SLURM_JOB_ID" not in os.environ
     given = [name for name in ("hosts", "include", "exclude", "ranks") if getattr(args, name)]
     if given and (queued or args.backend == "kubernetes"):
-        faults = [
+        problems = [
             f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out"
             for name in given
         ]
-        raise UserError(faults)
+        raise UserError(problems)
+    if problems := run_dir_problems(config.run_dir):
+        raise UserError(problems)
+    if not args.dry_run:
+        claim(run_dir)
     if queued:
         return _submit(args, run_dir)
     if args.backend == "kubernetes":
@@ -161,16 +165,12 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     ranks_in_all = sum(host.slots for host in place.hosts)
     with lock(run_dir, f"grads-ds {args.command}"):
         clear_after_killed_start(run_dir)
+        if args.command == "run":
+            reopen_altered(config, run_dir, stages)
         for number, stage in enumerate(stages):
             # the prepared pool tells more than the config did
             if number == 0 or stages[number - 1].name == "prepare":
-                # only for work that is due: a finished run stays finished when its sources move
-                # away
-                units = {stage.name: due_units(stage, config, run_dir) for stage in stages[number:]}
-                due = [name for name in units if units[name]] + [
-                    unit.name for found in units.values() for unit, _ in found
-                ]
-                check_inputs(config, due, ranks_in_all)
+                find_problems(config, run_dir, stages[number:], ranks_in_all)
             status = (
                 launch(stage, config, args, place) if stage.distributed else execute(stage, config)
             )

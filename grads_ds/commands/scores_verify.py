@@ -40,8 +40,9 @@ def act(args: argparse.Namespace) -> int:
     import math
 
     from grads_ds.config.load import load_config
+    from grads_ds.run_dir.provenance import RESOLVED
 
-    config = load_config(args.run / "config.yaml")
+    config = load_config(args.run / RESOLVED)
     tolerance = TOLERANCE[config.model.dtype] if args.tolerance is None else args.tolerance
     worst, count = differences(config, args.run, args.samples, args.seed)
     for name, difference in worst.items():

@@ -92,7 +92,7 @@ class DataConfig(Record):
         description="row fields carried along for the report's composition tables",
     )
 
-    @field_validator("train", "replay", mode="before")
+    @field_validator("train", "replay", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _one_source_is_a_list(cls, value: Any) -> Any:
         return expanded([value] if isinstance(value, str) else value)

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from grads_ds.config.columns import EXTRAS, LAYER_GROUPS, wants_reference
 from grads_ds.config.errors import nearest
-from grads_ds.config.record import expanded
+from grads_ds.config.record import NO_RESULT, expanded
 from grads_ds.config.training import TrainingConfig
 
 
@@ -31,12 +31,16 @@ class ProbeConfig(TrainingConfig):
         ),
     )
     tokens_per_microbatch: int = Field(
-        16384, ge=8, description="tokens of one frozen micro-batch per rank, padding included"
+        16384,
+        ge=8,
+        description="tokens of one frozen micro-batch per rank, padding included",
+        json_schema_extra=NO_RESULT,
     )
     flush_seconds: float = Field(
         5.0,
         ge=0,
         description="scores at most this old are lost with a killed rank (or 2 % of a long pass)",
+        json_schema_extra=NO_RESULT,
     )
     loss_reduction: Literal["mean", "sum"] = Field(
         "mean", description="a sample's loss is the mean or the sum over its target tokens"
@@ -102,7 +106,7 @@ class ProbeConfig(TrainingConfig):
             )
         return self
 
-    @field_validator("layers", mode="before")
+    @field_validator("layers", mode="before", json_schema_input_type=str | list[str])
     @classmethod
     def _known_groups(cls, value: Any) -> Any:
         if value == "all" or value == ["all"]:

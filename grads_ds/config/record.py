@@ -9,10 +9,24 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# on a field: how often something is kept, or how work is cut up. A finished unit stays finished
+# and a checkpoint is gone on from when it changes.
+NO_RESULT: Any = {"no_result_depends_on_it": True}
 
 
 class Record(BaseModel):
+    """A section. `Field(..., json_schema_extra=NO_RESULT)` marks keys no result depends on."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    def inputs(self, exclude: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+        """The keys that results depend on, as plain values; `exclude` leaves out more of them."""
+        marked = {
+            name
+            for name, field in type(self).model_fields.items()
+            if field.json_schema_extra == NO_RESULT
+        }
+        return self.model_dump(mode="json", exclude=marked | exclude)
 
 
 def expanded(value: Any) -> Any:

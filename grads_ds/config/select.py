@@ -131,11 +131,11 @@ class SelectConfig(Record):
             " without any finds its own"
         ),
     )
-    spread: Literal["rank", "random", "density"] = Field(
+    spread: Literal["rank", "reference", "random", "density"] = Field(
         "rank",
         description=(
-            "guided: order of what the filters leave: by the ranks of the signals that see, at"
-            " random, or drawn by density"
+            "guided: order of what the filters leave: by the ranks of the signals that see, by"
+            " these and nearness to probe.anchor, at random, or drawn by density"
         ),
     )
     strata: str | None = Field(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from grads_ds.config.record import Record
+from grads_ds.config.record import NO_RESULT, Record
 
 
 class TrainingConfig(Record):
@@ -28,10 +28,16 @@ class TrainingConfig(Record):
         False, description="recompute activations in the backward pass"
     )
     checkpoint_steps: int = Field(
-        500, ge=1, description="optimizer steps between resumable checkpoints"
+        500,
+        ge=1,
+        description="optimizer steps between resumable checkpoints",
+        json_schema_extra=NO_RESULT,
     )
     checkpoints_kept: int = Field(
-        2, ge=1, description="finished checkpoints kept while training; older ones are removed"
+        2,
+        ge=1,
+        description="finished checkpoints kept while training; older ones are removed",
+        json_schema_extra=NO_RESULT,
     )
 
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError, problem
 from grads_ds.data.leaks import Prints
 from grads_ds.data.model_limits import model_limits
 from grads_ds.data.problems import RowFault
 from grads_ds.data.spool import read_sample
+from grads_ds.data.template import SECONDS, EndlessTemplateError
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoder
 
@@ -70,7 +72,18 @@ def work(lines: Sequence[str]) -> Chunk:
     assert _worker is not None
     chunk, given = Chunk(), [read_sample(line) for line in lines]
     rows, positions = _worker.limits.rows, _worker.limits.positions
-    results = _worker.encoder.encode([sample for sample, _ in given])
+    try:
+        results = _worker.encoder.encode([sample for sample, _ in given])
+    except EndlessTemplateError:
+        first = given[0][0].origin
+        raise UserError(
+            problem(
+                "model.chat_template",
+                f"a template that renders every row within {SECONDS:g} s",
+                f"one that did not, at most {len(given)} rows after {first}",
+                "simplify its loops",
+            )
+        ) from None
     for (sample, text), encoded in zip(given, results, strict=True):
         if not isinstance(encoded, RowFault) and rows and max(encoded.input_ids, default=0) >= rows:
             encoded = RowFault(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from grads_ds.data.inputs import Input, lines
+from grads_ds.data.input_files import Input, lines
 from grads_ds.data.problems import Faults
 from grads_ds.data.strict_json import decode_at, loads
 from grads_ds.data.tables import arrow_rows, csv_rows, hub_rows, parquet_rows, saved_rows

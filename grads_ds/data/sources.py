@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.data.folders import SUFFIXES, file_identity, files_of, suffix
-from grads_ds.data.inputs import Input
+from grads_ds.data.input_files import Input
 from grads_ds.data.problems import Faults
 from grads_ds.data.readers import READERS
 from grads_ds.data.tables import HUB_ID
@@ -52,6 +52,8 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
         mine: list[Found] = []
         if path.is_dir():
             mine = _folder(path, faults)
+        elif path.exists() and not path.is_file():
+            faults.add(entry, "a file or a folder", "a pipe, a socket or a device", "save it first")
         elif path.exists():
             if not suffix(path):
                 faults.add(

@@ -14,6 +14,7 @@ from typing import Any
 from grads_ds.data.formats import Sample
 from grads_ds.data.problems import Faults
 
+ROW_LARGEST = 64 * 2**20  # characters of a row as JSON
 NO_NUMBERS = "rows with NaN or Infinity, written as null"
 
 
@@ -42,6 +43,9 @@ def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int
                     found,
                     "replace or remove that character",
                 )
+            if len(row) > ROW_LARGEST:
+                wanted, found = f"rows of at most {ROW_LARGEST:,} characters", f"{len(row):,}"
+                faults.add(sample.origin, wanted, found, "split it or leave it out")
             if not faults.count:
                 line = [
                     sample.source,

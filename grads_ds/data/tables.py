@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from grads_ds.data.inputs import Input, lines
+from grads_ds.data.input_files import Input, lines
 from grads_ds.data.problems import Faults
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?(?::([\w.-]+))?")

@@ -7,16 +7,45 @@ template can write, and that a template without tool calls gets them as JSON tex
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grads_ds.data.conversation import Message
 from grads_ds.data.problems import RowFault
 
+SECONDS = 30.0  # for one conversation; the longest real ones take a few milliseconds
 Span = tuple[int, int]  # [start, end) in characters
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+class EndlessTemplateError(BaseException):
+    """A template was at work for SECONDS. No `Exception`: what a template itself raises is tried
+    again in other ways, which would take as long.
+    """
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Ends what takes longer; not in a thread, which gets no signal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(number: int, frame: Any) -> None:
+        raise EndlessTemplateError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 class Template:
@@ -33,18 +62,19 @@ class Template:
     ) -> tuple[str, list[Span]]:
         """The text of a conversation and its marks; `prompt` adds the generation prompt.
 
-        Raises whatever the template raises.
+        Raises whatever the template raises, and EndlessTemplateError after SECONDS.
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        texts, marks = render_jinja_template(
-            conversations=[list(messages)],
-            tools=tools,
-            chat_template=self.source,
-            add_generation_prompt=prompt,
-            return_assistant_tokens_mask=self.marked,
-            **self.special_tokens,
-        )
+        with _time_limit(SECONDS):
+            texts, marks = render_jinja_template(
+                conversations=[list(messages)],
+                tools=tools,
+                chat_template=self.source,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=self.marked,
+                **self.special_tokens,
+            )
         return texts[0], marks[0] if self.marked else []
 
     def accepted(self, messages: Sequence[Message], tools: Any) -> tuple[str, list[Span]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,9 +16,9 @@ from typing import Any, TypeVar
 from grads_ds.config.errors import UserError
 from grads_ds.launcher import runners
 from grads_ds.launcher.process_group import join
+from grads_ds.workarounds import quote_torch_lib_path, skip_shared_memory_op, warn_of_other_versions
 
 T = TypeVar("T")
-SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
 def launched() -> bool:
@@ -33,8 +32,8 @@ def launched_rank() -> int:
 
 
 def foreign_variables() -> list[str]:
-    """The fault of a shell that still holds another job's RANK or WORLD_SIZE; none where they agree
-    with Open MPI's.
+    """The problem of a shell that still holds another job's RANK or WORLD_SIZE; none where they
+    agree with Open MPI's.
 
     mpirun hands the shell's variables to the ranks of its own host alone. DeepSpeed lets RANK and
     its kin win over MPI, so that rank 0 would run as a world of one and the others wait for it in
@@ -64,8 +63,8 @@ def start() -> None:
 
     if dist.is_initialized():
         return
-    if faults := foreign_variables():
-        raise UserError(faults)
+    if problems := foreign_variables():
+        raise UserError(problems)
     listen = None
     if not launched():
         listen = "127.0.0.1"
@@ -76,37 +75,12 @@ def start() -> None:
             "MASTER_ADDR": listen,
             "MASTER_PORT": "0",
         }
+    if launched_rank() == 0:
+        warn_of_other_versions()
     skip_shared_memory_op(deepspeed)
     quote_torch_lib_path()
     join(get_accelerator().communication_backend_name(), default_pg_timeout, listen)
     deepspeed.init_distributed(verbose=False)
-
-
-def skip_shared_memory_op(deepspeed: Any) -> None:
-    """Keep DeepSpeed from compiling its shared-memory collectives on CPU ranks; training does not
-    use them.
-
-    The compiler fails where the environment's path holds a space, and one killed while it compiles
-    leaves a lock that every later start waits on without end (both seen with DeepSpeed 0.19.8,
-    whose table of usable ops is not a public name).
-    """
-    ops = getattr(deepspeed.ops, "__compatible_ops__", {})
-    if SHARED_MEMORY_OP in ops:
-        ops[SHARED_MEMORY_OP] = False
-
-
-def quote_torch_lib_path() -> None:
-    """Let DeepSpeed's ops be compiled where torch lies below a folder with a space in its name.
-
-    torch.utils.cpp_extension (seen with torch 2.13.0) gives its library folder to the shell
-    unquoted.
-    """
-    import torch
-
-    if any(character.isspace() for character in torch.__path__[0]):
-        from torch.utils import cpp_extension
-
-        cpp_extension.TORCH_LIB_PATH = shlex.quote(os.path.join(torch.__path__[0], "lib"))
 
 
 def finish() -> None:

@@ -25,6 +25,7 @@ from grads_ds.distributed.progress import with_progress
 from grads_ds.distributed.step_timing import attached, reading
 from grads_ds.engine.model import frozen_model
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
+from grads_ds.workarounds import release_leftovers
 
 
 class ColumnRecorder(Protocol):
@@ -136,12 +137,5 @@ def score_batch(
     Every rank calls this as often as the others.
     """
     norms = recorder.score(batch)
-    release(engine)
+    release_leftovers(engine)
     return norms
-
-
-def release(engine: Any) -> None:
-    """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding)."""
-    leftovers = getattr(engine.optimizer, "release_backward_leftovers", None)
-    if leftovers is not None:
-        leftovers()

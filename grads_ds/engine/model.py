@@ -17,20 +17,26 @@ from transformers.integrations import HfDeepSpeedConfig
 from grads_ds.config.config import Config
 from grads_ds.engine.attention import attention_of
 from grads_ds.engine.settings import scoring_settings
+from grads_ds.engine.strict_loading import check_loaded, check_tensors
 from grads_ds.workarounds import close
 
 
 def load_model(config: Config, path: str | Path) -> nn.Module:
-    """The causal language model at `path` in the configured dtype.
+    """The causal language model at `path` in the configured dtype. Every rank calls this.
 
-    Sharded as it loads while an HfDeepSpeedConfig is alive.
+    Sharded as it loads while an HfDeepSpeedConfig is alive. Raises UserError when a tensor is
+    missing, unexpected, of another shape or not finite.
     """
-    return AutoModelForCausalLM.from_pretrained(
+    check_tensors(config, path)
+    model, info = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, config.model.dtype),
         attn_implementation=attention_of(config),
         trust_remote_code=config.model.trust_remote_code,
+        output_loading_info=True,
     )
+    check_loaded(model, info, path)
+    return model
 
 
 @contextlib.contextmanager

@@ -1,15 +1,27 @@
-"""Is a folder a model that can be loaded? Looked at without loading it; no torch import."""
+"""Is a folder a model that can be loaded? Looked at without loading it; no torch import.
+
+Reads config.json, the index and the head of every safetensors file. `strict_loading.py` compares
+the tensors with the model's own once torch is there.
+"""
 
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
+from typing import Any
 
+from grads_ds.config.errors import problem
+
+INDEX = "model.safetensors.index.json"
+_WHERE = "model.path"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_HEAD_LARGEST = 100 * 2**20  # bytes; what safetensors itself allows
 
 
 def check_model(path: str) -> list[str]:
-    """Faults of a model folder: absent, no or broken config.json, no weights.
+    """Problems of a model folder: absent, no or broken config.json, an adapter, no weights or
+    damaged ones, an index that names what is not in the folder.
 
     A hub id is left to the hub's client.
     """
@@ -17,26 +29,92 @@ def check_model(path: str) -> list[str]:
     if not folder.exists():
         if path.count("/") == 1 and not path.startswith((".", "/", "~")):
             return []  # owner/name
-        return [
-            f"model.path: wanted a Hugging Face folder or hub id; found nothing at {path}; give an"
-            " existing folder"
-        ]
-    faults = []
+        wanted, found = "a Hugging Face folder or hub id", f"nothing at {path}"
+        return [problem(_WHERE, wanted, found, "give an existing folder")]
     if not folder.is_dir():
-        return [f"model.path: wanted a folder; {path} is a file; give the folder it lies in"]
-    try:
-        json.loads((folder / "config.json").read_text())
-    except OSError:
-        faults.append(
-            f"model.path: wanted {path}/config.json; found none; give a Hugging Face model folder"
-        )
-    except ValueError as error:
-        faults.append(
-            f"model.path: {path}/config.json is not valid JSON ({error}); restore the file"
-        )
+        return [problem(_WHERE, "a folder", f"the file {path}", "give the folder it lies in")]
+    problems = _config_problems(folder) + _adapter_problems(folder)
     if not any(True for pattern in _WEIGHTS for _ in folder.glob(pattern)):
-        faults.append(
-            f"model.path: wanted weights (*.safetensors or *.bin) in {path}; found none; copy them"
-            " there"
-        )
-    return faults
+        wanted = f"weights (*.safetensors or *.bin) in {path}"
+        return [*problems, problem(_WHERE, wanted, "none", "copy them there")]
+    index_problems, files = weight_files(folder)
+    problems += index_problems
+    for file in files:
+        if file.suffix == ".safetensors":
+            try:
+                read_head(file)
+            except ValueError as error:
+                problems.append(problem(_WHERE, f"weights in {file}", str(error), "copy it anew"))
+    return problems
+
+
+def weight_files(folder: Path) -> tuple[list[str], list[Path]]:
+    """(problems, files): the files that hold a model's weights, by its index where there is one."""
+    index = folder / INDEX
+    if not index.is_file():
+        whole = folder / "model.safetensors"
+        if whole.is_file():
+            return [], [whole]
+        return [], sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        return [problem(_WHERE, f"an index of weights in {index}", str(error), "restore it")], []
+    found, files = [], []
+    for name in names:
+        file = folder / str(name)
+        if Path(str(name)).name != name:
+            wanted = f"files of {folder} in {index.name}"
+            found.append(problem(_WHERE, wanted, f"{name}, which lies elsewhere", "restore it"))
+        elif not file.is_file():
+            found.append(problem(_WHERE, f"{file}, as {index.name} says", "none", "copy it there"))
+        else:
+            files.append(file)
+    return found, files
+
+
+def read_head(file: Path) -> dict[str, Any]:
+    """The tensors of a safetensors file: name -> {"dtype", "shape", "data_offsets"}.
+
+    Raises ValueError, in words, for a file that is no such file, or is cut short; OSError.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        start = content.read(8)
+        (length,) = struct.unpack("<Q", start) if len(start) == 8 else (size,)
+        if length > min(size - 8, _HEAD_LARGEST):
+            raise ValueError("a file that is no safetensors file, or is cut short")
+        try:
+            head = json.loads(content.read(length))
+            tensors = {name: value for name, value in head.items() if name != "__metadata__"}
+            end = max((value["data_offsets"][1] for value in tensors.values()), default=0)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError):
+            raise ValueError("a head that cannot be read") from None
+    if 8 + length + end != size:
+        raise ValueError(f"{size} bytes where its head says {8 + length + end}")
+    return tensors
+
+
+def _config_problems(folder: Path) -> list[str]:
+    try:
+        json.loads((folder / "config.json").read_bytes())
+    except FileNotFoundError:
+        wanted = f"{folder}/config.json"
+        return [problem(_WHERE, wanted, "none", "give a Hugging Face model folder")]
+    except ValueError as error:
+        return [f"{_WHERE}: {folder}/config.json is not valid JSON ({error}); restore the file"]
+    return []
+
+
+def _adapter_problems(folder: Path) -> list[str]:
+    """A folder with an adapter: transformers would load the base that the adapter names."""
+    try:
+        text = (folder / "adapter_config.json").read_bytes()
+    except FileNotFoundError:
+        return []
+    try:
+        base = json.loads(text).get("base_model_name_or_path")
+    except (ValueError, AttributeError):
+        base = None
+    found = f"an adapter in {folder}, of {base or 'a base it does not name'}"
+    return [problem(_WHERE, "a whole model", found, "merge it first, or move adapter_config.json")]

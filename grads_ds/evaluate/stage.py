@@ -44,7 +44,8 @@ def run_evaluate(config: Config, run_dir: Path) -> None:
             losses_file = f"evaluation/{model_name}.{set_name}.parquet"
             if ranks.is_main():
                 with atomic_path(run_dir / losses_file) as aside:
-                    pq.write_table(pa.table({"loss": loss, "num_target_tokens": tokens}), aside)
+                    columns = pa.table({"loss": loss, "num_target_tokens": tokens})
+                    pq.write_table(columns, aside, write_page_checksum=True)
             result[model_name][set_name] = summarise(
                 loss, tokens, config.evaluate.bootstrap, config.seed
             ) | {"sample_losses_file": losses_file}

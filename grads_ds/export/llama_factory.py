@@ -63,6 +63,12 @@ def _as_llama_factory(row: dict[str, Any]) -> dict[str, Any]:
                 )
             calls = [call["function"] for call in message["tool_calls"]]
             role, content = "function_call", json.dumps(calls, ensure_ascii=False)
+        if message.get("reasoning_content"):  # as its templates with thinking read it
+            if role == "function_call":
+                raise RowFault(
+                    "a call without reasoning", f"turn {number} with both", "leave the row out"
+                )
+            content = f"<think>\n{message['reasoning_content']}\n</think>\n\n{content}"
         messages.append({"role": "observation" if role == "tool" else role, "content": content})
     said = [message["role"] for message in messages[messages[0]["role"] == "system" :]]
     sides = (("user", "observation"), ("assistant", "function_call"))

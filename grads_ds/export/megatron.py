@@ -27,8 +27,9 @@ def _as_megatron(row: dict[str, Any]) -> dict[str, Any]:
     for number, message in enumerate(row.get("messages", ()), 1):
         if is_context(message):
             raise RowFault("answers that are all learnt", f"weight 0 at turn {number}", ELSEWHERE)
-        if message["role"] not in ("system", "user", "assistant") or message.get("tool_calls"):
-            found = "tool calls" if message.get("tool_calls") else f"role {message['role']}"
+        lost = [key for key in ("tool_calls", "reasoning_content") if message.get(key)]
+        if message["role"] not in ("system", "user", "assistant") or lost:
+            found = lost[0].replace("_", " ") if lost else f"role {message['role']}"
             raise RowFault(
                 "text of system, user and assistant", f"{found} at turn {number}", ELSEWHERE
             )
@@ -48,7 +49,9 @@ def write_indexed(config: Config, run_dir: Path, name: str, prefix: Path) -> Non
 
     pool = load_from_disk(str(run_dir / "prepared/pool"))
     table = pq.read_table(
-        run_dir / selection_folder(name) / "selection.parquet", columns=["sample_id", "selected"]
+        run_dir / selection_folder(name) / "selection.parquet",
+        columns=["sample_id", "selected"],
+        page_checksum_verification=True,
     )
     wanted = table["sample_id"].to_numpy()[table["selected"].to_numpy(zero_copy_only=False)]
     places = np.flatnonzero(np.isin(np.asarray(pool["sample_id"], np.int64), wanted))

@@ -14,7 +14,8 @@ from pathlib import Path
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.flow.host_needs import compiled_ops, input_paths
-from grads_ds.flow.stages import Stage, Unit, check_upstream, due_units
+from grads_ds.flow.stages import Stage, check_upstream, due_units
+from grads_ds.flow.unit_inputs import Unit
 from grads_ds.launcher import orphans
 from grads_ds.launcher.doctor.examine import glance
 from grads_ds.launcher.environment import sweep
@@ -50,7 +51,7 @@ def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placem
         if outcome.status == DONE and due_units(stage, config, run_dir):
             outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
         if outcome.status in (DONE, WRONG_INPUT):
-            break  # rank 0 has listed the faults
+            break  # rank 0 has listed the problems
         _report(
             run_dir / "logs" / f"{stage.name}.log",
             f"{stage.name}: {outcome.sentence}",
@@ -85,7 +86,7 @@ def _present(
     """The place, once its hosts have been looked at; with `elastic`, less those that cannot be
     entered or have a fault.
 
-    Raises UserError with every fault otherwise. Warnings are printed.
+    Raises UserError with every problem otherwise. Warnings are printed.
     """
     lost, findings = glance(place, Path(config.run_dir), input_paths(config), compiled_ops(config))
     problems = dict(lost)
@@ -94,8 +95,8 @@ def _present(
             (host.name for host in place.hosts if host.address == finding.host), finding.host
         )
         if finding.level == "fault":
-            told = f"{problems[name]}; {finding}" if name in problems else f"hosts: {finding}"
-            problems[name] = told
+            before = f"{problems[name]}; " if name in problems else "hosts: "
+            problems[name] = f"{before}{finding}"
         elif finding.level == "warning":
             print(f"grads-ds: {finding}", file=sys.stderr, flush=True)
     if not problems:

@@ -1,213 +1,120 @@
 """The flow: prepare -> probe -> select -> sft -> evaluate -> report, as stages and their units.
 
 A stage is one or more units (the preliminary training and the recording; one subset; one model), so
-that an interrupted or partly changed run repeats only what it must. Each unit names the inputs that
-decide whether it is due. No torch import until a unit that computes is run.
+that an interrupted or partly changed run repeats only what it must (`unit_inputs.py` has them).
+Each stage brings what can be found wrong before it starts. No torch import.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
-from grads_ds.run_dir.digests import content_digest
-from grads_ds.run_dir.layout import MAIN, model_folder, scores_unit, selection_folder, trained_names
-from grads_ds.run_dir.units import unit_id, why_due
-
-_KEEPING = ("checkpoint_steps", "checkpoints_kept")  # no model depends on them
-
-
-@dataclass(frozen=True)
-class Unit:
-    """The smallest piece of work that is redone as a whole.
-
-    `inputs` decide whether it is due; `outputs` are its files.
-    """
-
-    name: str
-    inputs: dict[str, Any]
-    outputs: tuple[str, ...]
-    work: Callable[[Config, Path], None]
+from grads_ds.config.errors import UserError, problem
+from grads_ds.engine.model_check import check_model
+from grads_ds.evaluate.task_files import task_problems
+from grads_ds.flow.unit_inputs import (
+    Unit,
+    evaluate_units,
+    prepare_units,
+    probe_units,
+    report_units,
+    select_units,
+    sft_units,
+)
+from grads_ds.run_dir.units import record_file, why_due
+from grads_ds.training.division import check_training
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the flow. `distributed` stages run on every rank, the others on one process."""
+    """One step of the flow. `distributed` stages run on every rank, the others on one process.
+
+    `problems(config, run_dir, ranks)`: what the stage is about to read or to be asked for and
+    cannot be right, found before any work starts; only asked when a unit of it is due.
+    """
 
     name: str
     distributed: bool
     units: Callable[[Config, Path], list[Unit]]
+    problems: Callable[[Config, Path, int], list[str]]
 
 
-def _prepare_units(config: Config, run_dir: Path) -> list[Unit]:
-    def work(config: Config, run_dir: Path) -> None:
-        from grads_ds.data.stage import run_prepare
+def _prepare_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
+    from grads_ds.data.stage import check_prepare
 
-        run_prepare(config, run_dir)
-
-    sources = [source for group in config.prepared_sets().values() for source in group]
-    inputs = {
-        "data": config.data.model_dump(mode="json"),
-        "model.path": config.model.path,
-        "model.chat_template": config.model.chat_template,
-        "tokenizer files": content_digest(config.model.path, weights=False),
-        "data files": {source: content_digest(source) for source in sources},
-        "chat template file": content_digest(config.model.chat_template),
-    }
-    return [Unit("prepare", inputs, ("prepared",), work)]
+    return check_prepare(config)
 
 
-def _probe_units(config: Config, run_dir: Path) -> list[Unit]:
-    def train(config: Config, run_dir: Path) -> None:
-        from grads_ds.probe.stage import run_preliminary_training
-
-        run_preliminary_training(config, run_dir)
-
-    def record(config: Config, run_dir: Path) -> None:
-        from grads_ds.probe.stage import run_recording
-
-        run_recording(config, run_dir)
-
-    probe = config.probe.model_dump(mode="json", exclude={"flush_seconds", *_KEEPING})
-    recording = {
-        key: probe.pop(key) for key in ("layers", "tokens_per_microbatch", "loss_reduction")
-    }
-    names = ("extras", "anchor", "other_prompts", "contrast_rows")
-    extras, controls = {key: probe.pop(key) for key in names}, probe.pop("controls")
-    recording |= extras if extras["extras"] else {}
-    recording |= {"controls": controls} if controls else {}
-    model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
-    scores = ("scores/table.parquet", "scores/manifest.json")
-    if config.probe.epochs == 0:
-        return [Unit("probe/record", model | {"probe": recording}, scores, record)]
-    training = model | {"probe": probe, "deepspeed": config.deepspeed_json()}
-    if config.probe.record == "during":
-        return [
-            Unit(
-                "probe/train", training | {"recording": recording}, (*scores, "probe/model"), train
-            )
-        ]
-    return [
-        Unit("probe/train", training, ("probe/model",), train),
-        Unit(
-            "probe/record",
-            {"probe": recording, "training": unit_id(run_dir, "probe/train")},
-            scores,
-            record,
-        ),
-    ]
+def _probe_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
+    found = check_model(config.model.path)
+    # a recording goes on with any number of ranks
+    if any(unit.name == "probe/train" for unit, _ in due_units(STAGES[1], config, run_dir)):
+        found += check_training(config, "probe", config.probe, ranks)
+    return found
 
 
-def _select_units(config: Config, run_dir: Path) -> list[Unit]:
-    def unit(name: str | None) -> Unit:
-        def work(config: Config, run_dir: Path) -> None:
-            from grads_ds.selection.stage import run_variant
+def _select_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
+    from grads_ds.selection.requirements import check_select
 
-            run_variant(config, run_dir, name)
-
-        folder = selection_folder(name or MAIN)
-        inputs = {
-            "select": config.select.resolve(name).model_dump(mode="json"),
-            "seed": config.seed,
-            "prepare": unit_id(run_dir, "prepare"),
-            "probe": unit_id(run_dir, scores_unit(config)),
-        }
-        files = tuple(
-            f"{folder}/{file}" for file in ("selected.jsonl", "selection.parquet", "selection.json")
-        )
-        return Unit(f"select/{name or MAIN}", inputs, files, work)
-
-    return [unit(None), *(unit(name) for name in config.select.variants)]
+    found = check_select(config, run_dir)
+    if not due_units(STAGES[0], config, run_dir):
+        found += _budget_problems(config, run_dir)
+    return found
 
 
-def _sft_units(config: Config, run_dir: Path) -> list[Unit]:
-    def unit(name: str) -> Unit:
-        def work(config: Config, run_dir: Path) -> None:
-            from grads_ds.training.sft import run_sft
-
-            run_sft(config, run_dir, name)
-
-        # the whole pool takes the same steps on every footing
-        footing = {"equal"} if name == "full" else set()
-        inputs = _model_inputs(config) | {
-            "sft": config.sft.model_dump(mode="json", exclude={"variants", *_KEEPING, *footing}),
-            "seed": config.seed,
-            "deepspeed": config.deepspeed_json(),
-            "prepare": unit_id(run_dir, "prepare"),
-        }
-        if name != "full":
-            inputs["select"] = unit_id(run_dir, f"select/{name}")
-        adapter = (str(Path(model_folder(name)).parent / "adapter"),) if config.sft.adapter else ()
-        return Unit(f"sft/{name}", inputs, (model_folder(name), *adapter), work)
-
-    return [unit(name) for name in trained_names(config)]
+def _budget_problems(config: Config, run_dir: Path) -> list[str]:
+    """Problems of budgets given as a count that the prepared pool does not hold."""
+    pool = json.loads((run_dir / "prepared/prepared.json").read_text())["sets"]["pool"]["kept"]
+    found = []
+    for name in (None, *config.select.variants):
+        budget = config.select.resolve(name).budget
+        if isinstance(budget, float) and budget > max(1, pool):
+            where = f"select.variants.{name}.budget" if name else "select.budget"
+            wanted = f"at most the pool's {pool} samples"
+            found.append(problem(where, wanted, f"{budget:g}", "lower it or add data"))
+    return found
 
 
-def _evaluate_units(config: Config, run_dir: Path) -> list[Unit]:
-    def work(config: Config, run_dir: Path) -> None:
-        from grads_ds.evaluate.stage import run_evaluate
-
-        run_evaluate(config, run_dir)
-
-    tasks = config.evaluate
-    inputs = _model_inputs(config) | {
-        "evaluate": config.evaluate.model_dump(mode="json"),
-        "task files": (
-            {
-                file: content_digest(file)
-                for file in (*tasks.multiple_choice.values(), *tasks.exact_match.values())
-            }
-            | (
-                {tasks.lm_eval.include_path: content_digest(tasks.lm_eval.include_path)}
-                if tasks.lm_eval
-                else {}
-            )
-        ),
-        "seed": config.seed,
-        "prepare": unit_id(run_dir, "prepare"),
-        "sft": {name: unit_id(run_dir, f"sft/{name}") for name in trained_names(config)},
-    }
-    return [Unit("evaluate", inputs, ("evaluation.json", "evaluation"), work)]
+def _sft_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
+    return check_model(config.model.path) + check_training(config, "sft", config.sft, ranks)
 
 
-def _report_units(config: Config, run_dir: Path) -> list[Unit]:
-    def work(config: Config, run_dir: Path) -> None:
-        from grads_ds.report.stage import run_report
+def _evaluate_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
+    return check_model(config.model.path) + task_problems(config.evaluate)
 
-        run_report(config, run_dir)
 
-    inputs = {
-        "probe": unit_id(run_dir, scores_unit(config)),
-        "select": {
-            name: unit_id(run_dir, f"select/{name}") for name in [MAIN, *config.select.variants]
-        },
-        "evaluate": unit_id(run_dir, "evaluate"),
-    }
-    return [Unit("report", inputs, ("report.html",), work)]
+def _report_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
+    return []
 
 
 STAGES = (
-    Stage("prepare", False, _prepare_units),
-    Stage("probe", True, _probe_units),
-    Stage("select", False, _select_units),
-    Stage("sft", True, _sft_units),
-    Stage("evaluate", True, _evaluate_units),
-    Stage("report", False, _report_units),
+    Stage("prepare", False, prepare_units, _prepare_problems),
+    Stage("probe", True, probe_units, _probe_problems),
+    Stage("select", False, select_units, _select_problems),
+    Stage("sft", True, sft_units, _sft_problems),
+    Stage("evaluate", True, evaluate_units, _evaluate_problems),
+    Stage("report", False, report_units, _report_problems),
 )
 
 
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
-def due_units(stage: Stage, config: Config, run_dir: Path) -> list[tuple[Unit, str]]:
-    """The stage's units that have to run, each with the reason, given what is recorded now."""
+def due_units(
+    stage: Stage, config: Config, run_dir: Path, read: frozenset[str] = frozenset()
+) -> list[tuple[Unit, str]]:
+    """The stage's units that have to run, each with the reason, given what is recorded now.
+
+    Of the units named in `read`, whose outputs are about to be read, every output is compared.
+    """
     due: list[tuple[Unit, str]] = []
     for unit in stage.units(config, run_dir):
-        reason = why_due(run_dir, unit.name, unit.inputs)
+        reason = why_due(run_dir, unit.name, unit.inputs, thorough=unit.name in read)
         if reason is None and due and stage.name == "probe":
             # the recording follows the training inside one stage
             reason = f"{due[0][0].name} runs again"
@@ -216,18 +123,74 @@ def due_units(stage: Stage, config: Config, run_dir: Path) -> list[tuple[Unit, s
     return due
 
 
+def units_read(stage: Stage, config: Config, run_dir: Path) -> frozenset[str]:
+    """The units whose outputs the stage's due units read."""
+    return frozenset(name for unit, _ in due_units(stage, config, run_dir) for name in unit.reads)
+
+
 def check_upstream(stage: Stage, config: Config, run_dir: Path) -> None:
-    """Raise UserError when an earlier stage has to run before this one can."""
+    """Raise UserError when an earlier stage has to run before this one can, or has left something
+    that was altered since and that this one is about to read.
+    """
+    read = units_read(stage, config, run_dir)
     for earlier in STAGES[: STAGES.index(stage)]:
-        due = due_units(earlier, config, run_dir)
+        due = due_units(earlier, config, run_dir, read)
         if due:
             unit, reason = due[0]
             raise UserError(
-                f"{stage.name}: wanted {earlier.name} to be finished and up to date; found"
-                f" {unit.name}: {reason}; run: grads-ds run CONFIG --to {stage.name}"
+                problem(
+                    stage.name,
+                    f"{earlier.name} to be finished and up to date",
+                    f"{unit.name}: {reason}",
+                    f"run: grads-ds run CONFIG --to {stage.name}",
+                )
             )
 
 
-def _model_inputs(config: Config) -> dict[str, Any]:
-    model = config.model.model_dump(mode="json", exclude={"chat_template"})
-    return {"model": model, "model files": content_digest(config.model.path)}
+def reopen_altered(config: Config, run_dir: Path, stages: Sequence[Stage]) -> None:
+    """Make units of `stages` due again whose outputs were altered and are about to be read: by
+    units that are due, or by those that become so.
+    """
+    read: frozenset[str] = frozenset()
+    for stage in reversed(STAGES):
+        due = due_units(stage, config, run_dir, read)
+        for unit, reason in due:
+            if stage in stages and why_due(run_dir, unit.name, unit.inputs) is None:
+                print(f"{unit.name}: {reason}; it is made again", file=sys.stderr, flush=True)
+                record_file(run_dir, unit.name).unlink(missing_ok=True)
+            read |= frozenset(unit.reads)
+
+
+def require_done(who: str, name: str, config: Config, run_dir: Path) -> None:
+    """Raise UserError unless unit `name` and all before it are done under this config, and what
+    they wrote is as they wrote it.
+    """
+    read = frozenset({name, "prepare"})
+    last = next(stage for stage in STAGES if stage.name == name.partition("/")[0])
+    for stage in STAGES[: STAGES.index(last) + 1]:
+        for unit, reason in due_units(stage, config, run_dir, read):
+            if stage is not last or unit.name == name:
+                raise UserError(
+                    problem(
+                        who,
+                        f"{name} finished under this config",
+                        f"{unit.name}: {reason}",
+                        f"run: grads-ds run CONFIG --to {last.name}",
+                    )
+                )
+
+
+def find_problems(config: Config, run_dir: Path, stages: Sequence[Stage], ranks: int) -> None:
+    """Look at what the due units of `stages` are about to read. Raises UserError with every
+    problem found; a finished stage stays finished when its sources move away.
+
+    `ranks` is how many the distributed stages will have.
+    """
+    found = [
+        text
+        for stage in stages
+        if due_units(stage, config, run_dir)
+        for text in stage.problems(config, run_dir, ranks)
+    ]
+    if found:
+        raise UserError(list(dict.fromkeys(found)))

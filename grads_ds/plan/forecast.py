@@ -73,8 +73,8 @@ class _Planner:
         cluster, zero, limits, budget = self.cluster, self.zero, self.limits, self.budget
         section = "probe" if stage == "preliminary" else stage
         sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
-        if fault := self._unshared(sequence):
-            raise UserError(f"{section}.sequence_parallel: {fault}")
+        if problem := self._unshared(sequence):
+            raise UserError(f"{section}.sequence_parallel: {problem}")
 
         def share(sequence: int) -> int:  # of a step's samples, for each group of ranks
             return max(1, settings.batch_size // (cluster.ranks // sequence))

@@ -48,7 +48,9 @@ class DenseCheck:
                 sorted(i for rank in plan.batches for batch in rank for i in batch), np.int64
             )
             summed = total[scored]
-            table = pq.read_table(table_file, columns=["sample_id", *self.names])
+            table = pq.read_table(
+                table_file, columns=["sample_id", *self.names], page_checksum_verification=True
+            )
             place = np.searchsorted(table["sample_id"].to_numpy(), ids[scored])
             written = np.stack([table[name].to_numpy()[place] for name in self.names], axis=1)
             once = bool((summed[:, 0] == 1).all())

@@ -23,7 +23,11 @@ class EarlyNorms:
     @classmethod
     def read(cls, run_dir: Path, names: Sequence[str]) -> EarlyNorms:
         """Read the norm columns `names` of scores/early/table.parquet."""
-        table = pq.read_table(run_dir / "scores/early/table.parquet", columns=["sample_id", *names])
+        table = pq.read_table(
+            run_dir / "scores/early/table.parquet",
+            columns=["sample_id", *names],
+            page_checksum_verification=True,
+        )
         return cls(
             table["sample_id"].to_numpy(),
             {f"{name}_early": table[name].to_numpy() for name in names},

@@ -13,9 +13,6 @@ from grads_ds.distributed import ranks
 from grads_ds.distributed.host_consistency import check_hosts_agree
 from grads_ds.run_dir.provenance import package_versions, source_commit
 
-# no score depends on them
-_NOT_INPUTS = ("flush_seconds", "tokens_per_microbatch", "checkpoint_steps", "checkpoints_kept")
-
 
 def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recording:
     """What the scores depend on and how this start makes them. Raises UserError where hosts differ.
@@ -32,15 +29,15 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
     model = config.model.model_dump(
         mode="json", include={"dtype", "attention", "trust_remote_code"}
     )
-    probe = config.probe.model_dump(
-        mode="json", include=None if during else {"layers", "loss_reduction"}
-    )
+    probe = config.probe.inputs()
+    if not during:
+        probe = {name: probe[name] for name in ("layers", "loss_reduction")}
     inputs = {
         "model": model_path,
         "model files": facts[f"model {model_path}"],
         "pool": facts[f"data {pool_dir}"],
         **{f"model.{name}": value for name, value in model.items()},
-        **{f"probe.{name}": value for name, value in probe.items() if name not in _NOT_INPUTS},
+        **{f"probe.{name}": value for name, value in probe.items()},
     }
     if extras:
         inputs |= {
@@ -70,5 +67,5 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
 def trained_with(done_file: Path, model_dir: Path) -> str | None:
     try:
         return str(json.loads(done_file.read_text())["key"]) if model_dir.is_dir() else None
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return None

@@ -34,9 +34,10 @@ class Observed:
     ) -> TargetStatistics:
         """The statistics of the batch's target tokens; see `target_statistics`."""
         parts = []
-        for view in self.views:
-            rows_ND, weight, bias, transform = view.at_targets()
-            with view.whole():
+        # made whole once for all parts: ranks may have measured their batches in unequal numbers
+        with self.views[0].whole():
+            for view in self.views:
+                rows_ND, weight, bias, transform = view.at_targets()
                 found = target_statistics(
                     rows_ND,
                     weight,
@@ -47,7 +48,7 @@ class Observed:
                     row_weights_V=row_weights_V,
                     want_row_squares=want_row_squares,
                 )
-            parts.append(found)
+                parts.append(found)
         names = [field.name for field in fields(TargetStatistics) if field.name != "row_squares"]
         squares = [part.row_squares for part in parts if part.row_squares is not None]
         return TargetStatistics(

@@ -220,7 +220,7 @@ def _merge(
 
 
 def _histograms(folder: Path, log_dir: Path, names: list[str]) -> None:
-    table = pq.read_table(folder / "table.parquet")
+    table = pq.read_table(folder / "table.parquet", page_checksum_verification=True)
     with SummaryWriter(str(log_dir)) as writer:
         for name in names:
             values = table[name].to_numpy()

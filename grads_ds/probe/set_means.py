@@ -17,9 +17,10 @@ from grads_ds.config.errors import UserError
 from grads_ds.data.batches import plan_batches
 from grads_ds.distributed import ranks
 from grads_ds.distributed.progress import with_progress
-from grads_ds.engine.frozen_pass import lengths_of, release, score_batch, to_device
+from grads_ds.engine.frozen_pass import lengths_of, score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.probe.observed import observing
+from grads_ds.workarounds import release_leftovers
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def planned_batches(
         print(f"{what}: {plan.summary()}", flush=True)
     for local in with_progress(plan, lengths, what):
         yield list(local), to_device([rows[i] for i in local])
-        release(engine)
+        release_leftovers(engine)
 
 
 def means_of(

@@ -14,12 +14,14 @@ from grads_ds.probe.controls import FOLDER as CONTROLS
 from grads_ds.probe.controls import prepare_controls
 from grads_ds.probe.identity import recording_of, trained_with
 from grads_ds.probe.recording import Pass, record_remaining
+from grads_ds.run_dir.layout import checkpoints_folder
 from grads_ds.run_dir.publish import publish_json
 from grads_ds.scores import Recording
-from grads_ds.training.train import optimizer_steps, train_model
+from grads_ds.training.checkpoints import set_strangers_aside
+from grads_ds.training.train import TrainingJob, optimizer_steps, train_model
 
 
-def run_preliminary_training(config: Config, run_dir: Path) -> None:
+def run_preliminary_training(config: Config, run_dir: Path, identity: str) -> None:
     """Train on the whole pool for `probe.epochs` and write `probe/model`. Every rank calls this.
 
     With `probe.record: during` each sample's norms are those at the step that first saw it; samples
@@ -30,6 +32,7 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
         run_dir / "probe/model",
         run_dir / "scores",
     )
+    work_dir = run_dir / checkpoints_folder("probe/train")
     pool = load_from_disk(str(pool_dir))
     steps = optimizer_steps(len(pool), config.probe)
     callbacks, recording = [], None
@@ -49,9 +52,7 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
     else:
         check_hosts_agree({"data": pool_dir, "model": config.model.path})
         # a training that begins anew makes another model: what was scored with the last one is void
-        ranks.from_main(
-            lambda: None if (run_dir / "probe/checkpoints").exists() else _discard(folder)
-        )
+        ranks.from_main(lambda: _begin_training(work_dir, folder, identity))
     # what the model there was trained with, while its recording is not finished
     done_file = run_dir / "probe/trained.json"
     if (
@@ -59,16 +60,19 @@ def run_preliminary_training(config: Config, run_dir: Path) -> None:
         or ranks.from_main(lambda: trained_with(done_file, model_dir)) != recording.key
     ):
         train_model(
-            config,
-            config.probe,
-            pool.select_columns(["input_ids", "labels"]),
-            config.model.path,
-            model_dir,
-            run_dir / "probe/checkpoints",
-            run_dir / "tensorboard/probe",
-            steps,
-            what="preliminary training",
-            callbacks=callbacks,
+            TrainingJob(
+                config,
+                config.probe,
+                pool.select_columns(["input_ids", "labels"]),
+                config.model.path,
+                model_dir,
+                work_dir,
+                run_dir / "tensorboard/probe",
+                steps,
+                what="preliminary training",
+                identity=identity,
+                callbacks=callbacks,
+            )
         )
     if recording is not None:
         key = recording.key
@@ -118,6 +122,12 @@ def _record_controls(config: Config, run_dir: Path, recording: Recording, model_
 
 def _with_extras(config: Config, extras: list[str]) -> Config:
     return config.model_copy(update={"probe": config.probe.model_copy(update={"extras": extras})})
+
+
+def _begin_training(work_dir: Path, folder: Path, identity: str) -> None:
+    set_strangers_aside(work_dir, identity)
+    if not work_dir.exists():
+        _discard(folder)
 
 
 def _discard(folder: Path) -> None:

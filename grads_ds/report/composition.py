@@ -10,6 +10,7 @@ import numpy as np
 
 from grads_ds.report.examples import printable
 from grads_ds.report.read_run import Bools, Floats, Run, Scores
+from grads_ds.statistics import spearman
 
 LISTED = 16  # values of a field with a line of their own; the rest are summed
 
@@ -132,12 +133,5 @@ def rank_correlation(x: Floats, y: Floats) -> float | None:
     """Spearman's rank correlation of the pairs that are finite; None with fewer than three or when
     one is constant.
     """
-    from scipy.stats import rankdata
-
     both = np.isfinite(x) & np.isfinite(y)
-    if both.sum() < 3:
-        return None
-    a, b = rankdata(x[both]), rankdata(y[both])
-    if a.std() == 0 or b.std() == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
+    return spearman(x[both], y[both]) if both.sum() >= 3 else None

@@ -102,15 +102,15 @@ def excerpt(row: str, limit: int = EXCERPT) -> list[tuple[str, str]]:
     """A row's JSON as (role, text) parts, together about `limit` characters; what is cut ends in an
     ellipsis.
 
-    Short parts are kept whole and leave their room to the long ones, so that a long prompt does not
-    hide the answer.
+    Short parts are kept whole and leave their budget to the long ones, so that a long prompt does
+    not hide the answer.
     """
     parts = [(printable(role), printable(text).strip()) for role, text in _parts(row)]
     parts = [part for part in parts if part[1]][:12]
-    room, allowed = limit, {}
+    budget, allowed = limit, {}
     for done, i in enumerate(sorted(range(len(parts)), key=lambda i: len(parts[i][1]))):
-        allowed[i] = min(len(parts[i][1]), room // (len(parts) - done))
-        room -= allowed[i]
+        allowed[i] = min(len(parts[i][1]), budget // (len(parts) - done))
+        budget -= allowed[i]
     return [
         (role, text if len(text) <= allowed[i] else text[: allowed[i]].rstrip() + "…")
         for i, (role, text) in enumerate(parts)

@@ -111,7 +111,7 @@ def length_scatter(scores: Scores, group: str, chosen: Subset, one_of: int = 1) 
     if not good.any():
         return Markup('<p class="absent">No sample has a positive norm.</p>')
     x, y = lengths[good].astype(float), norms[good]
-    mine = chosen.selected[good]
+    selected = chosen.selected[good]
     spread = (1.08, 1 / 1.08)
     f = frame(
         960 if one_of == 1 else 520,
@@ -123,19 +123,19 @@ def length_scatter(scores: Scores, group: str, chosen: Subset, one_of: int = 1) 
     )
     parts = [axes(f, "target tokens", f"{group} gradient norm", 6, 5)]
     if len(x) <= POINTS:
-        parts.append(dots(f, x[~mine], y[~mine], "pool", 1.8))
+        parts.append(dots(f, x[~selected], y[~selected], "pool", 1.8))
     else:
         grid = (
             np.geomspace(f.x.low, f.x.high, 73 if one_of == 1 else 55),
             np.geomspace(f.y.low, f.y.high, 45),
         )
         parts.append(cells(f, *grid, np.histogram2d(x, y, bins=grid)[0], "cell"))
-    marked = np.flatnonzero(mine)[:: max(1, -(-int(mine.sum()) // MARKED))]
+    marked = np.flatnonzero(selected)[:: max(1, -(-int(selected.sum()) // MARKED))]
     parts.append(dots(f, x[marked], y[marked], "chosen", 1.7 if len(marked) > 150 else 2.4))
     return svg(
         f,
         parts,
-        f"{group} norm against target tokens of {len(x)} samples, {int(mine.sum())} selected",
+        f"{group} norm against target tokens of {len(x)} samples, {int(selected.sum())} selected",
     )
 
 

@@ -175,10 +175,10 @@ def _difference(
     value = float(models[name][set_name]["loss"]) - float(
         np.mean([models[r][set_name]["loss"] for r in references])
     )
-    mine, theirs = losses[name, set_name], [losses[r, set_name] for r in references]
-    if mine is None or any(pair is None or not np.array_equal(pair[1], mine[1]) for pair in theirs):
+    own, theirs = losses[name, set_name], [losses[r, set_name] for r in references]
+    if own is None or any(pair is None or not np.array_equal(pair[1], own[1]) for pair in theirs):
         return Difference(value, None)
-    return Difference(value, paired_interval(mine[0], [pair[0] for pair in theirs], mine[1]))
+    return Difference(value, paired_interval(own[0], [pair[0] for pair in theirs], own[1]))
 
 
 def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -189,7 +189,9 @@ def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray,
     if not isinstance(name, str) or not (run_dir / name).is_file():
         return None
     try:
-        table = pq.read_table(run_dir / name, columns=["loss", "num_target_tokens"])
+        table = pq.read_table(
+            run_dir / name, columns=["loss", "num_target_tokens"], page_checksum_verification=True
+        )
     except (OSError, ValueError):  # another format than ours: the intervals are left out
         return None
     return table["loss"].to_numpy().astype(np.float64), table[

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.report.run_logs import Timing, read_curve, read_json, read_timings
+from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
+from grads_ds.scores.read import read_table
+from grads_ds.selection.pool import read_pool
 
 MAIN = "selected"  # the main selection's name among the variants
-
-
-NORM_SUFFIX = "_grad_norm"
 
 
 Floats = NDArray[np.float64]
@@ -94,7 +94,12 @@ def read_run(config: Config, run_dir: Path) -> Run:
     """Read the run. Raises UserError when there is no score table or no selection, or they do not
     fit each other.
     """
-    saved = _yaml(run_dir / "config.yaml")
+    if not resolved_is_whole(run_dir):
+        raise UserError(
+            f"report: {run_dir / RESOLVED} was altered; remove it, the page then shows the config"
+            " given"
+        )
+    saved = _yaml(run_dir / RESOLVED)
     provenance = saved.pop("provenance", None) or {}
     scores = read_scores(run_dir / "scores/table.parquet")
     subsets = [read_subset(run_dir / "selection", MAIN, scores)]
@@ -132,29 +137,15 @@ def read_scores(path: Path) -> Scores:
             f"report: wanted the score table {path}; found none; run: grads-ds run CONFIG --to"
             " probe"
         )
-    table = pq.read_table(path)
-    table = table.drop_columns(
-        [name for name in ("sample_hash", "num_tokens") if name in table.column_names]
-    )
-    order = np.argsort(_ints(table["sample_id"]), kind="stable")
-    status = table["status"].combine_chunks().dictionary_encode()
-    words = status.dictionary.to_pylist()
-    codes = status.indices.to_numpy(zero_copy_only=False)[order]
-    counts = np.bincount(codes, minlength=len(words))
+    table = read_table(path)
+    by_status = sorted(table.count_by_status().items(), key=lambda item: -item[1])
     return Scores(
-        sample_id=_ints(table["sample_id"])[order],
-        num_target_tokens=_ints(table["num_target_tokens"])[order],
-        loss=_floats(table["loss"])[order],
-        norms={
-            name.removesuffix(NORM_SUFFIX): _floats(table[name])[order]
-            for name in table.column_names
-            if name.endswith(NORM_SUFFIX)
-        },
-        statuses={
-            word: int(count)
-            for word, count in sorted(zip(words, counts, strict=True), key=lambda p: -p[1])
-        },
-        ok=np.isin(codes, [i for i, word in enumerate(words) if word == "ok"]),
+        sample_id=table.sample_id,
+        num_target_tokens=np.asarray(table.columns["num_target_tokens"], dtype=np.int64),
+        loss=table.floats("loss"),
+        norms={group: table.norms(group) for group in table.norm_groups},
+        statuses=dict(by_status),
+        ok=np.array(table.status_words)[table.status] == "ok",
     )
 
 
@@ -173,7 +164,7 @@ def read_subset(folder: Path, name: str, scores: Scores) -> Subset:
     wanted = [
         c for c in ("sample_id", "signal", "density", "selected", "rank", "reason") if c in have
     ]
-    table = pq.read_table(path, columns=wanted)
+    table = pq.read_table(path, columns=wanted, page_checksum_verification=True)
     ids = _ints(table["sample_id"])
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], scores.sample_id):
@@ -196,24 +187,17 @@ def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]
     """row, source and metadata of these samples of prepared/pool, by id; samples that are not there
     are left out.
     """
-    folder = run_dir / "prepared/pool"
-    state = read_json(folder / "state.json")
-    found: dict[int, dict[str, str]] = {}
-    wanted = np.array(sample_ids, dtype=np.int64)
-    for item in (state or {}).get("_data_files", []):
-        path = folder / item["filename"]
-        if not path.is_file():
-            continue
-        with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
-            columns = [c for c in ("row", "source", "metadata") if c in reader.schema.names]
-            # mapped, not loaded: only the pages of the wanted rows are touched
-            for batch in reader:
-                ids = batch.column("sample_id").to_numpy()
-                for place in np.flatnonzero(np.isin(ids, wanted)):
-                    found[int(ids[place])] = {
-                        c: batch.column(c)[int(place)].as_py() or "" for c in columns
-                    }
-    return found
+    try:
+        pool = read_pool(run_dir / "prepared/pool")
+    except UserError:
+        return {}
+    places = np.flatnonzero(np.isin(pool.sample_id, np.array(sample_ids, dtype=np.int64)))
+    names = [name for name in ("row", "source", "metadata") if name in pool.table.column_names]
+    readers = {name: pool.row_reader(places, name) for name in names}
+    return {
+        int(pool.sample_id[place]): {name: read(i) for name, read in readers.items()}
+        for i, place in enumerate(places)
+    }
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def read_timings(folder: Path) -> list[Timing]:
         record = read_json(file) or {}
         seconds = record.get("seconds")
         unit, finished = str(record.get("unit", file.stem)), str(record.get("finished", ""))
+        if unit == "report":
+            continue  # of the page before this one
         timings.append(
             Timing(unit, float(seconds) if isinstance(seconds, int | float) else None, finished)
         )

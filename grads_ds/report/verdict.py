@@ -60,21 +60,21 @@ def _judged(outcome: Outcome) -> list[Sentence]:
     full = outcome.model("full")
     said = []
     for name in outcome.domain:
-        mine = chosen.measures.get(name)
-        if mine is None or mine.against_base is None:
+        own = chosen.measures.get(name)
+        if own is None or own.against_base is None:
             continue
-        gap = mine.against_base
+        gap = own.against_base
         said.append(
             Sentence(
                 f"On {name}, training on the {chosen.trained_on:,} selected samples "
                 f"{_moved(gap.value)} the loss from "
-                f"{base.measures[name].loss:.4f} (base) to {mine.loss:.4f}{_sure(gap)}.",
+                f"{base.measures[name].loss:.4f} (base) to {own.loss:.4f}{_sure(gap)}.",
                 gap.tone,
             )
         )
         if full is not None and name in full.measures:
             other = full.measures[name].loss
-            rest = mine.loss - other
+            rest = own.loss - other
             said.append(
                 Sentence(
                     f"The full pool ({full.trained_on:,} samples) reaches {other:.4f}: the"
@@ -88,13 +88,13 @@ def _judged(outcome: Outcome) -> list[Sentence]:
                     "good" if rest <= 0 else "bad",
                 )
             )
-        said.append(_random_sentence(outcome, chosen, name, mine))
+        said.append(_random_sentence(outcome, chosen, name, own))
         said += _others(outcome, name)
     for name in outcome.general:
-        mine = chosen.measures.get(name)
-        if mine is None or mine.against_base is None:
+        own = chosen.measures.get(name)
+        if own is None or own.against_base is None:
             continue
-        gap = mine.against_base
+        gap = own.against_base
         others = [(full, "full pool")] + [
             (outcome.model(r), f"random ({r})") for r in chosen.randoms
         ]
@@ -116,8 +116,8 @@ def _judged(outcome: Outcome) -> list[Sentence]:
     return said
 
 
-def _random_sentence(outcome: Outcome, chosen: Model, name: str, mine: Measure) -> Sentence:
-    gap = mine.against_random
+def _random_sentence(outcome: Outcome, chosen: Model, name: str, own: Measure) -> Sentence:
+    gap = own.against_random
     if gap is None:
         return Sentence(
             f"No random subset of {chosen.trained_on:,} samples was trained: "

@@ -7,19 +7,41 @@ of 64 KiB spread over them, since other weights differ everywhere. Standard libr
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 WHOLE_BELOW = 64 * 2**20  # bytes; of a larger file, blocks are read
 BLOCKS, BLOCK = 64, 2**16
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 DIGITS = 32
+# of whole files that this process has read: a start that looks at a model twice reads it once
+_seen: dict[tuple[str, int, int, int], str] = {}
 
 
 def sha256(file: Path) -> str:
     """The sha256 of a whole file, 64 hex digits, as `sha256sum` prints it. Raises OSError."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def sha256_once(file: Path) -> str:
+    """`sha256`, from memory when this process has read the file and its size and times have not
+    changed since. Raises OSError.
+    """
+    state = file.stat()
+    key = (str(file.absolute()), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    if key not in _seen:
+        _seen[key] = sha256(file)
+    return _seen[key]
+
+
+def inputs_digest(inputs: Mapping[str, Any]) -> str:
+    """A digest (32 hex digits) of plain values by name, whatever their order."""
+    text = json.dumps(inputs, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def file_digest(file: Path) -> str:
@@ -39,9 +61,10 @@ def content_digest(path: str | Path | None, weights: bool = True) -> str | None:
     """A digest of what a file or folder holds, by relative names: the same on every host.
 
     Hidden files (caches, half-written ones) do not count; `weights=False` leaves weight files out.
-    None for a hub id or nothing there. Raises OSError for a file that cannot be read.
+    None for a hub id, nothing there, or what is no file or folder (a pipe, a device: reading it
+    might never end). Raises OSError for a file that cannot be read.
     """
-    if path is None or not Path(path).exists():
+    if path is None or not (Path(path).is_dir() or Path(path).is_file()):
         return None
     root = Path(path)
     digest = hashlib.sha256()

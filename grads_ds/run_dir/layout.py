@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from grads_ds.config.config import Config
 
 MAIN = "selected"  # the name of the main selection among the variants
@@ -29,3 +31,15 @@ def scores_unit(config: Config) -> str:
         if config.probe.epochs > 0 and config.probe.record == "during"
         else "probe/record"
     )
+
+
+def adapter_folder(name: str) -> str:
+    """Where a trained model's LoRA adapter lies by itself in the run directory."""
+    return str(Path(model_folder(name)).parent / "adapter")
+
+
+def checkpoints_folder(unit: str) -> str:
+    """Where a training unit keeps its checkpoints while it runs."""
+    if unit == "probe/train":
+        return "probe/checkpoints"
+    return str(Path(model_folder(unit.removeprefix("sft/"))).parent / "checkpoints")

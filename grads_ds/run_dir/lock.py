@@ -23,6 +23,7 @@ from grads_ds.run_dir import lock_file
 from grads_ds.run_dir.processes import process_gone, this_process
 
 LOCK_VARIABLE = "GRADS_DS_LOCK"
+ABSENT_BEATS = 2  # so often a holder may not find its lock before it counts as lost
 
 
 class LostLockError(Exception):
@@ -39,17 +40,17 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
     """
     path = run_dir / "lock.json"
     token = uuid.uuid4().hex
+    if lock_file.read_holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
+        yield
+        return
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        if lock_file.read_holder(path).get("token") == os.environ.get(LOCK_VARIABLE, token):
-            yield
-            return
         lock_file.take(
             path,
             {"token": token, "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             | this_process(),
         )
-    except OSError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise UserError(
             f"run_dir: wanted a folder to write in; found {run_dir}: {error.strerror or error}"
         ) from None
@@ -120,20 +121,28 @@ class _Held:
             self._raise_if_lost()
 
     def _beat(self) -> None:
-        asked = False
+        asked, absent = False, 0
         while not self.over.wait(lock_file.BEAT_SECONDS):
+            holder = lock_file.read_holder(self.path)
+            # a start that moved it in error puts it back at once
+            absent = absent + 1 if self._is_absent() else 0
+            if absent > ABSENT_BEATS or (holder and holder.get("token") != self.token):
+                self.lost = lock_file.who(holder) if holder else "nobody: the lock is gone"
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             with contextlib.suppress(OSError):  # a file system that stalls is no loss
-                holder = json.loads(self.path.read_text()) if self.path.exists() else {}
-                if holder.get("token") != self.token:
-                    self.lost = lock_file.who(holder) if holder else "nobody: the file is gone"
-                    os.kill(os.getpid(), signal.SIGTERM)
-                    return
                 os.utime(self.path)
-                request = lock_file.read_holder(_request(self.path.parent))
-                if request.get("token") == self.token and not asked:
-                    asked = True
-                    print(f"run_dir: asked to stop from {request.get('by')}", file=sys.stderr)
-                    os.kill(os.getpid(), signal.SIGTERM)
+            request = lock_file.read_holder(_request(self.path.parent))
+            if request.get("token") == self.token and not asked:
+                asked = True
+                print(f"run_dir: asked to stop from {request.get('by')}", file=sys.stderr)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def _is_absent(self) -> bool:
+        try:
+            return not self.path.exists()
+        except OSError:  # a file system that fails for a while is no loss
+            return False
 
     def _raise_if_lost(self) -> None:
         if self.lost:

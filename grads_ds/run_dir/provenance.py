@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from grads_ds.config.config import Config
-from grads_ds.run_dir.publish import publish_text
+from grads_ds.run_dir.publish import publish_text, sweep
 
+RESOLVED = "resolved.yaml"
+_DIGEST = "# sha256 of the lines below: "
 _PACKAGES = (
     "grads_ds",
     "torch",
@@ -28,8 +32,8 @@ _PACKAGES = (
 
 
 def save_config(config: Config, run_dir: Path) -> None:
-    """Write the resolved config with package versions and the source commit to `config.yaml`, when
-    it differs.
+    """Write the resolved config with package versions and the source commit to `resolved.yaml`,
+    when it differs. Its first line is the sha256 of the others.
     """
     tree = config.model_dump(mode="json")
     tree["provenance"] = {
@@ -37,10 +41,25 @@ def save_config(config: Config, run_dir: Path) -> None:
         "packages": package_versions(),
         "source_commit": source_commit(),
     }
-    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-    path = run_dir / "config.yaml"
-    if not path.is_file() or path.read_text() != text:
+    path, text = run_dir / RESOLVED, resolved_text(tree)
+    sweep(path)
+    if not path.is_file() or path.read_bytes() != text.encode():
         publish_text(path, text)
+
+
+def resolved_text(tree: dict[str, Any]) -> str:
+    """The text of `resolved.yaml`, its digest first."""
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return f"{_DIGEST}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def resolved_is_whole(run_dir: Path) -> bool:
+    """Whether `resolved.yaml` is as it was written, or not there. Raises OSError."""
+    path = run_dir / RESOLVED
+    if not path.is_file():
+        return True
+    first, _, text = path.read_bytes().partition(b"\n")
+    return first == f"{_DIGEST}{hashlib.sha256(text).hexdigest()}".encode()
 
 
 def package_versions() -> dict[str, str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_ASIDE = r"\.(\d+\.)?[0-9a-f]{8}\.(tmp|old)"  # how the names below end
 
 
 @contextlib.contextmanager
@@ -24,16 +28,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
     aside = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield aside
-        for file in [aside, *aside.rglob("*")] if aside.is_dir() else [aside]:
-            _fsync(file)
+        sync_tree(aside)
         if aside.is_dir() and path.exists():
             old = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
             path.rename(old)
-            aside.rename(path)
+            try:
+                aside.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
             _remove(old)
         else:
             aside.replace(path)
-        _fsync(path.parent)
+        sync(path.parent)
+    finally:
+        _remove(aside)
+
+
+@contextlib.contextmanager
+def atomic_files(folder: Path, last: str) -> Iterator[Path]:
+    """Yield an empty temporary folder; on success its files replace those of the same names in
+    `folder`, and `folder`'s other files stay.
+
+    Several files cannot be renamed at once. The one named `last` is the mark of the whole: it goes
+    first and comes back after all others, so that a set which was cut short has none. On failure
+    before that nothing is touched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{last}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        aside.mkdir()
+        yield aside
+        sync_tree(aside)
+        (folder / last).unlink(missing_ok=True)
+        sync(folder)
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == last):
+            file.replace(folder / file.name)
+        sync(folder)
     finally:
         _remove(aside)
 
@@ -49,13 +80,37 @@ def publish_json(path: Path, value: Any) -> None:
     publish_text(path, json.dumps(value, indent=1, sort_keys=False, allow_nan=False) + "\n")
 
 
-def _fsync(path: Path) -> None:
-    with contextlib.suppress(OSError):  # some file systems refuse to sync folders
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of earlier attempts to publish `path`, or files in it."""
+    beside = re.compile(rf"\.{re.escape(path.name)}{_ASIDE}")
+    inside = re.compile(rf"\..+{_ASIDE}")
+    leftovers = [
+        *(f for f in path.parent.glob(".*") if beside.fullmatch(f.name)),
+        *(f for f in path.rglob(".*") if inside.fullmatch(f.name)),
+    ]
+    for leftover in leftovers:
+        _remove(leftover)
+
+
+def sync_tree(path: Path) -> None:
+    """Flush a file, or a folder and all in it, to disk. Raises OSError as `sync` does."""
+    for file in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        sync(file)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk.
+
+    Raises OSError; not where a file system has no sync for folders.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:

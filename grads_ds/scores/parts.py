@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import UserError, problem
+from grads_ds.run_dir.digests import sha256_once
 from grads_ds.run_dir.publish import atomic_path
 from grads_ds.scores.totals import Totals, summed_columns
 
+DIGITS = 24  # of the sha256 of a part, in its name
+_NAME = re.compile(rf"part-\d{{5}}-([0-9a-f]{{{DIGITS}}})\.parquet")
 FIELD = b"grads_ds"  # the parts' metadata: {"inputs": ..., "start": ...}
 PATIENCE = (
     # parts grow rarer as a probe goes on, so that a day of it leaves hundreds of files per rank,
@@ -82,10 +85,13 @@ class PartWriter:
     def flush(self) -> None:
         """Publish what has been collected."""
         if self._tables:
-            name = f"part-{self.rank:05d}-{uuid.uuid4().hex[:12]}.parquet"
-            with atomic_path(self.folder / name) as aside:
-                table = pa.concat_tables(self._tables).cast(self.schema).combine_chunks()
-                pq.write_table(table, aside)
+            table = pa.concat_tables(self._tables).cast(self.schema).combine_chunks()
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, write_page_checksum=True)
+            content = sink.getvalue().to_pybytes()
+            digest = hashlib.sha256(content).hexdigest()[:DIGITS]
+            with atomic_path(self.folder / f"part-{self.rank:05d}-{digest}.parquet") as aside:
+                aside.write_bytes(content)
             self.totals.add(table)
             self._tables = []
         self._last = time.monotonic()
@@ -95,17 +101,23 @@ def parts(folder: Path, key: str | None = None) -> Iterator[tuple[Path, Recordin
     """The parts (those scored with `key`, if one is given) in the order of their names, each with
     what it was scored with.
 
-    Raises UserError for a file that is no part: somebody's, or damaged.
+    Raises UserError for a file that is no part: somebody's, or damaged since `prepare_parts`.
     """
     for file in sorted(folder.glob("part-*.parquet")):
+        named = _NAME.fullmatch(file.name)
         try:
+            if named is None or named[1] != sha256_once(file)[:DIGITS]:
+                raise ValueError("its name does not hold the digest of its content")
             found = json.loads((pq.read_schema(file).metadata or {})[FIELD])
             recording = Recording(found["inputs"], found["start"])
-        except (OSError, pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
+        except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
             raise UserError(
-                f"{file}: wanted a part of the score table; found something else"
-                f" ({type(error).__name__}); remove the file, the samples it may have held are"
-                " scored again"
+                problem(
+                    str(file),
+                    "a part of the score table",
+                    f"something else ({type(error).__name__}: {error})",
+                    "remove the file, the samples it may have held are scored again",
+                )
             ) from None
         if key is None or recording.key == key:
             yield file, recording
@@ -119,6 +131,7 @@ def prepare_parts(folder: Path, recording: Recording) -> int:
     in nor thrown away unasked.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _set_damaged_aside(folder)
     for leftover in folder.glob(".part-*.tmp"):  # half written by a rank that was killed
         leftover.unlink(missing_ok=True)
     finished_key = _finished_key(folder)
@@ -135,6 +148,19 @@ def prepare_parts(folder: Path, recording: Recording) -> int:
     return len(strangers)
 
 
+def _set_damaged_aside(folder: Path) -> None:
+    """Rename parts whose content is not what was written; their samples are scored again."""
+    for file in sorted(folder.glob("part-*.parquet")):
+        named = _NAME.fullmatch(file.name)
+        if named is not None and named[1] != sha256_once(file)[:DIGITS]:
+            file.replace(file.with_suffix(".damaged"))
+            print(
+                f"scores: {file.name} was altered since it was written: set aside as"
+                f" {file.with_suffix('.damaged').name}, its samples are scored again",
+                flush=True,
+            )
+
+
 def finished(
     folder: Path, key: str, table_schema: pa.Schema
 ) -> tuple[np.ndarray, Totals, dict[str, Any]]:
@@ -144,7 +170,7 @@ def finished(
     ids, totals = [np.empty(0, np.int64)], Totals(summed_columns(table_schema))
     start: dict[str, Any] = {}
     for file, recording in parts(folder, key):
-        table = pq.read_table(file)
+        table = pq.read_table(file, page_checksum_verification=True)
         ids.append(table["sample_id"].to_numpy())
         totals.add(table)
         start = start or recording.start
@@ -154,7 +180,7 @@ def finished(
 def _finished_key(folder: Path) -> str | None:
     try:
         key = json.loads((folder / "manifest.json").read_text())["key"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return str(key) if (folder / "table.parquet").is_file() else None
 

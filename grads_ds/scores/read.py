@@ -114,7 +114,8 @@ def read_table(path: Path) -> ScoreTable:
         )
     # the hashes are a gigabyte of text that no choice looks at
     wanted = [name for name in pq.read_schema(path).names if name != "sample_hash"]
-    table = from_arrow(pq.read_table(path, columns=wanted, read_dictionary=["status"]))
+    options = {"columns": wanted, "read_dictionary": ["status"]}
+    table = from_arrow(pq.read_table(path, page_checksum_verification=True, **options))
     return replace(table, controls=_controls(path.parent / "controls"))
 
 
@@ -123,7 +124,8 @@ def _controls(folder: Path) -> dict[str, ScoreTable]:
     path, kinds = folder / "table.parquet", folder / "kinds.parquet"
     if not path.is_file() or not kinds.is_file():
         return {}
-    table, known = from_arrow(pq.read_table(path)), pq.read_table(kinds)
+    table = from_arrow(pq.read_table(path, page_checksum_verification=True))
+    known = pq.read_table(kinds, page_checksum_verification=True)
     of = dict(zip(known["sample_id"].to_pylist(), known["kind"].to_pylist(), strict=True))
     kind = np.array([of[i] for i in table.sample_id.tolist()])
     good = table.eligible()

@@ -3,7 +3,8 @@
 The probe scores controls, rows known to be wrong, and the columns' areas against the pool say which
 of them sees what. Rows that are more like the controls than like the pool are rejected
 (`filters`). What is left is ordered by the ranks, among rows of like length, of the signals that
-see, or drawn (`select.spread`), and taken in strata of length. With no signal that sees, it is a
+see, with nearness to the reference set if you ask for it, or drawn (`select.spread`), and taken
+in strata of length. With no signal that sees, it is a
 random choice in strata of length, and says so.
 """
 
@@ -16,10 +17,12 @@ from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import signals
 from grads_ds.selection.criterion import Scored
-from grads_ds.selection.grads import signal_and_density
+from grads_ds.selection.grads import CONTRAST, signal_and_density
 from grads_ds.selection.numbers import random_keys, rounded, uniforms
 from grads_ds.selection.region import weighted_draw
 from grads_ds.statistics import Floats
+
+HIDDEN = "anchor_hidden_cosine"
 
 
 def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
@@ -44,9 +47,23 @@ def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
         signal, density = signal_and_density(table, settings)
         preference = weighted_draw(density.at_samples, table.sample_id, seed)
         return Scored(preference, signal.values, density, None, notes, warnings)
+    if settings.spread == "reference":
+        near = nearness_columns(table)
+        notes["nearness"] = near
+        seeing = [*seeing, *((column, "low") for column in near)]
     ranks = rank_mean(table, seeing) if seeing else draw
-    preference = ranks if settings.spread == "rank" else draw
+    preference = draw if settings.spread == "random" else ranks
     return Scored(preference, ranks, None, None, notes, warnings)
+
+
+def nearness_columns(table: ScoreTable) -> list[str]:
+    """The columns that say how near a row is to the reference set, all less what is common to the
+    pool: hidden states where recorded, else the gradients of every group. Raises UserError where
+    neither is.
+    """
+    if HIDDEN in table.columns:
+        return [HIDDEN]
+    return [CONTRAST + group for group in table.prefixed(CONTRAST)]
 
 
 def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:

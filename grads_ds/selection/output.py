@@ -50,7 +50,8 @@ def write_choice(choice: Choice, to: Path) -> None:
     """selection.parquet: plain strings for readers (no Arrow schema), a dictionary on disk for the
     reasons alone.
     """
-    pq.write_table(to_arrow(choice), to, store_schema=False, use_dictionary=["reason"])
+    options = {"store_schema": False, "use_dictionary": ["reason"]}
+    pq.write_table(to_arrow(choice), to, write_page_checksum=True, **options)
 
 
 def write_dataset(jsonl: Path, choice: Choice, order: Ints, to: Path) -> None:
@@ -71,13 +72,16 @@ def write_dataset(jsonl: Path, choice: Choice, order: Ints, to: Path) -> None:
     if table is not None:
         for name, values in scores.items():
             table = table.append_column(f"grads_{name}", pa.array(values[order], from_pandas=True))
-        pq.write_table(table, to)
+        pq.write_table(table, to, write_page_checksum=True)
         return
     schema = pa.schema(
         [("row", pa.string())]
         + [(f"grads_{name}", pa.from_numpy_dtype(values.dtype)) for name, values in scores.items()]
     )
-    with jsonl.open(encoding="utf-8", newline="\n") as file, pq.ParquetWriter(to, schema) as writer:
+    with (
+        jsonl.open(encoding="utf-8", newline="\n") as file,
+        pq.ParquetWriter(to, schema, write_page_checksum=True) as writer,
+    ):
         for start in range(0, len(order), 65536):
             part = order[start : start + 65536]
             rows = [file.readline().rstrip("\n") for _ in part]

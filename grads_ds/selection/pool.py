@@ -58,16 +58,18 @@ class Pool:
                 texts[i] = read(start + i)
             yield from texts
 
-    def row_reader(self, positions: Ints) -> Callable[[int], str]:
-        """A function of i: the user's row (JSON) at positions[i]."""
+    def row_reader(self, positions: Ints, column: str = "row") -> Callable[[int], str]:
+        """A function of i: the user's row (JSON), or another text column, at positions[i]; an
+        absent text is empty.
+        """
         # pyarrow's take (26.0) first copies the whole column into one array, which fails beyond 2
         # GB of text
-        chunks = self.table["row"].chunks
+        chunks = self.table[column].chunks
         starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
         of = np.searchsorted(starts, positions, side="right") - 1
 
         def read(i: int) -> str:
-            return str(chunks[of[i]][int(positions[i] - starts[of[i]])].as_py())
+            return str(chunks[of[i]][int(positions[i] - starts[of[i]])].as_py() or "")
 
         return read
 
@@ -96,7 +98,7 @@ def read_pool(folder: Path) -> Pool:
             for item in json.loads((folder / "state.json").read_text())["_data_files"]
         ]
         table = pa.concat_tables([_stream(folder / name) for name in names])
-    except (OSError, ValueError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise UserError(
             f"select: wanted the prepared pool at {folder}; found none that can be read ({error});"
             " run prepare first"

@@ -57,6 +57,8 @@ def needed(settings: SelectConfig) -> set[str]:
         return set().union(*(needed(part) for part in parts))
     filtered = {entry.column for entry in settings.filters}
     columns = filtered | set(SelectConfig.METHODS.get(settings.method, ()))
+    if settings.method == "guided" and settings.spread == "reference":
+        columns.add("anchor_hidden_cosine | anchor_contrast_<group>")
     by_signal = settings.method in ("grads", "length_matched")
     if not by_signal and not (settings.method == "guided" and settings.spread == "density"):
         return columns

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
-from grads_ds.run_dir.publish import atomic_path, publish_json
+from grads_ds.config.errors import UserError, printable
+from grads_ds.run_dir.publish import atomic_files, publish_json
 from grads_ds.scores.read import ScoreTable, read_table
 from grads_ds.selection import compare
 from grads_ds.selection.baselines import length_bins
@@ -51,44 +51,39 @@ def run_variant(config: Config, run_dir: Path, name: str | None) -> dict[str, An
     folder = selection_dir(run_dir, name)
     order = ordered(choice, settings.order, config.seed)
     positions = pool.positions(choice.sample_id[order])
-    with (
-        atomic_path(folder / "selected.jsonl") as aside,
-        aside.open("w", encoding="utf-8", newline="\n") as file,
-    ):
-        for row in pool.rows(positions):
-            file.write(row + "\n")
-    with atomic_path(folder / "selected.parquet") as aside:
-        write_dataset(folder / "selected.jsonl", choice, order, aside)
-    with atomic_path(folder / "selection.parquet") as aside:
-        write_choice(choice, aside)
-    report = {
-        "name": name or "selected",
-        **report,
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    if name is None:
-        with_rivals(folder / "comparison.json", config, table, fields, choice)
-    publish_json(folder / "selection.json", report)
-    print("select: " + "\nselect: ".join(to_text(report["name"], report).splitlines()), flush=True)
+    # all aside, then all in place: a choice that fails leaves the one before it whole
+    with atomic_files(folder, last="selection.json") as aside:
+        with (aside / "selected.jsonl").open("w", encoding="utf-8", newline="\n") as file:
+            for row in pool.rows(positions):
+                file.write(row + "\n")
+        write_dataset(aside / "selected.jsonl", choice, order, aside / "selected.parquet")
+        write_choice(choice, aside / "selection.parquet")
+        if name is None:
+            with_rivals(aside / "comparison.json", config, table, fields, choice)
+        seconds = round(time.perf_counter() - started, 3)
+        report = {"name": name or "selected", **report, "seconds": seconds}
+        publish_json(aside / "selection.json", report)
+    if name is None and len(table) > compare.LARGEST:
+        (folder / "comparison.json").unlink(missing_ok=True)  # an older pool's
+    lines = printable(to_text(report["name"], report)).splitlines()
+    print("select: " + "\nselect: ".join(lines), flush=True)
     return report
 
 
 def with_rivals(
     path: Path, config: Config, table: ScoreTable, fields: Fields, choice: Choice
 ) -> None:
-    """Publish the comparison of all methods at 5 % and 50 %, unless the pool is too large."""
+    """Write the comparison of all methods at 5 % and 50 %, unless the pool is too large."""
     if len(table) <= compare.LARGEST:
         publish_json(
             path, compare.compare(table, fields, config.select, config.seed, choice.selected)
         )
-    else:
-        path.unlink(missing_ok=True)  # an older pool's
 
 
 def preview(config: Config, run_dir: Path) -> str:
     """What the stage would choose, as text for a terminal. Writes nothing."""
     return "\n\n".join(
-        to_text(name or "selected", decide(config, name, run_dir)[-1])
+        printable(to_text(name or "selected", decide(config, name, run_dir)[-1]))
         for name in (None, *config.select.variants)
     )
 

@@ -6,13 +6,16 @@ text of the model's README.md. No torch.
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from grads_ds.config.config import Config
+from grads_ds.config.errors import printable
 from grads_ds.run_dir.digests import sha256
 from grads_ds.run_dir.layout import selection_folder
 from grads_ds.run_dir.provenance import package_versions, source_commit
@@ -24,9 +27,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
     """
     sets = _json(run_dir / "prepared/prepared.json").get("sets", {})
     pool = sets.get("pool", {}).get("kept")
-    settings = config.sft.model_dump(
-        mode="json", exclude={"variants", "checkpoint_steps", "checkpoints_kept"}
-    )
+    settings = config.sft.inputs(exclude={"variants"})
     facts: list[tuple[str, Any]] = [
         ("base model", config.model.path),
         (
@@ -84,7 +85,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             "---",
             "",
             (
-                f"# {Path(config.model.path).name}, fine-tuned on"
+                f"# {_cell(Path(config.model.path).name)}, fine-tuned on"
                 f" {'the whole pool' if name == 'full' else f'the subset {name}'}"
             ),
             "",
@@ -95,7 +96,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             "",
             "| | |",
             "|---|---|",
-            *(f"| {what} | {value} |" for what, value in facts),
+            *(f"| {what} | {_cell(value)} |" for what, value in facts),
             "",
             "Settings of the training:",
             "",
@@ -107,6 +108,12 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             "",
         ]
     )
+
+
+def _cell(value: Any) -> str:
+    """A value as it is read in a table of Markdown: no mark of Markdown or HTML acts."""
+    text = html.escape(printable(str(value)), quote=False).replace("\n", " ")
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", text)
 
 
 def _json(path: Path) -> dict[str, Any]:

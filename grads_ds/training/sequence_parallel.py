@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.distributed import ranks
 from grads_ds.training.trainer import WEIGHTS, Collator, SftTrainer
+from grads_ds.workarounds import forget_sequence_parallel
 
 TARGETS = "shift_labels"  # int64 [B, T]: what each position is to predict, IGNORE where nothing
 
@@ -33,13 +34,9 @@ def sequence_parallel(size: int, attention: str) -> Iterator[ParallelismConfig]:
     """What TrainingArguments want for groups of `size` ranks, for the length of a training under
     `attention`.
 
-    DeepSpeed puts its exchange in place of the process's attention function and keeps the groups in
-    module variables; both are put back here, for trainings and evaluations that follow in the same
-    process (seen with DeepSpeed 0.19.8).
+    DeepSpeed puts its exchange in place of the process's attention function; it is put back here,
+    for trainings and evaluations that follow in the same process (grads_ds/workarounds.py).
     """
-    from deepspeed.runtime.sequence_parallel import parallel_state_sp
-    from deepspeed.utils import groups
-
     function = ALL_ATTENTION_FUNCTIONS[attention]
     try:
         yield ParallelismConfig(
@@ -49,9 +46,7 @@ def sequence_parallel(size: int, attention: str) -> Iterator[ParallelismConfig]:
             sp_handler=DeepSpeedSequenceParallelConfig(sp_attn_implementation=attention),
         )
     finally:
-        ALL_ATTENTION_FUNCTIONS[attention] = function
-        groups.mpu = None
-        parallel_state_sp._release_sequence_parallel_groups()
+        forget_sequence_parallel(attention, function)
 
 
 class SliceCollator(Collator):

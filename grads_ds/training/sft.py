@@ -16,13 +16,19 @@ from datasets import concatenate_datasets, load_from_disk
 
 from grads_ds.config.config import Config
 from grads_ds.distributed import ranks
-from grads_ds.run_dir.layout import model_folder, selection_folder
+from grads_ds.run_dir.layout import (
+    adapter_folder,
+    checkpoints_folder,
+    model_folder,
+    selection_folder,
+)
 from grads_ds.training.model_card import model_card
-from grads_ds.training.train import optimizer_steps, train_model
+from grads_ds.training.train import TrainingJob, optimizer_steps, train_model
 
 
-def run_sft(config: Config, run_dir: Path, name: str) -> None:
-    """Fine-tune the base model on one subset ("selected", "full", or a variant).
+def run_sft(config: Config, run_dir: Path, name: str, identity: str) -> None:
+    """Fine-tune the base model on one subset ("selected", "full", or a variant); `identity` is the
+    digest of what the model depends on.
 
     Every rank calls this.
     """
@@ -33,27 +39,29 @@ def run_sft(config: Config, run_dir: Path, name: str) -> None:
         if sft.early_stopping
         else None
     )
-    work = run_dir / model_folder(name)
+    model_dir = run_dir / model_folder(name)
     # equal steps: every variant gets the optimizer steps of the whole pool, repeating its rows as
     # needed
     steps = optimizer_steps(pool if sft.equal == "steps" else len(rows), sft)
-    train_model(
+    job = TrainingJob(
         config,
         sft,
         rows,
         config.model.path,
-        work,
-        work.parent / "checkpoints",
+        model_dir,
+        run_dir / checkpoints_folder(f"sft/{name}"),
         run_dir / "tensorboard/sft" / name,
         steps,
         what=f"sft on {name} ({len(rows):,} rows)",
+        identity=identity,
         early_stopping=sft.early_stopping,
         held_out=watched,
         packing=sft.packing,
         card=ranks.from_main(lambda: model_card(config, run_dir, name, len(rows), steps)),
-        adapter_dir=work.parent / "adapter" if sft.adapter else None,
+        adapter_dir=run_dir / adapter_folder(name) if sft.adapter else None,
         sequence=sft.sequence_parallel,
     )
+    train_model(job)
 
 
 def training_rows(config: Config, run_dir: Path, name: str) -> tuple[Any, int]:
@@ -93,7 +101,10 @@ def chosen_rows(run_dir: Path, name: str, pool_ids: np.ndarray) -> tuple[list[in
     """(positions in the pool of a subset's rows, in the pool's order; their weights float64)."""
     file = run_dir / selection_folder(name) / "selection.parquet"
     table = pq.read_table(
-        file, columns=["sample_id", "selected", "weight"], filters=[("selected", "=", True)]
+        file,
+        columns=["sample_id", "selected", "weight"],
+        filters=[("selected", "=", True)],
+        page_checksum_verification=True,
     )
     ids, weights = table["sample_id"].to_numpy(), table["weight"].to_numpy()
     positions = np.flatnonzero(np.isin(pool_ids, ids))

@@ -21,7 +21,7 @@ from transformers import Trainer
 from grads_ds.data.collate import IGNORE_INDEX, pad_batch
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.distributed.step_timing import Read
-from grads_ds.training.checkpoints import make_universal
+from grads_ds.training.resize import make_universal
 
 WEIGHTS = "loss_weights"  # float32 [B, T] in a batch whose samples count differently
 

@@ -6,10 +6,10 @@ what it was made from.
 SOURCE and TARGET lie in one checkpoint folder: global_step12 -> universal_global_step12.
 DeepSpeed's own converter writes TARGET; then every weight and both moments of every trained
 parameter are read back and compared, bit for bit, with SOURCE as DeepSpeed's other reader (the one
-for `zero_to_fp32`) puts it together. Writes TARGET/verified last. Exit status 1 with what differs.
-The readers' functions are private to DeepSpeed (seen with 0.19.8);
-tests/training/test_checkpoints.py holds them to a real checkpoint. Host memory: one parameter at a
-time for ZeRO-3, the whole model for stages 1 and 2.
+for `zero_to_fp32`) puts it together. Writes TARGET/verified last: every file's size and sha256.
+Exit status 1 with what differs. The readers' functions are private to DeepSpeed
+(grads_ds/workarounds.py); tests/training/test_checkpoints.py holds them to a real checkpoint. Host
+memory: one parameter at a time for ZeRO-3, the whole model for stages 1 and 2.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from typing import Any
 import torch
 from deepspeed.checkpoint import ds_to_universal as converter
 from deepspeed.utils import zero_to_fp32 as reader
+
+from grads_ds.run_dir.digests import sha256
+from grads_ds.run_dir.publish import publish_json, sync_tree
 
 VERIFIED = "verified"
 KINDS = ("fp32", "exp_avg", "exp_avg_sq")
@@ -77,7 +80,7 @@ def parts(source: Path) -> dict[str, Mapping[str, Any]]:
 
 def differences(source: Path, target: Path) -> list[str]:
     """What of TARGET is not what SOURCE holds, a line each; empty when it is all the same."""
-    faults = []
+    unequal = []
     found = parts(source)
     shapes = reader.parse_model_states(reader.get_model_state_files(str(source))[:1])[
         0
@@ -89,27 +92,33 @@ def differences(source: Path, target: Path) -> list[str]:
         for kind in KINDS:
             file = target / "zero" / name / f"{kind}.pt"
             if not file.is_file():
-                faults.append(f"{name}: no {kind}")
+                unequal.append(f"{name}: no {kind}")
                 continue
             read = torch.load(file, map_location="cpu", weights_only=False)
             read = read["param"] if isinstance(read, dict) else read
             if not torch.equal(read.flatten(), found[kind][name].contiguous().flatten()):
-                faults.append(f"{name}: another {kind}")
-    return faults
+                unequal.append(f"{name}: another {kind}")
+    return unequal
 
 
 def main(source: Path, target: Path) -> int:
     """Convert, compare, mark."""
     convert(source, target)
-    if faults := differences(source, target):
-        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    if unequal := differences(source, target):
+        more = f" and {len(unequal) - SHOWN} more" if len(unequal) > SHOWN else ""
         print(
             "the rewritten checkpoint is not the one it was made from:"
-            f" {'; '.join(faults[:SHOWN])}{more}",
+            f" {'; '.join(unequal[:SHOWN])}{more}",
             file=sys.stderr,
         )
         return 1
-    (target / VERIFIED).touch()
+    sync_tree(target)
+    files = {
+        str(file.relative_to(target)): {"size": file.stat().st_size, "sha256": sha256(file)}
+        for file in sorted(target.rglob("*"))
+        if file.is_file()
+    }
+    publish_json(target / VERIFIED, files)
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from grads_ds.launcher.doctor.findings import Finding
 
 CLOCK_SECONDS = 5.0
-# Below these, collectives of 4 MiB are told as slow. scripts/bench/bench_collectives.py measured
+# Below these, collectives of 4 MiB count as slow. scripts/bench/bench_collectives.py measured
 # (docs/results/bench_collectives.json): gloo reaches 0.98 and more of links of 0.1 to 2 Gbit/s, so
 # that less than a third of an idle link has a cause; on a link that is faster than memory is copied
 # gloo reached 2.1 to 2.5 GB/s, whatever the link, and half of that is asked of it at most. Nothing
@@ -52,25 +52,25 @@ def check_collectives(
         if name not in found:
             continue
         speed, correct = found[name]["bytes_per_second"], found[name]["correct"]
-        words = f"{speed / 1e9:.2f} GB/s over each rank's link"
+        rate = f"{speed / 1e9:.2f} GB/s over each rank's link"
         if several:
-            words += f" of {link / 1e9:.2f} GB/s" if link else " of unknown speed"
-            words += f" (usual: {usual / 1e9:.2f} and more)"
+            rate += f" of {link / 1e9:.2f} GB/s" if link else " of unknown speed"
+            rate += f" (usual: {usual / 1e9:.2f} and more)"
         if not correct:
             advice = "a rank or link corrupts data: take hosts out one by one"
-            rows.append(Finding(name, "*", "fault", words + ", and the result is WRONG", advice))
+            rows.append(Finding(name, "*", "fault", rate + ", and the result is WRONG", advice))
         elif several and speed < usual:
             rows.append(
                 Finding(
                     name,
                     "*",
                     "warning",
-                    words,
+                    rate,
                     "is this the fast network's interface, and is it idle?",
                 )
             )
         else:
-            rows.append(Finding(name, "*", "ok", words))
+            rows.append(Finding(name, "*", "ok", rate))
     if "clocks" in found:
         times = [moment for _, moment in found["clocks"]]
         skew = max(times) - min(times)

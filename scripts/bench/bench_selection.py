@@ -108,7 +108,7 @@ def main() -> None:
             again = [sys.executable, __file__, "--measure", str(path), "--set", *args.set]
             root = str(Path(__file__).resolve().parents[2])
             cores = sorted(os.sched_getaffinity(0))[:CORES]
-            told = subprocess.run(
+            printed = subprocess.run(
                 again,
                 check=True,
                 env=os.environ | {"PYTHONPATH": root},
@@ -116,8 +116,8 @@ def main() -> None:
                 text=True,
                 preexec_fn=lambda cores=cores: os.sched_setaffinity(0, cores),
             ).stdout
-            print(told, end="", flush=True)
-            lines.append(json.loads(told))
+            print(printed, end="", flush=True)
+            lines.append(json.loads(printed))
     if args.out:
         record = {
             "date": time.strftime("%Y-%m-%d"),

@@ -4,7 +4,7 @@ a step, bytes on the wire.
     python scripts/bench/plan_errors.py [--only WORDS] [--output docs/results/plan_errors.json]
     python scripts/bench/plan_errors.py --times
 
---times adds the times of a few cases to the output, as far as they can be told here.
+--times adds the times of a few cases to the output, as far as they can be measured here.
 
 Every case trains (grads_ds/training/train.py) or records (grads_ds/engine/frozen_pass.py) a random
 Llama for a few steps on 1 or 2 ranks (gloo, CPU) and counts the bytes of all tensors alive, at

@@ -76,7 +76,7 @@ def _train(config: Any, folder: Path, counter: Any, moved: dict[str, float]) -> 
     from datasets import load_from_disk
     from transformers import TrainerCallback
 
-    from grads_ds.training.train import train_model
+    from grads_ds.training.train import TrainingJob, train_model
 
     seen: dict[str, float] = {}
 
@@ -99,17 +99,20 @@ def _train(config: Any, folder: Path, counter: Any, moved: dict[str, float]) -> 
 
     rows = load_from_disk(str(folder / "run/prepared/pool")).select_columns(["input_ids", "labels"])
     train_model(
-        config,
-        config.sft,
-        rows,
-        config.model.path,
-        folder / "out",
-        folder / "work",
-        folder / "logs",
-        3,
-        "sft",
-        callbacks=[Window()],
-        sequence=config.sft.sequence_parallel,
+        TrainingJob(
+            config,
+            config.sft,
+            rows,
+            config.model.path,
+            folder / "out",
+            folder / "work",
+            folder / "logs",
+            3,
+            "sft",
+            callbacks=[Window()],
+            sequence=config.sft.sequence_parallel,
+            identity="bench",
+        )
     )
     return seen
 

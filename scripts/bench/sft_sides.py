@@ -1,6 +1,6 @@
 """The two trainers that scripts/bench/bench_sft.py times: this project and plain TRL.
 
-Each trains a block of steps at a time, whenever it is told to.
+Each trains a block of steps at a time, whenever it is asked to.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def make(folder: Path, width: int, layers: int, vocabulary: int, rows: int, long
 
 
 def baton(folder: Path, block: int) -> Any:
-    """A callback that trains `block` optimizer steps whenever it is told to, and says what they
+    """A callback that trains `block` optimizer steps whenever it is asked to, and says what they
     took.
     """
     from transformers import TrainerCallback
@@ -139,23 +139,26 @@ def ours_rank(folder: Path, steps: int, block: int) -> None:
 
     from grads_ds.config.load import load_config
     from grads_ds.distributed import heartbeat, ranks
-    from grads_ds.training.train import train_model
+    from grads_ds.training.train import TrainingJob, train_model
 
     heartbeat.start()
     ranks.start()
     config = load_config(folder / "config.yaml")
     rows = load_from_disk(str(folder / "rows"))
     train_model(
-        config,
-        config.sft,
-        rows,
-        config.model.path,
-        folder / "trained",
-        folder / "work",
-        folder / "tensorboard",
-        steps,
-        what="sft",
-        callbacks=[baton(folder, block)],
+        TrainingJob(
+            config,
+            config.sft,
+            rows,
+            config.model.path,
+            folder / "trained",
+            folder / "work",
+            folder / "tensorboard",
+            steps,
+            what="sft",
+            callbacks=[baton(folder, block)],
+            identity="bench",
+        )
     )
     ranks.finish()
 
@@ -167,10 +170,10 @@ def trl_rank(folder: Path, steps: int, block: int) -> None:
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    from grads_ds.distributed import ranks
+    from grads_ds.workarounds import skip_shared_memory_op
 
     # which nothing here uses, and a compiler would be needed
-    ranks.skip_shared_memory_op(deepspeed)
+    skip_shared_memory_op(deepspeed)
     # on CPU the model is loaded before the trainer would do it
     deepspeed.init_distributed(verbose=False)
     micro = TRAINING["micro_batch_size"]

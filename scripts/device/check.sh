@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Ten minutes on one GPU: what this project does there, as one JSON file.
 #
-#   bash scripts/device/check.sh --cpu                          a dry run here: small sizes, a minute
+#   bash scripts/device/check.sh --cpu                      a dry run here: small sizes, a minute
 #   bash scripts/device/check.sh --kit KIT --piece PIECE [--unpack-only]
 #   bash scripts/device/check.sh --kit KIT [--out DIR] [--minutes N] [--only STEP ...]
 #
@@ -21,7 +21,10 @@ while [ $# -gt 0 ]; do
         -h | --help) sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;;
         --unpack-only) unpack_only=yes; shift ;;
         --kit | --piece)
-            [ $# -gt 1 ] || { printf 'check: wanted a folder after %s; found none\n' "$1" >&2; exit 2; }
+            [ $# -gt 1 ] || {
+                printf 'check: wanted a folder after %s; found none\n' "$1" >&2
+                exit 2
+            }
             if [ "$1" = --kit ]; then kit="$2"; else pieces+=("$2"); fi
             shift 2
             ;;
@@ -40,7 +43,10 @@ if [ -n "$kit" ]; then
         "$python" "$root/scripts/device/unpack.py" --kit "$kit" "$piece"
     done
     [ -z "$unpack_only" ] || exit 0
-    [ -d "$kit/site" ] || { printf 'check: wanted unpacked wheels in %s; found none\n' "$kit" >&2; exit 2; }
+    [ -d "$kit/site" ] || {
+        printf 'check: wanted unpacked wheels in %s; found none\n' "$kit" >&2
+        exit 2
+    }
     kit="$(cd "$kit" && pwd -P)"
     export PYTHONPATH="$kit/site"
     # the checkout as it is now, installed as a user installs it, from a copy without old builds

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What a bare GPU machine without a registry needs beside this checkout, in pieces to carry there.
 #
-#   bash scripts/device/pack.sh [--out DIR] [--piece-mib N] [--image FILE] [--python 3.12] [--no-model]
+#   bash scripts/device/pack.sh [--out DIR] [--piece-mib N] [--image FILE] \
+#       [--python 3.12] [--no-model]
 #
 # Needs the package registry. Writes DIR/piece-1, piece-2, ... (default: runs/device/pack), each at
 # most N MiB (default 60): wheels of what scripts/device/image.txt does not have, DeepSpeed as a

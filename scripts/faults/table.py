@@ -27,8 +27,16 @@ from tests.launcher.faults import FAULTS
 
 TESTS = [
     f"tests/launcher/test_{name}.py"
-    for name in ("injected_faults", "cluster_faults", "supervision")
-]
+    for name in (
+        "injected_faults",
+        "unreachable_hosts",
+        "run_faults",
+        "cluster_faults",
+        "slow_ranks",
+        "signals",
+        "supervision",
+    )
+] + ["tests/run_dir/test_lock.py"]
 MARKS = ("<!-- faults: scripts/faults/table.py -->", "<!-- end of faults -->")
 
 

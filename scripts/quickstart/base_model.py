@@ -140,7 +140,7 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
     ]
     tokenizer = train_tokenizer(contents, out)
     check_tokenizer(tokenizer, out, [*contents[:200], "naïve\n\tcafé — 東京", "two  spaces"])
-    data, judged = windows(rows, tokenizer), windows(held_out, tokenizer)
+    data, unseen = windows(rows, tokenizer), windows(held_out, tokenizer)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -163,12 +163,12 @@ def build(material: Path, out: Path, steps: int, seed: int) -> dict[str, Any]:
     model.eval()
     with torch.no_grad():
         loss = sum(
-            next_token_loss(model, part).item() * len(part) for part in judged.split(BATCH)
-        ) / len(judged)
+            next_token_loss(model, part).item() * len(part) for part in unseen.split(BATCH)
+        ) / len(unseen)
     model.save_pretrained(out)
     return {
         "general_heldout_loss": loss,
-        "unigram_entropy": unigram_entropy(judged),
+        "unigram_entropy": unigram_entropy(unseen),
         "seconds": time.monotonic() - began,
         "torch": torch.__version__,
     }

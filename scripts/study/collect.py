@@ -125,7 +125,7 @@ def tokens_of(run: Path) -> dict[int, int]:
 
 def settings_of(run: Path) -> dict[str, Any]:
     """The resolved config that a run kept."""
-    return dict(yaml.safe_load((run / "config.yaml").read_text()))
+    return dict(yaml.safe_load((run / "resolved.yaml").read_text()))
 
 
 def seconds_of(run: Path) -> dict[str, float]:

@@ -112,7 +112,7 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
         raise SystemExit(
             f"planted noise: wanted a finished seed; found none in {out}; run without --collect"
         )
-    told = {
+    reports = {
         seed: json.loads((out / f"seed{seed}/run/selection/selection.json").read_text())["length"]
         for seed in found
     }
@@ -145,7 +145,7 @@ def collect(out: Path, seeds: list[int]) -> dict[str, Any]:
         "probe": PROBE,
         "seeds": list(found),
         "rank correlation of signal and target tokens": [
-            t["spearman_signal_length"] for t in told.values()
+            t["spearman_signal_length"] for t in reports.values()
         ],
         "mean": {"budgets": budgets, "methods": middle, "skipped": first["skipped"]},
         "by_seed": {str(seed): comparison["methods"] for seed, comparison in found.items()},

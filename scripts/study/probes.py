@@ -142,25 +142,25 @@ def _seconds(own: Path, other: Path, after: Path) -> dict[str, float]:
     """Wall time: of everything (training on the whole pool), of the study's own road and of the
     other probe's.
     """
-    mine, scored, trained = seconds_of(own), seconds_of(other), seconds_of(after)
+    spent, scored, trained = seconds_of(own), seconds_of(other), seconds_of(after)
 
     def road(units: dict[str, float]) -> float:
         own_units = ("probe/", "select/selected")
         return sum(spent for unit, spent in units.items() if unit.startswith(own_units))
 
     return {
-        "everything": mine["sft/full"],
-        "own": road(mine) + mine["sft/selected"],
+        "everything": spent["sft/full"],
+        "own": road(spent) + spent["sft/selected"],
         "other": road(scored) + trained["sft/selected"],
     }
 
 
 def _flops(own: Path, other: Path, after: Path, parameters: int, of_probe: int) -> dict[str, float]:
     """The same in FLOPs."""
-    mine = flops(own, parameters)
+    spent = flops(own, parameters)
     return {
-        "everything": mine["full"],
-        "own": mine["probe"] + mine["selected"],
+        "everything": spent["full"],
+        "own": spent["probe"] + spent["selected"],
         "other": probe_flops(other, of_probe) + flops(after, parameters)["selected"],
     }
 

@@ -46,7 +46,7 @@ def planted_areas(table: ScoreTable, kinds: np.ndarray) -> dict[str, dict[str, f
     for column in signals.columns_of(table):
         values = table.floats(column)
         shares = signals.within_length(values, lengths, values, lengths)
-        for kind in sorted(set(kinds) - {"clean"}):
+        for kind in sorted({str(kind) for kind in kinds} - {"clean"}):
             area = area_under_curve(shares[kinds == kind], shares[clean])
             if area is not None:
                 found.setdefault(column, {})[kind] = round(area, 4)
@@ -61,7 +61,7 @@ def kept_by_kind(
     try:
         _, _, _, choice, report = decide(chosen, None, run)
     except UserError as error:
-        return {"cannot": "; ".join(error.faults)}
+        return {"cannot": "; ".join(error.problems)}
     words, counts = np.unique(kinds[choice.selected], return_counts=True)
     kept = {str(word): int(count) for word, count in zip(words, counts, strict=True)}
     return {"kept": kept, "filters": report["filters"], "warnings": report["warnings"]}

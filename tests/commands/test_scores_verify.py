@@ -51,7 +51,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"train": ["pool.jsonl"]},
         "probe": {"epochs": 0, "layers": LAYERS},
     }
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "resolved.yaml").write_text(yaml.safe_dump(config))
     return run
 
 
@@ -89,7 +89,7 @@ def test_one_wrong_number_fails_and_its_column_is_named(
 def test_scores_of_a_moving_model_are_refused(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = run / "config.yaml"
+    file = run / "resolved.yaml"
     config = yaml.safe_load(file.read_text())
     config["probe"] |= {"epochs": 1, "record": "during"}
     file.write_text(yaml.safe_dump(config))

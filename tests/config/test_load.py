@@ -100,8 +100,8 @@ def test_the_saved_config_loads_to_the_same_config(tmp_path: Path) -> None:
         write(tmp_path, select={"budget": "auto", "variants": {"r": {"method": "random"}}})
     )
     save_config(config, tmp_path / "run")
-    assert load_config(tmp_path / "run/config.yaml").model_dump() == config.model_dump()
-    saved = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert load_config(tmp_path / "run/resolved.yaml").model_dump() == config.model_dump()
+    saved = yaml.safe_load((tmp_path / "run/resolved.yaml").read_text())
     assert saved["provenance"]["packages"]["torch"]
 
 

@@ -70,9 +70,9 @@ def told(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     assert main(["doctor", str(file), "--json"]) == 2
     said = json.loads(capsys.readouterr().out)
-    for fault in caught.value.faults:
+    for fault in caught.value.problems:
         assert any(fault in f"{f['found']}; {f['advice']}" for f in said if f["level"] == "fault")
-    return caught.value.faults
+    return caught.value.problems
 
 
 def test_tokens_beyond_the_embedding_are_found(

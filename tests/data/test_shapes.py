@@ -35,7 +35,7 @@ def written(path: Path, text: str) -> Path:
 def fault_of(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load(path)
-    (fault,) = caught.value.faults
+    (fault,) = caught.value.problems
     return fault
 
 

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from grads_ds.launcher.ask_hosts import ask_by_ssh
 from grads_ds.launcher.backends import SUPERVISOR
 from grads_ds.launcher.doctor.comparison import compare_hosts
 from grads_ds.launcher.doctor.findings import check_host
 from grads_ds.launcher.hosts import Host, read_hostfile
 from grads_ds.launcher.job_outcome import DONE
+from grads_ds.launcher.rank_environment import environment_of
+from grads_ds.launcher.reporting import Reporter
+from grads_ds.launcher.timeouts import Timeouts
+from grads_ds.launcher.watch import JobMonitor
 from tests.cluster import Cluster, cluster
 from tests.launcher.jobs import left_behind, run_code
 
@@ -157,40 +160,6 @@ def test_one_machine_under_two_names_is_told(hosts: Cluster, tmp_path: Path) -> 
     assert "same machine as a" in bad[0].found and "once" in bad[0].advice
 
 
-SAID = {
-    "text before": "echo Welcome; {answer}",
-    "text after": "{answer}; echo; echo 'Logged out. Have a nice day {{}}'",
-    "text on the same line": "printf 'Motto: '; {answer} | tr -d '\\n'; printf ' bye'",
-}
-
-
-@pytest.mark.parametrize("case", SAID)
-def test_what_login_scripts_print_hides_no_answer(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ssh is a stand-in that runs the command here, with a login shell that talks."""
-    answer = 'sh -c "$command"'
-    (tmp_path / "ssh").write_text(
-        f"#!/bin/sh\nfor command do :; done\n{SAID[case].format(answer=answer)}\n"
-    )
-    (tmp_path / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    question = json.dumps({"run_dir": str(tmp_path), "files": []})
-    (found,) = ask_by_ssh([Host("node", 1)], LOOK, question).values()
-    assert not isinstance(found, str) and found["python"], found
-
-
-def test_a_login_that_gives_no_answer_is_told_as_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "ssh").write_text("#!/bin/sh\necho This account is for tunnels only\n")
-    (tmp_path / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (told,) = ask_by_ssh([Host("node", 1)], LOOK, "{}").values()
-    assert isinstance(told, str) and "tunnels only" in told and "login scripts" in told
-    assert "file system" not in told
-
-
 def test_fewer_chosen_accelerators_than_slots_are_a_fault(tmp_path: Path) -> None:
     gpus = [{"name": "H100", "driver": "550", "memory": "81559"}] * 4
     asked = {"run_dir": str(tmp_path), "files": []}
@@ -233,3 +202,29 @@ sys.exit(outcome.status)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["12345", "/tmp/grads-ds-12345"]
+
+
+def test_a_hosts_own_accelerators_stand_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm's gres gives them; DeepSpeed's runner, which numbers them anew, is not heeded."""
+    job = {"hosts": [["a", 1]], "devices": [None], "ports": [0, 0]}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    for ignored, devices, visible, said in (
+        ([], None, "7", 1),
+        (["CUDA_VISIBLE_DEVICES"], None, "2,3", 0),
+        ([], [5], "5", 0),
+    ):
+        described = job | {"runner_sets": ignored, "devices": [devices]}
+        given = {"CUDA_VISIBLE_DEVICES": "2,3"}
+        environment, notes = environment_of(tmp_path, described, (0, 0, 1), given, lambda: False)
+        assert environment["CUDA_VISIBLE_DEVICES"] == visible and len(notes) == said
+    shown: list[str] = []
+    monitor = JobMonitor(
+        tmp_path, [Host("a", 2)], Timeouts(), shown.append, Reporter(tmp_path, "stage", "now")
+    )
+    for seen_rank in monitor.ranks:
+        seen_rank.record = {"state": "running", "notes": ["CUDA_VISIBLE_DEVICES=7 of a stands"]}
+    monitor.look()
+    monitor.look()
+    assert shown == ["grads-ds: CUDA_VISIBLE_DEVICES=7 of a stands (2 ranks)\n"]

@@ -76,7 +76,7 @@ def test_slurms_numbers() -> None:
 def test_a_slurm_allocation_gives_the_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """scontrol is a stand-in here; the real one answers in tests/launcher/test_cluster_runs.py."""
+    """scontrol is a stand-in here; the real one answers in tests/launcher/test_slurm_runs.py."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\necho node1\necho node2\n")
     scontrol.chmod(0o755)

@@ -11,19 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from grads_ds.config.config import Config
+from grads_ds.run_dir.provenance import resolved_text
+from tests.report.synthetic_results import LOSSES, comparison, evaluation, write_curve
 
 KINDS = ["clean", "clean", "clean", "wrong_answer", "near_duplicate", "off_domain"]
-LOSSES = {  # model -> (domain, general)
-    "base": (3.2143, 2.5071),
-    "full": (2.7012, 2.6389),
-    "selected": (2.8125, 2.5198),
-    "random_5": (2.8931, 2.5312),
-    "grads_50": (2.7204, 2.5633),
-    "random_50": (2.7311, 2.5702),
-}
+
+
 HOSTILE = (
     '<script>alert("x")</script><img src="http://example.org/x.png" onerror=alert(1)> \u202e\x07'
     " \ud800"
@@ -115,7 +110,7 @@ def make_run(
         "packages": {"torch": "2.13.0"},
         "source_commit": "abc123+",
     }
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (run_dir / "resolved.yaml").write_text(resolved_text(tree))
     write_curve(run_dir / "tensorboard/probe", 40, 4.0)
     for i, name in enumerate(["selected", *config.sft.variants]):
         write_curve(run_dir / "tensorboard/sft" / name, 30 + 40 * i, 3.2)
@@ -235,80 +230,6 @@ def write_selection(
             "warnings": ["3 of the samples can never be chosen: 3 no_target"],
         },
     )
-
-
-COMPARED = {  # method -> budget -> (overlap, {kind: share kept})
-    "grads density": {
-        "0.05": (60, {"clean": 0.08, "off_domain": 0.0}),
-        "0.5": (60, {"clean": 0.61, "off_domain": 0.125}),
-    },
-    "random": {
-        "0.05": (3, {"clean": 0.05, "off_domain": 0.05}),
-        "0.5": (31, {"clean": 0.5, "off_domain": 0.49}),
-    },
-}
-
-
-def comparison(n: int) -> dict[str, Any]:
-    """selection/comparison.json with `COMPARED`, and one method that could not be run."""
-    methods = {
-        method: {
-            budget: {
-                "samples": round(float(budget) * n),
-                "overlap_with_selected": overlap,
-                "jaccard_with_selected": 0.5,
-                "kept": {"kind": kept},
-            }
-            for budget, (overlap, kept) in entries.items()
-        }
-        for method, entries in COMPARED.items()
-    }
-    return {
-        "budgets": ["0.05", "0.5"],
-        "methods": methods,
-        "skipped": {"ifd": "select: wanted column ifd"},
-    }
-
-
-def evaluation(n: int, losses: dict[str, tuple[float, float]], config: Config) -> dict[str, Any]:
-    """evaluation.json for the models of `config`."""
-    names = ["base", "selected", *config.sft.variants]
-    models = {
-        name: {
-            set_name: {
-                "loss": loss,
-                "perplexity": float(np.exp(loss)),
-                "loss_ci95": [loss - 0.04, loss + 0.05],
-                "num_samples": 200,
-                "num_target_tokens": 9000,
-            }
-            for set_name, loss in zip(("domain", "general"), losses[name], strict=True)
-        }
-        for name in names
-    }
-    about: dict[str, Any] = {"full": {"method": "full", "budget": 1.0, "num_samples": n}}
-    for name in names:
-        if name not in ("base", "full"):
-            chosen = config.select.resolve(None if name == "selected" else name)
-            about[name] = {
-                "method": chosen.method,
-                "budget": chosen.budget,
-                "num_samples": round(float(chosen.budget) * n),
-            }
-    return {"models": models, "variants": {name: about[name] for name in names if name != "base"}}
-
-
-def write_curve(folder: Path, steps: int, start: float) -> None:
-    """A TensorBoard event file with train/loss falling from `start`."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    writer = EventFileWriter(str(folder))
-    for step in range(1, steps + 1):
-        value = Summary.Value(tag="train/loss", simple_value=start * (0.7 + 0.3 / step**0.5))
-        writer.add_event(Event(wall_time=1e9 + step, step=step, summary=Summary(value=[value])))
-    writer.close()
 
 
 def write_json(path: Path, value: Any) -> None:

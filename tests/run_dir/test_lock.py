@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
 from grads_ds.run_dir import lock_file
 from grads_ds.run_dir.lock import LOCK_VARIABLE, lock, lock_holder
 from grads_ds.run_dir.processes import boot_id
+from grads_ds.run_dir.publish import publish_json
 from tests.launcher.faults import told
 
 # holds the run directory as a command of the program would, until its work is over or it is stopped
@@ -209,3 +211,45 @@ def test_stop_names_a_holder_that_stays_and_finds_nobody(
     assert "still at work" in capsys.readouterr().err
     assert main(["stop", str(tmp_path / "nowhere")]) == 2
     assert stop.WAIT_SECONDS > 60
+
+
+def test_a_lock_that_cannot_be_written_whole_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(OSError, match="No space left"), lock(tmp_path, "on a full disk"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with lock(tmp_path, "the next job"):
+        pass
+
+
+def test_a_second_start_is_refused_with_the_holders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lock(tmp_path, "the first job"):
+        with lock(tmp_path, "its child"):  # started by the holder: the right is inherited
+            pass
+        assert (tmp_path / "lock.json").exists()
+        monkeypatch.delenv("GRADS_DS_LOCK")
+        with pytest.raises(
+            UserError, match=rf"the first job \(pid {os.getpid()} on {socket.gethostname()}"
+        ):
+            with lock(tmp_path, "the second job"):
+                pass
+    assert not (tmp_path / "lock.json").exists()
+
+
+def test_the_lock_of_a_silent_host_is_taken_over(tmp_path: Path) -> None:
+    publish_json(
+        tmp_path / "lock.json", {"token": "x", "host": "elsewhere", "pid": 1, "what": "lost"}
+    )
+    with pytest.raises(UserError, match="lost"), lock(tmp_path, "early"):
+        pass
+    os.utime(tmp_path / "lock.json", (1, 1))
+    with lock(tmp_path, "late"):
+        pass

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
-from grads_ds.config.errors import UserError
-from grads_ds.run_dir.lock import lock
-from grads_ds.run_dir.publish import atomic_path, publish_json, publish_text
+from grads_ds.run_dir import units
+from grads_ds.run_dir.publish import atomic_files, atomic_path, publish_json, publish_text
 from grads_ds.run_dir.units import mark_done, unit_id, why_due
 
 
@@ -62,69 +60,98 @@ def test_a_unit_is_due_when_an_input_or_output_changed(tmp_path: Path) -> None:
     assert mark_done(tmp_path, "select/a", inputs, ["out"], 1.0) != first
 
 
-def test_a_second_start_is_refused_with_the_holders_name(
+@pytest.mark.parametrize("thorough", [False, True])
+def test_a_flipped_bit_in_an_output_makes_its_unit_due(tmp_path: Path, thorough: bool) -> None:
+    """Also where size and time tell nothing, as with a disk that rots."""
+    (tmp_path / "table").write_bytes(b"12345")
+    mark_done(tmp_path, "probe/record", {}, ["table"], 1.0)
+    times = (tmp_path / "table").stat()
+    (tmp_path / "table").write_bytes(b"12344")
+    os.utime(tmp_path / "table", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert why_due(tmp_path, "probe/record", {}, thorough) == "table was altered"
+
+
+def test_a_large_output_is_read_whole_by_who_reads_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with lock(tmp_path, "the first job"):
-        with lock(tmp_path, "its child"):  # started by the holder: the right is inherited
-            pass
-        assert (tmp_path / "lock.json").exists()
-        monkeypatch.delenv("GRADS_DS_LOCK")
-        with pytest.raises(
-            UserError, match=rf"the first job \(pid {os.getpid()} on {socket.gethostname()}"
-        ):
-            with lock(tmp_path, "the second job"):
-                pass
-    assert not (tmp_path / "lock.json").exists()
+    monkeypatch.setattr(units, "HASHED_BELOW", 3)
+    (tmp_path / "model").write_bytes(b"12345")
+    mark_done(tmp_path, "sft/full", {}, ["model"], 1.0)
+    times = (tmp_path / "model").stat()
+    (tmp_path / "model").write_bytes(b"12344")
+    os.utime(tmp_path / "model", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert why_due(tmp_path, "sft/full", {}) is None  # a start that does not read it
+    assert why_due(tmp_path, "sft/full", {}, thorough=True) == "model was altered"
+    os.utime(tmp_path / "model")
+    assert why_due(tmp_path, "sft/full", {}) == "model was altered"
 
 
-def test_the_lock_of_a_dead_holder_is_taken_over(tmp_path: Path) -> None:
-    publish_json(
-        tmp_path / "lock.json",
-        {"token": "x", "host": socket.gethostname(), "pid": 2**22 + 1, "what": "dead"},
-    )
-    with lock(tmp_path, "the next job"):
-        assert json.loads((tmp_path / "lock.json").read_text())["what"] == "the next job"
+def test_a_copied_run_whose_times_are_others_stays_done(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("12345")
+    mark_done(tmp_path, "report", {}, ["out"], 1.0)
+    os.utime(tmp_path / "out", (1, 1))
+    assert why_due(tmp_path, "report", {}, thorough=True) is None
 
 
-def test_a_lock_that_cannot_be_written_whole_is_none(
+def test_a_flipped_bit_in_a_record_makes_its_unit_due(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("12345")
+    mark_done(tmp_path, "report", {"budget": 5}, ["out"], 1.0)
+    file = tmp_path / "state/report.json"
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        reason = why_due(tmp_path, "report", {"budget": 5})
+        # blanks between the values may change without changing them
+        assert reason == "its record is damaged" or json.loads(damaged) == json.loads(whole)
+    assert unit_id(tmp_path, "report") is None or json.loads(damaged) == json.loads(whole)
+
+
+def test_a_record_that_cannot_be_read_is_not_taken_for_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Path, text: str) -> None:
-        raise OSError(28, "No space left on device")
+    def broken(self: Path) -> bytes:
+        raise OSError(5, "Input/output error")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", full)
-        with pytest.raises(UserError, match="No space left"), lock(tmp_path, "on a full disk"):
-            pass
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        why_due(tmp_path, "report", {})
+
+
+def test_a_unit_that_left_an_output_out_is_not_done(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        mark_done(tmp_path, "report", {}, ["report.html"], 1.0)
+    assert unit_id(tmp_path, "report") is None
+
+
+def test_a_set_of_files_cut_short_has_no_mark(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with atomic_files(tmp_path, last="mark") as aside:
+            for name in ("a", "b", "mark"):
+                (aside / name).write_text(text)
+    assert {f.name: f.read_text() for f in tmp_path.iterdir()} == dict.fromkeys("ab", "two") | {
+        "mark": "two"
+    }
+    with pytest.raises(RuntimeError), atomic_files(tmp_path, last="mark") as aside:
+        (aside / "a").write_text("three")
+        raise RuntimeError
+    assert {f.read_text() for f in tmp_path.iterdir()} == {"two"}
+    (tmp_path / "b").unlink()
+    (tmp_path / "b").mkdir()  # a file cannot take its place: the set is cut short
+    with pytest.raises(OSError), atomic_files(tmp_path, last="mark") as aside:
+        for name in ("a", "b", "mark"):
+            (aside / name).write_text("four")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_sync_that_fails_fails_the_publication(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(handle: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        publish_text(tmp_path / "file", "text")
     assert list(tmp_path.iterdir()) == []
-    with lock(tmp_path, "the next job"):
-        pass
-
-
-def test_another_process_of_the_holders_number_holds_nothing(tmp_path: Path) -> None:
-    here = {"host": socket.gethostname(), "pid": os.getpid()}
-    publish_json(
-        tmp_path / "lock.json",
-        {"token": "x", "process": "an earlier boot:1", "what": "before the reboot"} | here,
-    )
-    with lock(tmp_path, "the next job"):
-        held = json.loads((tmp_path / "lock.json").read_text())
-        assert held["what"] == "the next job"
-        del os.environ["GRADS_DS_LOCK"]
-        with (
-            pytest.raises(UserError, match="in use by the next job"),
-            lock(tmp_path, "a second one"),
-        ):
-            pass
-
-
-def test_the_lock_of_a_silent_host_is_taken_over(tmp_path: Path) -> None:
-    publish_json(
-        tmp_path / "lock.json", {"token": "x", "host": "elsewhere", "pid": 1, "what": "lost"}
-    )
-    with pytest.raises(UserError, match="lost"), lock(tmp_path, "early"):
-        pass
-    os.utime(tmp_path / "lock.json", (1, 1))
-    with lock(tmp_path, "late"):
-        pass

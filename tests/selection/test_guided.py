@@ -79,6 +79,18 @@ def test_a_small_budget_takes_the_rows_that_look_least_wrong_in_every_length() -
     np.testing.assert_allclose(counts, left * counts.sum() / left.sum(), atol=1.0)
 
 
+def test_nearness_to_the_reference_set_orders_what_the_filters_leave() -> None:
+    table, wrong = pool_with_controls(gap=5.0)
+    near = np.random.default_rng(9).random(N)
+    with pytest.raises(UserError, match=r"add contrast to probe\.extras"):
+        chosen(table, budget=0.25, spread="reference")
+    table = replace(table, columns={**table.columns, "anchor_hidden_cosine": near})
+    plain, nearest = chosen(table, budget=0.25), chosen(table, budget=0.25, spread="reference")
+    assert near[nearest.selected].mean() > near[plain.selected].mean() + 0.15
+    assert wrong[nearest.selected].mean() < 0.03
+    assert nearest.report["notes"]["nearness"] == ["anchor_hidden_cosine"]
+
+
 def test_blind_signals_reject_nothing_and_leave_a_random_choice_that_says_so() -> None:
     table, _ = pool_with_controls(gap=0.0)
     choice = chosen(table, budget=0.25)

@@ -17,7 +17,8 @@ from transformers import TrainerCallback
 from conftest import make_tiny_model
 from grads_ds.config.config import Config
 from grads_ds.training import universal_checkpoint
-from grads_ds.training.checkpoints import COMPLETE, Checkpoints
+from grads_ds.training.checkpoint_mark import COMPLETE
+from grads_ds.training.checkpoints import Checkpoints
 from ranks import run_on_ranks
 from tests.training.test_train import logits, make_config
 from tests.training.test_trainer import Logs, uneven_rows
@@ -69,7 +70,7 @@ class Trained(NamedTuple):
 
 def train(job: Job) -> Trained | None:
     from grads_ds.distributed import ranks
-    from grads_ds.training.train import train_model
+    from grads_ds.training.train import TrainingJob, train_model
 
     config, name = job.config, job.name
     folder, logs, kept = Path(config.run_dir), Logs(), {}
@@ -96,17 +97,20 @@ def train(job: Job) -> Trained | None:
     }
     try:
         train_model(
-            config,
-            config.sft,
-            uneven_rows(),
-            config.model.path,
-            folder / name,
-            folder / f"{name}-work",
-            folder / f"{name}-tb",
-            60 if config.sft.early_stopping else STEPS,
-            what=name,
-            callbacks=[logs, ends],
-            **watched if config.sft.early_stopping else {},
+            TrainingJob(
+                config,
+                config.sft,
+                uneven_rows(),
+                config.model.path,
+                folder / name,
+                folder / f"{name}-work",
+                folder / f"{name}-tb",
+                60 if config.sft.early_stopping else STEPS,
+                what=name,
+                callbacks=[logs, ends],
+                **watched if config.sft.early_stopping else {},
+                identity="test",
+            )
         )
     except Stopped:
         return None

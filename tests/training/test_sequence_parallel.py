@@ -33,23 +33,26 @@ class Curve(TrainerCallback):
 def train(
     config: Config, name: str, sequence: int, ends_at: int | None = None
 ) -> list[tuple[float, float]]:
-    from grads_ds.training.train import train_model
+    from grads_ds.training.train import TrainingJob, train_model
 
     folder, curve, ends = Path(config.run_dir), Curve(), Ends(ends_at, kill=False)
     rows = uneven_rows([0.5 + n % 3 for n in range(ROWS)])
     try:
         train_model(
-            config,
-            config.sft,
-            rows,
-            config.model.path,
-            folder / name,
-            folder / f"{name}-work",
-            folder / f"{name}-tb",
-            STEPS,
-            what=name,
-            sequence=sequence,
-            callbacks=[curve, ends],
+            TrainingJob(
+                config,
+                config.sft,
+                rows,
+                config.model.path,
+                folder / name,
+                folder / f"{name}-work",
+                folder / f"{name}-tb",
+                STEPS,
+                what=name,
+                sequence=sequence,
+                callbacks=[curve, ends],
+                identity="test",
+            )
         )
     except Stopped:
         return []
@@ -147,3 +150,21 @@ def test_packing_and_eager_attention_are_refused_with_it(tmp_path: Path) -> None
         "sft.sequence_parallel",
         "sft.packing",
     ]
+
+
+def fail_to_load(config: Config) -> bool:
+    """Whether the process's attention is its own again after a load that failed."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    from grads_ds.config.errors import UserError
+
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with pytest.raises(UserError, match="model"):
+        train(config, "never", 2)
+    return ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+def test_a_load_that_fails_leaves_the_process_as_it_was(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    (base / "model.safetensors").write_bytes(b"no weights")
+    assert run_on_ranks(2, fail_to_load, make_config(base, tmp_path)) == [True, True]

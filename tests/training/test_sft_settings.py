@@ -136,20 +136,23 @@ def config_of(folder: Path, name: str, zero: dict[str, Any], sections: dict[str,
 
 
 def train(config: Config, name: str) -> tuple[list[float], dict[str, Any]]:
-    from grads_ds.training.train import train_model
+    from grads_ds.training.train import TrainingJob, train_model
 
     folder, logs, facts = Path(config.run_dir), Logs(), Facts()
     train_model(
-        config,
-        config.sft,
-        uneven_rows(),
-        config.model.path,
-        folder / name,
-        folder / f"{name}-work",
-        folder / f"{name}-tb",
-        STEPS,
-        what=name,
-        callbacks=[logs, facts],
+        TrainingJob(
+            config,
+            config.sft,
+            uneven_rows(),
+            config.model.path,
+            folder / name,
+            folder / f"{name}-work",
+            folder / f"{name}-tb",
+            STEPS,
+            what=name,
+            callbacks=[logs, facts],
+            identity="test",
+        )
     )
     return logs.losses, facts.found
 

@@ -56,20 +56,23 @@ def make_config(base: Path, folder: Path, stage: int = 3, **sections: Any) -> Co
 
 
 def train(config: Config, name: str, **options: Any) -> None:
-    from grads_ds.training.train import optimizer_steps, train_model
+    from grads_ds.training.train import TrainingJob, optimizer_steps, train_model
 
     folder = Path(config.run_dir)
     train_model(
-        config,
-        config.sft,
-        make_rows(),
-        config.model.path,
-        folder / name,
-        folder / f"{name}-work",
-        folder / f"{name}-tb",
-        optimizer_steps(ROWS, config.sft),
-        what=name,
-        **options,
+        TrainingJob(
+            config,
+            config.sft,
+            make_rows(),
+            config.model.path,
+            folder / name,
+            folder / f"{name}-work",
+            folder / f"{name}-tb",
+            optimizer_steps(ROWS, config.sft),
+            what=name,
+            **options,
+            identity="test",
+        )
     )
 
 

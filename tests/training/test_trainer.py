@@ -45,21 +45,24 @@ class Logs(TrainerCallback):
 
 
 def train(config: Config, name: str, rows: Any, steps: int, **options: Any) -> Logs:
-    from grads_ds.training.train import train_model
+    from grads_ds.training.train import TrainingJob, train_model
 
     folder, logs = Path(config.run_dir), Logs()
     train_model(
-        config,
-        config.sft,
-        rows,
-        config.model.path,
-        folder / name,
-        folder / f"{name}-work",
-        folder / f"{name}-tb",
-        steps,
-        what=name,
-        callbacks=[logs],
-        **options,
+        TrainingJob(
+            config,
+            config.sft,
+            rows,
+            config.model.path,
+            folder / name,
+            folder / f"{name}-work",
+            folder / f"{name}-tb",
+            steps,
+            what=name,
+            callbacks=[logs],
+            **options,
+            identity="test",
+        )
     )
     return logs
 

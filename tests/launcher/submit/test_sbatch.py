@@ -42,7 +42,7 @@ def test_options_that_are_not_sbatchs_or_not_the_users(option: str, tmp_path: Pa
 def test_submitting_prints_the_job_and_keeps_the_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """sbatch is a stand-in here; the real one runs in tests/launcher/test_cluster_runs.py."""
+    """sbatch is a stand-in here; the real one runs in tests/launcher/test_slurm_runs.py."""
     sbatch = tmp_path / "sbatch"
     sbatch.write_text("#!/bin/sh\necho '41;cluster'\n")
     sbatch.chmod(0o755)

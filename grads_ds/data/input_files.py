@@ -80,13 +80,20 @@ def open_packed(path: str) -> IO[bytes]:
     return cast("IO[bytes]", opener(path, "rb"))
 
 
+LINE_LARGEST = 64 * 2**20  # bytes; the longest real documents have a few
+
+
 def lines(item: Input, faults: Faults) -> Iterator[tuple[int, str]]:
     """Decoded lines; split at newlines alone (str.splitlines would also split at U+2028, which JSON
     strings may hold).
     """
     try:
         with open_packed(item.path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(LINE_LARGEST + 1), b""), 1):
+                if len(line) > LINE_LARGEST:
+                    wanted, found = f"lines of at most {LINE_LARGEST:,} bytes", "a longer one"
+                    faults.add(f"{item.path}:{number}", wanted, found, "split it or leave it out")
+                    return
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:

@@ -1,0 +1,143 @@
+"""A model is loaded as its folder has it, or not at all: tensors that are missing, unexpected, of
+another shape, or not finite are refused by name.
+
+transformers fills what is missing with random numbers and leaves out what it does not expect, with
+a warning; under ZeRO-3 (seen with 5.23) without one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError, problem
+from grads_ds.distributed import ranks
+from grads_ds.engine.model_check import check_model, read_head, weight_files
+from grads_ds.workarounds import without_sharded_loading
+
+SHOWN = 5  # names in one problem; the rest are counted
+
+
+def check_tensors(config: Config, path: str | Path) -> None:
+    """Compare the tensors of the folder `path` with those of the model its config describes.
+
+    Every rank calls this, rank 0 looks. Raises UserError on every rank. A hub id is left to
+    `check_loaded`.
+    """
+    if Path(path).is_dir():
+        ranks.from_main(lambda: _compare(config, Path(path)))
+
+
+def check_loaded(model: nn.Module, info: dict[str, Any], path: str | Path) -> None:
+    """What transformers says it did (`info`), and that every number of the model is finite.
+
+    Every rank calls this and looks at the parameters, or the shards of them, that it holds. Raises
+    UserError on every rank.
+    """
+    not_finite = [
+        name
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]
+        if not torch.isfinite(getattr(tensor, "ds_tensor", tensor).detach()).all()
+    ]
+    unexpected = info.get("unexpected_keys", ())
+    mismatched = [item[0] for item in info.get("mismatched_keys", ())]
+    seen = ranks.all_gather_object((not_finite, mismatched))
+    found = [
+        _named(path, "every tensor of the model", "missing", info.get("missing_keys", ())),
+        _named(path, "tensors of the model alone", "unexpected", unexpected),
+        _named(path, "tensors of the model's shapes", "others", [n for s in seen for n in s[1]]),
+        _named(path, "finite numbers", "NaN or infinity", [n for s in seen for n in s[0]]),
+    ]
+    if any(found):
+        raise UserError([text for text in found if text])
+
+
+def _compare(config: Config, folder: Path) -> None:
+    problems = check_model(str(folder))
+    if problems:
+        raise UserError(problems)
+    given = _shapes(weight_files(folder)[1])
+    remote = config.model.trust_remote_code
+    with without_sharded_loading(), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder, trust_remote_code=remote), trust_remote_code=remote
+        )
+    if _renamed_on_loading(model):
+        return  # names in the files are not the model's: transformers' own report is looked at
+    prefix = f"{model.base_model_prefix}."
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if not any(name.startswith(prefix) for name in given):  # saved without the head's wrapper
+        given = {
+            prefix + name if prefix + name in expected else name: given[name] for name in given
+        }
+    tied = _tied(model)
+    missing = [
+        name
+        for name in expected.keys() - given.keys()
+        if not any(other in given for other in tied.get(name, ()))
+        and not _ignored(name, model._keys_to_ignore_on_load_missing)
+    ]
+    unexpected = [
+        name
+        for name in given.keys() - expected.keys()
+        if not _ignored(name, model._keys_to_ignore_on_load_unexpected)
+        and not name.endswith("rotary_emb.inv_freq")  # a buffer that older files hold
+    ]
+    shapes = [
+        f"{name} {list(given[name])} for {list(expected[name])}"
+        for name in given.keys() & expected.keys()
+        if given[name] != expected[name]
+    ]
+    found = [
+        _named(folder, "every tensor of the model", "missing", missing),
+        _named(folder, "tensors of the model alone", "unexpected", unexpected),
+        _named(folder, "tensors of the model's shapes", "others", shapes),
+    ]
+    if any(found):
+        raise UserError([text for text in found if text])
+
+
+def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            shapes |= {name: tuple(value["shape"]) for name, value in read_head(file).items()}
+        else:
+            tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
+            shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return shapes
+
+
+def _tied(model: Any) -> dict[str, set[str]]:
+    """For each name of a tied weight, its other names."""
+    names: dict[int, set[str]] = {}
+    model.tie_weights()
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(tensor), set()).add(name)
+    return {name: group - {name} for group in names.values() for name in group if len(group) > 1}
+
+
+def _renamed_on_loading(model: Any) -> bool:
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return bool(get_model_conversion_mapping(model, add_legacy=False))
+
+
+def _ignored(name: str, patterns: Iterable[str] | None) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns or ())
+
+
+def _named(path: str | Path, wanted: str, kind: str, names: Iterable[str]) -> str | None:
+    names = sorted(set(names))
+    if not names:
+        return None
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    found = f"{kind}: {', '.join(names[:SHOWN])}{more}"
+    return problem(f"model {path}", wanted, found, "give the folder as it was saved")

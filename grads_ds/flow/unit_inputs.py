@@ -1,0 +1,196 @@
+"""The units of each stage: what decides whether one is due, what it reads, what it writes.
+
+No torch import until a unit that computes is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grads_ds.config.config import Config
+from grads_ds.run_dir.digests import content_digest, inputs_digest
+from grads_ds.run_dir.layout import (
+    MAIN,
+    adapter_folder,
+    checkpoints_folder,
+    model_folder,
+    scores_unit,
+    selection_folder,
+    trained_names,
+)
+from grads_ds.run_dir.units import unit_id
+
+_RECORDING = ("layers", "loss_reduction")  # keys of probe that only the recording depends on
+_SELECTION = ("selected.jsonl", "selected.parquet", "selection.parquet", "selection.json")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece of work that is redone as a whole.
+
+    `inputs` decide whether it is due; `outputs` are its files, `optional` those it may leave out;
+    `reads` the units whose outputs it reads; `scratch` what it keeps while it runs.
+    `work(config, run_dir, identity)` does it.
+    """
+
+    name: str
+    inputs: dict[str, Any]
+    outputs: tuple[str, ...]
+    work: Callable[[Config, Path, str], None]
+    reads: tuple[str, ...] = ()
+    scratch: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """The digest of the inputs, which everything the unit leaves half done carries."""
+        return inputs_digest(self.inputs)
+
+
+def prepare_units(config: Config, run_dir: Path) -> list[Unit]:
+    def work(config: Config, run_dir: Path, identity: str) -> None:
+        from grads_ds.data.stage import run_prepare
+
+        run_prepare(config, run_dir)
+
+    sources = [source for group in config.prepared_sets().values() for source in group]
+    inputs = {
+        "data": config.data.inputs(),
+        "model.path": config.model.path,
+        "model.chat_template": config.model.chat_template,
+        "tokenizer files": content_digest(config.model.path, weights=False),
+        "data files": {source: content_digest(source) for source in sources},
+        "chat template file": content_digest(config.model.chat_template),
+    }
+    return [Unit("prepare", inputs, ("prepared",), work)]
+
+
+def probe_units(config: Config, run_dir: Path) -> list[Unit]:
+    def train(config: Config, run_dir: Path, identity: str) -> None:
+        from grads_ds.probe.stage import run_preliminary_training
+
+        run_preliminary_training(config, run_dir, identity)
+
+    def record(config: Config, run_dir: Path, identity: str) -> None:
+        from grads_ds.probe.stage import run_recording
+
+        run_recording(config, run_dir)
+
+    probe = config.probe.inputs()
+    recording = {key: probe.pop(key) for key in _RECORDING}
+    names = ("extras", "anchor", "other_prompts", "contrast_rows")
+    extras, controls = {key: probe.pop(key) for key in names}, probe.pop("controls")
+    recording |= extras if extras["extras"] else {}
+    recording |= {"controls": controls} if controls else {}
+    model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
+    scores = ("scores/table.parquet", "scores/manifest.json")
+    if config.probe.epochs == 0:
+        inputs = model | {"probe": recording}
+        return [Unit("probe/record", inputs, scores, record, ("prepare",))]
+    training = model | {"probe": probe, "deepspeed": config.deepspeed_json()}
+    scratch = (checkpoints_folder("probe/train"),)
+    if config.probe.record == "during":
+        inputs = training | {"recording": recording}
+        outputs = (*scores, "probe/model")
+        return [Unit("probe/train", inputs, outputs, train, ("prepare",), scratch)]
+    recorded = {"probe": recording, "training": unit_id(run_dir, "probe/train")}
+    reads = ("prepare", "probe/train")
+    return [
+        Unit("probe/train", training, ("probe/model",), train, ("prepare",), scratch),
+        Unit("probe/record", recorded, scores, record, reads),
+    ]
+
+
+def select_units(config: Config, run_dir: Path) -> list[Unit]:
+    def unit(name: str | None) -> Unit:
+        def work(config: Config, run_dir: Path, identity: str) -> None:
+            from grads_ds.selection.stage import run_variant
+
+            run_variant(config, run_dir, name)
+
+        inputs = {
+            "select": config.select.resolve(name).inputs(),
+            "seed": config.seed,
+            "prepare": unit_id(run_dir, "prepare"),
+            "probe": unit_id(run_dir, scores_unit(config)),
+        }
+        folder = selection_folder(name or MAIN)
+        files = tuple(f"{folder}/{file}" for file in _SELECTION)
+        reads = ("prepare", scores_unit(config))
+        optional = () if name else (f"{folder}/comparison.json",)
+        return Unit(f"select/{name or MAIN}", inputs, files, work, reads, optional=optional)
+
+    return [unit(None), *(unit(name) for name in config.select.variants)]
+
+
+def sft_units(config: Config, run_dir: Path) -> list[Unit]:
+    def unit(name: str) -> Unit:
+        def work(config: Config, run_dir: Path, identity: str) -> None:
+            from grads_ds.training.sft import run_sft
+
+            run_sft(config, run_dir, name, identity)
+
+        # the whole pool takes the same steps on every footing
+        footing = {"equal"} if name == "full" else set()
+        inputs = _model_inputs(config) | {
+            "sft": config.sft.inputs(exclude={"variants", *footing}),
+            "seed": config.seed,
+            "deepspeed": config.deepspeed_json(),
+            "prepare": unit_id(run_dir, "prepare"),
+        }
+        reads: tuple[str, ...] = ("prepare",)
+        if name != "full":
+            inputs["select"] = unit_id(run_dir, f"select/{name}")
+            reads = ("prepare", f"select/{name}")
+        outputs = (model_folder(name), *([adapter_folder(name)] if config.sft.adapter else []))
+        scratch = (checkpoints_folder(f"sft/{name}"),)
+        return Unit(f"sft/{name}", inputs, outputs, work, reads, scratch)
+
+    return [unit(name) for name in trained_names(config)]
+
+
+def evaluate_units(config: Config, run_dir: Path) -> list[Unit]:
+    def work(config: Config, run_dir: Path, identity: str) -> None:
+        from grads_ds.evaluate.stage import run_evaluate
+
+        run_evaluate(config, run_dir)
+
+    tasks = config.evaluate
+    files = [*tasks.multiple_choice.values(), *tasks.exact_match.values()]
+    if tasks.lm_eval and tasks.lm_eval.include_path:
+        files.append(tasks.lm_eval.include_path)
+    names = trained_names(config)
+    inputs = _model_inputs(config) | {
+        "evaluate": config.evaluate.inputs(),
+        "task files": {file: content_digest(file) for file in files},
+        "seed": config.seed,
+        "prepare": unit_id(run_dir, "prepare"),
+        "sft": {name: unit_id(run_dir, f"sft/{name}") for name in names},
+    }
+    reads = ("prepare", *(f"sft/{name}" for name in names))
+    reads += tuple(f"select/{name}" for name in names if name != "full")  # their numbers of rows
+    return [Unit("evaluate", inputs, ("evaluation.json", "evaluation"), work, reads)]
+
+
+def report_units(config: Config, run_dir: Path) -> list[Unit]:
+    def work(config: Config, run_dir: Path, identity: str) -> None:
+        from grads_ds.report.stage import run_report
+
+        run_report(config, run_dir)
+
+    chosen = [MAIN, *config.select.variants]
+    inputs = {
+        "probe": unit_id(run_dir, scores_unit(config)),
+        "select": {name: unit_id(run_dir, f"select/{name}") for name in chosen},
+        "evaluate": unit_id(run_dir, "evaluate"),
+    }
+    reads = ("prepare", scores_unit(config), *(f"select/{name}" for name in chosen), "evaluate")
+    return [Unit("report", inputs, ("report.html",), work, reads)]
+
+
+def _model_inputs(config: Config) -> dict[str, Any]:
+    model = config.model.inputs(exclude={"chat_template"})
+    return {"model": model, "model files": content_digest(config.model.path)}

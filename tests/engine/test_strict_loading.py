@@ -1,0 +1,109 @@
+"""A model folder is loaded as it is or refused by name, sharded or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from conftest import make_tiny_model
+from grads_ds.config.config import Config
+from grads_ds.engine.model_check import check_model
+from ranks import run_on_ranks
+from tests.training.test_train import make_config
+
+NORM = "model.norm.weight"
+LAYER = "model.layers.1.mlp.up_proj.weight"
+
+
+def changed(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def load(config: Config, sharded: bool) -> Any:
+    """What loading says: the problems, or the sum of the tied head."""
+    from grads_ds.config.errors import UserError
+    from grads_ds.engine.model import frozen_model, load_model
+
+    try:
+        if sharded:
+            with frozen_model(config, config.model.path):
+                return "loaded"
+        load_model(config, config.model.path)
+    except UserError as error:
+        return error.problems
+    return "loaded"
+
+
+def load_each(configs: list[Config], sharded: bool) -> list[Any]:
+    return [load(config, sharded) for config in configs]
+
+
+CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
+    "missing": (lambda t: t.pop(LAYER), f"missing: {LAYER}"),
+    "unexpected": (lambda t: t.update(extra=torch.ones(2)), "unexpected: extra"),
+    "shape": (lambda t: t.update({NORM: torch.ones(31)}), f"others: {NORM} [31] for [32]"),
+    "nan": (lambda t: t[NORM].fill_(float("nan")), f"NaN or infinity: {NORM}"),
+    "infinite": (lambda t: t[LAYER][0].fill_(float("inf")), f"NaN or infinity: {LAYER}"),
+    "head": (lambda t: t.pop("lm_head.weight"), "missing: lm_head.weight"),
+    "whole": (lambda t: None, "loaded"),
+}
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_tensors_are_refused_by_name_on_every_rank(tmp_path: Path, stage: int) -> None:
+    configs = []
+    for name, (change, _) in CHANGES.items():
+        folder = make_tiny_model(tmp_path / name, tied=False)
+        changed(folder, change)
+        configs.append(make_config(folder, tmp_path, stage=stage))
+    tied = make_tiny_model(tmp_path / "tied", tied=True)  # whose head is in no file
+    configs.append(make_config(tied, tmp_path, stage=stage))
+    for found in run_on_ranks(2 if stage else 1, load_each, configs, bool(stage)):
+        assert found.pop() == "loaded"
+        for said, (_, wanted) in zip(found, CHANGES.values(), strict=True):
+            assert said == "loaded" if wanted == "loaded" else wanted in said[0], said
+
+
+def test_a_folder_is_looked_at_before_anything_is_loaded(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    file = folder / "model.safetensors"
+    assert check_model(str(folder)) == []
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:4], whole[:-1], whole + b"x", b"\xff" * 64, b"not weights at all"):
+        file.write_bytes(damaged)
+        (found,) = check_model(str(folder))
+        assert str(file) in found
+    file.write_bytes(whole)
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
+    (found,) = check_model(str(folder))
+    assert "an adapter" in found and "somebody/else" in found
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])
+def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path, name: str) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    index = {"metadata": {}, "weight_map": {NORM: name, LAYER: "gone.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    outside, gone = sorted(check_model(str(folder)), key=lambda text: "gone" in text)
+    assert name in outside and "elsewhere" in outside and "gone.safetensors" in gone
+
+
+def test_real_models_are_loaded_as_they_are(material: Path, tmp_path: Path) -> None:
+    """Names in files and names in models differ in many honest ways; none is refused."""
+    from grads_ds.engine.strict_loading import _compare
+
+    folders = sorted({file.parent for file in material.rglob("config.json")})
+    looked = 0
+    for folder in folders:
+        if list(folder.glob("*.safetensors")):
+            looked += 1
+            _compare(make_config(folder, tmp_path), folder)
+    assert looked
