@@ -53,7 +53,7 @@ class Measurement:
         self.gradients: dict[str, Tensor] = {}
         # parameter name -> [S], inner product with the reference
         self.inner: dict[str, Tensor] = {}
-        self.want_tokens = False
+        self.want_tokens = self.want_heads = False
         self.token_sizes: dict[str, Tensor] = {}  # parameter name -> [S, L]
         self.head_sizes: Tensor | None = None  # [N], the same of the head, by target
         self._acts_gram = linear.ActsGram()

@@ -119,6 +119,8 @@ def limited(kind: str, seconds: float) -> dict[str, str]:
 
 def write(results: dict[str, dict[str, str]]) -> None:
     """The JSON file and the page made of it."""
+    from tiny_models import kinds
+
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     lines = [
         "# Gradient norms by model type",
@@ -128,6 +130,8 @@ def write(results: dict[str, dict[str, str]]) -> None:
         "samples of different lengths, padded right and left. `one`: exact, one sample at a time;",
         "`refused`: with a message that says why and what to do; `-`: no tiny model of the type",
         "was built.",
+        "",
+        f"{len(results)} of {len(kinds())} types have been run.",
         "",
         "| | " + " | ".join(CASES) + " |",
         "| --- |" + " --- |" * len(CASES),
