@@ -48,7 +48,7 @@ def findings(run_dir: Path) -> Iterator[tuple[str, list[str], int, str]]:
     """(what, what of it is damaged, how many files it has, what to do) for every record, score part
     and checkpoint. Raises OSError for a file that cannot be read.
     """
-    from grads_ds.scores.parts import DIGITS  # here, since it imports pyarrow
+    from grads_ds.scores.parts import DIGITS  # pyarrow: slow to import
 
     again = "grads-ds run CONFIG makes it again, and what follows from it"
     for file in sorted((run_dir / "state").glob("*.json")):
