@@ -30,8 +30,8 @@ class EndlessTemplateError(BaseException):
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Ends what takes longer; not in a thread, which gets no signal."""
+def time_limit() -> Iterator[None]:
+    """Ends what takes longer than SECONDS; not in a thread, which gets no signal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -40,7 +40,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
         raise EndlessTemplateError
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
@@ -66,7 +66,7 @@ class Template:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with _time_limit(SECONDS):
+        with time_limit():
             texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,

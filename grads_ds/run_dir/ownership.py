@@ -51,6 +51,10 @@ def claim(run_dir: Path) -> None:
     if problems:
         raise UserError(problems)
     if not (run_dir / MARKER).is_file():
-        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, PermissionError, FileExistsError) as error:
+            found = f"{run_dir}: {error.strerror}"
+            raise UserError(problem("run_dir", "a folder to write in", found, ELSEWHERE)) from None
         made = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         publish_json(run_dir / MARKER, {"run directory of": "grads_ds", "made": made})

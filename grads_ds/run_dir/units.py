@@ -113,8 +113,7 @@ def begin(run_dir: Path, unit: str, owned: Sequence[str]) -> None:
             )
     for path in (*(run_dir / name for name in owned), record_file(run_dir, unit), file):
         sweep(path)
-    if not file.exists() or json.loads(file.read_text()) != list(owned):
-        publish_json(file, list(owned))
+    publish_json(file, list(owned))
 
 
 def mark_done(
