@@ -37,7 +37,7 @@ def prepare(folder: Path, model: Path, source: str, **settings: str) -> list[str
     return []
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120, func_only=True)
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to a device"])
 def test_a_source_is_a_regular_file(tmp_path: Path, tiny_model: Path, kind: str) -> None:
     source = "/dev/zero" if kind == "device" else str(tmp_path / "rows.jsonl")
@@ -70,7 +70,7 @@ def test_a_row_has_a_largest_size(
     assert f"{source}:2: wanted rows of at most 200 characters" in found
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120, func_only=True)
 def test_a_template_that_does_not_end_is_ended(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,27 +17,13 @@ from conftest import make_tiny_model
 from grads_ds.cli import main
 from grads_ds.commands.export import TOOLS
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
 from grads_ds.data.formats import detect, normalise
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokens import Encoder
 from grads_ds.export.subset import TOOLS as WRITERS
 from grads_ds.flow.stages import STAGES
 from grads_ds.run_dir.units import mark_done
-from tests.export.subsets import (
-    ANSWERED,
-    ASKED,
-    CALLING,
-    CALLS,
-    MASKED,
-    RESULT,
-    ROWS,
-    TURNS,
-    called,
-    export,
-    turns,
-    write,
-)
+from tests.export.subsets import CALLING, CALLS, MASKED, TURNS, export, turns, write
 
 
 def test_trl_trains_on_it(run: Path, tmp_path: Path) -> None:
@@ -104,48 +90,6 @@ def test_trl_trains_on_the_tokens_that_we_train_on(
     theirs = trainer.train_dataset
     assert [(row["input_ids"], row["labels"]) for row in theirs] == ours
     assert any(0 < sum(label == -100 for label in labels) < len(labels) for _, labels in ours)
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "found"),
-    [
-        (
-            "trl",
-            {"messages": [ASKED, ANSWERED, ASKED, ANSWERED | {"weight": 0}]},
-            "one after turn 2",
-        ),
-        ("llamafactory", MASKED[0], "weight 0 at turn 2"),
-        (
-            "llamafactory",
-            {"messages": [ASKED, called("look", {}), RESULT, RESULT, ANSWERED]},
-            "observation, observation",
-        ),
-        (
-            "llamafactory",
-            {"messages": [ASKED, called("look", {}) | {"content": "well"}]},
-            "does both",
-        ),
-        ("megatron", MASKED[0], "weight 0 at turn 2"),
-        ("megatron", CALLS[0], "tool calls at turn 2"),
-    ],
-)
-def test_a_row_that_a_tool_cannot_hold_is_named_and_nothing_is_written(
-    run: Path, name: str, row: dict[str, Any], found: str
-) -> None:
-    write(run, [CALLS[2], row, CALLS[2]])
-    with pytest.raises(UserError, match=rf"selected\.jsonl:2: wanted .*; found .*{found}"):
-        export(run, name)
-    assert not (run / name).exists()
-
-
-def test_plain_texts_are_exported_as_such_and_not_mixed(run: Path) -> None:
-    write(run, [{"text": "a sky"}, {"text": "a grass"}])
-    entry = yaml.safe_load((export(run, "axolotl") / "axolotl.yaml").read_text())["datasets"][0]
-    assert (entry["type"], entry["field"]) == ("completion", "text")
-    write(run, [{"text": "a sky"}, *ROWS])
-    with pytest.raises(UserError, match="found 3 and 1"):
-        export(run, "trl")
-    assert not (run / "trl").exists()
 
 
 def test_the_command_exports_and_refuses_a_folder_that_is_there(
