@@ -24,7 +24,7 @@ from grads_ds.gradnorm.measurement import Measurement
 
 # Largest relative difference of a parameter's norm and of the loss, and how much of its group's
 # norm a parameter's may be off (a bias in front of a softmax has rounding errors for a gradient).
-TOLERANCE = {"full": (1e-3, 1e-4), "half": (1e-1, 3e-2)}
+TOLERANCE = {"full": (1e-4, 2e-5), "half": (1e-1, 3e-2)}
 LARGEST = 2**28  # elements of the gradients that are held at once
 
 

@@ -66,6 +66,12 @@ def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any) -> str:
     without_cache = {"use_cache": False} if takes(model, "use_cache") else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if case.startswith("train"):
+            try:
+                model(**batch, **without_cache).loss.backward()
+                model.zero_grad()
+            except Exception as error:
+                return f"not built: its own step fails: {type(error).__name__}: {error}"
         try:
             recorder = GradNormRecorder(model, "all")
             if case.startswith("score"):
