@@ -1,5 +1,5 @@
-"""A draw of the sweep over transformers' model types is exact or refused by name, and no type in the
-committed table is wrong.
+"""A draw of the sweep over model types is exact or refused by name, and no type in the committed
+table is wrong.
 """
 
 from __future__ import annotations
