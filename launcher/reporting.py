@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.launcher.job_status import snapshot
-from grads_ds.launcher.metrics import prometheus
 
 REPORT_SECONDS = 10.0
 
@@ -31,6 +30,8 @@ class Reporter:
 
         A full disk does not end a job: the ranks' own writes will tell.
         """
+        from grads_ds.launcher.metrics import prometheus
+
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         record = {
             "time": now,

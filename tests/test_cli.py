@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from grads_ds import cli
 from grads_ds.cli import main
 
 REPO = Path(__file__).resolve().parent.parent
@@ -161,3 +164,39 @@ def test_stages_in_the_wrong_order_are_refused(
 ) -> None:
     assert main(["run", "config.yaml", "--from", "sft", "--to", "select"]) == 2
     assert "swap them" in capfd.readouterr().err
+
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\u202egpj.exe\x9b31m"
+
+
+def test_text_from_data_reaches_the_terminal_printable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(json.dumps({"text": "a"}) + "\n{" + ESCAPES + "\n")
+    config = {"run_dir": "run", "model": {"path": "m"}, "data": {"train": ["rows.jsonl", ESCAPES]}}
+    Path("c.yaml").write_text(yaml.safe_dump(config))
+    assert main(["prepare", "c.yaml"]) == 2
+
+    def boom(*_: object) -> int:
+        raise ValueError(ESCAPES)
+
+    monkeypatch.setattr(cli.export, "handle", boom)
+    assert main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == 1
+    said = capsys.readouterr()
+    assert not set("\x1b\x07\x9b\u202e") & set(said.out + said.err)
+    assert "\\x1b]0;owned" in said.err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
+def test_a_failing_file_system_keeps_its_traceback_and_has_its_status(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(cli.export, "handle", broken)
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    assert main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == (7 if full else 8)
+    said = capsys.readouterr().err
+    assert "Traceback" in said and os.strerror(number) in said and "in the input" not in said

@@ -16,7 +16,6 @@ from grads_ds.run_dir.digests import sha256
 from grads_ds.run_dir.ownership import MARKER
 from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
 from grads_ds.run_dir.units import damaged_outputs, read_record_file
-from grads_ds.scores.parts import DIGITS
 from grads_ds.training.checkpoint_mark import altered_files, read_mark
 
 CHECKPOINTS = ("probe/checkpoints", "sft/checkpoints", "sft/variants/*/checkpoints")
@@ -49,6 +48,8 @@ def findings(run_dir: Path) -> Iterator[tuple[str, list[str], int, str]]:
     """(what, what of it is damaged, how many files it has, what to do) for every record, score part
     and checkpoint. Raises OSError for a file that cannot be read.
     """
+    from grads_ds.scores.parts import DIGITS  # pyarrow: slow to import
+
     again = "grads-ds run CONFIG makes it again, and what follows from it"
     for file in sorted((run_dir / "state").glob("*.json")):
         record = read_record_file(file)

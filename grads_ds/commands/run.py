@@ -131,11 +131,11 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     queued = args.backend == "slurm" and "SLURM_JOB_ID" not in os.environ
     given = [name for name in ("hosts", "include", "exclude", "ranks") if getattr(args, name)]
     if given and (queued or args.backend == "kubernetes"):
-        faults = [
+        problems = [
             f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out"
             for name in given
         ]
-        raise UserError(faults)
+        raise UserError(problems)
     if problems := run_dir_problems(config.run_dir):
         raise UserError(problems)
     if not args.dry_run:

@@ -40,8 +40,9 @@ def act(args: argparse.Namespace) -> int:
     import math
 
     from grads_ds.config.load import load_config
+    from grads_ds.run_dir.provenance import RESOLVED
 
-    config = load_config(args.run / "resolved.yaml")
+    config = load_config(args.run / RESOLVED)
     tolerance = TOLERANCE[config.model.dtype] if args.tolerance is None else args.tolerance
     worst, count = differences(config, args.run, args.samples, args.seed)
     for name, difference in worst.items():
@@ -101,10 +102,11 @@ def _reference(config: Any, run: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from grads_ds.engine.attention import attention_of
     from grads_ds.gradnorm.reference import reference_norms
     from grads_ds.gradnorm.site_plan import plan_sites
 
-    attention = config.model.attention
+    attention = attention_of(config)
     model = AutoModelForCausalLM.from_pretrained(
         run / "probe/model" if config.probe.epochs > 0 else config.model.path,
         dtype=torch.float64,

@@ -31,8 +31,10 @@ class ModelConfig(Record):
     dtype: Literal["bfloat16", "float16", "float32"] = Field(
         "bfloat16", description="dtype of weights and activations"
     )
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = Field(
-        "sdpa", description="attention implementation"
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto",
+        description="attention implementation; auto takes the fastest that is installed and that"
+        " the model knows",
     )
     lora: LoraConfig | None = Field(None, description="null trains every parameter")
     chat_template: str | None = Field(

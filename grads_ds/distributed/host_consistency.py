@@ -46,14 +46,14 @@ def check_hosts_agree(files: Mapping[str, str | Path]) -> dict[str, str]:
     facts = {host: found for host, found in reversed(every) if found is not None}
     first = every[0][0]
     reference = facts[first]
-    faults = [
+    problems = [
         f"{host}: {difference}"
         for host, found in sorted(facts.items())
         if host != first
         for difference in _differences(reference, found, first)
     ]
-    if faults:
-        raise UserError(faults)
+    if problems:
+        raise UserError(problems)
     return reference
 
 

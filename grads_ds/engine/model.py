@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from grads_ds.config.config import Config
+from grads_ds.engine.attention import attention_of
 from grads_ds.engine.settings import scoring_settings
 from grads_ds.engine.strict_loading import check_loaded, check_tensors
 from grads_ds.workarounds import close
@@ -30,7 +31,7 @@ def load_model(config: Config, path: str | Path) -> nn.Module:
     model, info = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, config.model.dtype),
-        attn_implementation=config.model.attention,
+        attn_implementation=attention_of(config),
         trust_remote_code=config.model.trust_remote_code,
         output_loading_info=True,
     )

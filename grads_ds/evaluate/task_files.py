@@ -16,9 +16,9 @@ from grads_ds.config.evaluate import EvaluateConfig
 
 
 def read_choices(file: Path) -> list[dict[str, Any]]:
-    """Rows of a multiple-choice file. Raises UserError with every faulty line."""
+    """Rows of a multiple-choice file. Raises UserError with every wrong line."""
 
-    def fault(row: Any) -> bool:
+    def problem(row: Any) -> bool:
         choices = row.get("choices")
         known = (
             isinstance(choices, list)
@@ -35,13 +35,13 @@ def read_choices(file: Path) -> list[dict[str, Any]]:
 
     return _read(
         file,
-        fault,
+        problem,
         '{"question": text, "choices": [text, text, ...], "answer": index of the right one}',
     )
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
-    """Rows of an exact-match file. Raises UserError with every faulty line."""
+    """Rows of an exact-match file. Raises UserError with every wrong line."""
     return _read(
         file,
         lambda row: (
@@ -51,9 +51,9 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
     )
 
 
-def task_faults(settings: EvaluateConfig) -> list[str]:
+def task_problems(settings: EvaluateConfig) -> list[str]:
     """What is wrong with the task files and the harness, found before anything is computed."""
-    faults: list[str] = []
+    problems: list[str] = []
     for read, files in (
         (read_choices, settings.multiple_choice),
         (read_prompts, settings.exact_match),
@@ -62,34 +62,34 @@ def task_faults(settings: EvaluateConfig) -> list[str]:
             try:
                 read(Path(file))
             except UserError as error:
-                faults += error.problems
+                problems += error.problems
     if settings.lm_eval and importlib.util.find_spec("lm_eval") is None:
-        faults.append(
+        problems.append(
             "evaluate.lm_eval: wanted lm-evaluation-harness; found none; pip install"
             " 'grads-ds[eval]'"
         )
-    return faults
+    return problems
 
 
-def _read(file: Path, faulty: Callable[[Any], bool], wanted: str) -> list[dict[str, Any]]:
+def _read(file: Path, wrong: Callable[[Any], bool], wanted: str) -> list[dict[str, Any]]:
     try:
         lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except OSError as error:
         raise UserError(
             f"{file}: wanted a JSONL file of {wanted}; {error.strerror}; give an existing path"
         ) from None
-    rows, faults = [], []
+    rows, problems = [], []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             row = None
-        if not isinstance(row, dict) or faulty(row):
-            faults.append(f"{file}:{number}: wanted {wanted}; found {line[:80]}; mend that line")
+        if not isinstance(row, dict) or wrong(row):
+            problems.append(f"{file}:{number}: wanted {wanted}; found {line[:80]}; mend that line")
         rows.append(row)
-    if faults or not rows:
+    if problems or not rows:
         raise UserError(
-            faults
+            problems
             or f"{file}: wanted at least one row of {wanted}; found none; fill it or remove it"
         )
     return rows

@@ -19,7 +19,7 @@ from grads_ds.export.llama_factory import write_llama_factory
 from grads_ds.export.megatron import write_indexed, write_megatron
 from grads_ds.export.trl import write_trl
 from grads_ds.run_dir.layout import selection_folder
-from grads_ds.run_dir.publish import atomic_path
+from grads_ds.run_dir.publish import atomic_path, sweep
 
 TOOLS: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
     "trl": write_trl,
@@ -50,6 +50,7 @@ def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path
             f"export: {tool} has no form for a prompt and a completion of plain text; found"
             " data.format prompt_completion_text; export to trl"
         )
+    sweep(out)
     with atomic_path(out) as folder:
         folder.mkdir()
         TOOLS[tool](rows, folder)

@@ -51,7 +51,7 @@ def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placem
         if outcome.status == DONE and due_units(stage, config, run_dir):
             outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
         if outcome.status in (DONE, WRONG_INPUT):
-            break  # rank 0 has listed the faults
+            break  # rank 0 has listed the problems
         _report(
             run_dir / "logs" / f"{stage.name}.log",
             f"{stage.name}: {outcome.sentence}",

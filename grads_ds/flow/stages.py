@@ -16,7 +16,7 @@ from pathlib import Path
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError, problem
 from grads_ds.engine.model_check import check_model
-from grads_ds.evaluate.task_files import task_faults
+from grads_ds.evaluate.task_files import task_problems
 from grads_ds.flow.unit_inputs import (
     Unit,
     evaluate_units,
@@ -85,7 +85,7 @@ def _sft_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
 
 
 def _evaluate_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
-    return check_model(config.model.path) + task_faults(config.evaluate)
+    return check_model(config.model.path) + task_problems(config.evaluate)
 
 
 def _report_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:

@@ -144,9 +144,9 @@ def config_transform(model: nn.Module) -> LogitTransform:
     config = getattr(config, "get_text_config", lambda: config)()
     divisor = getattr(config, "logits_scaling", None) or 1.0
     factor = getattr(config, "logit_scale", None) or 1.0
-    return LogitTransform(
-        float(factor) / float(divisor), getattr(config, "final_logit_softcapping", None)
-    )
+    names = ("final_logit_softcapping", "output_logit_soft_cap", "logits_soft_cap")
+    cap = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
+    return LogitTransform(float(factor) / float(divisor), cap)
 
 
 def stand_in_logits(hidden: Tensor, values: int = 4) -> Tensor:

@@ -8,6 +8,7 @@ over ranks see nothing of it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -143,3 +144,26 @@ def _own_backward(
         for name, grad in zip(names, grads, strict=True)
     }
     return float(loss.detach()), squares
+
+
+def warn_one_by_one(verdict: Verdict) -> None:
+    """Says what is measured the slow way from now on."""
+    first, (measured, own) = next(iter(verdict.names.items()))
+    warnings.warn(
+        f"gradient norms: {len(verdict.names)} parameters differ from a backward of their own"
+        f" ({first}: {measured:.6g}, by itself {own:.6g}); from now on they are measured one sample"
+        " at a time",
+        stacklevel=2,
+    )
+
+
+def warn_row_by_row(verdict: Verdict) -> None:
+    """Says why batches are taken apart from now on."""
+    assert verdict.loss is not None
+    measured, own = verdict.loss
+    warnings.warn(
+        f"gradient norms: a sample's loss is {measured:.6g} in this batch and {own:.6g} by itself:"
+        " this model's samples depend on their padding or on each other; from now on they are"
+        " scored one row at a time",
+        stacklevel=2,
+    )

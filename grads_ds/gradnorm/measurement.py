@@ -53,7 +53,7 @@ class Measurement:
         self.gradients: dict[str, Tensor] = {}
         # parameter name -> [S], inner product with the reference
         self.inner: dict[str, Tensor] = {}
-        self.want_tokens = False
+        self.want_tokens = self.want_heads = False
         self.token_sizes: dict[str, Tensor] = {}  # parameter name -> [S, L]
         self.head_sizes: Tensor | None = None  # [N], the same of the head, by target
         self._acts_gram = linear.ActsGram()
@@ -75,6 +75,7 @@ class Measurement:
             rule = (site.rule, site.details)
             if self._rules.setdefault(name, rule) != rule:
                 self.unmeasured.add(name)  # a weight that is used in two ways
+                self._parts.pop(name, None)
 
     def behind(
         self, site: Site, sink: Callable[[Parts, Parts], None]
@@ -140,6 +141,8 @@ class Measurement:
         """One use of a parameter. When all of the forward's have come back, finish(parts of all)
         gives the squared norm of their sum, [S].
         """
+        if name in self.unmeasured:
+            return
         uses = self._parts.setdefault(name, [])
         uses.append(parts)
         self._finish[name] = finish

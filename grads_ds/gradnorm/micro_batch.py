@@ -4,7 +4,6 @@ and measures one sample at a time what no rule holds for.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 
@@ -16,13 +15,20 @@ from grads_ds.gradnorm.batch_kind import kind_of
 from grads_ds.gradnorm.batch_layout import Layout, on_the_left, padded, read_layout, unpad
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
-from grads_ds.gradnorm.guard import Verdict, check_one_sample
+from grads_ds.gradnorm.guard import Verdict, check_one_sample, warn_one_by_one, warn_row_by_row
 from grads_ds.gradnorm.head_run import HeadRun
 from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.in_step import Ranks
 from grads_ds.gradnorm.measurement import Measurement
 from grads_ds.gradnorm.one_sample import one_sample_norms
-from grads_ds.gradnorm.results import GradNorms, References, joined, summarise, token_values
+from grads_ds.gradnorm.results import (
+    GradNorms,
+    References,
+    joined,
+    mean_of_targets,
+    summarise,
+    token_values,
+)
 from grads_ds.gradnorm.scoring import TargetValues, score_frozen
 from grads_ds.gradnorm.sites import SitePlan
 from grads_ds.gradnorm.trial import Trial, try_model
@@ -147,7 +153,7 @@ class Scorer:
             self._checked[kind] = self._checked.get(kind, 0) + (4 if verdict.checked else 1)
             mixed = verdict.loss is not None and layout.num_samples > 1
             if mixed:
-                _warn_row_by_row(verdict)
+                warn_row_by_row(verdict)
                 self.row_by_row.add(kind)
             if ranks.largest(int(mixed)):
                 return None
@@ -164,7 +170,7 @@ class Scorer:
             loss_S = sequence_shards.all_reduce_sum({"loss": loss_S}, self.head.group)["loss"]
         norms = summarise(self.plan, measurement, loss_S, references)
         if values.error_norms is not None:
-            norms = replace(norms, error_norms=_mean_of_targets(layout, values.error_norms))
+            norms = replace(norms, error_norms=mean_of_targets(layout, values.error_norms))
         if self.tokens:
             norms = replace(norms, tokens=token_values(self.plan, measurement, values.losses))
         if self.want_heads and values.hidden is not None:
@@ -182,7 +188,7 @@ class Scorer:
         trial = self.trials[kind]
         measurement = Measurement(trial.plan, layout, self.head.gather, self.head.group)
         measurement.references, measurement.gradients = references.gradients, gradients
-        measurement.want_tokens = self.tokens
+        measurement.want_tokens, measurement.want_heads = self.tokens, self.want_heads
         inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
         weights_S = self.sample_weights(layout)
         transform = None if trial.own_head else trial.transform
@@ -218,13 +224,7 @@ class Scorer:
         trial = self.trials[kind]
         names = trial.plan.one_by_one | set(verdict.names)
         self.trials[kind] = replace(trial, plan=replace(trial.plan, one_by_one=names))
-        first, (measured, own) = next(iter(verdict.names.items()))
-        warnings.warn(
-            f"gradient norms: {len(verdict.names)} parameters differ from a backward of their own"
-            f" ({first}: {measured:.6g}, by itself {own:.6g}); from now on they are measured one"
-            " sample at a time",
-            stacklevel=2,
-        )
+        warn_one_by_one(verdict)
 
     def _one_by_one(self, batch: Mapping[str, Tensor], measurement: Measurement) -> None:
         """Fills in what the rules left out. Ranks first agree on whether any of them needs it."""
@@ -253,20 +253,3 @@ class Scorer:
             ranks.together,
         )
         measurement.sums.update(found)
-
-
-def _mean_of_targets(layout: Layout, values_N: Tensor) -> Tensor:
-    total_S = values_N.new_zeros(layout.num_samples)
-    total_S.index_add_(0, layout.target_samples, values_N)
-    return total_S / layout.target_counts.clamp_min(1)
-
-
-def _warn_row_by_row(verdict: Verdict) -> None:
-    assert verdict.loss is not None
-    measured, own = verdict.loss
-    warnings.warn(
-        f"gradient norms: a sample's loss is {measured:.6g} in this batch and {own:.6g} by itself:"
-        " this model's samples depend on their padding or on each other; from now on they are"
-        " scored one row at a time",
-        stacklevel=2,
-    )

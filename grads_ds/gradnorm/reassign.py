@@ -138,7 +138,7 @@ def reassigned(
     one_by_one, idle = set(), set()
     for name, sites in sites_of.items():
         calls = log.uses.get(name, [])
-        if replaced_head and not plan.tied and name in plan.head_names.values():
+        if replaced_head and name in plan.of_the_head_alone():
             if calls:
                 one_by_one.add(name)
             continue

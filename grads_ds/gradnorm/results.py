@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.groups import OTHER
 from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.measurement import Measurement
@@ -201,3 +202,10 @@ def joined(parts: Sequence[GradNorms]) -> GradNorms:
         tokens,
         tuple(view for part in parts for view in part.heads),
     )
+
+
+def mean_of_targets(layout: Layout, values_N: Tensor) -> Tensor:
+    """The mean over each sample's targets, float64 [S]."""
+    total_S = values_N.new_zeros(layout.num_samples)
+    total_S.index_add_(0, layout.target_samples, values_N)
+    return total_S / layout.target_counts.clamp_min(1)

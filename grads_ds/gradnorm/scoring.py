@@ -76,7 +76,8 @@ def _fused_head(
         if hidden.shape[:2] != (layout.rows, layout.length):
             raise frozen.UnknownLogits("the head runs on other positions than the input's")
         with torch.no_grad():
-            taken["hidden"], taken["seen"] = hidden, hidden.detach()
+            taken["hidden"] = hidden
+            taken["seen"] = hidden.detach() if measurement.want_heads else None
             taken["pass"] = head.run(hidden, measurement, weights_S, transform, not head_only)
             taken["logits"] = frozen.stand_in_logits(hidden)
         return taken["logits"].clone()
@@ -154,7 +155,8 @@ def _own_head(
         sums.add(rows_NV.detach(), 0)
         errors = sums.result()
     hidden = seen[0] if seen else None
-    return TargetValues(losses_N.detach().double(), errors, hidden, logits.detach())
+    shown = logits.detach() if measurement.want_heads else None
+    return TargetValues(losses_N.detach().double(), errors, hidden, shown)
 
 
 def _set_grad_root(model: nn.Module, measurement: Measurement) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,16 +47,22 @@ class SitePlan:
     unused: frozenset[str] = frozenset()
 
     def body(self) -> list[Site]:
-        """The sites that the head's own pass does not measure.
+        """The sites, without the parameters that the head's own pass measures.
 
         A tied table stays: it is the embedding too.
         """
-        names = set() if self.tied else set(self.head_names.values())
-        return [
-            site
-            for site in self.sites
-            if site.module is not self.head and not names & set(site.parameters.values())
-        ]
+        names = self.of_the_head_alone()
+        kept = []
+        for site in self.sites:
+            own = {local: name for local, name in site.parameters.items() if name not in names}
+            if own and site.module is not self.head:
+                kept.append(replace(site, parameters=own))
+        return kept
+
+    def of_the_head_alone(self) -> set[str]:
+        """The head's parameters, but for a table that is the embedding too."""
+        shared = {self.head_names.get("weight")} if self.tied else set()
+        return set(self.head_names.values()) - shared
 
 
 @contextlib.contextmanager

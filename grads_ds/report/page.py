@@ -70,7 +70,7 @@ def render(run: Run) -> str:
         marked=figures.MARKED,
         correlations=correlations(run.scores, main),
         composition=composition(run),
-        rivals=method_comparison(run.comparison, int(main.selected.sum())),
+        methods=method_comparison(run.comparison, int(main.selected.sum())),
         norms=norm_table(run.scores),
         quantiles=QUANTILES,
         examples=examples(run, lambda ids: read_rows(run.run_dir, ids)),

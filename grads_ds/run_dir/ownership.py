@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from pathlib import Path
@@ -26,8 +27,12 @@ def run_dir_problems(run_dir: str) -> list[str]:
     path = Path(given).resolve()
     if path in (Path.home().resolve(), Path(path.anchor)):
         return [problem("run_dir", "a folder for this run alone", str(path), ELSEWHERE)]
-    if path.exists() and not path.is_dir():
-        return [problem("run_dir", "a folder", f"the file {path}", ELSEWHERE)]
+    above = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not above.is_dir():
+        return [problem("run_dir", "a folder", f"the file {above}", ELSEWHERE)]
+    if above != path and not os.access(above, os.W_OK | os.X_OK):
+        found = f"{above}, where this user may not write"
+        return [problem("run_dir", "a folder that can be made", found, ELSEWHERE)]
     if path.is_dir() and not (path / MARKER).is_file():
         others = sorted(f.name for f in path.iterdir() if not f.name.startswith(f".{MARKER}."))
         if others:

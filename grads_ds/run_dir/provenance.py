@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from grads_ds.config.config import Config
-from grads_ds.run_dir.publish import publish_text
+from grads_ds.run_dir.publish import publish_text, sweep
 
 RESOLVED = "resolved.yaml"
 _DIGEST = "# sha256 of the lines below: "
@@ -42,6 +42,7 @@ def save_config(config: Config, run_dir: Path) -> None:
         "source_commit": source_commit(),
     }
     path, text = run_dir / RESOLVED, resolved_text(tree)
+    sweep(path)
     if not path.is_file() or path.read_bytes() != text.encode():
         publish_text(path, text)
 

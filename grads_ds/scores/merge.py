@@ -56,17 +56,17 @@ def merge(
     table_schema = pq.read_schema(files[0]).remove_metadata()
     wanted = np.sort(np.asarray(expected_ids, np.int64))
     totals = Totals(summed_columns(table_schema))
-    faults = _Faults()
+    problems = _Problems()
     with (
         atomic_path(folder / "table.parquet") as aside,
         pq.ParquetWriter(aside, table_schema, write_page_checksum=True) as writer,
     ):
         for ids, table in _ranges(folder, files, wanted, range_rows):
             table = _sorted(table)
-            faults.look(ids, table["sample_id"].to_numpy())
+            problems.look(ids, table["sample_id"].to_numpy())
             totals.add(table)
             writer.write_table(table)
-        faults.raise_if_any(folder, len(wanted))
+        problems.raise_if_any(folder, len(wanted))
         if (
             expected is not None
             and STEP not in table_schema.names
@@ -156,7 +156,7 @@ def _sorted(table: pa.Table) -> pa.Table:
 
 
 @dataclass
-class _Faults:
+class _Problems:
     """What keeps the table from being the pool: how many ids, and the first few."""
 
     found: dict[str, tuple[int, list[int]]] = field(
@@ -168,13 +168,13 @@ class _Faults:
         if np.array_equal(wanted, ids):
             return
         unique, counts = np.unique(ids, return_counts=True)
-        for name, faulty in (
+        for name, wrong in (
             ("missing", np.setdiff1d(wanted, unique)),
             ("unknown", np.setdiff1d(unique, wanted)),
             ("doubled", unique[counts > 1]),
         ):
             count, shown = self.found[name]
-            self.found[name] = count + len(faulty), [*shown, *faulty[: SHOWN - len(shown)].tolist()]
+            self.found[name] = count + len(wrong), [*shown, *wrong[: SHOWN - len(shown)].tolist()]
 
     def raise_if_any(self, folder: Path, wanted: int) -> None:
         if any(count for count, _ in self.found.values()):

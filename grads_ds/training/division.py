@@ -16,25 +16,25 @@ from grads_ds.config.training import SftConfig, TrainingConfig
 
 
 def check_training(config: Config, section: str, settings: TrainingConfig, ranks: int) -> list[str]:
-    """Faults of a training section: a batch the ranks cannot share, or a DeepSpeed file that says
+    """Problems of a training section: a batch the ranks cannot share, or a DeepSpeed file that says
     something else.
     """
-    faults = []
+    problems = []
     size = settings.batch_size
     sequence = settings.sequence_parallel if isinstance(settings, SftConfig) else 1
-    if fault := undivided_ranks(ranks, sequence):
-        return [f"{section}.sequence_parallel: {fault}"]
+    if problem := undivided_ranks(ranks, sequence):
+        return [f"{section}.sequence_parallel: {problem}"]
     if sequence > 1:
-        faults += _heads_faults(Path(config.model.path), section, sequence)
+        problems += _heads_problems(Path(config.model.path), section, sequence)
     ranks //= sequence  # groups of ranks, which read rows of their own
     if size % ranks:
         low = max(ranks, size - size % ranks)
         who = "ranks" if sequence == 1 else f"groups of {sequence} ranks"
-        faults.append(
+        problems.append(
             f"{section}.batch_size: {size} samples per step cannot be shared equally by {ranks}"
             f" {who}; try {low}{f' or {low + ranks}' if low < size else ''}"
         )
-        return faults
+        return problems
     try:
         user = config.deepspeed_json()
     except UserError as error:
@@ -42,14 +42,14 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     micro = micro_batch(settings, ranks)
     zero = user.get("zero_optimization", {})
     if sequence > 1 and (zero.get("stage") != 3 or not zero.get("reduce_scatter", True)):
-        faults.append(
+        problems.append(
             f"{config.deepspeed}: wanted zero_optimization with stage 3 and reduce_scatter for"
             f" {section}.sequence_parallel, elsewhere DeepSpeed scales gradients otherwise and they"
             " would be clipped at another norm; change it"
         )
     for key in ("sequence_parallel_size", "data_parallel_size"):
         if key in user:
-            faults.append(
+            problems.append(
                 f"{config.deepspeed}: wanted no {key}; found {user[key]}; set sft.sequence_parallel"
                 " instead"
             )
@@ -63,22 +63,22 @@ def check_training(config: Config, section: str, settings: TrainingConfig, ranks
     for key, value in wanted.items():
         found = user.get(key, "auto")
         if found not in ("auto", value):
-            faults.append(
+            problems.append(
                 f"{config.deepspeed}: {key} is {found}, while {section} asks for {value}; set it to"
                 ' "auto"'
             )
     for key, dtype in half.items():
         found = user.get(key, {}).get("enabled", "auto")
         if found not in ("auto", config.model.dtype == dtype):
-            faults.append(
+            problems.append(
                 f"{config.deepspeed}: {key}.enabled is {found}, while model.dtype is"
                 f' {config.model.dtype}; set it to "auto"'
             )
-    return faults
+    return problems
 
 
-def _heads_faults(model: Path, section: str, sequence: int) -> list[str]:
-    """Faults of a model folder whose heads a group of `sequence` ranks cannot share.
+def _heads_problems(model: Path, section: str, sequence: int) -> list[str]:
+    """Problems of a model folder whose heads a group of `sequence` ranks cannot share.
 
     Other folders are check_model's, a hub id is left alone.
     """
@@ -86,8 +86,8 @@ def _heads_faults(model: Path, section: str, sequence: int) -> list[str]:
         shape = json.loads((model / "config.json").read_text())
     except (OSError, ValueError):
         return []
-    fault = unshared_heads(shape, sequence)
-    return [f"{section}.sequence_parallel: {model}/config.json: {fault}"] if fault else []
+    problem = unshared_heads(shape, sequence)
+    return [f"{section}.sequence_parallel: {model}/config.json: {problem}"] if problem else []
 
 
 def undivided_ranks(ranks: int, sequence: int) -> str | None:

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.data.collate import IGNORE_INDEX
+from grads_ds.engine.attention import attention_of
 from grads_ds.gradnorm.batch_layout import read_layout
 from grads_ds.gradnorm.frozen import keeps_packed_apart
 from grads_ds.training.trainer import WEIGHTS, Collator
@@ -54,7 +55,7 @@ class PackingCollator(Collator):
 
     def __init__(self, config: Config, pad_id: int):
         super().__init__(pad_id)
-        self.one_row = config.model.attention == "flash_attention_2"
+        self.one_row = attention_of(config) == "flash_attention_2"
         self.capacity = config.data.max_length
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ from grads_ds.config.errors import StoppedBySignal
 from grads_ds.config.training import EarlyStoppingConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import ranks
+from grads_ds.engine.attention import attention_of
 from grads_ds.engine.lora import with_lora
 from grads_ds.engine.model import load_model
 from grads_ds.engine.model_folder import save_adapter, save_model
@@ -114,7 +115,7 @@ def train_model(job: TrainingJob) -> None:
     with contextlib.ExitStack() as stack:
         sharing = None
         if job.sequence > 1:
-            sharing = stack.enter_context(sequence_parallel(job.sequence, config.model.attention))
+            sharing = stack.enter_context(sequence_parallel(job.sequence, attention_of(config)))
         arguments = _arguments(job, sharing, universal)
         # new adapters are drawn at random: every training of a seed begins with the same ones
         set_seed(config.seed)

@@ -80,7 +80,7 @@ def parts(source: Path) -> dict[str, Mapping[str, Any]]:
 
 def differences(source: Path, target: Path) -> list[str]:
     """What of TARGET is not what SOURCE holds, a line each; empty when it is all the same."""
-    faults = []
+    unequal = []
     found = parts(source)
     shapes = reader.parse_model_states(reader.get_model_state_files(str(source))[:1])[
         0
@@ -92,23 +92,23 @@ def differences(source: Path, target: Path) -> list[str]:
         for kind in KINDS:
             file = target / "zero" / name / f"{kind}.pt"
             if not file.is_file():
-                faults.append(f"{name}: no {kind}")
+                unequal.append(f"{name}: no {kind}")
                 continue
             read = torch.load(file, map_location="cpu", weights_only=False)
             read = read["param"] if isinstance(read, dict) else read
             if not torch.equal(read.flatten(), found[kind][name].contiguous().flatten()):
-                faults.append(f"{name}: another {kind}")
-    return faults
+                unequal.append(f"{name}: another {kind}")
+    return unequal
 
 
 def main(source: Path, target: Path) -> int:
     """Convert, compare, mark."""
     convert(source, target)
-    if faults := differences(source, target):
-        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    if unequal := differences(source, target):
+        more = f" and {len(unequal) - SHOWN} more" if len(unequal) > SHOWN else ""
         print(
             "the rewritten checkpoint is not the one it was made from:"
-            f" {'; '.join(faults[:SHOWN])}{more}",
+            f" {'; '.join(unequal[:SHOWN])}{more}",
             file=sys.stderr,
         )
         return 1

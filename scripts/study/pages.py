@@ -61,7 +61,7 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "gentle": lambda: across("gentle", gain, "full"),
     "gentle, forgetting": lambda: across("gentle", forgetting, "full"),
-    "rivals": lambda: tables(results("rivals")["runs"]).strip(),
+    "published": lambda: tables(results("published")["runs"]).strip(),
     "the default without its lengths": lengths_table,
     "replay": replay_table,
     "size": lambda: across("size"),

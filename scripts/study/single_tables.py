@@ -40,7 +40,7 @@ def lengths_table() -> str:
     """The default and what goes by general text, to random rows of the default's lengths and to the
     default.
     """
-    runs = results("rivals")["runs"]
+    runs = results("published")["runs"]
     lines = ["| difference | domain gain | content gain | forgetting |", "|---|---|---|---|"]
     pairs = [
         ("density", "length_matched"),

@@ -13,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any) -> str:
                 model.zero_grad()
         except (ValueError, RuntimeError) as error:
             model.zero_grad()
-            named = "grads_ds" in ((error.__traceback__ and _last_file(error)) or "")
+            named = _raised_here(error)
             return f"{REFUSED}: {error}" if named else f"raw: {type(error).__name__}: {error}"
         except Exception as error:
             return f"raw: {type(error).__name__}: {error}"
@@ -88,11 +89,10 @@ def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any) -> str:
     return ONE if slow else EXACT
 
 
-def _last_file(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace.tb_frame.f_code.co_filename if trace is not None else ""
+def _raised_here(error: BaseException) -> bool:
+    """Whether the error is one of this package's own, with a message that says what to do."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return "grads_ds/gradnorm" in last.filename and (last.line or "").startswith("raise ")
 
 
 def _child(kind: str, pipe: Any) -> None:
@@ -119,6 +119,8 @@ def limited(kind: str, seconds: float) -> dict[str, str]:
 
 def write(results: dict[str, dict[str, str]]) -> None:
     """The JSON file and the page made of it."""
+    from tiny_models import kinds
+
     RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
     lines = [
         "# Gradient norms by model type",
@@ -128,6 +130,8 @@ def write(results: dict[str, dict[str, str]]) -> None:
         "samples of different lengths, padded right and left. `one`: exact, one sample at a time;",
         "`refused`: with a message that says why and what to do; `-`: no tiny model of the type",
         "was built.",
+        "",
+        f"{len(results)} of {len(kinds())} types have been run.",
         "",
         "| | " + " | ".join(CASES) + " |",
         "| --- |" + " --- |" * len(CASES),

@@ -42,7 +42,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recording = scores.Recording({"model": "m"})
     writer = scores.PartWriter(run / "scores", 0, recording, scores.schema(list(norms)))
     counts = np.array([sum(x != -100 for x in row) for row in labels])
-    writer.add(scores.make_rows([rows[i] for i in range(5)], found.loss.numpy(), counts, norms))
+    samples = {**pool, "num_tokens": [len(row) for row in ids]}
+    writer.add(scores.make_rows(samples, found.loss.numpy(), counts, norms))
     writer.flush()
     scores.merge(run / "scores", recording.key, np.arange(5), {"model": "m"})
     config = {

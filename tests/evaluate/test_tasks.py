@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import WORDS, make_tiny_model
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.evaluate.task_files import read_choices, read_prompts, task_faults
+from grads_ds.evaluate.task_files import read_choices, read_prompts, task_problems
 from ranks import run_on_ranks
 from tests.training.test_train import make_config
 
@@ -169,4 +169,4 @@ def test_faulty_task_files_are_told_line_by_line(tmp_path: Path) -> None:
         "exact_match": {"b": str(tmp_path / "none.jsonl")},
     }
     config = Config(run_dir="r", model={"path": "m"}, data={"train": ["d"]}, evaluate=evaluate)
-    assert len(task_faults(config.evaluate)) == 4
+    assert len(task_problems(config.evaluate)) == 4

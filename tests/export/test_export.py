@@ -16,25 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import make_tiny_model
 from grads_ds.cli import main
 from grads_ds.commands.export import TOOLS
-from grads_ds.config.errors import UserError
+from grads_ds.config.config import Config
 from grads_ds.data.formats import detect, normalise
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokens import Encoder
 from grads_ds.export.subset import TOOLS as WRITERS
-from tests.export.subsets import (
-    ANSWERED,
-    ASKED,
-    CALLING,
-    CALLS,
-    MASKED,
-    RESULT,
-    ROWS,
-    TURNS,
-    called,
-    export,
-    turns,
-    write,
-)
+from grads_ds.flow.stages import STAGES
+from grads_ds.run_dir.units import mark_done
+from tests.export.subsets import CALLING, CALLS, MASKED, TURNS, export, turns, write
 
 
 def test_trl_trains_on_it(run: Path, tmp_path: Path) -> None:
@@ -103,56 +92,64 @@ def test_trl_trains_on_the_tokens_that_we_train_on(
     assert any(0 < sum(label == -100 for label in labels) < len(labels) for _, labels in ours)
 
 
-@pytest.mark.parametrize(
-    ("name", "row", "found"),
-    [
-        (
-            "trl",
-            {"messages": [ASKED, ANSWERED, ASKED, ANSWERED | {"weight": 0}]},
-            "one after turn 2",
-        ),
-        ("llamafactory", MASKED[0], "weight 0 at turn 2"),
-        (
-            "llamafactory",
-            {"messages": [ASKED, called("look", {}), RESULT, RESULT, ANSWERED]},
-            "observation, observation",
-        ),
-        (
-            "llamafactory",
-            {"messages": [ASKED, called("look", {}) | {"content": "well"}]},
-            "does both",
-        ),
-        ("megatron", MASKED[0], "weight 0 at turn 2"),
-        ("megatron", CALLS[0], "tool calls at turn 2"),
-    ],
-)
-def test_a_row_that_a_tool_cannot_hold_is_named_and_nothing_is_written(
-    run: Path, name: str, row: dict[str, Any], found: str
-) -> None:
-    write(run, [CALLS[2], row, CALLS[2]])
-    with pytest.raises(UserError, match=rf"selected\.jsonl:2: wanted .*; found .*{found}"):
-        export(run, name)
-    assert not (run / name).exists()
-
-
-def test_plain_texts_are_exported_as_such_and_not_mixed(run: Path) -> None:
-    write(run, [{"text": "a sky"}, {"text": "a grass"}])
-    entry = yaml.safe_load((export(run, "axolotl") / "axolotl.yaml").read_text())["datasets"][0]
-    assert (entry["type"], entry["field"]) == ("completion", "text")
-    write(run, [{"text": "a sky"}, *ROWS])
-    with pytest.raises(UserError, match="found 3 and 1"):
-        export(run, "trl")
-    assert not (run / "trl").exists()
-
-
 def test_the_command_exports_and_refuses_a_folder_that_is_there(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert set(TOOLS) == set(WRITERS)
     config = tmp_path / "config.yaml"
-    config.write_text(
-        yaml.safe_dump({"run_dir": str(run), "model": {"path": "m"}, "data": {"train": ["d"]}})
-    )
+    config.write_text(yaml.safe_dump(finished(run)))
     call = ["export", str(config), "--to", "axolotl", "--out", str(tmp_path / "there")]
     assert main(call) == 0 and "3 rows for axolotl" in capsys.readouterr().out
     assert main(call) == 2 and "wanted a new folder" in capsys.readouterr().err
+
+
+def finished(run: Path) -> dict[str, Any]:
+    """A config, all of whose units up to the selection are recorded as done in `run`."""
+    zero = run.parent / "zero3.json"
+    zero.write_text("{}")
+    tree = {
+        "run_dir": str(run),
+        "model": {"path": "m"},
+        "data": {"train": ["d"]},
+        "probe": {"epochs": 0},
+        "deepspeed": str(zero),
+    }
+    made = Config.model_validate(tree)
+    for stage in STAGES[:3]:
+        for unit in stage.units(made, run):
+            outputs = [name for name in unit.outputs if (run / name).exists()]
+            mark_done(run, unit.name, unit.inputs, outputs, 0.0)
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("damage", "wanted"),
+    [
+        (lambda run, tree: tree["data"].update(max_length=64), "prepare: data.max_length"),
+        (lambda run, tree: tree.update(select={"budget": 0.5}), "select.budget was 0.05, now 0.5"),
+        (lambda run, tree: (run / "state/select.selected.json").unlink(), "not done yet"),
+        (lambda run, tree: (run / "selection/selected.jsonl").write_text("{}"), "was altered"),
+        (lambda run, tree: (run / "selection/selected.jsonl").unlink(), "is gone"),
+    ],
+)
+def test_nothing_is_exported_but_a_finished_selection_of_this_config(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Any, wanted: str
+) -> None:
+    tree = finished(run)
+    damage(run, tree)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    assert main(["export", str(config), "--to", "trl", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "export: wanted select/selected finished under this config" in said and wanted in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_selection_of_an_earlier_config_is_not_exported(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(finished(run)))
+    call = ["export", str(config), "--to", "trl", "--out", str(tmp_path / "out")]
+    assert main([*call, "--variant", "random"]) == 2
+    assert "wanted a selection of this config; found random" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import yaml
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.export.subset import export_subset
-from tests.export.test_export import (
+from tests.export.subsets import (
     ANSWERED,
     ASKED,
     CALLS,
@@ -22,12 +22,9 @@ from tests.export.test_export import (
     called,
     export,
     lines,
-    run,
     tool,
     write,
 )
-
-__all__ = ["run"]  # a fixture
 
 
 def test_llama_factory_reads_calls_and_results_as_sides_that_take_turns(run: Path) -> None:

@@ -9,48 +9,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from tests.export.subsets import CALLS, MASKED, TURNS, export, lines, tool, turns, write
-
-
-def test_llama_factory_reads_calls_and_results_as_sides_that_take_turns(run: Path) -> None:
-    write(run, CALLS)
-    out = export(run, "llamafactory")
-    tags = json.loads((out / "dataset_info.json").read_text())["grads_subset"]["tags"]
-    first, second, _ = lines(out / "subset.jsonl")
-    roles = [
-        tags[name] for name in ("user_tag", "function_tag", "observation_tag", "assistant_tag")
-    ]
-    assert [turn["role"] for turn in first["messages"]] == roles
-    assert json.loads(first["messages"][1]["content"]) == [
-        {"name": "look", "arguments": {"color": 1}}
-    ]
-    assert json.loads(second["messages"][1]["content"]) == [
-        {"name": "see", "arguments": {"grass": "no"}}
-    ]
-    assert json.loads(first["tools"]) == [tool("look", color="number")["function"]]
-
-
-def test_axolotl_is_told_which_turns_are_not_learnt_and_gets_arguments_it_can_read(
-    run: Path,
-) -> None:
-    write(run, [*MASKED, *CALLS])
-    out = export(run, "axolotl")
-    entry = yaml.safe_load((out / "axolotl.yaml").read_text())["datasets"][0]
-    rows = lines(out / "subset.jsonl")
-    flag = entry["message_field_training"]
-    learnt = [
-        [turn.get(flag, turn["role"] in entry["roles_to_train"]) for turn in row["messages"]]
-        for row in rows[:3]
-    ]
-    assert learnt == [
-        [False, False, False, True],
-        [False, False, True, False, True],
-        [False, False, False, True],
-    ]
-    calls = [row["messages"][1]["tool_calls"][0]["function"]["arguments"] for row in rows[3:5]]
-    assert [json.loads(text) for text in calls] == [{"color": 1}, {"grass": "no"}]
-    schema = json.loads(rows[3][entry["field_tools"]][0]["function"]["parameters"])
-    assert schema == tool("look", color="number")["function"]["parameters"]
+from tests.export.subsets import TURNS, export, lines, turns
 
 
 def test_llama_factory_finds_columns_and_tags_it_declares(run: Path) -> None:

@@ -71,6 +71,13 @@ FAULTS_OF_JOBS = [
     Fault(
         "a rank that is frozen", "SIGSTOP before a barrier", r"rank 2 on BAD gave no stack", 5, 120
     ),
+    Fault(
+        "a file system that fails",
+        "an I/O error in a rank",
+        r"rank 1 .*could not use a file .*Input/output error",
+        8,
+        30,
+    ),
     Fault("a rank out of memory", "a limit of its address space", r"ran out of memory", 3, 30),
     Fault(
         "a full disk in the middle",

@@ -13,6 +13,7 @@ import pytest
 from conftest import make_tiny_model
 from grads_ds.cli import main
 from grads_ds.launcher.hosts import read_hostfile
+from grads_ds.run_dir.ownership import claim
 from tests.cluster import Cluster
 from tests.launcher import doctor_cluster
 from tests.launcher.doctor_cluster import mounted
@@ -52,7 +53,7 @@ def test_locks_of_other_hosts(
 ) -> None:
     monkeypatch.delenv("GRADS_DS_LOCK", raising=False)
     make_tiny_model(job / "tiny")
-    (job / "run").mkdir()
+    claim(job / "run")
     lock = {
         "token": "x",
         "host": f"not-{socket.gethostname()}",

@@ -77,6 +77,7 @@ FAILURES = {
     "a rank that raises": "raise ValueError('my own words')",
     "a rank that is killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "a rank that leaves": "os._exit(3)",
+    "a file system that fails": "raise OSError(5, 'Input/output error')",
     "a rank out of memory": (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)"
     ),
@@ -90,14 +91,15 @@ def test_the_first_failure_is_told_and_the_others_are_stopped(
     """Rank 0 fails too, later and as a consequence; rank 1's own trouble is the outcome."""
     code = f"""
 import traceback
+from grads_ds.run_dir.storage import storage_status
 try:
     if rank == 1:
         time.sleep(0.3)
         {FAILURES[case]}
     time.sleep(0.5 if rank == 0 else 60)
     raise RuntimeError("Connection closed by peer [127.0.0.1]:1234")
-except Exception:
-    heartbeat.failed(traceback.format_exc(), 1)
+except Exception as error:
+    heartbeat.failed(traceback.format_exc(), storage_status(error) or 1)  # as cli.py does
     os._exit(1)
 """
     began = time.monotonic()

@@ -16,7 +16,7 @@ SECTIONS = [
     "signal",
     "length",
     "composition",
-    "rivals",
+    "methods",
     "norms",
     "samples",
     "training",

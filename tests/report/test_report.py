@@ -91,8 +91,8 @@ def test_composition_counts_and_lift_are_the_selections(run: tuple[Config, Page]
     )
 
 
-def test_rivals_show_overlap_and_what_each_keeps_of_each_kind(run: tuple[Config, Page]) -> None:
-    text = run[1].text["rivals"]
+def test_methods_show_overlap_and_what_each_keeps_of_each_kind(run: tuple[Config, Page]) -> None:
+    text = run[1].text["methods"]
     assert "budget 5.0 % budget 50.0 %" in text
     assert "method overlap clean off_domain overlap clean off_domain" in text
     # 60 of 1,200 samples are selected: overlaps of 60 and 3, then 60 and 31

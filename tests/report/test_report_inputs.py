@@ -34,7 +34,7 @@ def test_optional_parts_may_be_absent(tmp_path: Path) -> None:
     page = report(config)
     assert [attrs["id"] for _, attrs in page.elements if "id" in attrs] == SECTIONS
     assert "Nothing has been evaluated yet" in page.text["verdict"]
-    assert "The methods were not compared" in page.text["rivals"]
+    assert "The methods were not compared" in page.text["methods"]
     assert "No preliminary training was logged" in page.text["training"]
     assert "holds no text of this sample" in page.text["samples"]
     assert "models/base-8M" in page.text["settings"]  # from the config that was given

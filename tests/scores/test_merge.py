@@ -4,6 +4,7 @@ that catch what ids do not.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from grads_ds import scores
+from grads_ds.config.errors import UserError
+from grads_ds.scores.parts import DIGITS
 
 NAMES = ["embedding_grad_norm", "lm_head_grad_norm"]
 RECORDING = scores.Recording({"model": "m", "pool": "p"}, {"ranks": 2})
@@ -90,6 +93,25 @@ def test_parts_and_ranges_do_not_show_in_the_table(tmp_path: Path, range_rows: i
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("place", [10, 300, -40, -1])
+def test_a_damaged_part_is_set_aside_and_its_samples_scored_again(
+    tmp_path: Path, place: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table_schema = tmp_path / "s", scores.schema(NAMES)
+    write(folder, [0, 1], [2, 3])
+    file = sorted(folder.glob("part-*"))[0]
+    content = bytearray(file.read_bytes())
+    content[place] ^= 2
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="digest of its content"):  # never read as it is
+        scores.merge(folder, RECORDING.key, np.arange(4), {})
+    assert scores.prepare_parts(folder, RECORDING) == 0
+    assert f"{file.name} was altered" in capsys.readouterr().out
+    assert file.with_suffix(".damaged").is_file() and not file.exists()
+    ids, *_ = scores.finished(folder, RECORDING.key, table_schema)
+    assert ids.tolist() in ([0, 1], [2, 3])
+
+
 def test_a_value_lost_on_the_way_to_the_table_is_seen(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     totals = write(folder, [0, 1], [2, 3])
@@ -97,7 +119,13 @@ def test_a_value_lost_on_the_way_to_the_table_is_seen(tmp_path: Path) -> None:
     table = pq.read_table(file)
     changed = table["loss"].to_numpy().copy()
     changed[0] *= 1 + 1e-5
-    pq.write_table(table.set_column(4, table.schema.field(4), pa.array(changed)), file)
+    # by whoever writes parts, not by the disk: the part is whole
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.set_column(4, table.schema.field(4), pa.array(changed)), sink)
+    content = sink.getvalue().to_pybytes()
+    file.unlink()
+    digest = hashlib.sha256(content).hexdigest()[:DIGITS]
+    (folder / f"part-00000-{digest}.parquet").write_bytes(content)
     with pytest.raises(scores.IncompleteScores, match="sum of loss"):
         scores.merge(folder, RECORDING.key, np.arange(4), {}, totals)
     assert not (folder / "table.parquet").exists()

@@ -14,7 +14,9 @@ import pytest
 from datasets import Dataset
 
 from grads_ds.config.config import Config
+from grads_ds.config.model_and_data import DataConfig, ModelConfig
 from grads_ds.training import sft
+from grads_ds.training.model_card import model_card
 from grads_ds.training.sft import draw_replay, run_sft, training_rows
 
 CHOSEN = {7: 0.5, 2: 2.0, 5: 0.5, 3: 1.0}  # sample id: weight, in the order of preference
@@ -99,3 +101,14 @@ def test_general_rows_make_up_the_asked_share_in_every_variant(run_dir: Path) ->
     ] * 4
     assert len(training_rows(settings, run_dir, "full")[0]) == 20
     assert draw_replay(50, 20, seed=1) == draw_replay(50, 20, seed=1) != draw_replay(50, 20, seed=2)
+
+
+def test_nothing_in_a_card_acts_as_markup(run_dir: Path) -> None:
+    hostile = "<img src=x onerror=alert(1)>|`code`[link](http://x)\x1b[31m"
+    settings = config(run_dir).model_copy(
+        update={"data": DataConfig(train=[hostile]), "model": ModelConfig(path=hostile)}
+    )
+    card = model_card(settings, run_dir, "full", 4, 2)
+    text = card.partition("\n---\n")[2]  # the front matter is YAML, which quotes it
+    assert "<img" not in text and "&lt;img" in text and "\x1b" not in card
+    assert r"\|\`code\`\[link\]" in text

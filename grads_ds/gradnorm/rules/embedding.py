@@ -61,7 +61,7 @@ def _table(site: Site, measurement: Measurement, ids_SL: Tensor, grads_SLD: Tens
     layout = measurement.layout
 
     def norm_squared(uses: list[tuple[Tensor, ...]]) -> Tensor:
-        ids, grads = (torch.cat(tensors, 1) for tensors in zip(*uses, strict=True))
+        ids, grads = (torch.cat(t, 1) if len(t) > 1 else t[0] for t in zip(*uses, strict=True))
         return measurement.table_squares(ids, grads, padding_idx)
 
     measurement.add_use(name, (ids_SL, grads_SLD), norm_squared)
