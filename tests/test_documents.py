@@ -124,7 +124,7 @@ ALLOWED = {
     "score column": 2,
     "layer rule": 3,
     "backend that starts ranks": 2,
-    "data format": 3,
+    "data format": 2,
     "task of the evaluate stage": 2,
     "checkpoint policy": 2,
     "optimizer": 3,

@@ -8,6 +8,17 @@ from pydantic import Field, field_validator
 
 from grads_ds.config.record import NAME, Record, expanded
 
+# name of a row format -> what its rows look like; the order in which they are recognised
+DATA_FORMATS = {
+    "messages": "messages: [{role, content}, ...]",
+    "sharegpt": "conversations: [{from, value}, ...]",
+    "alpaca": "instruction, input, output",
+    "prompt_completion": "prompt, completion",
+    "text": "text",
+    "prompt_completion_text": "prompt, completion as texts",
+}
+ASKED_FOR = ("prompt_completion_text",)  # formats that data.format alone can name
+
 
 class LoraConfig(Record):
     """Low-rank adapters (PEFT) instead of full-parameter training."""

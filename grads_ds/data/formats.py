@@ -17,20 +17,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.data.conversation import Message, turn_list
-from grads_ds.data.messages import SYSTEM_FIELDS, conversation_of, turns_field
+from grads_ds.config.model_and_data import ASKED_FOR, DATA_FORMATS
+from grads_ds.data.conversation import Message
+from grads_ds.data.messages import SYSTEM_FIELDS, conversation_of, fits
 from grads_ds.data.problems import Faults, RowFault, found_text
 from grads_ds.data.sources import RawRow, find_inputs, read
 
-FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion", "text")
-_LOOKS = {
-    "messages": "messages: [{role, content}, ...]",
-    "sharegpt": "conversations: [{from, value}, ...]",
-    "alpaca": "instruction, input, output",
-    "prompt_completion": "prompt, completion",
-    "text": "text",
-    "prompt_completion_text": "prompt, completion as texts",
-}
+FORMATS = tuple(name for name in DATA_FORMATS if name not in ASKED_FOR)
 
 
 @dataclass(frozen=True)
@@ -71,11 +64,13 @@ def load_samples(entries: Sequence[str], style: str, faults: Faults) -> Iterator
 
 def _check_format(row: dict[str, Any], chosen: str, forced: bool) -> None:
     found = detect(row)
-    if found == chosen or (forced and _fits(row, chosen)):
+    if found == chosen or (forced and fits(row, chosen)):
         return
     if found is None:
         raise RowFault(
-            f"a row of format {chosen} ({_LOOKS[chosen]})", _keys(row), "complete or remove it"
+            f"a row of format {chosen} ({DATA_FORMATS[chosen]})",
+            _keys(row),
+            "complete or remove it",
         )
     whose = "the config's data.format" if forced else "the file's first row"
     raise RowFault(
@@ -87,7 +82,7 @@ def _check_format(row: dict[str, Any], chosen: str, forced: bool) -> None:
 
 def detect(row: dict[str, Any]) -> str | None:
     """The format a row is in by its keys, None when it is none of FORMATS."""
-    return next((name for name in FORMATS if _fits(row, name)), None)
+    return next((name for name in FORMATS if fits(row, name)), None)
 
 
 def normalise(raw: RawRow, style: str) -> Sample:
@@ -132,31 +127,8 @@ def _plain(raw: RawRow, fields: list[str]) -> Sample:
     )
 
 
-# ---- recognising ---------------------------------------------------------------------------------
-
-
-def _fits(row: dict[str, Any], style: str) -> bool:
-    has = {key for key, value in row.items() if value is not None}
-    if style in ("messages", "sharegpt"):
-        field = turns_field(row)
-        return field is not None and _sharegpt_like(row[field], field) == (style == "sharegpt")
-    if style == "alpaca":
-        return {"instruction", "output"} <= has
-    if style in ("prompt_completion", "prompt_completion_text"):
-        return {"prompt", "completion"} <= has
-    return "text" in has
-
-
-def _sharegpt_like(value: Any, field: str) -> bool:
-    turns = turn_list(value)
-    first = turns[0] if isinstance(turns, list) and turns else None
-    if isinstance(first, dict) and ("role" in first or "from" in first):
-        return "role" not in first
-    return field != "messages"
-
-
 def _unknown(row: dict[str, Any]) -> RowFault:
-    looks = "; ".join(f"{name} ({_LOOKS[name]})" for name in FORMATS)
+    looks = "; ".join(f"{name} ({DATA_FORMATS[name]})" for name in FORMATS)
     return RowFault(
         f"one of the formats {looks}", _keys(row), "rename the fields or convert the file"
     )

@@ -1,4 +1,4 @@
-"""What a row of each chat format says: one function per format, row -> conversation.
+"""What a row of each chat format says, one function per format, and the keys that tell it.
 
 Pure functions over dicts; reads and writes nothing. All raise `RowFault`.
 """
@@ -125,3 +125,24 @@ _FORMATS: dict[str, Callable[[dict[str, Any]], Conversation]] = {
     "alpaca": _alpaca,
     "prompt_completion": _prompt_completion,
 }
+
+
+def fits(row: dict[str, Any], style: str) -> bool:
+    """Whether the row is of the format by its keys."""
+    has = {key for key, value in row.items() if value is not None}
+    if style in ("messages", "sharegpt"):
+        field = turns_field(row)
+        return field is not None and _sharegpt_like(row[field], field) == (style == "sharegpt")
+    if style == "alpaca":
+        return {"instruction", "output"} <= has
+    if style in ("prompt_completion", "prompt_completion_text"):
+        return {"prompt", "completion"} <= has
+    return "text" in has
+
+
+def _sharegpt_like(value: Any, field: str) -> bool:
+    turns = turn_list(value)
+    first = turns[0] if isinstance(turns, list) and turns else None
+    if isinstance(first, dict) and ("role" in first or "from" in first):
+        return "role" not in first
+    return field != "messages"

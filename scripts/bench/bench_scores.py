@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ RECORDING = scores.Recording({"model": "synthetic"}, {"ranks": RANKS})
 
 def write_parts(folder: Path, rows: int) -> None:
     """Parts of every rank, ids in the order a batch plan by length gives them: any."""
-    table_schema = scores.schema(norm_columns(LAYERS)).with_metadata(RECORDING.metadata())
+    table_schema = scores.schema(norm_columns(LAYERS))
+    writers = [scores.PartWriter(folder, rank, RECORDING, table_schema) for rank in range(RANKS)]
     draw = np.random.default_rng(0)
     order = draw.permutation(rows)
     for number, start in enumerate(range(0, rows, PART_ROWS)):
@@ -53,10 +55,9 @@ def write_parts(folder: Path, rows: int) -> None:
             **{name: draw.random(size, np.float32) for name in ("loss", *norm_columns(LAYERS))},
             "status": ["ok"] * size,
         }
-        pq.write_table(
-            pa.table(columns, schema=table_schema),
-            folder / f"part-{number % RANKS:05d}-{number:012x}.parquet",
-        )
+        writer = writers[number % RANKS]
+        writer.add(pa.table(columns, schema=table_schema))
+        writer.flush()
 
 
 def merge(folder: Path, rows: int) -> None:
@@ -78,30 +79,24 @@ def reload(folder: Path, rows: int) -> None:
     assert totals.counts[0] == rows
 
 
-def _measured(work: Callable[[Path, int], None], folder: Path, rows: int, out: Any) -> None:
+def _measured(work: Callable[[Path, int], None], folder: Path, rows: int) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, used = time.monotonic(), time.process_time()
     work(folder, rows)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    out.put(
-        {
-            "seconds": round(time.monotonic() - began, 2),
-            "cpu_seconds": round(time.process_time() - used, 2),
-            "peak_gb": round(peak / 2**20, 3),
-            "peak_gb_above_start": round((peak - before) / 2**20, 3),
-        }
-    )
+    return {
+        "seconds": round(time.monotonic() - began, 2),
+        "cpu_seconds": round(time.process_time() - used, 2),
+        "peak_gb": round(peak / 2**20, 3),
+        "peak_gb_above_start": round((peak - before) / 2**20, 3),
+    }
 
 
 def alone(work: Callable[[Path, int], None], folder: Path, rows: int) -> dict[str, float]:
     """Run `work` in a process of its own, so that its peak memory is its own."""
     context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    process = context.Process(target=_measured, args=(work, folder, rows, out))
-    process.start()
-    found: dict[str, float] = out.get()
-    process.join()
-    return found
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+        return pool.submit(_measured, work, folder, rows).result()
 
 
 def main() -> None:
