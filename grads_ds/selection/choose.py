@@ -18,7 +18,7 @@ from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import budget as budgets
-from grads_ds.selection import signals
+from grads_ds.selection import control_areas
 from grads_ds.selection.explain import length_warning, numbers_of, reasons_of
 from grads_ds.selection.filters import Rejection, rejections
 from grads_ds.selection.methods import score
@@ -150,7 +150,7 @@ def choose(
         },
         "budget": budgets.describe(budget, chosen, tokens, n),
         **numbers,
-        "signals": signals.report(part),
+        "signals": control_areas.report(part),
         "filters": [rejection.numbers for rejection in rejected],
         "notes": scored.notes,
     }

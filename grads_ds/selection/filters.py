@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import Filter, SelectConfig
 from grads_ds.scores.read import ScoreTable
-from grads_ds.selection import signals
+from grads_ds.selection import control_areas
 from grads_ds.statistics import Floats, area_under_curve
 
 _SMALLEST = 0.25  # share of the controls below which a tail says little
@@ -44,8 +44,8 @@ def rejections(table: ScoreTable, settings: SelectConfig) -> list[Rejection]:
     """
     wanted = list(settings.filters)
     if not wanted and settings.method == "guided":
-        like = signals.areas(table, by_length=True)
-        best = {kind: signals.best_column(like, kind) for kind in table.controls}
+        like = control_areas.areas(table, by_length=True)
+        best = {kind: control_areas.best_column(like, kind) for kind in table.controls}
         wanted = [Filter(column=found[0], against=kind) for kind, found in best.items() if found]
     return [_reject(table, wish) for wish in wanted]
 
@@ -54,7 +54,7 @@ def _reject(table: ScoreTable, wish: Filter) -> Rejection:
     values = table.floats(wish.column)
     if wish.by_length:
         lengths = table.floats("num_target_tokens")
-        values = signals.within_length(values, lengths, values, lengths)
+        values = control_areas.within_length(values, lengths, values, lengths)
     side, cut = wish.reject, wish.cut
     numbers: dict[str, Any] = {"column": wish.column, "by_length": wish.by_length}
     why = ""
@@ -62,8 +62,8 @@ def _reject(table: ScoreTable, wish: Filter) -> Rejection:
         kind, bad, area = _control(table, wish)
         numbers |= {"against": kind, "area": round(area, 4)}
         why = f", like {kind} controls"
-        if max(area, 1 - area) < signals.SEES:
-            numbers |= {"rejected": 0, "why_none": f"area within {signals.SEES} of blind"}
+        if max(area, 1 - area) < control_areas.SEES:
+            numbers |= {"rejected": 0, "why_none": f"area within {control_areas.SEES} of blind"}
             return Rejection(np.zeros(len(table), bool), "", numbers)
         side = ("high" if area > 0.5 else "low") if side == "auto" else side
         if cut == "auto":
@@ -87,7 +87,7 @@ def _control(table: ScoreTable, wish: Filter) -> tuple[str, Floats, float]:
     found: list[tuple[float, str, Floats, float]] = []
     for kind in kinds:
         both = (
-            signals.pair(table, kind, wish.column, wish.by_length)
+            control_areas.pair(table, kind, wish.column, wish.by_length)
             if (kind in table.controls)
             else None
         )

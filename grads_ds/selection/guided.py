@@ -15,7 +15,7 @@ import numpy as np
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
-from grads_ds.selection import signals
+from grads_ds.selection import control_areas
 from grads_ds.selection.criterion import Scored
 from grads_ds.selection.grads import CONTRAST, signal_and_density
 from grads_ds.selection.numbers import random_keys, rounded, uniforms
@@ -68,10 +68,10 @@ def nearness_columns(table: ScoreTable) -> list[str]:
 
 def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:
     """For each kind of control the column that sees it best, with the side that is wrong."""
-    like = signals.areas(table, by_length=True)
+    like = control_areas.areas(table, by_length=True)
     found: dict[str, str] = {}
     for kind in table.controls:
-        best = signals.best_column(like, kind)
+        best = control_areas.best_column(like, kind)
         if best is not None:
             found[best[0]] = "high" if best[1] > 0.5 else "low"
     return list(found.items())
@@ -83,6 +83,6 @@ def rank_mean(table: ScoreTable, seeing: list[tuple[str, str]]) -> Floats:
     total = np.zeros(len(table))
     for column, wrong in seeing:
         values = table.floats(column)
-        share = signals.within_length(values, lengths, values, lengths)
+        share = control_areas.within_length(values, lengths, values, lengths)
         total += 1 - share if wrong == "high" else share
     return rounded(total / len(seeing))

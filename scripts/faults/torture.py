@@ -162,6 +162,8 @@ def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, 
     """Flip `draws` single bits in each kind of output; after each, a whole new start."""
     import small_run
 
+    from scripts.faults.bit_flips import flip, kind_of
+
     draw = random.Random(seed)
     before = folder.with_name("finished")
     shutil.rmtree(before, ignore_errors=True)
@@ -171,7 +173,7 @@ def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, 
     for file in sorted(before.rglob("*")):
         relative = file.relative_to(before)
         if file.is_file() and relative.parts[0] == "run" and file.stat().st_size:
-            kinds.setdefault(_kind(relative), []).append(relative)
+            kinds.setdefault(kind_of(relative), []).append(relative)
     found: dict[str, Counter[str]] = {}
     for kind, files in kinds.items():
         found[kind] = Counter()
@@ -179,7 +181,7 @@ def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, 
             shutil.rmtree(folder)
             shutil.copytree(before, folder, symlinks=True)
             file = folder / draw.choice(files)
-            _flip(file, draw)
+            flip(file, draw)
             if kind.startswith("scores/part"):  # read when the table has to be made again
                 (folder / "run/state/probe.record.json").unlink()
 
@@ -197,23 +199,6 @@ def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, 
                 print(f"{file.relative_to(folder)}: {sorted(changed)}", file=sys.stderr)
             found[kind][end] += 1
     return found
-
-
-def _kind(file: Path) -> str:
-    if file.name.startswith("part-"):
-        return "scores/part-*.parquet"
-    return str(file.relative_to("run")).split("/data-")[0]
-
-
-def _flip(file: Path, draw: random.Random) -> None:
-    times = file.stat()
-    with open(file, "r+b") as content:
-        place = draw.randrange(times.st_size)
-        content.seek(place)
-        byte = content.read(1)[0] ^ (1 << draw.randrange(8))
-        content.seek(place)
-        content.write(bytes([byte]))
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk that rots
 
 
 def main(options: argparse.Namespace) -> int:

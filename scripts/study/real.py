@@ -27,7 +27,7 @@ from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.run_dir.publish import publish_json
 from grads_ds.scores.read import ScoreTable, read_table
-from grads_ds.selection import signals
+from grads_ds.selection import control_areas
 from grads_ds.selection.pool import read_pool
 from grads_ds.selection.stage import decide
 from grads_ds.statistics import area_under_curve, bootstrap_interval
@@ -43,9 +43,9 @@ def planted_areas(table: ScoreTable, kinds: np.ndarray) -> dict[str, dict[str, f
     """
     lengths, clean = table.floats("num_target_tokens"), kinds == "clean"
     found: dict[str, dict[str, float]] = {}
-    for column in signals.columns_of(table):
+    for column in control_areas.columns_of(table):
         values = table.floats(column)
-        shares = signals.within_length(values, lengths, values, lengths)
+        shares = control_areas.within_length(values, lengths, values, lengths)
         for kind in sorted({str(kind) for kind in kinds} - {"clean"}):
             area = area_under_curve(shares[kinds == kind], shares[clean])
             if area is not None:
@@ -124,7 +124,7 @@ def collect(study: Study) -> dict[str, Any]:
                     "seed": cell.seed,
                     "equal": equal,
                     "pool": {str(k): int((kinds == k).sum()) for k in sorted(set(kinds))},
-                    "controls": signals.report(table),
+                    "controls": control_areas.report(table),
                     "planted_area_among_like_length": planted_areas(table, kinds),
                     "kept": {
                         name: kept_by_kind(config, run, given, kinds)

@@ -15,8 +15,8 @@ from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection.baselines import length_bins
 from grads_ds.selection.choose import Choice, choose
+from grads_ds.selection.control_areas import within_length
 from grads_ds.selection.filters import auto_cut
-from grads_ds.selection.signals import within_length
 from grads_ds.statistics import area_under_curve
 from selection.pools import score_table
 

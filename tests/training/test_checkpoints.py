@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 
 from conftest import make_tiny_model
 from grads_ds.config.config import Config
-from grads_ds.training import universal_checkpoint
 from grads_ds.training.checkpoint_mark import COMPLETE
 from grads_ds.training.checkpoints import Checkpoints
 from ranks import run_on_ranks
+from tests.training.rewritten import check_universal
 from tests.training.test_train import logits, make_config
 from tests.training.test_trainer import Logs, uneven_rows
 
@@ -141,35 +141,6 @@ def settings(folder: Path, **sections: Any) -> Config:
 
 def same(folder: Path, name: str, whole: str, atol: float) -> None:
     torch.testing.assert_close(logits(folder / name), logits(folder / whole), atol=atol, rtol=0)
-
-
-def check_universal(checkpoint: Path) -> None:
-    """Rewriting passes its own comparison, and one that went wrong anywhere does not."""
-    source = next(checkpoint.glob("global_step*"))
-    target = checkpoint / "universal_copy"
-    assert (
-        universal_checkpoint.main(source, target) == 0
-        and (target / universal_checkpoint.VERIFIED).exists()
-    )
-    names = sorted(
-        file.parent.relative_to(target / "zero") for file in (target / "zero").rglob("exp_avg.pt")
-    )
-    assert len(names) > len(universal_checkpoint.KINDS)
-    for number, kind in enumerate(universal_checkpoint.KINDS):
-        file = target / "zero" / names[number] / f"{kind}.pt"
-        whole = torch.load(file, weights_only=False)
-        tensor = whole["param"] if isinstance(whole, dict) else whole
-        tensor.data.view(-1)[-1] += 1e-3  # one element of one parameter
-        torch.save(whole, file)
-    (target / "zero" / names[3] / "exp_avg.pt").unlink()
-    told = universal_checkpoint.differences(source, target)
-    wanted = [
-        f"{name}: another {kind}"
-        for name, kind in zip(names[:3], universal_checkpoint.KINDS, strict=True)
-    ]
-    assert sorted(told) == sorted([*wanted, f"{names[3]}: no exp_avg"])
-    shutil.rmtree(target)
-    (checkpoint / "latest_universal").unlink()
 
 
 @pytest.mark.slow
