@@ -138,7 +138,7 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
         raise UserError(problems)
     if problems := run_dir_problems(config.run_dir):
         raise UserError(problems)
-    if not args.dry_run:
+    if not args.dry_run and (queued or args.backend == "kubernetes"):
         claim(run_dir)
     if queued:
         return _submit(args, run_dir)
@@ -163,6 +163,7 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
             )
         return DONE
     ranks_in_all = sum(host.slots for host in place.hosts)
+    claim(run_dir)
     with lock(run_dir, f"grads-ds {args.command}"):
         clear_after_killed_start(run_dir)
         if args.command == "run":

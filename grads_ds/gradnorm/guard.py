@@ -63,14 +63,16 @@ def check_one_sample(
     left_out = set(measurement.left_out())
     names = _affordable(model, [n for n in measurement.plan.groups if n not in left_out])
     ids, labels = unpad(batch)[sample]
-    loss, squares = _own_backward(model, measurement.plan.embedding, names, ids, labels)
+    own = _own_backward(model, measurement.plan.embedding, names, ids, labels)
+    loss, squares = own.loss, own.squares
     if not with_targets:
         return Verdict(None, {}, False)
     if loss_reduction == "mean":
         loss, scale = loss / counts[sample], 1 / counts[sample]
     else:
         scale = 1.0
-    relative, of_group = TOLERANCE["half" if is_half(model, layout) else "full"]
+    half = own.autocast or is_half(model, layout)
+    relative, of_group = TOLERANCE["half" if half else "full"]
     measured_loss = float(loss_S[sample])
     differs = abs(measured_loss - loss) > relative * (abs(loss) + 1e-3)
     found = {n: float(measurement.sums[n][sample]) for n in names if n in measurement.sums}
@@ -80,10 +82,10 @@ def check_one_sample(
         sizes[group] = sizes.get(group, 0.0) + square * scale**2
     wrong = {}
     for name, square in squares.items():
-        own, measured = square**0.5 * scale, max(0.0, found.get(name, 0.0)) ** 0.5
+        alone, measured = square**0.5 * scale, max(0.0, found.get(name, 0.0)) ** 0.5
         floor = of_group * sizes[measurement.plan.groups[name]] ** 0.5
-        if not abs(own - measured) <= relative * own + floor:
-            wrong[name] = (measured, own)
+        if not abs(alone - measured) <= relative * alone + floor:
+            wrong[name] = (measured, alone)
     return Verdict((measured_loss, loss) if differs else None, wrong, True)
 
 
@@ -113,10 +115,20 @@ def _numel(parameter: Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
+@dataclass(frozen=True)
+class _Own:
+    """A sample by itself: its summed loss, the squared norm of its gradient for each name, and
+    whether the model ran under autocast.
+    """
+
+    loss: float
+    squares: dict[str, float]
+    autocast: bool
+
+
 def _own_backward(
     model: nn.Module, embedding: nn.Module, names: Sequence[str], ids: Tensor, labels: Tensor
-) -> tuple[float, dict[str, float]]:
-    """The sample's summed loss and the squared norm of its gradient for each name."""
+) -> _Own:
     parameters = [model.get_parameter(name) for name in names]
     layout = read_layout({"input_ids": ids[None], "labels": labels[None]})
     root = torch.zeros((), device=ids.device, requires_grad=True)
@@ -127,6 +139,11 @@ def _own_backward(
     ):
         for parameter in parameters:
             parameter.requires_grad_(True)
+        # a trainer may wrap the model's forward in autocast, which is seen only inside of it
+        inside: list[bool] = []
+        handle = embedding.register_forward_pre_hook(
+            lambda *_: inside.append(torch.is_autocast_enabled(ids.device.type))
+        )
         try:
             logits = logits_of(model(**model_inputs(model, layout)))
             assert logits is not None
@@ -137,13 +154,14 @@ def _own_backward(
             seeded = loss + 0 * logits.sum()
             grads = torch.autograd.grad(seeded, [root, *parameters], allow_unused=True)[1:]
         finally:
+            handle.remove()
             for parameter in parameters:
                 parameter.requires_grad_(False)
     squares = {
         name: 0.0 if grad is None else float(accumulate(grad).square().sum(dtype=torch.float64))
         for name, grad in zip(names, grads, strict=True)
     }
-    return float(loss.detach()), squares
+    return _Own(float(loss.detach()), squares, any(inside))
 
 
 def warn_one_by_one(verdict: Verdict) -> None:

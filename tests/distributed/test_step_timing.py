@@ -32,13 +32,13 @@ def wait(*_: object) -> None:
 
 
 @pytest.fixture
-def supervised(monkeypatch: pytest.MonkeyPatch) -> heartbeat._Pace:
+def supervised(monkeypatch: pytest.MonkeyPatch) -> heartbeat._StepWindows:
     monkeypatch.setattr(heartbeat, "supervised", lambda: True)
-    monkeypatch.setattr(heartbeat, "_pace", heartbeat._Pace(0.0))
-    return heartbeat._pace
+    monkeypatch.setattr(heartbeat, "_windows", heartbeat._StepWindows(0.0))
+    return heartbeat._windows
 
 
-def test_only_own_work_counts(supervised: heartbeat._Pace) -> None:
+def test_only_own_work_counts(supervised: heartbeat._StepWindows) -> None:
     model = nn.Sequential(Busy(), Busy())
     model[1].register_forward_pre_hook(wait)
     model[1].register_forward_hook(wait)
@@ -50,7 +50,7 @@ def test_only_own_work_counts(supervised: heartbeat._Pace) -> None:
     assert supervised.work["computing"] == pytest.approx(0.2, abs=0.1)
 
 
-def test_reading_counts_and_windows_close(supervised: heartbeat._Pace) -> None:
+def test_reading_counts_and_windows_close(supervised: heartbeat._StepWindows) -> None:
     def rows() -> Iterator[int]:
         for number in range(3):
             time.sleep(0.05)

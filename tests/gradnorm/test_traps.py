@@ -90,7 +90,8 @@ from grads_ds.gradnorm import GradNormRecorder
 settings = dict(
     hidden_size=96, intermediate_size=256, num_hidden_layers=10, max_position_embeddings=512
 )
-large, small = models.make_batch([256] * 8, [8] * 8), models.make_batch([9], [1])
+# of one kind, so that what is tried on the first batch of a kind is behind
+large, small = models.make_batch([256] * 8, [8] * 8), models.make_batch([9] * 8, [1] * 8)
 for how in (None, True, False):
     model = models.make_model("llama", **settings).train()
     if how is not None:
