@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,8 +61,3 @@ def partners(count: int, others: int, seed: int) -> Ints:
     place[ring] = np.arange(count)
     steps = np.arange(1, others + 1)
     return np.asarray(ring[(place[:, None] + steps) % count], np.int64)
-
-
-def rows_at(pool: Any, positions: Sequence[int]) -> list[Mapping[str, Any]]:
-    """Rows of a prepared data set in the order of `positions`."""
-    return [pool[int(i)] for i in positions]

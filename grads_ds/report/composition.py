@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from grads_ds.report.examples import printable
-from grads_ds.report.read_run import Bools, Floats, Run, Scores
-from grads_ds.statistics import spearman
+from grads_ds.report.read_run import Bools, Run, Scores
+from grads_ds.statistics import Floats, spearman
 
 LISTED = 16  # values of a field with a line of their own; the rest are summed
 

@@ -26,7 +26,8 @@ from grads_ds.report.plot import (
     svg,
     word,
 )
-from grads_ds.report.read_run import Floats, Ints, Scores, Subset
+from grads_ds.report.read_run import Scores, Subset
+from grads_ds.statistics import Floats, Ints
 
 BINS = 72
 POINTS = 1500  # pool points drawn one by one; above that the pool is a shaded grid

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from grads_ds.report.read_run import MAIN
+from grads_ds.run_dir.layout import MAIN
 from grads_ds.statistics import bootstrap_interval
 
 # two subsets are of the same size when their numbers of samples differ by at most this share

@@ -18,9 +18,10 @@ from grads_ds.report.composition import QUANTILES, composition, norm_table, rank
 from grads_ds.report.examples import examples
 from grads_ds.report.method_comparison import method_comparison
 from grads_ds.report.outcome import Difference, Outcome, outcome_of
-from grads_ds.report.read_run import MAIN, Run, Scores, Subset, read_rows
+from grads_ds.report.read_run import Run, Scores, Subset, read_rows
 from grads_ds.report.task_table import task_rows, tradeoff
 from grads_ds.report.verdict import verdict
+from grads_ds.run_dir.layout import MAIN
 
 # norms drawn against length; the others only in the table
 DRAWN_GROUPS = ("embedding", "lm_head", "total")

@@ -21,20 +21,13 @@ from numpy.typing import NDArray
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.report.run_logs import Timing, read_curve, read_json, read_timings
+from grads_ds.run_dir.layout import MAIN
 from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
 from grads_ds.scores.read import read_table
 from grads_ds.selection.pool import read_pool
-
-MAIN = "selected"  # the main selection's name among the variants
-
-
-Floats = NDArray[np.float64]
-
+from grads_ds.statistics import Floats, Ints
 
 Bools = NDArray[np.bool_]
-
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)

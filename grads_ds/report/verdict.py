@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from grads_ds.report.outcome import Difference, Measure, Model, Outcome
-from grads_ds.report.read_run import MAIN
+from grads_ds.run_dir.layout import MAIN
 
 
 @dataclass(frozen=True)

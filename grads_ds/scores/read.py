@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from grads_ds.config.columns import NORM_SUFFIX, how_to_record
 from grads_ds.config.errors import UserError
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from grads_ds.statistics import Floats, Ints
 
 
 @dataclass(frozen=True)
