@@ -90,7 +90,7 @@ def is_host_name(name: str) -> bool:
 
 
 def _no_name(name: str) -> str:
-    if ":" in name and re.fullmatch(r"\[?[0-9A-Fa-f:.%]+\]?", name.rpartition("@")[2]):
+    if ":" in name and re.fullmatch(r"\[?[0-9A-Fa-f:.]+(%[^\s\]]+)?\]?", name.rpartition("@")[2]):
         return (
             f"wanted a host name or an IPv4 address; found the IPv6 address {name}, which pdsh and"
             " mpirun read as something else; give the host a name in DNS or /etc/hosts"

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,23 @@ def test_text_from_data_reaches_the_terminal_printable(
     said = capsys.readouterr()
     assert not set("\x1b\x07\x9b\u202e") & set(said.out + said.err)
     assert "\\x1b]0;owned" in said.err
+
+
+def test_what_any_part_of_a_command_prints_is_printable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever prints it, a library too; progress bars still return to the begin of their line."""
+
+    def chatty(*_: object) -> int:
+        print(ESCAPES, "\x1b[2A\ud800")
+        sys.stderr.writelines([ESCAPES, "\r 20 %|##"])
+        return 0
+
+    monkeypatch.setattr(export, "handle", chatty)
+    assert main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == 0
+    said = capsys.readouterr()
+    assert not set("\x1b\x07\x9b\u202e\ud800") & set(said.out + said.err)
+    assert "\r 20 %|##" in said.err and "\\x1b]0;owned" in said.err
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])

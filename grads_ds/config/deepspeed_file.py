@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from grads_ds.config.errors import UserError, nearest
+from grads_ds.config.errors import WRONG_PATH, UserError, nearest
 
 _FOLDER = Path(__file__).parent / "presets"
 
@@ -34,7 +34,7 @@ def read_deepspeed(name: str) -> dict[str, Any]:
     path = deepspeed_file(name)
     try:
         value = json.loads(path.read_text())
-    except OSError:
+    except WRONG_PATH:
         raise UserError(
             f"deepspeed: wanted a preset ({', '.join(preset_names())}) or a DeepSpeed JSON file;"
             f" found none at {path}; give a name or an existing path"

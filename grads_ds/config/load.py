@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from grads_ds.config.config import Config, variant_faults
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import WRONG_PATH, UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.config.training import SftConfig
 from grads_ds.config.validation import validation_sentence
@@ -29,7 +29,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     path = Path(path)
     try:
         text = path.read_text()
-    except OSError as error:
+    except WRONG_PATH as error:
         raise UserError(
             f"{path}: wanted a configuration file; {error.strerror or error}; give the path of a"
             " YAML file"

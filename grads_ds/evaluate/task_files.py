@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import WRONG_PATH, UserError
 from grads_ds.config.evaluate import EvaluateConfig
 
 
@@ -74,7 +74,7 @@ def task_problems(settings: EvaluateConfig) -> list[str]:
 def _read(file: Path, wrong: Callable[[Any], bool], wanted: str) -> list[dict[str, Any]]:
     try:
         lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except OSError as error:
+    except WRONG_PATH as error:
         raise UserError(
             f"{file}: wanted a JSONL file of {wanted}; {error.strerror}; give an existing path"
         ) from None

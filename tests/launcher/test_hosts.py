@@ -104,6 +104,23 @@ def test_a_slurm_allocation_gives_the_hosts(
         (b"localhost slots=1", "found loopback"),
         (b"me@localhost.localdomain slots=1", "found loopback"),
         (b"127.0.1.1 slots=1", "found loopback"),
+        (b"127.1 slots=1", "found loopback"),  # as the system's resolver reads it
+        (b"0x7f000001 slots=1", "found loopback"),
+        (b"0.0.0.0 slots=1", "found loopback"),
+        (b"LOCALHOST slots=1", "found loopback"),
+        (b"ip6-localhost slots=1", "found loopback"),
+        (b"fe80::1%eth0 slots=1", "IPv6 address"),
+        (b"[fe80::1%2] slots=1", "IPv6 address"),
+        (b"::ffff:10.0.0.1 slots=1", "IPv6 address"),
+        (b"a slots=0x2", "whole number from 1 to"),
+        (b"a slots=2.0", "whole number from 1 to"),
+        (b"a slots=+2", "whole number from 1 to"),
+        (b"a slots=1_0", "whole number from 1 to"),
+        (b"a slots=0", "whole number from 1 to"),
+        (b"\xef\xbb\xbfa slots=1", "is not a host name"),  # a byte order mark in the middle
+        (b"a\x1b[31m slots=1", "is not a host name"),
+        (b"\xe2\x80\xaea slots=1", "is not a host name"),
+        (b"-oProxyCommand=x slots=1", "is not a host name"),
         (b"me@ok slots=1", "is a duplicate"),
     ],
 )
