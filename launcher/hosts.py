@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grads_ds.config.errors import UserError
+from grads_ds.config.text_file import text_of
 from grads_ds.launcher.network import is_loopback
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
@@ -40,18 +41,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
     Raises UserError listing every line with a problem.
     """
     path = Path(path)
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(
-            f"hosts: wanted a hostfile; {path}: {error.strerror or error}; give an existing file"
-        ) from None
-    except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"hosts: {path}:{number}: wanted text in UTF-8; found byte"
-            f" {error.object[error.start]:#x}; save the file as UTF-8"
-        ) from None
+    lines = text_of(path, "hosts", "a hostfile").splitlines()
     hosts: dict[str, Host] = {}
     problems, addresses = [], list[str]()
     for number, raw in enumerate(lines, 1):

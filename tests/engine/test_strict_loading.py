@@ -100,9 +100,7 @@ def test_an_index_names_files_of_its_own_folder_alone(
     index = {"metadata": {}, "weight_map": {NORM: name, LAYER: "gone.safetensors"}}
     (folder / f"{kind}.index.json").write_text(json.dumps(index))
     if kind == "model.safetensors":
-        assert (
-            check_model(str(folder)) == []
-        )  # transformers loads the whole file, and so is checked
+        assert check_model(str(folder)) == []  # the whole file is what transformers loads
     (folder / "model.safetensors").unlink()
     outside, gone = sorted(check_model(str(folder)), key=lambda text: "gone" in text)
     assert str(name) in outside and "elsewhere" in outside and "gone.safetensors" in gone

@@ -100,7 +100,7 @@ def test_a_slurm_allocation_gives_the_hosts(
         (b"a slots=" + b"9" * 5000, "whole number from 1 to"),
         (b"fe80::1 slots=1", "IPv6 address"),
         (b"me@[2001:db8::2] slots=1", "IPv6 address"),
-        (b"caf\xe9 slots=1", "wanted text in UTF-8; found byte 0xe9"),
+        (b"caf\xe9 slots=1", "wanted a hostfile in UTF-8; found byte 0xe9 in .*hosts:2"),
         (b"localhost slots=1", "found loopback"),
         (b"me@localhost.localdomain slots=1", "found loopback"),
         (b"127.0.1.1 slots=1", "found loopback"),
@@ -117,7 +117,7 @@ def test_a_slurm_allocation_gives_the_hosts(
         (b"a slots=+2", "whole number from 1 to"),
         (b"a slots=1_0", "whole number from 1 to"),
         (b"a slots=0", "whole number from 1 to"),
-        (b"\xef\xbb\xbfa slots=1", "is not a host name"),  # a byte order mark in the middle
+        (b"\xef\xbb\xbfa slots=1", "is not a host name"),  # a byte order mark, in the middle
         (b"a\x1b[31m slots=1", "is not a host name"),
         (b"\xe2\x80\xaea slots=1", "is not a host name"),
         (b"-oProxyCommand=x slots=1", "is not a host name"),
