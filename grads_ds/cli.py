@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
+from grads_ds.commands.terminal import printable_output
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
@@ -64,7 +65,12 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, translate failures into exit statuses."""
+    """Parse, run, translate failures into exit statuses. What is printed meanwhile is printable."""
+    with printable_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     heartbeat.start()
     argv = sys.argv[1:] if argv is None else argv
     args = parser(argv).parse_args(argv)
