@@ -127,7 +127,7 @@ def _unlike(
     cut: float | None = None
     if wish.cut != "auto":
         cut = sign * wish.cut
-    elif max(area, 1 - area) >= control_areas.SEES:
+    elif allowed and max(area, 1 - area) >= control_areas.SEES:
         cut, share, _ = auto_cut(sign * values, sign * known)
         numbers["estimated_share"] = round(share, 4)
     if cut is None and allowed:
