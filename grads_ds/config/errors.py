@@ -7,13 +7,14 @@ Standard library only.
 from __future__ import annotations
 
 import difflib
-import unicodedata
+import re
 from collections.abc import Sequence
 
-# marks that turn the direction of a line round: what is shown is then not what is there
-_DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control, half a surrogate pair, line and paragraph ends
+# control characters, marks that turn the direction of a line round (what is shown is then not what
+# is there), ends of lines and paragraphs, halves of surrogate pairs; a tab and a line's end stay
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class UserError(Exception):
@@ -39,17 +40,13 @@ def problem(where: str, wanted: str, found: str, fix: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with every character that a terminal would act on spelled as an escape.
+    """`text` with every character that a terminal or a page would act on spelled as an escape.
 
     Line ends and tabs stay. Escape sequences, other control characters, direction marks and halves
     of surrogate pairs, as they come with rows, file names and templates, become \\x1b, \\u202e, ...
     """
-    return "".join(
-        character.encode("unicode_escape", "surrogatepass").decode()
-        if character in _DIRECTIONS
-        or (unicodedata.category(character) in _UNPRINTABLE and character not in "\n\t")
-        else character
-        for character in text
+    return _UNPRINTABLE.sub(
+        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
     )
 
 
