@@ -8,7 +8,6 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from grads_ds.commands.options import add_placement, placement
 from grads_ds.commands.run import add_config
@@ -24,11 +23,8 @@ from grads_ds.run_dir.ownership import claim
 _MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser(
-        "doctor", help="check every host before anything expensive starts"
-    )
     add_config(command)
     add_placement(command)
     command.add_argument("--json", action="store_true", help="findings as JSON")
