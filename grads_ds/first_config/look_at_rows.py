@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ SAMPLED = 20_000  # rows tokenised at most; the other rows are read and checked 
 _REFUSED = 0.2  # share of refused rows from which the files are taken to be misunderstood
 _VALUES = 40  # distinct values up to which a field groups the rows
 _CHUNK = 512
+_DOCUMENT, _PIECE = 20_000, 2_000  # characters: plain text above is cut into pieces of whole lines
 _NO_LIMIT = 2**31
+_PIECES = "cut out of a longer text"
 _OF_FORMATS = frozenset(
     ("messages", "conversations", "conversation", "instruction", "input", "output", "history")
     + ("prompt", "completion", "text", "system", "system_prompt", "system_message", "tools")
@@ -54,6 +56,7 @@ class Rows:
     formats: dict[str, str]
     fields: dict[str, int]
     refused: Faults
+    pieces: int  # rows that were cut out of longer texts
     lengths: np.ndarray
     first_targets: np.ndarray
     left_out: Counter[str] = field(default_factory=Counter)
@@ -74,7 +77,8 @@ def read_rows(entries: Sequence[str], spool: Path, seed: int, style: str = "auto
     missing, refused, unwritable = Faults(), Faults(), Faults()
     find_inputs(entries, missing)
     missing.raise_if_any()
-    number = spool_samples(load_samples(entries, style, refused), spool, unwritable)
+    samples = _in_pieces(load_samples(entries, style, refused))
+    number = spool_samples(samples, spool, unwritable)
     unwritable.raise_if_any()
     share = refused.count / max(1, number + refused.count)
     if share > _REFUSED or not number:
@@ -84,9 +88,11 @@ def read_rows(entries: Sequence[str], spool: Path, seed: int, style: str = "auto
     keys, sources, formats = np.zeros(number, np.uint64), [], {}
     values: dict[str, set[str]] = {}
     counts: Counter[str] = Counter()
+    pieces = 0
     for i, (sample, text) in enumerate(spooled(spool)):
         row = json.loads(text)
         keys[i] = _key(sample, seed)
+        pieces += _PIECES in sample.notes
         sources.append(sample.source)
         if sample.source not in formats:
             formats[sample.source] = style if style != "auto" else detect(row) or style
@@ -97,7 +103,7 @@ def read_rows(entries: Sequence[str], spool: Path, seed: int, style: str = "auto
         if 1 < len(found) <= _VALUES and counts[name] > number // 2 and 3 * len(found) <= number
     }
     unknown = np.full(number, -1, np.int64)
-    return Rows(spool, keys, sources, formats, fields, refused, unknown, unknown.copy())
+    return Rows(spool, keys, sources, formats, fields, refused, pieces, unknown, unknown.copy())
 
 
 def spooled(spool: Path) -> Iterator[tuple[Sample, str]]:
@@ -141,9 +147,27 @@ def format_words(rows: Rows) -> list[str]:
     """One line for each source: its rows, its format and what such rows look like."""
     counts = Counter(rows.sources)
     return [
-        f"{source}: {counts[source]:,} rows, {style} ({DATA_FORMATS.get(style, style)})"
+        f"{source}: {counts[source]:,} rows of format {style}: {DATA_FORMATS[style]}"
         for source, style in rows.formats.items()
     ]
+
+
+def _in_pieces(samples: Iterator[Sample]) -> Iterator[Sample]:
+    """The samples, with plain texts above _DOCUMENT characters cut at line ends into pieces of up
+    to _PIECE characters: a whole document would be one row, and most of it beyond any max_length.
+    """
+    for sample in samples:
+        if sample.text is None or sample.context or len(sample.text) <= _DOCUMENT:
+            yield sample
+            continue
+        piece = ""
+        for line in [*sample.text.splitlines(keepends=True), None]:
+            if piece.strip() and (line is None or len(piece) + len(line) > _PIECE):
+                text = piece.rstrip("\n")
+                row, notes = sample.row | {"text": text}, (*sample.notes, _PIECES)
+                yield replace(sample, row=row, text=text, notes=notes)
+                piece = ""
+            piece += line or ""
 
 
 def _more(refused: Faults) -> list[str]:

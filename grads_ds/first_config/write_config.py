@@ -144,6 +144,8 @@ def _heading(request: Request, machine: Machine) -> list[str]:
 def _dropped(rows: Rows) -> list[str]:
     """What is not used, each kind with its count."""
     said = []
+    if rows.pieces:
+        said.append(f"{rows.pieces:,} rows were cut out of longer plain texts, at line ends")
     if rows.refused.count:
         first = rows.refused.shown[0]
         said.append(f"{rows.refused.count:,} rows are left out; the first: {first}")

@@ -83,7 +83,9 @@ def test_files_of_every_kind_get_a_config_that_prepares_without_leaks(
     files = many_formats(40)
     assert main(["init", *files, "--model", str(tiny_model)]) == 0
     told = capsys.readouterr().out
-    assert "sharegpt: 40 rows, sharegpt" in told and "next: grads-ds plan grads.yaml" in told
+    assert (
+        "sharegpt: 40 rows of format sharegpt" in told and "next: grads-ds plan grads.yaml" in told
+    )
     config = load_config("grads.yaml")
     assert reasons_missing(Path("grads.yaml").read_text()) == []
     assert main(["prepare", "grads.yaml"]) == 0
@@ -135,6 +137,22 @@ def test_rows_that_cannot_be_read_are_left_out_with_count_and_reason(
     assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 0
     assert "3 rows are left out; the first: a.jsonl:61: wanted" in capsys.readouterr().out
     assert main(["prepare", "grads.yaml"]) == 0
+
+
+def test_a_long_document_becomes_rows_of_whole_lines(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = random.Random(3)
+    lines = [words(draw) for _ in range(600)]
+    Path("book.txt").write_text("\n".join(lines))
+    assert main(["init", "book.txt", "--model", str(tiny_model)]) == 0
+    assert "rows were cut out of longer plain texts" in capsys.readouterr().out
+    rows = [
+        json.loads(line)["text"]
+        for file in Path("grads_data").rglob("*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    assert len(rows) > 20 and sorted("\n".join(rows).split("\n")) == sorted(lines)
 
 
 def test_files_that_are_not_understood_are_refused_and_nothing_is_written(
