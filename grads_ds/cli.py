@@ -26,6 +26,7 @@ from grads_ds.run_dir.storage import storage_status
 
 # name: the function that declares its arguments, what it does; in the order of --help
 COMMANDS = {
+    "init": ("init:add", "write a commented config for your data files and model"),
     "run": ("run:add_run", "run every stage that is due, in order"),
     "prepare": ("run:add_stage", "read the data, tokenise it, give every sample an id"),
     "probe": ("run:add_stage", "preliminary training, then every sample's gradient norms"),
