@@ -76,8 +76,8 @@ class Block:
 def blocks_of(item: Input, style: str, problems: Problems) -> Iterator[Block]:
     """The blocks of a source in order. Raises Unclean.
 
-    style: as in the config; "auto" takes the format of the source's first row. problems: is given the
-    reader's notes.
+    style: as in the config; "auto" takes the format of the source's first row. problems: is given
+    the reader's notes.
     """
     if item.kind in (".jsonl", ".ndjson") and (first := _first_row(item)) is not None:
         yield from _blocks_of_lines(item, _chosen(first, style), style != "auto")

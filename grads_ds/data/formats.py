@@ -2,8 +2,8 @@
 `Sample` of messages or text.
 
 Reads rows (dicts) from `sources`; writes nothing. Pure functions. A row that does not fit raises
-`RowProblem`, which `load_samples` collects with the row's file and line, so that the user sees every
-problem at once.
+`RowProblem`, which `load_samples` collects with the row's file and line, so that the user sees
+every problem at once.
 
 Roles after normalisation are system, developer, user, assistant and tool; an assistant message with
 `weight` 0 is context, not target (also an assistant turn inside a `prompt` message list). A row of

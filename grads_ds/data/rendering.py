@@ -81,8 +81,8 @@ class Renderer:
         lost = missing(text, given, None if found.rendered else tools, found.lost)
         left_out = self._left_out(lost, found, given)
         if template.marked:
-            if found.fault:
-                raise found.fault
+            if found.problem:
+                raise found.problem
             spans = marked_spans(text, marks, found.owners, messages, (*self.special, *ends), ends)
         else:
             spans = assistant_spans(

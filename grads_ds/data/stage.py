@@ -20,9 +20,9 @@ from grads_ds.config.errors import UserError
 from grads_ds.data.crew import Crew
 from grads_ds.data.leaks import SHARED, Known, Leaks
 from grads_ds.data.model_limits import fit_problems
-from grads_ds.data.set_parts import PartMaker, SetParts
 from grads_ds.data.prepared import Counts, prints_in, write_set
 from grads_ds.data.problems import Problems
+from grads_ds.data.set_parts import PartMaker, SetParts
 from grads_ds.data.sources import find_inputs
 from grads_ds.data.tokenizer import check_tokenizer, fingerprint, load_tokenizer
 from grads_ds.data.tokens import ENDLESS

@@ -147,7 +147,8 @@ def sft_units(config: Config, run_dir: Path) -> list[Unit]:
         if name != "full":
             inputs["select"] = unit_id(run_dir, f"select/{name}")
             reads = ("prepare", f"select/{name}")
-        if config.sft.token_gate == "flow":  # its losses may be the probe's
+        # their losses may be the probe's
+        if config.sft.token_gate in ("stm", "flow") and config.probe.epochs == 0:
             inputs["scores"] = unit_id(run_dir, scores_unit(config))
             reads += (scores_unit(config),)
         outputs = (model_folder(name), *([adapter_folder(name)] if config.sft.adapter else []))

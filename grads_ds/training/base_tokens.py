@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError, problem
 from grads_ds.data.batches import deal_batches, plan_batches
 from grads_ds.distributed import ranks
 from grads_ds.engine.frozen_pass import lengths_of, score_batch, score_plan, to_device
@@ -161,10 +160,7 @@ def _finished(folder: Path) -> np.ndarray:
 
 
 def read_base(folder: Path, rows: int, entropies: bool) -> BaseTokens:
-    """What the parts in `folder` say of all `rows` rows.
-
-    Raises UserError where a loss is not finite.
-    """
+    """What the parts in `folder` say of all `rows` rows."""
     tables = [pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))]
     whole = pa.concat_tables(tables).sort_by("row").combine_chunks()
     found = whole["row"].to_numpy()
@@ -173,14 +169,5 @@ def read_base(folder: Path, rows: int, entropies: bool) -> BaseTokens:
     losses = whole["losses"].combine_chunks()
     starts = losses.offsets.to_numpy().astype(np.int64)
     values = losses.values.to_numpy(zero_copy_only=False)
-    if unscorable := int((~np.isfinite(values)).sum()):
-        raise UserError(
-            problem(
-                "sft.token_gate",
-                "a base model with a finite loss at every target token",
-                f"{unscorable:,} of {len(values):,} tokens without one",
-                "look for broken weights, use model.dtype bfloat16 or float32, or set it to none",
-            )
-        )
     of_entropy = whole["entropies"].combine_chunks().values.to_numpy(zero_copy_only=False)
     return BaseTokens(values, of_entropy if entropies else None, starts)

@@ -18,11 +18,13 @@ import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
+from grads_ds.config.columns import TOKEN_LOSSES
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError, problem
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.distributed import ranks
 from grads_ds.run_dir.publish import atomic_path
+from grads_ds.scores.token_losses import read_token_losses
 from grads_ds.training.base_tokens import read_base, score_base
 from grads_ds.training.token_gates import BaseTokens, GateCounts, open_gates
 
@@ -72,23 +74,32 @@ def gated_rows(
 
 
 def recorded_losses(config: Config, run_dir: Path, sample_ids: np.ndarray) -> BaseTokens | None:
-    """The base model's mean losses of pool rows (ids int64 [N]), in the place of its token losses,
-    where the probe recorded them and the gate needs no more.
+    """What the probe recorded of pool rows (ids int64 [N]) when it scored the base model itself,
+    where that is all the gate needs: every token's loss (`probe.extras: [token_losses]`), or for
+    flow each row's mean in the place of its tokens'.
     """
-    if config.sft.token_gate != "flow" or config.probe.epochs > 0 or config.sft.replay:
+    gate, probe = config.sft.token_gate, config.probe
+    if gate == "eaft" or probe.epochs > 0 or config.sft.replay:
         return None
-    table = pq.read_table(
-        run_dir / "scores/table.parquet",
-        columns=["sample_id", "loss", "num_target_tokens"],
-        page_checksum_verification=True,
-    )
-    places = np.searchsorted(table["sample_id"].to_numpy(), sample_ids)
-    counts = table["num_target_tokens"].to_numpy()[places].astype(np.int64)
-    losses = table["loss"].to_numpy()[places]
-    if config.probe.loss_reduction == "sum":
-        losses = losses / np.maximum(counts, 1)
-    starts = np.concatenate([[0], counts.cumsum()])
-    return BaseTokens(np.repeat(losses.astype(np.float32), counts), None, starts)
+    if TOKEN_LOSSES in probe.extras:
+        found = read_token_losses(run_dir / "scores", sample_ids.tolist())
+        rows = [found.get(int(i), np.zeros(0)) for i in sample_ids]
+        counts = np.array([len(row) for row in rows], np.int64)
+        losses = np.concatenate([*rows, np.zeros(0)])
+    elif gate == "flow":
+        columns = ["sample_id", "loss", "num_target_tokens"]
+        table = pq.read_table(
+            run_dir / "scores/table.parquet", columns=columns, page_checksum_verification=True
+        )
+        places = np.searchsorted(table["sample_id"].to_numpy(), sample_ids)
+        counts = table["num_target_tokens"].to_numpy()[places].astype(np.int64)
+        means = table["loss"].to_numpy()[places]
+        if probe.loss_reduction == "sum":
+            means = means / np.maximum(counts, 1)
+        losses = np.repeat(means, counts)
+    else:
+        return None
+    return BaseTokens(losses.astype(np.float32), None, np.concatenate([[0], counts.cumsum()]))
 
 
 def _prepare(folder: Path, identity: str) -> None:
@@ -99,6 +110,15 @@ def _prepare(folder: Path, identity: str) -> None:
 
 
 def _write(rows: Any, gate: str, base: BaseTokens, file: Path) -> GateCounts:
+    if unscorable := int((~np.isfinite(base.losses)).sum()):
+        raise UserError(
+            problem(
+                "sft.token_gate",
+                "a base model with a finite loss at every target token",
+                f"{unscorable:,} of {len(base.losses):,} tokens without one",
+                "look for broken weights, use model.dtype bfloat16 or float32, or set it to none",
+            )
+        )
     values, counts = open_gates(gate, base)
     total = 0.0
     features = Features({"weight": List(Value("float32"))})

@@ -116,7 +116,9 @@ def test_a_killed_start_is_gone_on_from_to_the_same_bytes(
     with pytest.raises(Ended):
         run_prepare(config, run, "second")
     made[:] = []
-    monkeypatch.setattr(set_parts, "make_part", lambda *a, **k: (made.append(a), make_part(*a, **k))[1])
+    monkeypatch.setattr(
+        set_parts, "make_part", lambda *a, **k: (made.append(a), make_part(*a, **k))[1]
+    )
     make_part = encoding.make_part
     assert prepared(config, "torn", "third") == whole and len(made) == 16
 
@@ -124,8 +126,8 @@ def test_a_killed_start_is_gone_on_from_to_the_same_bytes(
 def test_problems_of_all_blocks_come_together_in_order(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same text, whatever the blocks: problems of every file, with their lines, and the count of
-    those that are not shown.
+    """The same text, whatever the blocks: problems of every file, with their lines, and how many
+    are not shown.
     """
     good = [json.dumps(answer(str(n))) for n in range(40)]
     one = [*good[:5], "{", *good[5:30], '{"messages": [{"role": "user"}]}', *good[30:]]

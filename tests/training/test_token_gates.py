@@ -9,20 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from conftest import make_tiny_model
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.training.gated_rows import recorded_losses
-from grads_ds.training.token_gates import GATES, BaseTokens, open_gates
+from grads_ds.training.token_gates import GATES
 from ranks import run_on_ranks
 from tests.training.test_train import ROWS, make_config
 from tests.training.test_trainer import uneven_rows
@@ -172,24 +167,6 @@ def test_steps_of_every_gate_are_the_references(
     compare_with_reference(tmp_path, base, rows, [*GATES])
 
 
-@given(st.lists(st.lists(st.floats(0, 30, width=32), max_size=5), min_size=1, max_size=6))
-def test_what_a_gate_shuts_is_counted(samples: list[list[float]]) -> None:
-    starts = np.cumsum([0, *map(len, samples)])
-    flat = np.array([loss for sample in samples for loss in sample], np.float32)
-    base = BaseTokens(flat, None, starts)
-    values, counts = open_gates("stm", base)
-    kept = [[loss <= math.log(2.5) for loss in sample] for sample in samples]
-    assert values.tolist() == [float(k) for sample in kept for k in sample]
-    assert counts.shut == sum(not k for sample in kept for k in sample)
-    assert counts.emptied == sum(bool(sample) and not any(sample) for sample in kept)
-    flow, _ = open_gates("flow", base)
-    means = [float(np.mean(np.array(s, np.float32), dtype=np.float64)) for s in samples if s]
-    tau = max(float(np.median(means)) if means else 0.0, np.finfo(np.float64).tiny)
-    counts_of = [len(sample) for sample in samples if sample]
-    wanted = np.repeat([math.exp(-mean / tau) for mean in means], counts_of)
-    np.testing.assert_allclose(flow, wanted, rtol=1e-9)
-
-
 def go_on_after_damage(config: Config, rows: list[dict[str, Any]]) -> None:
     """Weights after a start that left one part damaged are those of the first start; where no
     token is left, every rank says so.
@@ -224,26 +201,3 @@ def test_a_pass_goes_on_after_damage_and_an_empty_gate_is_refused(
     tmp_path: Path, base: Path, rows: list[dict[str, Any]]
 ) -> None:
     run_on_ranks(1, go_on_after_damage, make_config(base, tmp_path), rows)
-
-
-def test_flow_takes_the_losses_that_the_probe_recorded(tmp_path: Path) -> None:
-    losses, counts = np.array([1.5, 0.25, 3.0, 2.0], np.float32), np.array([2, 5, 1, 4], np.int32)
-    table = {"sample_id": [0, 1, 2, 3], "loss": losses, "num_target_tokens": counts}
-    (tmp_path / "scores").mkdir()
-    pq.write_table(pa.table(table), tmp_path / "scores/table.parquet")
-
-    def values(reduction: str = "mean", epochs: float = 0, gate: str = "flow") -> Any:
-        probe = {"epochs": epochs, "loss_reduction": reduction}
-        config = make_config(tmp_path, tmp_path, sft={"token_gate": gate}, probe=probe)
-        base = recorded_losses(config, tmp_path, np.array([1, 3]))
-        return None if base is None else open_gates("flow", base)[0]
-
-    own = np.array([0.25, 2.0])
-    wanted = np.repeat(np.exp(-own / np.median(own)), [5, 4])
-    np.testing.assert_allclose(values(), wanted, rtol=1e-6)
-    own = own / [5, 4]
-    np.testing.assert_allclose(
-        values("sum"), np.repeat(np.exp(-own / np.median(own)), [5, 4]), rtol=1e-6
-    )
-    # of a trained model, or where every token's loss is wanted, they are not the base's
-    assert values(epochs=1) is None and values(gate="stm") is None
