@@ -29,23 +29,35 @@ class EndlessTemplateError(BaseException):
     """
 
 
+_limited = False
+
+
 @contextlib.contextmanager
 def time_limit() -> Iterator[None]:
-    """Ends what takes longer than SECONDS; not in a thread, which gets no signal."""
+    """Ends what takes longer than SECONDS; not in a thread, which gets no signal.
+
+    Inside of another one the time begins anew: that around many rows makes those of the rows cheap.
+    """
+    global _limited
     if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _limited:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
         yield
         return
 
     def late(number: int, frame: Any) -> None:
         raise EndlessTemplateError
 
-    before = signal.signal(signal.SIGALRM, late)
+    before, _limited = signal.signal(signal.SIGALRM, late), True
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        _limited = False
 
 
 class Template:
