@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from grads_ds.data.conversation import Message
 from grads_ds.data.problems import RowFault
 
 SECONDS = 30.0  # for one conversation; the longest real ones take a few milliseconds
+BYTES = 2 * 2**30  # of memory beyond what the process has, likewise
 Span = tuple[int, int]  # [start, end) in characters
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
@@ -30,8 +33,10 @@ class EndlessTemplateError(BaseException):
 
 
 @contextlib.contextmanager
-def time_limit() -> Iterator[None]:
-    """Ends what takes longer than SECONDS; not in a thread, which gets no signal."""
+def bounded() -> Iterator[None]:
+    """Ends what takes longer than SECONDS, or wants more than BYTES (MemoryError); not in a thread,
+    which gets no signal.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -39,11 +44,17 @@ def time_limit() -> Iterator[None]:
     def late(number: int, frame: Any) -> None:
         raise EndlessTemplateError
 
-    before = signal.signal(signal.SIGALRM, late)
+    before, memory = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(FileNotFoundError):  # no Linux
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        allowed = pages * resource.getpagesize() + BYTES
+        if memory[0] == resource.RLIM_INFINITY or allowed < memory[0]:
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, memory[1]))
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, memory)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -66,7 +77,7 @@ class Template:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with time_limit():
+        with bounded():
             texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,
