@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands.terminal import printable_output
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
+from grads_ds.config.printable_output import printable_output
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
 from grads_ds.run_dir.lock import LostLockError
@@ -26,6 +26,7 @@ from grads_ds.run_dir.storage import storage_status
 
 # name: the function that declares its arguments, what it does; in the order of --help
 COMMANDS = {
+    "init": ("init:add", "write a commented config for your data files and model"),
     "run": ("run:add_run", "run every stage that is due, in order"),
     "prepare": ("run:add_stage", "read the data, tokenise it, give every sample an id"),
     "probe": ("run:add_stage", "preliminary training, then every sample's gradient norms"),
@@ -33,6 +34,7 @@ COMMANDS = {
     "sft": ("run:add_stage", "fine-tune on the subset"),
     "evaluate": ("run:add_stage", "held-out losses of the base model and every trained one"),
     "report": ("run:add_stage", "one HTML page about the run"),
+    "compare": ("compare_runs:add", "several runs side by side: choice, losses, time"),
     "doctor": ("doctor:add", "check every host before anything expensive starts"),
     "plan": ("plan:add", "predict memory, traffic and time of a run"),
     "scores": ("scores:add", "look at score tables: show, compare, export, verify"),

@@ -43,7 +43,7 @@ def problem(where: str, wanted: str, found: str, fix: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with every character that a terminal would act on spelled as an escape.
+    """`text` with every character that a terminal or a page would act on spelled as an escape.
 
     Line ends and tabs stay. Escape sequences, other control characters, direction marks and halves
     of surrogate pairs, as they come with rows, file names and templates, become \\x1b, \\u202e, ...

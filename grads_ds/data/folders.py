@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from grads_ds.config.errors import WRONG_PATH
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _PACKABLE = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
@@ -42,10 +42,10 @@ def suffix(path: Path) -> str:
     return stem.suffix if stem.suffix in (_PACKABLE if packing else SUFFIXES) else ""
 
 
-def files_of(folder: Path, faults: Faults) -> list[Path]:
+def files_of(folder: Path, problems: Problems) -> list[Path]:
     """The folder's files to read, in an order that is the same on every file system.
 
-    What is left out is said by `faults.note`.
+    What is left out is said by `problems.note`.
     """
     left: dict[str, list[str]] = {}
     files = _walk(folder, left)
@@ -71,7 +71,7 @@ def files_of(folder: Path, faults: Faults) -> list[Path]:
                 str(file.relative_to(folder))
             )
     if left:
-        faults.note(f"{folder}: not read: {'; '.join(map(_worded, sorted(left.items())))}")
+        problems.note(f"{folder}: not read: {'; '.join(map(_worded, sorted(left.items())))}")
     return files
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grads_ds.config.columns import STEP
+from grads_ds.config.columns import STEP, TOKEN_LOSSES
 from grads_ds.run_dir.publish import atomic_path, publish_json
 from grads_ds.scores.parts import parts
 from grads_ds.scores.totals import Totals, summed_columns
@@ -54,7 +54,7 @@ def merge(
         starts[repr(sorted(recording.start.items()))] = recording.start
     if not files:
         raise IncompleteScores(f"{folder}: no parts to merge")
-    table_schema = pq.read_schema(files[0]).remove_metadata()
+    table_schema = _merged_schema(files[0])
     wanted = np.sort(np.asarray(expected_ids, np.int64))
     totals, left_out = (Totals(summed_columns(table_schema)) for _ in range(2))
     problems = _Problems()
@@ -71,10 +71,10 @@ def merge(
         problems.raise_if_any(folder, len(wanted), files)
         differences: list[str] = []
         # twins may be of ranks whose launcher was killed, which nobody here has counted
-        for found in (totals, totals + left_out) if expected is not None else ():
-            differences = found.differences(expected)
-            if not differences:
-                break
+        if expected is not None:
+            differences = totals.differences(expected)
+            if differences:
+                differences = (totals + left_out).differences(expected)
         if differences and STEP not in table_schema.names:
             raise IncompleteScores(
                 f"{folder}: the merged table and the ranks' own sums differ:"
@@ -135,8 +135,14 @@ def _ranges(
         shutil.rmtree(spill, ignore_errors=True)
 
 
+def _merged_schema(part: Path) -> pa.Schema:
+    whole = pq.read_schema(part).remove_metadata()
+    return pa.schema([field for field in whole if field.name != TOKEN_LOSSES])
+
+
 def _rows(file: Path) -> pa.Table:
-    return pq.read_table(file, page_checksum_verification=True).replace_schema_metadata(None)
+    table = pq.read_table(file, columns=_merged_schema(file).names, page_checksum_verification=True)
+    return table.replace_schema_metadata(None)
 
 
 def _gathered(files: Iterable[Path], rows: int) -> Iterator[pa.Table]:

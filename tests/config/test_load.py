@@ -111,7 +111,7 @@ def test_broken_yaml_names_its_line_and_a_key_given_twice_is_refused(tmp_path: P
     path.write_text("run_dir: x\nmodel: {path: [\n")
     assert f"{path}:" in faults(path)[0]
     path.write_text("run_dir: x\nrun_dir: y\n")
-    assert "stands twice" in faults(path)[0]
+    assert "duplicate key" in faults(path)[0]
     assert "wanted a configuration file" in faults(tmp_path / "absent.yaml")[0]
     path.write_text("")
     assert "empty file" in faults(path)[0]
