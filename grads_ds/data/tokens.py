@@ -26,7 +26,7 @@ from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
 from grads_ds.data.problems import RowProblem
 from grads_ds.data.rendering import Rendered, Renderer, says, teaches
-from grads_ds.data.template import Span, time_limit
+from grads_ds.data.template import Span, bounded
 
 ENDLESS = "answers end without a token that stops generation"
 
@@ -75,7 +75,7 @@ class Encoder:
         """
         results: list[Encoded | RowProblem | None] = [None] * len(samples)
         chats: list[tuple[int, Rendered]] = []
-        with time_limit():
+        with bounded():
             for i, sample in enumerate(samples):
                 found: Rendered | Encoded | RowProblem
                 try:
