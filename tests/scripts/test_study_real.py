@@ -36,7 +36,7 @@ def given_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("given_orders")
-@pytest.mark.parametrize("name", ["real", "real_small", "needle"])
+@pytest.mark.parametrize("name", ["real", "real_small", "purity", "needle"])
 def test_every_cell_of_the_studys_files_is_a_run_that_can_be_made(
     name: str, tmp_path: Path
 ) -> None:
