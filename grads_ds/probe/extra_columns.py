@@ -14,8 +14,9 @@ import torch
 from datasets import load_from_disk
 from torch import Tensor
 
-from grads_ds.config.columns import compared_groups, wants_reference
+from grads_ds.config.columns import TOKEN_LOSSES, compared_groups, wants_reference
 from grads_ds.config.config import Config
+from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.engine.frozen_pass import score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
 from grads_ds.probe.early_norms import EarlyNorms
@@ -25,7 +26,7 @@ from grads_ds.probe.reference_set import drawn_rows, references, section
 from grads_ds.probe.set_means import losses_alone
 from grads_ds.probe.target_statistics import TargetStatistics
 
-Columns = dict[str, np.ndarray]
+Columns = dict[str, Any]  # float64 [B]; of token_losses B arrays
 
 
 class ExtraColumns:
@@ -53,6 +54,8 @@ class ExtraColumns:
             self.partners = partners(len(self.pool), config.probe.other_prompts, config.seed)
         if "el2n" in self.wanted:
             recorder.record_error_norms()
+        if TOKEN_LOSSES in self.wanted:
+            recorder.record_tokens()
         self.kept: dict[str, Tensor] = {}
         if wants_reference(self.wanted):
             self.kept = references(config, run_dir, key, recorder, engine)
@@ -73,6 +76,12 @@ class ExtraColumns:
             if self.wanted & {"surprise", "fisher", "prompt_gain"}:
                 own = observed.statistics(self.kept.get("fisher.rows"))
             columns |= self._of_the_head(samples, norms, observed, own)
+        if norms.tokens is not None:
+            is_target_BT = batch["labels"][:, 1:] != IGNORE_INDEX
+            columns[TOKEN_LOSSES] = [
+                _array(losses[chosen])
+                for losses, chosen in zip(norms.tokens.loss[:, 1:], is_target_BT, strict=True)
+            ]
         if "ifd" in self.wanted:
             bare = score_batch(
                 self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])

@@ -176,7 +176,7 @@ def _kept_for(file: Path) -> str | None:
     try:
         with safe_open(file, "pt") as kept:
             return (kept.metadata() or {}).get("key")
-    except (OSError, SafetensorError):
+    except (FileNotFoundError, SafetensorError):
         return None
 
 
