@@ -30,7 +30,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study import orders, pools
 from scripts.study.collect import collect
-from scripts.study.design import REPO, Cell, Study, cells, footings, read, run_config
+from scripts.study.design import REPO, Cell, Study, cells, footings, read
+from scripts.study.run_configs import run_config
 
 Work = TypeVar("Work")
 
@@ -58,6 +59,9 @@ def run_cell(
             noise=cell.noise,
             seed=cell.seed,
             needle=_needle(study, material, cell),
+            choices=study.choices,
+            like_topic=study.like_topic,
+            tasks={name: pools.read_rows([material / file]) for name, file in study.tasks.items()},
         )
     wanted_orders = {given.get("plugin_options", {}).get("order") for given in _methods(study)}
     if wanted_orders - {None} and not (folder / orders.FILE).is_file():

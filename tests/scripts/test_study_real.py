@@ -21,8 +21,9 @@ from grads_ds.config.select import SelectConfig
 from grads_ds.selection.choose import choose
 from grads_ds.selection.requirements import check_select
 from scripts.study import orders, pools
-from scripts.study.design import Study, cells, footings, method_settings, read, run_config
+from scripts.study.design import Study, cells, footings, read
 from scripts.study.real import margins, planted_areas
+from scripts.study.run_configs import method_settings, run_config
 from selection.pools import score_table
 from tests.scripts.test_study_pools import rows as pool_rows
 
