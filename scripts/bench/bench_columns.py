@@ -1,10 +1,11 @@
 """What the columns of `probe.extras` cost beside the norms: processor time of the recording pass.
 
     python scripts/bench/bench_columns.py --model FOLDER --rows FILE.jsonl [--count 48]
-        [--dtype bfloat16] [--length 192] [--output docs/results/bench_columns.json]
+        [--ways all ...] [--dtype bfloat16] [--length 192]
+        [--output docs/results/bench_columns.json]
 
-Prepares `count` rows and scores them on one rank and one thread, each way of recording in a run of
-its own and all of them in turn, `--rounds` times: the plain pass (norms of embedding and head),
+Prepares `count` rows and scores them on one rank and one thread, every way of recording in turn,
+`--rounds` times: the plain pass (norms of embedding and head),
 each extra with it, all that want no other gradient, all, and what method guided needs without any
 norms (layers: []). Processor seconds of the pass are counted, without loading the model; taking the
 reference directions is counted apart (a pass over a fixed number of rows, whatever the pool's
@@ -26,12 +27,15 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
+from grads_ds.config.config import Config
 from scripts.bench.probe_workload import ALLOCATOR
 
 EXTRAS = ("ifd", "el2n", "surprise", "prompt_gain", "hidden", "fisher", "contrast", "anchor")
 NO_GRADIENT = ("ifd", "el2n", "surprise", "prompt_gain", "hidden", "fisher")
 GUIDED = ("ifd", "prompt_gain", "hidden")
 NORMS = ("embedding", "lm_head")
+REFERENCES = 16  # rows of the reference set, and of the pool's own draw
+ONE_THREAD = {**ALLOCATOR, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 
 def ways() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -56,35 +60,28 @@ def settings(options: argparse.Namespace, folder: Path, way: str) -> dict[str, A
             "validation": {"domain": str(folder / "reference.jsonl")},
             "max_length": options.length,
         },
-        "probe": probe | {"tokens_per_microbatch": options.tokens, "contrast_rows": 16},
+        "probe": probe | {"tokens_per_microbatch": options.tokens, "contrast_rows": REFERENCES},
     }
 
 
-def one_pass(file: Path) -> None:
-    """Score the prepared pool as the config says; prints the processor seconds as JSON."""
+def one_pass(config: Config) -> dict[str, float]:
+    """Processor seconds of scoring the prepared pool as the config says, and of the references."""
     import torch
     from datasets import load_from_disk
 
-    from grads_ds.config.load import load_config
     from grads_ds.data.batches import plan_batches
-    from grads_ds.data.stage import run_prepare
-    from grads_ds.distributed import ranks
     from grads_ds.engine.frozen_pass import lengths_of, score_batch, to_device
     from grads_ds.engine.model import frozen_model
     from grads_ds.gradnorm import GradNormRecorder
     from grads_ds.probe.extra_columns import ExtraColumns
 
     torch.set_num_threads(1)
-    config = load_config(file)
     run = Path(config.run_dir)
-    if not (run / "prepared/pool").is_dir():
-        run_prepare(config, run)
-    ranks.start()
     rows = load_from_disk(str(run / "prepared/pool"))
     plan = plan_batches(lengths_of(rows), 1, config.probe.tokens_per_microbatch, config.seed)
+    (run / "probe/anchor.safetensors").unlink(missing_ok=True)
     with frozen_model(config, config.model.path) as (model, engine):
         recorder = GradNormRecorder(model, layers=config.probe.layers)
-        (run / "probe/anchor.safetensors").unlink(missing_ok=True)
         before = time.process_time()
         extras = ExtraColumns(config, run, "a measurement", recorder, engine)
         began = time.process_time()
@@ -95,32 +92,29 @@ def one_pass(file: Path) -> None:
             else:
                 score_batch(recorder, engine, to_device(samples))
         spent = time.process_time() - began
-    ranks.finish()
-    tokens = int(lengths_of(rows).sum())
-    print(json.dumps({"pass": spent, "references": began - before, "tokens": tokens}))
+    return {"pass": spent, "references": began - before, "tokens": float(lengths_of(rows).sum())}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every way in turn, `rounds` times; medians of processor seconds."""
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways()}
-    environment = os.environ | ALLOCATOR | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    from grads_ds.data.stage import run_prepare
+    from grads_ds.distributed import ranks
+
+    chosen = dict.fromkeys(["plain", *(options.ways or ways())])
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in chosen}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        lines = options.rows.read_text().splitlines()[: options.count + 16]
-        (folder / "pool.jsonl").write_text("\n".join(lines[16:]) + "\n")
-        (folder / "reference.jsonl").write_text("\n".join(lines[:16]) + "\n")
+        lines = options.rows.read_text().splitlines()[: options.count + REFERENCES]
+        (folder / "pool.jsonl").write_text("\n".join(lines[REFERENCES:]) + "\n")
+        (folder / "reference.jsonl").write_text("\n".join(lines[:REFERENCES]) + "\n")
+        configs = {way: Config.model_validate(settings(options, folder, way)) for way in chosen}
+        run_prepare(configs["plain"], folder / "run")
+        ranks.start()
         for number in range(options.rounds):
-            for way in ways():
-                file = folder / "config.yaml"
-                file.write_text(json.dumps(settings(options, folder, way)))
-                command = [sys.executable, __file__, "--one-pass", str(file)]
-                done = subprocess.run(
-                    command, cwd=REPO, env=environment, capture_output=True, text=True, check=False
-                )
-                if done.returncode:
-                    raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
-                found[way].append(json.loads(done.stdout.splitlines()[-1]))
+            for way, config in configs.items():
+                found[way].append(one_pass(config))
                 print(f"round {number + 1}: {way}: {found[way][-1]}", file=sys.stderr, flush=True)
+        ranks.finish()
     plain = statistics.median(one["pass"] for one in found["plain"])
     table = {
         way: {
@@ -134,7 +128,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "model": options.model.name,
         "dtype": options.dtype,
         "rows": options.count,
-        "tokens": found["plain"][0]["tokens"],
+        "tokens": int(found["plain"][0]["tokens"]),
         "rounds": options.rounds,
         "date": time.strftime("%Y-%m-%d"),
         "ways": table,
@@ -144,19 +138,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--length", type=int, default=192)
     parser.add_argument("--tokens", type=int, default=1536)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", nargs="+", choices=list(ways()), help="these and plain alone")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--one-pass", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one_pass:
-        one_pass(options.one_pass)
-        return
+    if any(os.environ.get(name) != value for name, value in ONE_THREAD.items()):
+        command = [sys.executable, *sys.argv]
+        raise SystemExit(subprocess.run(command, env=os.environ | ONE_THREAD).returncode)
     result = measure(options)
     print("| recorded | processor s | to the plain pass | references, s |\n|---|---:|---:|---:|")
     for way, one in result["ways"].items():
