@@ -27,7 +27,8 @@ class ProbeConfig(TrainingConfig):
     layers: list[str] | Literal["all"] = Field(
         default_factory=lambda: ["embedding", "lm_head"],
         description=(
-            f"parameter groups whose norms are recorded: any of {', '.join(LAYER_GROUPS)}, or all"
+            f"parameter groups whose norms are recorded: any of {', '.join(LAYER_GROUPS)}, or all;"
+            " [] records losses and the extras that want no gradient, without a backward"
         ),
     )
     tokens_per_microbatch: int = Field(
@@ -112,7 +113,7 @@ class ProbeConfig(TrainingConfig):
         if value == "all" or value == ["all"]:
             return "all"
         names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not names:
+        if not isinstance(names, list):
             raise ValueError(f"wanted a list of {', '.join(LAYER_GROUPS)}, or all")
         for name in names:
             if name not in LAYER_GROUPS:
