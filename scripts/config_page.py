@@ -47,7 +47,7 @@ def kind(annotation: Any) -> str:
         return ", ".join(map(str, parts))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(kind(part) for part in parts)
-    if origin is list:
+    if origin is list or (origin is tuple and parts[-1] is ...):
         return f"list of {kind(parts[0])}"
     if origin is tuple:
         return f"{len(parts)} x {kind(parts[0])}"
