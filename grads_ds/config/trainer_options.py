@@ -19,7 +19,7 @@ BITSANDBYTES = (
     + ("paged_lion_8bit", "paged_lion_32bit", "rmsprop_bnb", "rmsprop_bnb_8bit")
     + ("rmsprop_bnb_32bit",)
 )
-PLAIN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
+PLAIN_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "rmsprop")
 _SHAPES = "it works on whole matrices, and ZeRO hands the optimizer flat pieces of them"
 _STEPS = "it steps inside the backward pass, before ZeRO has reduced the gradients"
 _MODES = "it has to be switched between training and evaluation, and DeepSpeed's wrapper does not"
@@ -37,6 +37,7 @@ REFUSED_OPTIMIZERS = {
         ("adamw_torch_4bit", "adamw_torch_8bit", "adamw_anyprecision", "grokadamw", "stable_adamw"),
         "it comes from a package that was never tried with ZeRO here",
     ),
+    "adagrad": "DeepSpeed's ZeRO loses its parameter groups and fails in the first step (0.19.8)",
     **dict.fromkeys(("adamw_torch_xla", "adamw_torch_npu_fused"), "DeepSpeed here runs on CUDA"),
 }
 TRACKERS = ("wandb", "mlflow", "trackio")
