@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from grads_ds import __version__
 from grads_ds.commands.guidance import epilog, pages_for
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
+from grads_ds.config.printable_output import printable_output
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
 from grads_ds.run_dir.lock import LostLockError
@@ -34,6 +35,7 @@ COMMANDS = {
     "sft": ("run:add_stage", "fine-tune on the subset"),
     "evaluate": ("run:add_stage", "held-out losses of the base model and every trained one"),
     "report": ("run:add_stage", "one HTML page about the run"),
+    "compare": ("compare_runs:add", "several runs side by side: choice, losses, time"),
     "doctor": ("doctor:add", "check every host before anything expensive starts"),
     "plan": ("plan:add", "predict memory, traffic and time of a run"),
     "scores": ("scores:add", "look at score tables: show, compare, export, verify"),
@@ -71,7 +73,12 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, translate failures into exit statuses."""
+    """Parse, run, translate failures into exit statuses. What is printed meanwhile is printable."""
+    with printable_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     heartbeat.start()
     argv = sys.argv[1:] if argv is None else argv
     args = parser(argv).parse_args(argv)

@@ -47,7 +47,7 @@ def kind(annotation: Any) -> str:
         return ", ".join(map(str, parts))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(kind(part) for part in parts)
-    if origin is list or (origin is tuple and parts[-1] is ...):
+    if origin is list:
         return f"list of {kind(parts[0])}"
     if origin is tuple:
         return f"{len(parts)} x {kind(parts[0])}"
@@ -99,7 +99,8 @@ def nested(annotation: Any) -> list[type[BaseModel]]:
 def section(name: str, record: type[BaseModel]) -> list[str]:
     """A heading, the record's own words and a table of its keys; then the records inside it."""
     lines = ["", f"## {name}" if name else "## Top level", ""]
-    lines += [*textwrap.wrap(" ".join((record.__doc__ or "").split()), 100), ""]
+    words = " ".join((record.__doc__ or "").split())
+    lines += [*textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False), ""]
     lines += ["| key | what it takes | default | what it is |", "|---|---|---|---|"]
     inner: list[tuple[str, type[BaseModel]]] = []
     for key, field in record.model_fields.items():

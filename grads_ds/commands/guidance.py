@@ -30,6 +30,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "sft": (("grads.yaml --hosts hostfile", "fine-tune on several hosts"),),
     "evaluate": (("grads.yaml", "losses and tasks of every model that is not yet judged"),),
     "report": (("grads.yaml", "writes report.html"),),
+    "compare": (
+        ("runs/first runs/second", "what they chose in common, losses, time, settings"),
+        ("runs/first runs/second --html compare.html", "and as a page"),
+    ),
     "doctor": (
         ("grads.yaml --hosts hostfile", "every host, before anything starts"),
         ("grads.yaml --json", "for a monitoring system"),
@@ -63,6 +67,7 @@ PAGES = {
     "sft": "docs/sft.md",
     "evaluate": "docs/evaluate.md",
     "report": "docs/report.md",
+    "compare": "docs/report.md",
     "plan": "docs/planning.md",
     "scores": "docs/probe.md",
     "export": "docs/exports.md",
@@ -86,7 +91,7 @@ _KEY = re.compile(rf"({'|'.join(_SECTIONS)})(?=[.:])")
 def epilog(command: str, statuses: bool = False) -> str:
     """What the help of a command ends with: examples, its page, and exit statuses if asked for."""
     lines = ["examples:"]
-    for arguments, meaning in EXAMPLES[command]:
+    for arguments, meaning in EXAMPLES.get(command, ()):
         lines += [f"  grads-ds {command} {arguments}", f"      {meaning}"]
     lines += ["", f"more: {PAGES.get(command.split()[0], ELSEWHERE)}"]
     return "\n".join([*lines, *(_statuses() if statuses else [])])

@@ -5,12 +5,13 @@ Read by `load.py`. No torch import.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from grads_ds.config.deepspeed_file import read_deepspeed
-from grads_ds.config.errors import UserError, nearest
+from grads_ds.config.errors import UserError, nearest, problem
 from grads_ds.config.evaluate import EvaluateConfig
 from grads_ds.config.model_and_data import DataConfig, ModelConfig
 from grads_ds.config.probe import ProbeConfig
@@ -52,7 +53,9 @@ class Config(Record):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
-        problems = variant_problems(self.select, self.sft) + _sft_problems(self)
+        problems = (
+            variant_problems(self.select, self.sft) + _sft_problems(self) + _nested_problems(self)
+        )
         if self.anchor_sources() and ANCHOR_SET in self.data.validation:
             problems.append(
                 f"probe.anchor: its own files are prepared under the name {ANCHOR_SET}, which"
@@ -117,6 +120,23 @@ def variant_problems(select: SelectConfig, sft: SftConfig) -> list[str]:
                 f" select.variants{nearest(name, known)}"
             )
     return problems
+
+
+def _nested_problems(config: Config) -> list[str]:
+    """A run that writes into a folder it reads would change its own inputs with every file."""
+    run_dir = Path(config.run_dir).resolve()
+    read = [("model.path", config.model.path)]
+    read += [("data", source) for group in config.prepared_sets().values() for source in group]
+    return [
+        problem(
+            "run_dir",
+            "a folder outside of what the run reads",
+            f"{run_dir} in {where} {path}",
+            "name one elsewhere",
+        )
+        for where, path in read
+        if Path(path).is_dir() and run_dir.is_relative_to(Path(path).resolve())
+    ]
 
 
 def _sft_problems(config: Config) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from grads_ds.config.config import Config, variant_problems
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
+from grads_ds.config.text_file import text_of
 from grads_ds.config.training import SftConfig
 from grads_ds.config.validation import validation_sentence
 
@@ -27,13 +28,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises UserError listing every problem.
     """
     path = Path(path)
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise UserError(
-            f"{path}: wanted a configuration file; {error.strerror or error}; give the path of a"
-            " YAML file"
-        ) from None
+    text = text_of(path, str(path), "a configuration file (YAML)")
     try:
         tree = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from grads_ds.config.errors import WRONG_PATH
 from grads_ds.data.problems import Problems
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
@@ -147,7 +148,7 @@ def _card_splits(folder: Path) -> dict[str, list[str]]:
     try:
         matter = _DATA_FILES.match((folder / "README.md").read_text(encoding="utf-8"))
         card = yaml.safe_load(matter.group(1)) if matter else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (*WRONG_PATH, ValueError, yaml.YAMLError):
         return {}
     if not isinstance(card, dict):
         return {}

@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import zstandard
 
 from grads_ds.data.problems import Problems
+from grads_ds.run_dir.storage import raise_if_storage
 
 CHUNK = 2**20  # packed bytes read at a time
 
@@ -102,5 +103,6 @@ def lines(item: Input, problems: Problems) -> Iterator[tuple[int, str]]:
                         f"{item.path}:{number}", "UTF-8 text", where, "save the file as UTF-8"
                     )
     except (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError) as error:
+        raise_if_storage(error)
         reason = str(error) or type(error).__name__
         problems.add(item.path, "a readable file", reason, "replace it")

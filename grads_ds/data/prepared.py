@@ -133,7 +133,7 @@ def trained_ends(run_dir: Path) -> list[int]:
     """
     try:
         record = json.loads((run_dir / "prepared/prepared.json").read_text(encoding="utf-8"))
-    except OSError:
+    except FileNotFoundError:
         return []
     ends = record["sets"]["pool"].get("answer_ends", {})
     return [int(end) for end in sorted(ends, key=lambda end: (-ends[end], int(end)))]

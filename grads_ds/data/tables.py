@@ -16,6 +16,7 @@ from typing import Any
 
 from grads_ds.data.input_files import Input, lines
 from grads_ds.data.problems import Problems
+from grads_ds.run_dir.storage import raise_if_storage
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?(?::([\w.-]+))?")
 # objects that may well be empty; another one of nulls alone was never there
@@ -74,6 +75,7 @@ def parquet_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, without_padding(row)
     except (pa.ArrowException, OSError) as error:
+        raise_if_storage(error)
         problems.add(item.path, "a parquet file", str(error).split("\n")[0], "write the file again")
 
 
@@ -93,6 +95,7 @@ def arrow_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, without_padding(row)
     except (pa.ArrowException, OSError) as error:
+        raise_if_storage(error)
         problems.add(
             item.path,
             "an arrow file (stream or file format)",

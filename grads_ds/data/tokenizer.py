@@ -13,6 +13,7 @@ from typing import Any
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import ModelConfig
+from grads_ds.config.text_file import text_of
 
 # For tokenizers without a chat template. BOS: the BOS token when the tokenizer adds one itself,
 # else nothing.
@@ -69,7 +70,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
             "(transformers' convert_slow_tokenizer)"
         )
     if model.chat_template:
-        tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = text_of(
+            Path(model.chat_template), "model.chat_template", "a chat template (Jinja)"
+        )
     elif not tokenizer.chat_template:
         added = tokenizer("a").input_ids
         bos = tokenizer.bos_token if added and added[0] == tokenizer.bos_token_id else None
