@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands.guidance import epilog, pages_for
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.config.printable_output import printable_output
 from grads_ds.distributed import heartbeat, ranks
@@ -65,6 +64,8 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             name, help=description, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name in argv:
+            from grads_ds.commands.guidance import epilog
+
             command.epilog = epilog(name, statuses=name == "run")
             module, function = declared.split(":")
             add = getattr(importlib.import_module(f"grads_ds.commands.{module}"), function)
@@ -120,6 +121,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _print_problems(error: UserError, command: str) -> None:
+    from grads_ds.commands.guidance import pages_for
+
     count = len(error.problems)
     print(f"grads-ds: {count} problem{'s' if count > 1 else ''} in the input", file=sys.stderr)
     for problem in error.problems:
