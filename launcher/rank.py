@@ -30,6 +30,7 @@ if __name__ == "__main__":
     # started by its path: the folder to import from is the one above the package
     sys.path[0] = str(Path(__file__).absolute().parents[2])
 
+from grads_ds.launcher.process_memory import memory_of
 from grads_ds.launcher.rank_environment import environment_of, take
 from grads_ds.launcher.records import UNSEEN, publish, read
 from grads_ds.launcher.runners import rank_of
@@ -90,6 +91,8 @@ class Supervisor:
     def tell(self) -> None:
         """Publish the record."""
         self.record["beats"] += 1
+        if self.process is not None:
+            self.record["memory"] = memory_of(self.process.pid) or self.record.get("memory", {})
         self.record["time"] = time.time()
         publish(self.stem.with_suffix(".json"), self.record)
 

@@ -1,0 +1,65 @@
+"""A command that looks again and again: one screen on a terminal, one report after the other where
+there is none.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from grads_ds.config.errors import UserError, problem
+
+SECONDS = 2.0
+_HOME, _TO_END_OF_LINE, _TO_END = "\x1b[H", "\x1b[K", "\x1b[J"
+_ASIDE, _BACK = "\x1b[?1049h", "\x1b[?1049l"  # the screen beside, and the one before
+
+
+def add_watch(command: Any, until: str) -> None:
+    """Declare `--watch [SECONDS]`."""
+    command.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=SECONDS,
+        metavar="SECONDS",
+        help=f"look {until} (default: every {SECONDS:g} s)",
+    )
+
+
+def watched(look: Callable[[], tuple[str, bool]], seconds: float) -> int:
+    """Show what `look` says (text, whether there is more to come) every so many seconds; 0 once
+    there is no more, or when the keyboard interrupts.
+
+    On a terminal the text is redrawn in place and the last one stays; elsewhere a text that differs
+    from the one before is printed with its time. Raises UserError for fewer than 0.2 seconds.
+    """
+    if not 0.2 <= seconds < float("inf"):
+        raise UserError(
+            problem("--watch", "at least 0.2 seconds", f"{seconds:g}", "look less often")
+        )
+    terminal, before = sys.stdout.isatty(), ""
+    if terminal:
+        sys.stdout.write(_ASIDE)
+    try:
+        while True:
+            text, more = look()
+            if terminal:
+                fitting = text.split("\n")[: max(1, shutil.get_terminal_size().lines - 1)]
+                lines = "".join(f"{line}{_TO_END_OF_LINE}\n" for line in fitting)
+                sys.stdout.write(f"{_HOME}{lines}{_TO_END}")
+            elif text != before:
+                sys.stdout.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
+            before = text
+            sys.stdout.flush()
+            if not more:
+                return 0
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if terminal:
+            sys.stdout.write(f"{_BACK}{before}\n")
+            sys.stdout.flush()
