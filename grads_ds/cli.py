@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
+from grads_ds.commands.terminal import printable_output
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
@@ -25,6 +26,7 @@ from grads_ds.run_dir.storage import storage_status
 
 # name: the function that declares its arguments, what it does; in the order of --help
 COMMANDS = {
+    "init": ("init:add", "write a commented config for your data files and model"),
     "run": ("run:add_run", "run every stage that is due, in order"),
     "prepare": ("run:add_stage", "read the data, tokenise it, give every sample an id"),
     "probe": ("run:add_stage", "preliminary training, then every sample's gradient norms"),
@@ -65,7 +67,12 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, translate failures into exit statuses."""
+    """Parse, run, translate failures into exit statuses. What is printed meanwhile is printable."""
+    with printable_output():
+        return _main(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     heartbeat.start()
     argv = sys.argv[1:] if argv is None else argv
     args = parser(argv).parse_args(argv)

@@ -36,6 +36,7 @@ ORDER = (
     "report",
     "export",
     "plan",
+    "first_config",
     "flow",
     "commands",
     "cli",

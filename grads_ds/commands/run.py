@@ -61,7 +61,9 @@ def add_stage(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--elastic",
         action="store_true",
-        help=("leave hosts out that cannot be entered or have a fault, and go on with the others"),
+        help=(
+            "leave hosts out that cannot be entered or have a problem, and go on with the others"
+        ),
     )
     command.add_argument(
         "--dry-run",

@@ -16,6 +16,7 @@ LAYER_GROUPS = ("embedding", "lm_head", "attention", "mlp", "norm", "lora")
 GROUP = "<group>"
 NORM_SUFFIX = "_grad_norm"
 STATUSES = ("ok", "no_target", "nonfinite")
+REFERENCE = "reference"  # the kind of control that is right: rows of probe.anchor
 TOKEN_LOSSES = "token_losses"  # a list for each row, in the parts alone
 STEP = "step"  # in tables recorded while training: the optimizer step whose model gave the row
 

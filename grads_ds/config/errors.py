@@ -10,11 +10,14 @@ import difflib
 import re
 from collections.abc import Sequence
 
-# control characters, marks that turn the direction of a line round (what is shown is then not what
-# is there), ends of lines and paragraphs, halves of surrogate pairs; a tab and a line's end stay
+# control characters but line ends and tabs; marks that turn the direction of a line round, after
+# which what is shown is not what is there; line and paragraph ends; halves of surrogate pairs
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+# of the system's errors, those that a wrong path makes: the user's to fix; the others are the file
+# system's own (run_dir/storage.py)
+WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class UserError(Exception):
@@ -45,9 +48,11 @@ def printable(text: str) -> str:
     Line ends and tabs stay. Escape sequences, other control characters, direction marks and halves
     of surrogate pairs, as they come with rows, file names and templates, become \\x1b, \\u202e, ...
     """
-    return _UNPRINTABLE.sub(
-        lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text
-    )
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape", "surrogatepass").decode()
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -28,13 +28,13 @@ from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.head_run import HeadRun
 from grads_ds.gradnorm.head_view import HeadView
-from grads_ds.gradnorm.micro_batch import Scorer
 from grads_ds.gradnorm.results import GradNorms, References
+from grads_ds.gradnorm.scoring.head_run import HeadRun
+from grads_ds.gradnorm.scoring.micro_batch import Scorer
 from grads_ds.gradnorm.sharding import Gather, gather_of, unwrapped
-from grads_ds.gradnorm.site_plan import plan_sites
-from grads_ds.gradnorm.while_training import TrainingRecorder
+from grads_ds.gradnorm.training.while_training import TrainingRecorder
+from grads_ds.gradnorm.trial.site_plan import plan_sites
 
 
 class GradNormRecorder:

@@ -192,7 +192,7 @@ def sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, 
         table = pq.read_table(
             run_dir / name, columns=["loss", "num_target_tokens"], page_checksum_verification=True
         )
-    except (OSError, ValueError):  # another format than ours: the intervals are left out
+    except ValueError:  # another format than ours: the intervals are left out
         return None
     return table["loss"].to_numpy().astype(np.float64), table[
         "num_target_tokens"
