@@ -34,7 +34,7 @@ COMMANDS = {
     "sft": ("run:add_stage", "fine-tune on the subset"),
     "evaluate": ("run:add_stage", "held-out losses of the base model and every trained one"),
     "report": ("run:add_stage", "one HTML page about the run"),
-    "compare": ("compare:add", "several runs side by side: choice, losses, time"),
+    "compare": ("compare_runs:add", "several runs side by side: choice, losses, time"),
     "doctor": ("doctor:add", "check every host before anything expensive starts"),
     "plan": ("plan:add", "predict memory, traffic and time of a run"),
     "scores": ("scores:add", "look at score tables: show, compare, export, verify"),

@@ -207,7 +207,7 @@ def _submit(args: argparse.Namespace, run_dir: Path) -> int:
 
 
 def _print_outcome(run_dir: Path) -> None:
-    from grads_ds.report.terminal import report_table
+    from grads_ds.report.text_table import report_table
 
     print(report_table(run_dir))
     page = run_dir / "report.html"

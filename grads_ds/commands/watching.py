@@ -42,17 +42,19 @@ def watched(look: Callable[[], tuple[str, bool]], seconds: float) -> int:
         )
     terminal, before = sys.stdout.isatty(), ""
     if terminal:
-        sys.stdout.write(_ASIDE)
+        _act(_ASIDE)
     try:
         while True:
-            text, more = look()
+            earlier, (before, more) = before, look()
             if terminal:
-                fitting = text.split("\n")[: max(1, shutil.get_terminal_size().lines - 1)]
-                lines = "".join(f"{line}{_TO_END_OF_LINE}\n" for line in fitting)
-                sys.stdout.write(f"{_HOME}{lines}{_TO_END}")
-            elif text != before:
-                sys.stdout.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n{text}\n")
-            before = text
+                fitting = before.split("\n")[: max(1, shutil.get_terminal_size().lines - 1)]
+                _act(_HOME)
+                for line in fitting:
+                    sys.stdout.write(line)
+                    _act(f"{_TO_END_OF_LINE}\n")
+                _act(_TO_END)
+            elif before != earlier:
+                sys.stdout.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')}\n{before}\n")
             sys.stdout.flush()
             if not more:
                 return 0
@@ -61,5 +63,11 @@ def watched(look: Callable[[], tuple[str, bool]], seconds: float) -> int:
         return 0
     finally:
         if terminal:
-            sys.stdout.write(f"{_BACK}{before}\n")
-            sys.stdout.flush()
+            _act(_BACK)
+            print(before, flush=True)
+
+
+def _act(sequence: str) -> None:
+    """Have the terminal do something: past sys.stdout, which lets text alone through."""
+    assert sys.__stdout__ is not None
+    sys.__stdout__.write(sequence)

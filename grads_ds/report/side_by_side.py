@@ -8,7 +8,7 @@ from grads_ds.report.number_words import duration, percent, signed
 from grads_ds.report.outcome import Difference
 from grads_ds.report.page import templates
 from grads_ds.report.run_comparison import Loss, RunComparison
-from grads_ds.report.terminal import aligned
+from grads_ds.report.text_table import aligned
 
 
 @dataclass(frozen=True)

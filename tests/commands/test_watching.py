@@ -55,6 +55,16 @@ def test_a_terminal_is_redrawn_in_place_and_keeps_the_last_text() -> None:
     assert said.endswith("\x1b[?1049llast\r\n")
 
 
+def test_the_command_draws_on_the_terminal_and_shows_names_as_text(tmp_path: Path) -> None:
+    mark_done(tmp_path / "run\x1b[2J", "prepare", {}, [], 3.0)
+    arguments = ["status", str(tmp_path / "run\x1b[2J"), "--watch"]
+    said, status = in_terminal(
+        f"from grads_ds.cli import main\nraise SystemExit(main({arguments}))"
+    )
+    assert status == 0 and said.startswith("\x1b[?1049h\x1b[H")
+    assert "\\x1b[2J: nobody" in said and "\x1b[2J" not in said
+
+
 def test_the_keyboard_ends_it_without_a_complaint() -> None:
     code = (
         "from grads_ds.commands.watching import watched\n"

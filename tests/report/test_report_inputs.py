@@ -14,7 +14,7 @@ import pytest
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.report.stage import run_report
-from grads_ds.report.terminal import report_table
+from grads_ds.report.text_table import report_table
 from tests.report.html_page import SECTIONS, Page, report
 from tests.report.synthetic_run import LOSSES, make_run, write_json
 
