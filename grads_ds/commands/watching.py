@@ -17,15 +17,15 @@ _HOME, _TO_END_OF_LINE, _TO_END = "\x1b[H", "\x1b[K", "\x1b[J"
 _ASIDE, _BACK = "\x1b[?1049h", "\x1b[?1049l"  # the screen beside, and the one before
 
 
-def add_watch(command: Any, until: str) -> None:
+def add_watch(command: Any, until: str, seconds: float = SECONDS) -> None:
     """Declare `--watch [SECONDS]`."""
     command.add_argument(
         "--watch",
         nargs="?",
         type=float,
-        const=SECONDS,
+        const=seconds,
         metavar="SECONDS",
-        help=f"look {until} (default: every {SECONDS:g} s)",
+        help=f"look {until} (default: every {seconds:g} s)",
     )
 
 
