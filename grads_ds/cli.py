@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands.terminal import printable_output
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
+from grads_ds.config.printable_output import printable_output
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
 from grads_ds.run_dir.lock import LostLockError
