@@ -107,6 +107,8 @@ def test_metrics_are_in_prometheus_text_format(run: Path) -> None:
     """Read as Prometheus reads them."""
     samples = metrics_of(run)
     assert samples["grads_ds_step"] == [({"run": str(run), "stage": "probe"}, 40.0)]
+    assert samples["grads_ds_loss"][0][1] == 2.25
+    assert samples["grads_ds_resident_bytes"][0][1] == 2**31
     states = {labels["state"]: value for labels, value in samples["grads_ds_ranks_in_state"]}
     assert states["running"] == 2 and states["failed"] == 0
     # the first, of these two, has a holder that is gone
