@@ -15,13 +15,10 @@ import yaml
 from pydantic import ValidationError
 
 from grads_ds.config.config import Config
-from grads_ds.flow.stages import STAGES
 from grads_ds.launcher.records import read
 from grads_ds.launcher.status_text import span
-from grads_ds.run_dir.layout import selection_folder
+from grads_ds.run_dir.layout import scores_unit, selection_folder, trained_names
 from grads_ds.run_dir.provenance import RESOLVED
-
-QUICK = ("select", "report")  # stages of seconds
 
 
 def time_left(run_dir: Path, seen: Mapping[str, Any]) -> str:
@@ -34,8 +31,7 @@ def time_left(run_dir: Path, seen: Mapping[str, Any]) -> str:
     if config is None or not job:
         return ""
     took = {str(r["unit"]): float(r["seconds"] or 0.0) for r in seen["finished"]}
-    units = [unit.name for stage in STAGES for unit in stage.units(config, run_dir)]
-    due = [name for name in units if name not in took and name.split("/")[0] not in QUICK]
+    due = [name for name in long_units(config) if name not in took]
     seconds, unknown = 0.0, []
     rates = _rates(config, run_dir, took)
     for name in due:
@@ -51,6 +47,15 @@ def time_left(run_dir: Path, seen: Mapping[str, Any]) -> str:
         return ""
     at_least = f"at least, without {', '.join(unknown)}" if unknown else "left"
     return f"about {span(seconds)} {at_least}"
+
+
+def long_units(config: Config) -> list[str]:
+    """The units of a run in order, without selection and report, which take seconds. Their names
+    alone: what they depend on may not be on this machine.
+    """
+    trained = ["probe/train"] if config.probe.epochs > 0 else []
+    probe = dict.fromkeys([*trained, scores_unit(config)])
+    return ["prepare", *probe, *(f"sft/{name}" for name in trained_names(config)), "evaluate"]
 
 
 def _config(run_dir: Path) -> Config | None:

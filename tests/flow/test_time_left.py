@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from grads_ds.config.config import Config
-from grads_ds.flow.time_left import time_left
+from grads_ds.flow.stages import STAGES
+from grads_ds.flow.time_left import long_units, time_left
 from grads_ds.run_dir.provenance import resolved_text
 from tests.report.synthetic_run import write_json
 
@@ -59,6 +60,23 @@ def test_what_nothing_tells_of_is_named(run: Path) -> None:
     said = time_left(run, seen("probe", 120.0, prepare=5.0))
     assert said.startswith("about 2 min at least, without probe/record, sft/selected")
     assert said.endswith("evaluate")
+
+
+@pytest.mark.parametrize("probe", [{"epochs": 0}, {"epochs": 1}, {"epochs": 1, "record": "during"}])
+def test_its_units_are_those_of_the_flow(probe: dict[str, Any], run: Path) -> None:
+    config = Config.model_validate(
+        {
+            "run_dir": str(run),
+            "model": {"path": "m"},
+            "data": {"train": ["a"], "validation": {"domain": "d"}},
+            "probe": probe,
+            "select": {"variants": {"half": {"budget": 0.5}}},
+            "sft": {"variants": ["full", "half"]},
+        }
+    )
+    names = [unit.name for stage in STAGES for unit in stage.units(config, run)]
+    quick = ("select", "report")
+    assert long_units(config) == [n for n in names if n.split("/")[0] not in quick]
 
 
 def test_nothing_is_said_before_a_first_step_or_without_a_config(run: Path) -> None:
