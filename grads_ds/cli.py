@@ -117,7 +117,18 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    _print_next_step(args, status)
     return status
+
+
+def _print_next_step(args: argparse.Namespace, status: int) -> None:
+    if not sys.stderr.isatty():
+        return
+    from grads_ds.commands.next_step import next_step
+
+    if line := next_step(args, status):
+        sys.stdout.flush()
+        print(f"next: {line}", file=sys.stderr, flush=True)
 
 
 def _print_problems(error: UserError, command: str) -> None:
