@@ -15,7 +15,18 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands import check, config_schema, doctor, export, plan, run, scores, status, stop
+from grads_ds.commands import (
+    check,
+    config_schema,
+    doctor,
+    export,
+    merge,
+    plan,
+    run,
+    scores,
+    status,
+    stop,
+)
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.stages import STAGE_NAMES
@@ -37,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     # in the order of --help
-    for command in (run, doctor, plan, scores, status, check, stop, export, config_schema):
+    for command in (run, doctor, plan, scores, status, check, stop, export, merge, config_schema):
         command.add(commands)
     return top
 

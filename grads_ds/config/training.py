@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from grads_ds.config.record import NO_RESULT, Record
 
@@ -104,3 +104,19 @@ class SftConfig(TrainingConfig):
         description="share of the training rows that are drawn from data.replay; 0.1 is one in ten",
     )
     early_stopping: EarlyStoppingConfig | None = Field(None, description="null trains all steps")
+    frontier: bool | list[float] = Field(
+        False,
+        description=(
+            "also train random subsets, which every other model is compared with at the same gain:"
+            " true, or budgets as fractions below 1; the whole pool with them"
+        ),
+        json_schema_extra=NO_RESULT,
+    )
+
+    @field_validator("frontier")
+    @classmethod
+    def _fractions(cls, value: bool | list[float]) -> bool | list[float]:
+        for budget in value if isinstance(value, list) else []:
+            if not 0 < budget < 1:
+                raise ValueError(f"wanted fractions above 0 and below 1; found {budget:g}")
+        return value
