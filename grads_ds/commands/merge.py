@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from grads_ds.config.errors import UserError, nearest, problem
 from grads_ds.config.load import load_config
@@ -15,11 +14,8 @@ from grads_ds.run_dir.provenance import RESOLVED
 from grads_ds.run_dir.publish import atomic_path
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser(
-        "merge", help="write base + a (trained - base), which forgets less and learns less"
-    )
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     command.add_argument(
         "--alpha",

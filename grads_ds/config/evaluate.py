@@ -114,32 +114,32 @@ class EvaluateConfig(Record):
         return sorted(set(value))
 
 
-def forgetting_faults(settings: EvaluateConfig, sets: Sequence[str]) -> list[str]:
+def forgetting_problems(settings: EvaluateConfig, sets: Sequence[str]) -> list[str]:
     """What `retention` and `max_forgetting` want of the held-out `sets` and lack."""
-    faults = []
+    problems = []
     domain, general = set_roles(sets)
     if settings.retention is not None and not general:
-        faults.append(
+        problems.append(
             "evaluate.retention: wanted a general set in data.validation, whose prompts the base"
             f" model answers; found {list(sets) or 'none'}; add general: ..."
         )
     if settings.max_forgetting is None:
-        return faults
+        return problems
     where = "evaluate.max_forgetting"
     if not domain or not general:
-        faults.append(
+        problems.append(
             f"{where}: wanted a domain and a general set in data.validation; found"
             f" {list(sets) or 'none'}; add them"
         )
     known = [KL, OWN_LOSS, LOSS, *settings.multiple_choice]
     if settings.forgetting not in known:
-        faults.append(
+        problems.append(
             f"evaluate.forgetting: {settings.forgetting!r} is none of"
             f" {', '.join(known)}{nearest(settings.forgetting, known)}"
         )
     if settings.forgetting in (KL, OWN_LOSS) and settings.retention is None:
-        faults.append(
+        problems.append(
             f"{where}: wanted evaluate.retention, which measures {settings.forgetting}; found null;"
             " set retention: {} or another evaluate.forgetting"
         )
-    return faults
+    return problems

@@ -29,11 +29,11 @@ from grads_ds.workarounds import release_leftovers
 
 
 class ColumnRecorder(Protocol):
-    """Scores a micro-batch and records more than its norms: extra columns, float64 [B] each."""
+    """Scores a micro-batch and records more than its norms: extra columns, float64 [B] each, or a
+    list for each of the B samples.
+    """
 
-    def score(
-        self, samples: Sequence[Mapping[str, Any]]
-    ) -> tuple[GradNorms, dict[str, np.ndarray]]: ...
+    def score(self, samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, Any]]: ...
 
 
 def lengths_of(rows: Any) -> np.ndarray:
@@ -92,7 +92,7 @@ def score_plan(
     what: str,
     log_dir: Path | None = None,
     beside: Callable[[GradNormRecorder, Any], ColumnRecorder] | None = None,
-) -> Iterator[tuple[list[int], GradNorms, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[list[int], GradNorms, dict[str, Any]]]:
     """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows,
     results, extra columns) of this rank's.
 
@@ -109,7 +109,7 @@ def score_plan(
         recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction)
         extras = beside(recorder, engine) if beside is not None else None
 
-        def score(samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, np.ndarray]]:
+        def score(samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, Any]]:
             if extras is not None:
                 return extras.score(samples)
             return score_batch(recorder, engine, to_device(samples)), {}
@@ -123,9 +123,9 @@ def score_batches(
     plan: BatchPlan,
     lengths: np.ndarray,
     what: str,
-    score: Callable[[Sequence[Mapping[str, Any]]], tuple[GradNorms, Mapping[str, np.ndarray]]],
+    score: Callable[[Sequence[Mapping[str, Any]]], tuple[GradNorms, dict[str, Any]]],
     log_dir: Path | None = None,
-) -> Iterator[tuple[list[int], GradNorms, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[list[int], GradNorms, dict[str, Any]]]:
     """As `score_plan`, with a loaded model and `score`, which makes one micro-batch's results."""
     if not plan.steps:
         return
@@ -137,7 +137,7 @@ def score_batches(
                 samples = [rows[i] for i in mine]
             norms, columns = score(samples)
             if mine:
-                yield list(mine), norms, dict(columns)
+                yield list(mine), norms, columns
 
 
 def to_device(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

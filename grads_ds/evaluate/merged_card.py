@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+from huggingface_hub import ModelCardData
 
 from grads_ds.config.config import Config
 from grads_ds.run_dir.provenance import package_versions, source_commit
@@ -19,13 +19,12 @@ def merged_card(
 ) -> str:
     """The card of base + alpha (`of` - base), or of the trained model `of` itself."""
     base = config.model.path
-    tags = ["grads-ds", "sft", of, *(["merge"] if alpha is not None else [])]
-    head = {
-        "base_model": base,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": tags,
-    }
+    head = ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["grads-ds", "sft", of, *(["merge"] if alpha is not None else [])],
+    )
     between = f"base + {alpha:g} (trained - base), every weight" if alpha is not None else "none"
     rows = [
         ("base model", base),
@@ -39,7 +38,7 @@ def merged_card(
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(head, sort_keys=False).strip(),
+            head.to_yaml(),
             "---",
             "",
             f"# {cell(title)}",

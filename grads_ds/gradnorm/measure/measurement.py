@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas import embedding, linear, sequence_shards
+from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.sharding import Gather
 from grads_ds.gradnorm.sites import Site, SitePlan
-from grads_ds.gradnorm.tap import tap
 
 Parts = tuple[Tensor, ...]
 

@@ -10,17 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm import frozen
 from grads_ds.gradnorm.batch_kind import kind_of
 from grads_ds.gradnorm.batch_layout import Layout, on_the_left, padded, read_layout, unpad
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
-from grads_ds.gradnorm.guard import Verdict, check_one_sample, warn_one_by_one, warn_row_by_row
-from grads_ds.gradnorm.head_run import HeadRun
 from grads_ds.gradnorm.head_view import HeadView
-from grads_ds.gradnorm.in_step import Ranks
-from grads_ds.gradnorm.measurement import Measurement
-from grads_ds.gradnorm.one_sample import one_sample_norms
+from grads_ds.gradnorm.measure import frozen
+from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.results import (
     GradNorms,
     References,
@@ -29,9 +25,18 @@ from grads_ds.gradnorm.results import (
     summarise,
     token_values,
 )
-from grads_ds.gradnorm.scoring import TargetValues, score_frozen
+from grads_ds.gradnorm.scoring.forward_backward import TargetValues, score_frozen
+from grads_ds.gradnorm.scoring.head_run import HeadRun
+from grads_ds.gradnorm.scoring.in_step import Ranks
+from grads_ds.gradnorm.scoring.one_sample import one_sample_norms
 from grads_ds.gradnorm.sites import SitePlan
-from grads_ds.gradnorm.trial import Trial, try_model
+from grads_ds.gradnorm.trial.guard import (
+    Verdict,
+    check_one_sample,
+    warn_one_by_one,
+    warn_row_by_row,
+)
+from grads_ds.gradnorm.trial.try_model import Trial, try_model
 
 
 class Scorer:

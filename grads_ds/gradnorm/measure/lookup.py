@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from grads_ds.gradnorm.tap import tap
+from grads_ds.gradnorm.measure.tap import tap
 
 LookupHook = Callable[[Tensor, Tensor], Tensor]  # (ids, output) -> the output to go on with
 

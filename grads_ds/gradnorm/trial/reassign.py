@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
-from grads_ds.gradnorm.call_log import Call, CallLog
 from grads_ds.gradnorm.sites import Site, SitePlan
+from grads_ds.gradnorm.trial.call_log import Call, CallLog
 
 _NOISE = 1e-3  # share of a change (of squares) that may fall on other samples' rows
 

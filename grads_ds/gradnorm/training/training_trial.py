@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from grads_ds.gradnorm.batch_layout import Layout
-from grads_ds.gradnorm.frozen import UnknownLogits
-from grads_ds.gradnorm.guard import Verdict, check_one_sample
-from grads_ds.gradnorm.measurement import Measurement
-from grads_ds.gradnorm.micro_batch import Scorer
-from grads_ds.gradnorm.scoring import score_frozen
-from grads_ds.gradnorm.trial import Trial, try_model
+from grads_ds.gradnorm.measure.frozen import UnknownLogits
+from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.scoring.forward_backward import score_frozen
+from grads_ds.gradnorm.scoring.micro_batch import Scorer
+from grads_ds.gradnorm.trial.guard import Verdict, check_one_sample
+from grads_ds.gradnorm.trial.try_model import Trial, try_model
 
 _PADDING = (
     "pad on the right, pass position_ids that count from each sample's first token, or use"

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.batch_kind import is_half
 from grads_ds.gradnorm.batch_layout import read_layout, unpad
 from grads_ds.gradnorm.formulas.linear import accumulate
-from grads_ds.gradnorm.frozen import frozen, logits_of, model_inputs
-from grads_ds.gradnorm.lookup import looked_up, requiring_grad
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.frozen import frozen, logits_of, model_inputs
+from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
+from grads_ds.gradnorm.measure.measurement import Measurement
 
 # Largest relative difference of a parameter's norm and of the loss, and how much of its group's
 # norm a parameter's may be off (a bias in front of a softmax has rounding errors for a gradient).

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_kind import kind_of
 from grads_ds.gradnorm.batch_layout import Layout, read_layout
-from grads_ds.gradnorm.frozen import is_plain_linear
-from grads_ds.gradnorm.measurement import Measurement
-from grads_ds.gradnorm.micro_batch import Scorer
+from grads_ds.gradnorm.measure.frozen import is_plain_linear
+from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules.table import attached
-from grads_ds.gradnorm.tap import tap
-from grads_ds.gradnorm.training_head import TrainingHead
-from grads_ds.gradnorm.training_trial import tried_for_training
+from grads_ds.gradnorm.scoring.micro_batch import Scorer
+from grads_ds.gradnorm.training.training_head import TrainingHead
+from grads_ds.gradnorm.training.training_trial import tried_for_training
 
 # arguments of a forward that a trial of the model leaves out; "fused_lm_head": TRL's, under which a
 # forward without labels fails

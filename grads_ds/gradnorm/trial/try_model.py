@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
-from grads_ds.gradnorm.call_log import CallLog
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
-from grads_ds.gradnorm.frozen import (
+from grads_ds.gradnorm.measure.frozen import (
     config_transform,
     fitting_transform,
     frozen,
@@ -28,8 +27,9 @@ from grads_ds.gradnorm.frozen import (
     logits_of,
     stand_in_logits,
 )
-from grads_ds.gradnorm.reassign import Checks, reassigned
 from grads_ds.gradnorm.sites import SitePlan
+from grads_ds.gradnorm.trial.call_log import CallLog
+from grads_ds.gradnorm.trial.reassign import Checks, reassigned
 
 
 @dataclass(frozen=True)

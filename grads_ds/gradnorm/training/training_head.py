@@ -17,8 +17,8 @@ from grads_ds.gradnorm.formulas.loss_weights import (
     weights_of_hidden,
     weights_of_logits,
 )
-from grads_ds.gradnorm.head_run import HeadRun
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.scoring.head_run import HeadRun
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Makes the plan of what a recorder measures, from the model's structure alone.
 
 Runs once, when a recorder is made. What a forward shows later (a weight used elsewhere, rows in
-another order) is `trial.py`'s.
+another order) is `try_model.py`'s.
 """
 
 from __future__ import annotations

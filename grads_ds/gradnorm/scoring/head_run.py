@@ -15,8 +15,8 @@ from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import head_pass
 from grads_ds.gradnorm.formulas.head_sums import HeadPass, SequenceShards, Wanted
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
-from grads_ds.gradnorm.frozen import is_plain_linear
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.frozen import is_plain_linear
+from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.sharding import Gather, gathered
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm import frozen
 from grads_ds.gradnorm.formulas.error_norm import ErrorNorms
 from grads_ds.gradnorm.formulas.head_sums import HeadPass
 from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
-from grads_ds.gradnorm.head_run import HeadRun
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure import frozen
+from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.rules.table import attached
+from grads_ds.gradnorm.scoring.head_run import HeadRun
 
 
 @dataclass(frozen=True)

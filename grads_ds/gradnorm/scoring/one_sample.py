@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, read_layout
 from grads_ds.gradnorm.formulas.linear import accumulate
-from grads_ds.gradnorm.frozen import frozen, model_inputs
-from grads_ds.gradnorm.lookup import looked_up, requiring_grad
+from grads_ds.gradnorm.measure.frozen import frozen, model_inputs
+from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
 
 
 def one_sample_norms(
