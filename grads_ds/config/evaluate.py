@@ -86,8 +86,8 @@ class EvaluateConfig(Record):
     interpolate: list[float] = Field(
         default_factory=list,
         description=(
-            "also evaluate base + a (trained - base) of every trained model at these a, within 0"
-            " and 1"
+            "also evaluate base + a (trained - base) at these a, within 0 and 1, of every trained"
+            " model but the frontier's"
         ),
     )
     max_forgetting: float | None = Field(

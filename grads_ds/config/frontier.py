@@ -28,6 +28,11 @@ def frontier_name(budget: float) -> str:
     return f"frontier-{budget:g}"
 
 
+def is_frontier(name: str) -> bool:
+    """Whether a variant is one of a frontier's random subsets."""
+    return name.startswith("frontier-")
+
+
 def with_frontier(given: Any) -> Any:
     """A config's tree with its frontier's variants; what is no such tree is left to the checks."""
     if not isinstance(given, dict):

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from grads_ds.config.frontier import is_frontier
 from grads_ds.config.record import NO_RESULT, Record
 
 
@@ -104,6 +105,13 @@ class SftConfig(TrainingConfig):
         description="share of the training rows that are drawn from data.replay; 0.1 is one in ten",
     )
     early_stopping: EarlyStoppingConfig | None = Field(None, description="null trains all steps")
+    snapshots: list[float] = Field(
+        default_factory=list,
+        description=(
+            "shares of the steps, within 0 and 1, after which the model is also written and"
+            " evaluated: is it better to stop earlier?"
+        ),
+    )
     frontier: bool | list[float] = Field(
         False,
         description=(
@@ -113,10 +121,16 @@ class SftConfig(TrainingConfig):
         json_schema_extra=NO_RESULT,
     )
 
-    @field_validator("frontier")
+    @field_validator("frontier", "snapshots")
     @classmethod
     def _fractions(cls, value: bool | list[float]) -> bool | list[float]:
         for budget in value if isinstance(value, list) else []:
             if not 0 < budget < 1:
                 raise ValueError(f"wanted fractions above 0 and below 1; found {budget:g}")
         return value
+
+    def followed(self, names: list[str]) -> list[str]:
+        """Of the trained models those that are also looked at on their way and between them and the
+        base: all but the frontier's.
+        """
+        return [name for name in names if not is_frontier(name)]

@@ -20,8 +20,8 @@ from grads_ds.engine.base_folder import base_folder
 from grads_ds.engine.interpolation import interpolate
 from grads_ds.evaluate.budget import Choice, Judged, choose
 from grads_ds.evaluate.candidates import Candidate, Candidates, read_candidates
+from grads_ds.evaluate.made_models import made_folder
 from grads_ds.evaluate.merged_card import merged_card
-from grads_ds.run_dir.layout import model_folder
 from grads_ds.run_dir.publish import atomic_path, publish_json
 
 CHOICE, MODEL = "best/choice.json", "best/model"
@@ -59,12 +59,14 @@ def _publish(config: Config, run_dir: Path) -> None:
 def _write_model(
     config: Config, run_dir: Path, candidates: Candidates, choice: Choice, best: Candidate
 ) -> None:
-    source = run_dir / model_folder(best.of)
+    source = made_folder(run_dir, best.of, best.steps)
     facts = [
         ("forgetting", f"{candidates.what}, {candidates.unit}"),
         ("limit", f"{choice.limit:g}"),
         ("gain on the domain sets", f"{best.gain.mean:.4f} nats per target token"),
     ]
+    if best.steps is not None:
+        facts.append(("stopped after", f"{best.steps:.0%} of its steps"))
     if choice.chosen is not None:
         facts.append(("forgetting, upper bound", f"{choice.chosen.bound:.4f}"))
     if choice.audit is not None:

@@ -67,7 +67,7 @@ def run_evaluate(config: Config, run_dir: Path) -> None:
         for name in config.data.validation
     ]
     state = Evaluation(config, run_dir, sets)
-    made = made_models(config)
+    made = ranks.from_main(lambda: made_models(config, run_dir))
     for model in made:
         with model_path(config, run_dir, model) as path, reading(config, path) as reader:
             if model.name == BASE and config.evaluate.retention is not None:
@@ -203,7 +203,12 @@ def _record(state: Evaluation, made: list[MadeModel]) -> dict[str, Any]:
             name: _described(config, run_dir, name, pool) for name in trained_names(config)
         },
         "between": {
-            model.name: {"of": model.of, "alpha": model.alpha, "sets": state.losses[model.name]}
+            model.name: {
+                "of": model.of,
+                "alpha": model.alpha,
+                "steps": model.steps,
+                "sets": state.losses[model.name],
+            }
             | ({"tasks": state.tasks[model.name]} if model.name in state.tasks else {})
             for model in made
             if model.of is not None

@@ -19,6 +19,7 @@ from grads_ds.run_dir.layout import (
     model_folder,
     scores_unit,
     selection_folder,
+    snapshot_folders,
     trained_names,
 )
 from grads_ds.run_dir.units import unit_id
@@ -136,8 +137,9 @@ def sft_units(config: Config, run_dir: Path) -> list[Unit]:
 
         # the whole pool takes the same steps on every footing
         footing = {"equal"} if name == "full" else set()
+        idle = set() if snapshot_folders(config, name) else {"snapshots"}
         inputs = _model_inputs(config) | {
-            "sft": config.sft.inputs(exclude={"variants", *footing}),
+            "sft": config.sft.inputs(exclude={"variants", *footing, *idle}),
             "seed": config.seed,
             "deepspeed": config.deepspeed_json(),
             "prepare": unit_id(run_dir, "prepare"),
@@ -148,7 +150,8 @@ def sft_units(config: Config, run_dir: Path) -> list[Unit]:
             reads = ("prepare", f"select/{name}")
         outputs = (model_folder(name), *([adapter_folder(name)] if config.sft.adapter else []))
         scratch = (checkpoints_folder(f"sft/{name}"),)
-        return Unit(f"sft/{name}", inputs, outputs, work, reads, scratch)
+        snapshots = tuple(snapshot_folders(config, name).values())
+        return Unit(f"sft/{name}", inputs, outputs, work, reads, scratch, snapshots)
 
     return [unit(name) for name in trained_names(config)]
 
