@@ -19,40 +19,55 @@ LETTER, HEIGHT = 7.4, 15  # pixels of a label's letter and line
 NAMED = 24  # characters of a name that are shown
 
 
-def picture(found: Forgetting) -> Markup:
-    """The drawing with its legend."""
+def picture(found: Forgetting, narrow: bool = False) -> Markup:
+    """The drawing; `narrow` for a phone, where a wide one's letters would be too small to read."""
     models = found.candidates.models
     xs = np.array([0.0, *(m.gain.mean for m in models)])
     ys = np.array([0.0, *(m.forgetting.mean for m in models)])
     limit = found.choice["limit"] if found.choice else None
     ys = np.append(ys, limit) if limit is not None and limit < 2 * ys.max() else ys
-    unit = found.candidates.unit
-    f = frame(680, 460, _margin(xs), _margin(ys), left=66)
+    width, height, ticks = (350, 380, 4) if narrow else (680, 460, 6)
+    f = frame(width, height, _margin(xs), _margin(ys), left=66)
     left, right, top, bottom = f.box
+    along = "gain on the domain sets, nats"
     parts = [
-        axes(f, "gain on the domain sets, nats (right: learned)", f"forgetting, {unit}", 6, 6),
+        axes(
+            f,
+            along if narrow else f"{along} (right: learned)",
+            f"forgetting, {found.candidates.unit}",
+            ticks,
+            6,
+        ),
         f'<path class="reference" d="M{f.x(0)} {top}V{bottom}M{left} {f.y(0)}H{right}"/>',
     ]
-    entries = [("point", "trained model")]
     if limit is not None and f.y.low <= limit <= f.y.high:
         parts.append(f'<path class="limit" d="M{left} {f.y(limit)}H{right}"/>')
         parts.append(word(right - 4, f.y(limit) - 5, f"limit {limit:g}", "limit", "end"))
-        entries.append(("limit", "limit"))
     if found.frontier is not None:
         points = found.frontier.line
         parts.append(line(f, [p[1] for p in points], [p[2] for p in points], "frontier"))
-        entries.append(("frontier", "random rows, to the whole pool"))
-    curves = _curves(models)
-    for name, curve in curves.items():
+    for name, curve in _curves(models).items():
         tip = f"merges of the base model and {name}"
         parts.append(line(f, [p[0] for p in curve], [p[1] for p in curve], "between", tip))
-    if curves:
-        entries.append(("between", "merges of the base model and a trained one"))
     parts += _points(f, found)
-    if found.choice and found.choice["chosen"]:
-        entries.append(("ring", "published as best/model"))
-    what = f"Gain of each model against its forgetting ({found.candidates.what})"
-    return svg(f, parts, what) + legend(entries)
+    return svg(f, parts, f"Gain of each model against its forgetting ({found.candidates.what})")
+
+
+def key(found: Forgetting) -> Markup:
+    """What the marks of the drawing mean."""
+    models = found.candidates.models
+    entries = [("point", "trained model")]
+    if found.frontier is not None:
+        entries.append(("frontier", "random rows, to the whole pool"))
+    if _curves(models):
+        entries.append(("between", "merges of the base model and a trained one"))
+    if any(model.kind == "checkpoint" for model in models):
+        entries.append(("point checkpoint", "on the way through a training"))
+    if found.choice:
+        entries.append(("limit", "limit to forgetting"))
+        if found.choice["chosen"]:
+            entries.append(("ring", "published as best/model"))
+    return legend(entries)
 
 
 def _points(f: Frame, found: Forgetting) -> list[str]:

@@ -15,7 +15,7 @@ from grads_ds.report.composition import QUANTILES, norm_table, rank_correlation
 from grads_ds.report.composition import composition as composition_of
 from grads_ds.report.examples import examples
 from grads_ds.report.forgetting import candidates_of, read_forgetting
-from grads_ds.report.forgetting_figure import picture
+from grads_ds.report.forgetting_figure import key, picture
 from grads_ds.report.method_comparison import method_comparison
 from grads_ds.report.outcome import Outcome
 from grads_ds.report.read_run import Run, Scores, Subset, read_rows
@@ -38,6 +38,8 @@ def forgetting(run: Run, outcome: Outcome | None) -> Shown:
         "found": found,
         "advice": advice(found),
         "picture": picture(found),
+        "narrow": picture(found, narrow=True),
+        "key": key(found),
         "excess": found.frontier.excess if found.frontier is not None else {},
         "plan": (run.evaluation or {}).get("retention"),
     }

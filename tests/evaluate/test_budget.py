@@ -56,7 +56,7 @@ def test_nothing_is_chosen_when_nothing_fits_or_nothing_was_learned() -> None:
 
 def test_a_mean_within_the_limit_is_not_enough() -> None:
     rng = np.random.default_rng(2)
-    few = candidate("few", 0.3, 0.045, rng, rows=12)
+    few = candidate("few", 0.3, 0.045, rng, rows=30)
     (judged,) = choose([few], 1.0, 200, 0).judged
     assert judged.bound > judged.forgetting and judged.within
     between = (judged.forgetting + judged.bound) / 2

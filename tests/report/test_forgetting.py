@@ -139,7 +139,7 @@ def test_names_do_not_lie_over_each_other_nor_leave_the_frame(tmp_path: Path) ->
     boxes = names_of(str(picture(found_in(tmp_path, models))))
     assert len(boxes) > 4
     for number, one in enumerate(boxes):
-        assert 0 <= one[0] and one[2] <= 680
+        assert one[0] >= 0 and one[2] <= 680
         for other in boxes[number + 1 :]:
             apart = one[2] <= other[0] or other[2] <= one[0]
             assert apart or one[3] <= other[1] or other[3] <= one[1]
