@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Sequence
 
 from grads_ds import __version__
-from grads_ds.commands.terminal import printable_output
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
+from grads_ds.config.printable_output import printable_output
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
 from grads_ds.run_dir.lock import LostLockError
@@ -34,7 +34,7 @@ COMMANDS = {
     "sft": ("run:add_stage", "fine-tune on the subset"),
     "evaluate": ("run:add_stage", "held-out losses of the base model and every trained one"),
     "report": ("run:add_stage", "one HTML page about the run"),
-    "compare": ("compare:add", "several runs side by side: choice, losses, time"),
+    "compare": ("compare_runs:add", "several runs side by side: choice, losses, time"),
     "doctor": ("doctor:add", "check every host before anything expensive starts"),
     "plan": ("plan:add", "predict memory, traffic and time of a run"),
     "scores": ("scores:add", "look at score tables: show, compare, export, verify"),
@@ -42,7 +42,7 @@ COMMANDS = {
     "check": ("check:add", "read every output again: is it as it was written?"),
     "stop": ("stop:add", "end a run from any machine; training writes a checkpoint first"),
     "export": ("export:add", "write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron"),
-    "merge": ("merge:add", "write base + a (trained - base): forgets less, learns less"),
+    "merge": ("merge_models:add", "write base + a (trained - base): forgets less, learns less"),
     "config": ("config_schema:add", "the config file's JSON schema, for editors"),
 }
 

@@ -9,6 +9,7 @@ Reads the config records of `grads_ds/config`. A test keeps the page equal to th
 from __future__ import annotations
 
 import sys
+import textwrap
 import types
 import typing
 from pathlib import Path
@@ -98,7 +99,8 @@ def nested(annotation: Any) -> list[type[BaseModel]]:
 def section(name: str, record: type[BaseModel]) -> list[str]:
     """A heading, the record's own words and a table of its keys; then the records inside it."""
     lines = ["", f"## {name}" if name else "## Top level", ""]
-    lines += [" ".join((record.__doc__ or "").split()), ""]
+    words = " ".join((record.__doc__ or "").split())
+    lines += [*textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False), ""]
     lines += ["| key | what it takes | default | what it is |", "|---|---|---|---|"]
     inner: list[tuple[str, type[BaseModel]]] = []
     for key, field in record.model_fields.items():

@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from grads_ds import cli
 from grads_ds.cli import main
 from grads_ds.commands import export
-from grads_ds.flow.stages import STAGE_NAMES
 
 REPO = Path(__file__).resolve().parent.parent
 TURNS = [
@@ -247,17 +245,3 @@ def test_a_failing_file_system_keeps_its_traceback_and_has_its_status(
     assert main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == (7 if full else 8)
     said = capsys.readouterr().err
     assert "Traceback" in said and os.strerror(number) in said and "in the input" not in said
-
-
-def test_commands_of_the_stages_are_the_stages() -> None:
-    """The command line names them itself, so that --help imports none of them."""
-    stages = [name for name, (add, _) in cli.COMMANDS.items() if add.startswith("run:")]
-    assert stages == ["run", *STAGE_NAMES]
-    assert " -> ".join(STAGE_NAMES) in " ".join(cli.parser([]).format_help().split())
-
-
-@pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_every_command_answers_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main([name, "--help"])
-    assert stopped.value.code == 0 and f"grads-ds {name}" in capsys.readouterr().out

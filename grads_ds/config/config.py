@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from grads_ds.config.deepspeed_file import read_deepspeed
 from grads_ds.config.errors import UserError, nearest, problem
 from grads_ds.config.evaluate import EvaluateConfig, forgetting_problems
-from grads_ds.config.frontier import with_frontier
+from grads_ds.config.frontier_variants import with_frontier
 from grads_ds.config.model_and_data import DataConfig, ModelConfig
 from grads_ds.config.probe import ProbeConfig
 from grads_ds.config.record import NAME, Record

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from grads_ds.config.frontier import is_frontier
+from grads_ds.config.frontier_variants import is_frontier
 from grads_ds.config.record import NO_RESULT, Record
 
 

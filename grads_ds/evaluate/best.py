@@ -18,8 +18,8 @@ from grads_ds.config.errors import UserError, problem
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.engine.base_folder import base_folder
 from grads_ds.engine.interpolation import interpolate
-from grads_ds.evaluate.budget import Choice, Judged, choose
 from grads_ds.evaluate.candidates import Candidate, Candidates, read_candidates
+from grads_ds.evaluate.forgetting_limit import Choice, Judged, choose
 from grads_ds.evaluate.made_models import made_folder
 from grads_ds.evaluate.merged_card import merged_card
 from grads_ds.run_dir.publish import atomic_path, publish_json

@@ -13,7 +13,7 @@ import numpy as np
 
 from grads_ds.first_config.look_at_rows import SAMPLED, Rows
 from grads_ds.first_config.machine import Machine, Model
-from grads_ds.first_config.settings import Setting
+from grads_ds.first_config.setting import Setting
 
 _CUT = 0.99  # share of the rows that data.max_length leaves whole
 _LONGEST = {True: 4096, False: 1024}  # on GPUs, on CPUs

@@ -21,7 +21,7 @@ import numpy as np
 from grads_ds.config.errors import UserError, problem
 from grads_ds.config.model_and_data import DATA_FORMATS
 from grads_ds.data.formats import Sample, detect, load_samples
-from grads_ds.data.problems import SHOWN, Faults, RowFault
+from grads_ds.data.problems import SHOWN, Problems, RowProblem
 from grads_ds.data.sources import find_inputs
 from grads_ds.data.spool import read_sample, spool_samples
 from grads_ds.data.tokens import Encoder
@@ -55,7 +55,7 @@ class Rows:
     sources: list[str]
     formats: dict[str, str]
     fields: dict[str, int]
-    refused: Faults
+    refused: Problems
     pieces: int  # rows that were cut out of longer texts
     lengths: np.ndarray
     first_targets: np.ndarray
@@ -74,7 +74,7 @@ def read_rows(entries: Sequence[str], spool: Path, seed: int, style: str = "auto
     Raises UserError where a file is not there, no row can be used, or so many rows are refused that
     the files have to be looked at first.
     """
-    missing, refused, unwritable = Faults(), Faults(), Faults()
+    missing, refused, unwritable = Problems(), Problems(), Problems()
     find_inputs(entries, missing)
     missing.raise_if_any()
     samples = _in_pieces(load_samples(entries, style, refused))
@@ -123,7 +123,7 @@ def tokenise(rows: Rows, tokenizer: Any, wanted: np.ndarray) -> None:
         for (i, sample), found in zip(
             chunk, encoder.encode([sample for _, sample in chunk]), strict=True
         ):
-            if isinstance(found, RowFault):
+            if isinstance(found, RowProblem):
                 rows.refused.add(sample.origin, found.wanted, found.found, found.change)
                 rows.bad.add(i)
             elif found.dropped:
@@ -170,7 +170,7 @@ def _in_pieces(samples: Iterator[Sample]) -> Iterator[Sample]:
             piece += line or ""
 
 
-def _more(refused: Faults) -> list[str]:
+def _more(refused: Problems) -> list[str]:
     left = refused.count - min(SHOWN, len(refused.shown))
     return [f"... and {left:,} more"] if left else []
 

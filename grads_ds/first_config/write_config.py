@@ -20,7 +20,7 @@ from grads_ds.first_config.choose_values import Facts, choose, longest
 from grads_ds.first_config.hold_out import Split, candidates, hold_out, write_split
 from grads_ds.first_config.look_at_rows import Rows, format_words, read_rows, sampled, tokenise
 from grads_ds.first_config.machine import Machine, Model, look_at_model, this_machine
-from grads_ds.first_config.settings import as_yaml
+from grads_ds.first_config.setting import as_yaml
 from grads_ds.run_dir.publish import atomic_path
 
 FEWEST = 4  # rows that a run needs: two to choose from, two to judge by

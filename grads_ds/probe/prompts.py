@@ -36,7 +36,7 @@ def first_target(sample: Mapping[str, Any]) -> int:
 
 def has_prompt(sample: Mapping[str, Any]) -> bool:
     """Whether anything but a mark of the beginning stands before the first target: without, the
-    columns that ask what the prompt changes have no value, and a swapped answer is no fault.
+    columns that ask what the prompt changes have no value, and a swapped answer is no problem.
     """
     return 1 < first_target(sample) < len(sample["labels"])
 

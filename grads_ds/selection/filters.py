@@ -136,7 +136,7 @@ def _unlike(
         numbers |= {"rejected": 0, "why_none": f"{len(known)} reference rows; 19 allow a cut"}
         return Rejection(np.zeros(len(values), bool), "", numbers)
     rows = sign * values < cut
-    false = max(np.count_nonzero(sign * known < cut), allowed) / (len(known) + 1)
+    false = max(int(np.count_nonzero(sign * known < cut)), allowed) / (len(known) + 1)
     numbers |= {"reject": side, "cut": sign * cut, "rejected": int(np.count_nonzero(rows))}
     numbers |= {"false_rejection": round(float(false), 4)}
     among = " among rows of like length" if wish.by_length else ""

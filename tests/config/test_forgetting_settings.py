@@ -9,7 +9,7 @@ import pytest
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.evaluate import set_roles
-from grads_ds.config.frontier import BUDGETS
+from grads_ds.config.frontier_variants import BUDGETS
 
 
 def config(**sections: Any) -> Config:

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from grads_ds.evaluate.best import choice_record
-from grads_ds.evaluate.budget import choose
 from grads_ds.evaluate.candidates import read_candidates
+from grads_ds.evaluate.forgetting_limit import choose
 from grads_ds.report.advice import Advice, advice
 from grads_ds.report.forgetting import Forgetting, read_forgetting
 from grads_ds.report.forgetting_figure import picture

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grads_ds.evaluate.budget import choose, upper_bound
 from grads_ds.evaluate.candidates import Candidate, Rows
+from grads_ds.evaluate.forgetting_limit import choose, upper_bound
 
 
 def candidate(
