@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 
 from grads_ds.report import figures
-from grads_ds.report.advice import advice
 from grads_ds.report.composition import QUANTILES, norm_table, rank_correlation
 from grads_ds.report.composition import composition as composition_of
 from grads_ds.report.examples import examples
@@ -21,6 +20,7 @@ from grads_ds.report.outcome import Outcome
 from grads_ds.report.read_run import Run, Scores, Subset, read_rows
 from grads_ds.report.task_table import task_rows, tradeoff
 from grads_ds.report.verdict import verdict as verdict_of
+from grads_ds.report.what_to_do import advice
 
 Shown = dict[str, Any]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grads_ds.report.advice import advice
 from grads_ds.report.forgetting import read_forgetting
 from grads_ds.report.outcome import outcome_of
 from grads_ds.report.read_run import read_yaml
 from grads_ds.report.run_logs import read_json
 from grads_ds.report.verdict import verdict
+from grads_ds.report.what_to_do import advice
 from grads_ds.run_dir.provenance import RESOLVED
 
 
