@@ -8,6 +8,7 @@ allows it; an interpolation is merged again. Run at the end of the evaluate stag
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -117,14 +118,14 @@ def choice_record(candidates: Candidates, choice: Choice) -> dict[str, Any]:
 
 
 def _judged(judged: Judged) -> dict[str, Any]:
-    bound = judged.bound if judged.bound != float("inf") else None
     return {
         "name": judged.candidate.name,
         "kind": judged.candidate.kind,
         "of": judged.candidate.of,
         "alpha": judged.candidate.alpha,
         "gain": judged.gain,
-        "forgetting": judged.forgetting,
-        "bound": bound,
+        # null where the choice half has too few rows to tell
+        "forgetting": judged.forgetting if math.isfinite(judged.forgetting) else None,
+        "bound": judged.bound if math.isfinite(judged.bound) else None,
         "within": judged.within,
     }

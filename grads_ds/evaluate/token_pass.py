@@ -23,7 +23,7 @@ from torch import Tensor
 
 from grads_ds.config.config import Config
 from grads_ds.data.batches import plan_batches
-from grads_ds.distributed import ranks
+from grads_ds.distributed import heartbeat, ranks
 from grads_ds.distributed.device import device
 from grads_ds.engine.frozen_pass import score_batch, score_batches, to_device
 from grads_ds.engine.model import frozen_model
@@ -204,6 +204,7 @@ def divergence(base: BaseStream, rows: Tensor, head: Head, budget: int = LOGITS)
     for theirs, ours in zip(base.rows.split(step), rows.split(step), strict=True):
         if not len(ours):
             continue
+        heartbeat.beat("divergence from the base model", len(found) * step, len(rows))
         log_p = base.head.logits(theirs.to(device())).log_softmax(-1)
         log_q = head.logits(ours.to(device())).log_softmax(-1)
         p = log_p.exp()

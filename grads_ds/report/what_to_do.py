@@ -53,17 +53,18 @@ def _within_limit(found: Forgetting, choice: dict[str, Any]) -> Advice:
     what, unit, limit = choice["what"], choice["unit"], choice["limit"]
     chosen, largest = choice["chosen"], choice["unlimited"]
     if chosen is None:
-        nearest = min(choice["candidates"], key=lambda c: _infinite(c["bound"]))
+        nearest = min(
+            choice["candidates"], key=lambda c: float("inf") if c["bound"] is None else c["bound"]
+        )
         return Advice(
             "Nothing fits: no model is published.",
             "bad",
             [
                 f"No model that has learned keeps forgetting ({what}) within {limit:g} {unit}."
-                f" Nearest is {nearest['name']}: {nearest['forgetting']:.4f}, at most"
-                f" {_infinite(nearest['bound']):.4f} on other prompts, gain {nearest['gain']:+.4f}"
-                " nats.",
+                f" Nearest is {nearest['name']}: {_told(nearest['forgetting'])}, at most"
+                f" {_told(nearest['bound'])} on other prompts, gain {nearest['gain']:+.4f} nats.",
                 f"Without the limit, {largest['name']} gains {largest['gain']:+.4f} nats at a"
-                f" forgetting of {largest['forgetting']:.4f}.",
+                f" forgetting of {_told(largest['forgetting'])}.",
             ],
         )
     audit, cost = choice["audit"], choice["cost_in_gain"]
@@ -83,7 +84,7 @@ def _within_limit(found: Forgetting, choice: dict[str, Any]) -> Advice:
         reasons.append(
             f"The limit costs {cost['value']:.4f} nats of gain (95 % interval {low:.4f} to"
             f" {high:.4f}): without it, {largest['name']} gains {largest['gain']:+.4f} at a"
-            f" forgetting of {largest['forgetting']:.4f}."
+            f" forgetting of {_told(largest['forgetting'])}."
         )
     model = found.candidates.model(chosen["name"])
     if model is None:  # of another evaluation
@@ -219,5 +220,6 @@ def _gap(found: Forgetting, one: Rows, other: Rows) -> Gap:
     return Gap(one.mean - other.mean, low, high)
 
 
-def _infinite(bound: float | None) -> float:
-    return float("inf") if bound is None else bound
+def _told(value: float | None) -> str:
+    """A number, or that the held-out rows are too few for one."""
+    return "not known (too few prompts)" if value is None else f"{value:.4f}"

@@ -8,6 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,6 +19,8 @@ from conftest import make_tiny_model
 from grads_ds.config.config import Config
 from grads_ds.evaluate.best import run_best
 from grads_ds.flow.unit_inputs import evaluate_units, report_units
+from grads_ds.report.forgetting import read_forgetting
+from grads_ds.report.what_to_do import advice
 from tests.evaluate.test_retention import trained_from
 from tests.report.synthetic_forgetting import LINE, write_forgetting
 
@@ -88,6 +93,21 @@ def test_a_limit_adds_a_unit_and_changing_it_evaluates_nothing_again(base: Path)
     assert units[0][1].identity != units[1][1].identity
     assert "best" in report_units(one, run)[0].inputs
     assert "best" not in report_units(none, run)[0].inputs
+
+
+def test_too_few_prompts_choose_nothing_and_are_told(base: Path) -> None:
+    run = base.parent / "run"
+    for file in (run / "evaluation/own_answers").glob("*.parquet"):
+        table = pq.read_table(file)
+        half = pa.array(np.zeros(len(table), bool))  # nobody is left to choose by
+        column = table.column_names.index("choice")
+        pq.write_table(table.set_column(column, "choice", half), file, write_page_checksum=True)
+    choice, state = published(base, 1.0)
+    assert choice["chosen"] is None and state is None
+    assert {c["bound"] for c in choice["candidates"]} == {None}
+    resolved = {"evaluate": {"max_forgetting": 1.0, "forgetting": "kl", "bootstrap": 50}}
+    found = read_forgetting(run, json.loads((run / "evaluation.json").read_text()), resolved)
+    assert found is not None and "too few prompts" in advice(found).reasons[0]
 
 
 def test_a_frontier_subset_can_be_the_best(base: Path) -> None:
