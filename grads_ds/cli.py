@@ -42,6 +42,7 @@ COMMANDS = {
     "check": ("check:add", "read every output again: is it as it was written?"),
     "stop": ("stop:add", "end a run from any machine; training writes a checkpoint first"),
     "export": ("export:add", "write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron"),
+    "merge": ("merge_models:add", "write base + a (trained - base): forgets less, learns less"),
     "config": ("config_schema:add", "the config file's JSON schema, for editors"),
 }
 
