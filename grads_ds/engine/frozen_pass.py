@@ -107,7 +107,8 @@ def score_plan(
         return
     if ranks.is_main():
         print(f"{what}: {plan.summary()}", flush=True)
-    with frozen_model(config, model_path) as (model, engine), attached(model):
+    # without layers there is no backward to compute anything again in
+    with frozen_model(config, model_path, bool(layers)) as (model, engine), attached(model):
         recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction)
         extras = beside(recorder, engine) if beside is not None else None
         for mine in with_progress(plan, lengths, what, log_dir):

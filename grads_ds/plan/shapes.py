@@ -16,11 +16,11 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, L
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import LoraConfig
+from grads_ds.engine.live_bytes import LiveBytes
 from grads_ds.engine.lora import with_lora
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.frozen import head_replaced, stand_in_logits
 from grads_ds.gradnorm.site_plan import plan_sites
-from grads_ds.plan.live_bytes import LiveBytes
 from grads_ds.plan.meta_kernels import ATTENTION, attend, inputs_kept
 from grads_ds.plan.timeline import EventTracer, Timeline, repeat_middle_layer
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from grads_ds.plan.live_bytes import LiveBytes
+from grads_ds.engine.live_bytes import LiveBytes
 
 Name = tuple[int | None, str]  # (layer, name in it), or (None, name) outside the repeated layers
 

@@ -42,7 +42,7 @@ def rank(folder: Path) -> None:
 
     from grads_ds.config.load import load_config
     from grads_ds.distributed import ranks
-    from grads_ds.plan.live_bytes import LiveBytes
+    from grads_ds.engine.live_bytes import LiveBytes
 
     ranks.start()
     config = load_config(folder / "config.yaml")
