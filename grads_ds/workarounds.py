@@ -43,11 +43,11 @@ WORKAROUNDS = (
         "tests/test_workarounds.py",
     ),
     Workaround(
-        "the clone of the default process group outlives the default",
+        "modules release parameters that GatheredParameters holds",
         "deepspeed",
         "0.19",
-        _HERE,
-        "tests/distributed/test_host_group.py",
+        "grads_ds/engine/whole_model.py",
+        "tests/engine/test_whole_model.py",
     ),
     Workaround(
         "what a module releases is cached beyond the order of modules it was found for",
@@ -216,29 +216,6 @@ def release_leftovers(engine: Any) -> None:
     if leftovers is not None:
         leftovers()
         forget_release_plans()
-
-
-@contextlib.contextmanager
-def own_clone_of_world() -> Iterator[None]:
-    """Inside, DeepSpeed's clone of the default process group, which it makes once and keeps in a
-    module variable, is that of the group that is the default there.
-    """
-    from deepspeed.utils import groups
-
-    kept, groups._WORLD_GROUP = groups._WORLD_GROUP, _clones.get(id(_default_group()))
-    try:
-        yield
-    finally:
-        _clones[id(_default_group())], groups._WORLD_GROUP = groups._WORLD_GROUP, kept
-
-
-_clones: dict[int, Any] = {}  # DeepSpeed's clones of groups that are the default for a while
-
-
-def _default_group() -> Any:
-    import torch
-
-    return torch.distributed.group.WORLD
 
 
 def forget_sequence_parallel(attention: str, function: Any) -> None:

@@ -49,7 +49,7 @@ class ProbeConfig(TrainingConfig):
     )
     recompute_layers: int | None = Field(
         None,
-        ge=1,
+        ge=0,
         description=(
             "with gradient_checkpointing: how many layers, from the first, the recording computes"
             " again; null: all"

@@ -20,7 +20,6 @@ from deepspeed.constants import default_pg_timeout
 
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.run_dir.processes import boot_id
-from grads_ds.workarounds import own_clone_of_world
 
 BEAT_SECONDS = 30.0  # between two signs of life that a rank gives to those that wait for it
 LOOK_SECONDS = 0.2  # between two looks at whether the others are done
@@ -28,6 +27,7 @@ _KEY = "grads_ds/within_host"
 
 _hosts: list[list[int]] = []  # the job's ranks by host, once somebody asked
 _group: Any = None  # of this host's ranks, once it was used
+_clone: Any = None  # DeepSpeed's, of that group
 _passes = 0  # that ended within a host
 _last_sign = 0.0
 
@@ -63,7 +63,7 @@ def within_host() -> Iterator[None]:
         _group, _ = dist.new_subgroups_by_enumeration(hosts, timeout=default_pg_timeout)
     size = dist.get_world_size(_group)
     kept = os.environ.get("WORLD_SIZE")
-    with ranks.libraries_see(_group), own_clone_of_world():
+    with ranks.libraries_see(_group), _own_clone_of_world():
         # zero.Init refuses a world of one that the environment calls larger (DeepSpeed 0.19.8)
         os.environ["WORLD_SIZE"] = str(size)
         try:
@@ -75,6 +75,21 @@ def within_host() -> Iterator[None]:
                 os.environ["WORLD_SIZE"] = kept
     _passes += 1
     _wait_for_all(f"{_KEY}/{_passes}")
+
+
+@contextlib.contextmanager
+def _own_clone_of_world() -> Iterator[None]:
+    """DeepSpeed clones the default process group once and keeps the clone in a module variable
+    (0.19.8): inside, it is that of this host's group.
+    """
+    global _clone
+    from deepspeed.utils import groups
+
+    kept, groups._WORLD_GROUP = groups._WORLD_GROUP, _clone
+    try:
+        yield
+    finally:
+        _clone, groups._WORLD_GROUP = groups._WORLD_GROUP, kept
 
 
 def sign_of_life() -> None:

@@ -12,8 +12,7 @@ from torch import nn
 
 from grads_ds.distributed.device import device
 from grads_ds.engine.live_bytes import LiveBytes
-
-USABLE = 0.92  # of a device's memory: the rest is its context, NCCL and fragmentation
+from grads_ds.engine.memory_shares import USABLE
 
 
 def free_bytes() -> float:

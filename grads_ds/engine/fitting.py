@@ -19,10 +19,9 @@ from grads_ds.distributed import ranks
 from grads_ds.distributed.device import device
 from grads_ds.engine.device_memory import free_bytes, peak_bytes
 from grads_ds.engine.frozen_pass import score_batch
+from grads_ds.engine.memory_shares import LARGEST
 from grads_ds.engine.model import frozen_model
 from grads_ds.gradnorm import GradNormRecorder
-
-LARGEST = 65536  # tokens; what more would save of gathering and padding is not worth its memory
 
 
 def tokens_that_fit(

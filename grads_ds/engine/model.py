@@ -13,13 +13,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError, problem
 from grads_ds.distributed.host_group import within_host
 from grads_ds.engine.attention import attention_of
 from grads_ds.engine.placement import stays_in_host
+from grads_ds.engine.recompute import recompute_activations
 from grads_ds.engine.settings import scoring_settings
 from grads_ds.engine.strict_loading import check_loaded, check_tensors
 from grads_ds.workarounds import close
@@ -65,37 +64,11 @@ def frozen_model(
         model = load_model(config, path)
         model.requires_grad_(False)
         model.eval()
-        if recompute and config.probe.gradient_checkpointing:
+        if recompute and config.probe.gradient_checkpointing and config.probe.recompute_layers != 0:
             recompute_activations(model, config.probe.recompute_layers)
         engine, *_ = deepspeed.initialize(model=model, config=settings)
         stack.callback(close, engine)
         yield engine.module, engine
-
-
-def recompute_activations(model: nn.Module, layers: int | None) -> None:
-    """Let the first `layers` layers (None: all) compute their activations again in the backward.
-
-    Leaves the model in training mode, in which alone transformers does so; the recorder switches
-    dropout off. The last layers are those to leave out: their activations are gone before the
-    others' are there again. Raises UserError for a model that cannot.
-    """
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        wanted, name = "a model that computes activations again", type(model).__name__
-        raise UserError(
-            problem("probe.gradient_checkpointing", wanted, f"{name}, which does not", "set false")
-        )
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    model.train()
-    if layers is None:
-        return
-    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if len(blocks) < layers:
-        found = f"{len(blocks)} of them in {type(model).__name__}"
-        raise UserError(
-            problem("probe.recompute_layers", f"{layers} layers", found, "set null for all")
-        )
-    for block in blocks[layers:]:
-        block.gradient_checkpointing = False
 
 
 def gathered_parameters(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:

@@ -13,9 +13,8 @@ from grads_ds.config.config import Config
 from grads_ds.distributed import ranks
 from grads_ds.distributed.host_group import ranks_by_host
 from grads_ds.engine.device_memory import free_bytes
+from grads_ds.engine.memory_shares import PARAMETERS
 from grads_ds.workarounds import without_sharded_loading
-
-SHARE = 0.5  # of what is free on a rank, that its share of the parameters may take
 
 
 def stays_in_host(config: Config, path: str | Path, settings: dict[str, Any]) -> bool:
@@ -36,7 +35,7 @@ def stays_in_host(config: Config, path: str | Path, settings: dict[str, Any]) ->
     size = ranks.from_main(lambda: _bytes(str(path), model.dtype, model.trust_remote_code))
     fewest = min(len(host) for host in ranks_by_host())
     least = min(ranks.all_gather_object(free_bytes()))
-    found = size / fewest <= SHARE * least
+    found = size / fewest <= PARAMETERS * least
     if ranks.is_main():
         print(
             f"shard_within: auto takes {'host' if found else 'world'}: {size / 2**30:.1f} GiB of"

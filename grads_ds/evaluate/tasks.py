@@ -17,6 +17,7 @@ from grads_ds.config.config import Config
 from grads_ds.config.evaluate import EvaluateConfig
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.engine.model import frozen_model
+from grads_ds.engine.whole_model import whole_model
 from grads_ds.evaluate.generation import encode_pair, generate, log_likelihoods
 from grads_ds.evaluate.task_files import read_choices, read_prompts
 from grads_ds.statistics import bootstrap_interval
@@ -31,7 +32,7 @@ def run_tasks(config: Config, model_path: str, model_name: str) -> dict[str, dic
     """Every task's result for the model at `model_path`, by task name. Every rank calls this."""
     settings, results = config.evaluate, {}
     tokenizer = load_tokenizer(config.model)
-    with frozen_model(config, model_path) as (model, _):
+    with frozen_model(config, model_path) as (model, engine), whole_model(engine):
         for name, file in settings.multiple_choice.items():
             results[name] = multiple_choice(
                 model, tokenizer, read_choices(Path(file)), config, f"{model_name} on {name}"

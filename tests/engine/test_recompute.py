@@ -19,7 +19,8 @@ from grads_ds.engine import fitting
 from grads_ds.engine.fitting import tokens_that_fit
 from grads_ds.engine.frozen_pass import score_batch
 from grads_ds.engine.live_bytes import LiveBytes
-from grads_ds.engine.model import frozen_model, recompute_activations
+from grads_ds.engine.model import frozen_model
+from grads_ds.engine.recompute import recompute_activations
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.probe import recording
 from ranks import run_on_ranks
