@@ -129,6 +129,7 @@ ALLOWED = {
     "checkpoint policy": 2,
     "optimizer": 3,
     "figure of the report": 3,
+    "section of the report": 3,
     "option of fine-tuning": 2,
 }
 

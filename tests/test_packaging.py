@@ -26,8 +26,10 @@ PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 UNIMPORTED = {"setuptools"}  # torch compiles DeepSpeed's extensions with it while running
 DATA = {
     "grads_ds/py.typed",
-    "grads_ds/report/templates/page.html",
-    "grads_ds/report/templates/style.css",
+    *(
+        f"grads_ds/report/templates/{file.name}"
+        for file in REPO.glob("grads_ds/report/templates/*")
+    ),
     *(f"grads_ds/config/presets/{file.name}" for file in REPO.glob("grads_ds/config/presets/*")),
 }
 USE = """

@@ -1,4 +1,4 @@
-"""`grads-ds doctor CONFIG`: is every host fit for the run? A table, advice for each fault; exit
+"""`grads-ds doctor CONFIG`: is every host fit for the run? A table, advice for each problem; exit
 status 2 when there is one.
 """
 
@@ -8,7 +8,6 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from grads_ds.commands.options import add_placement, placement
 from grads_ds.commands.run import add_config
@@ -21,14 +20,11 @@ from grads_ds.launcher.doctor.findings import Finding
 from grads_ds.launcher.job_outcome import DONE, WRONG_INPUT
 from grads_ds.run_dir.ownership import claim
 
-_MARKS = {"ok": "ok", "warning": "WARNING", "fault": "FAULT"}
+_MARKS = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser(
-        "doctor", help="check every host before anything expensive starts"
-    )
     add_config(command)
     add_placement(command)
     command.add_argument("--json", action="store_true", help="findings as JSON")
@@ -47,18 +43,18 @@ def handle(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         _print_table(findings)
-    return WRONG_INPUT if any(finding.level == "fault" for finding in findings) else DONE
+    return WRONG_INPUT if any(finding.level == "problem" for finding in findings) else DONE
 
 
 def _fit(config: Config) -> list[Finding]:
     """Whether tokenizer, model and `data.max_length` fit each other."""
-    from grads_ds.data.model_limits import fit_faults
+    from grads_ds.data.model_limits import fit_problems
     from grads_ds.data.tokenizer import check_tokenizer
 
     if not Path(config.model.path, "config.json").is_file() or check_tokenizer(config.model):
-        return []  # a hub id, or a fault that prepare tells
-    faults = [fault.rpartition("; ") for fault in fit_faults(config)]
-    return [Finding("tokens", "*", "fault", found, advice) for found, _, advice in faults] or [
+        return []  # a hub id, or a problem that prepare tells
+    problems = [problem.rpartition("; ") for problem in fit_problems(config)]
+    return [Finding("tokens", "*", "problem", found, advice) for found, _, advice in problems] or [
         Finding("tokens", "*", "ok", "tokenizer, model and data.max_length fit")
     ]
 
@@ -76,5 +72,5 @@ def _print_table(findings: list[Finding]) -> None:
         table.add_row(_MARKS[finding.level], *shown)
     console = Console(highlight=False, markup=False, soft_wrap=False)
     console.print(table)
-    faults = sum(finding.level == "fault" for finding in findings)
-    console.print(f"{faults} faults" if faults != 1 else "1 fault")
+    problems = sum(finding.level == "problem" for finding in findings)
+    console.print(f"{problems} problems" if problems != 1 else "1 problem")

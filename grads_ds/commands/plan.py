@@ -16,9 +16,8 @@ from grads_ds.config.load import load_config
 from grads_ds.launcher.hosts import read_hostfile
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser("plan", help="predict memory, traffic and time of a run")
     add_config(command)
     command.add_argument(
         "--model",

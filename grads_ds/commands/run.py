@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 from grads_ds.commands.options import add_placement, placement, placement_words
 from grads_ds.config.config import Config
@@ -21,81 +20,78 @@ from grads_ds.launcher.submit import kubernetes, sbatch
 from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.ownership import claim, run_dir_problems
 
-_HELP = {
-    "prepare": "read the data, tokenise it, give every sample an id",
-    "probe": "preliminary training, then every sample's gradient norms",
-    "select": "choose the subset from the score table",
-    "sft": "fine-tune on the subset",
-    "evaluate": "held-out losses of the base model and every trained one",
-    "report": "one HTML page about the run",
-}
 
-
-def add(commands: Any) -> None:
-    """Declare `run` and the stages."""
-    run = commands.add_parser("run", help="run every stage that is due, in order")
-    run.add_argument(
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Declare `run`."""
+    command.add_argument(
         "--from",
         dest="first",
         choices=STAGE_NAMES,
         default=STAGE_NAMES[0],
         help="first stage to consider",
     )
-    run.add_argument(
+    command.add_argument(
         "--to", dest="last", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="last stage to run"
     )
-    by_stage = {name: commands.add_parser(name, help=_HELP[name]) for name in STAGE_NAMES}
-    by_stage["select"].add_argument(
+    add_stage(command)
+
+
+def add_select(command: argparse.ArgumentParser) -> None:
+    """Declare `select`."""
+    command.add_argument(
         "--preview",
         action="store_true",
         help="print what would be chosen, and why, and write nothing",
     )
-    for command in (run, *by_stage.values()):
-        command.set_defaults(handler=handle)
-        add_config(command)
-        add_placement(command)
-        command.add_argument(
-            "--max-restarts",
-            type=int,
-            default=0,
-            metavar="N",
-            help="start a failed stage again, up to N times",
-        )
-        command.add_argument(
-            "--elastic",
-            action="store_true",
-            help=(
-                "leave hosts out that cannot be entered or have a fault, and go on with the others"
-            ),
-        )
-        command.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="print what would be started, exactly, and start nothing",
-        )
-        command.add_argument(
-            "--kubernetes",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help=(
-                "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs,"
-                " namespace=..., shared_memory=16Gi"
-            ),
-        )
-        command.add_argument(
-            "--slurm",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help=(
-                "sbatch option for --backend slurm outside an allocation, e.g. nodes=8,"
-                " partition=gpu"
-            ),
-        )
-        command.add_argument(
-            "--wait", action="store_true", help="with --slurm: stay until the batch job is over"
-        )
+    add_stage(command)
+
+
+def add_stage(command: argparse.ArgumentParser) -> None:
+    """Declare a stage: what all of them share with `run`."""
+    command.set_defaults(handler=handle)
+    add_config(command)
+    add_placement(command)
+    command.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start a failed stage again, up to N times",
+    )
+    command.add_argument(
+        "--elastic",
+        action="store_true",
+        help=(
+            "leave hosts out that cannot be entered or have a problem, and go on with the others"
+        ),
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be started, exactly, and start nothing",
+    )
+    command.add_argument(
+        "--kubernetes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=(
+            "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs,"
+            " namespace=..., shared_memory=16Gi"
+        ),
+    )
+    command.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=(
+            "sbatch option for --backend slurm outside an allocation, e.g. nodes=8, partition=gpu"
+        ),
+    )
+    command.add_argument(
+        "--wait", action="store_true", help="with --slurm: stay until the batch job is over"
+    )
 
 
 def add_config(command: argparse.ArgumentParser) -> None:

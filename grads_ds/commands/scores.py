@@ -7,18 +7,16 @@ all but `verify` need no GPU and no torch.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from grads_ds.commands import scores_compare, scores_export, scores_show, scores_verify
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare `scores` and what it can do."""
-    top = commands.add_parser("scores", help="look at score tables: show, compare, export, verify")
-    actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action in (scores_show, scores_compare, scores_export, scores_verify):
         action.add(actions)
-    top.set_defaults(handler=handle)
+    command.set_defaults(handler=handle)
 
 
 def handle(args: argparse.Namespace) -> int:

@@ -104,7 +104,7 @@ def _reference(config: Any, run: Path) -> Any:
 
     from grads_ds.engine.attention import attention_of
     from grads_ds.gradnorm.reference import reference_norms
-    from grads_ds.gradnorm.site_plan import plan_sites
+    from grads_ds.gradnorm.trial.site_plan import plan_sites
 
     attention = attention_of(config)
     model = AutoModelForCausalLM.from_pretrained(

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from grads_ds.flow.stages import STAGE_NAMES
 from grads_ds.launcher.job_status import snapshot, to_text
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser("status", help="how far a run is, from its files")
     command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
     shape = command.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="as one JSON object")

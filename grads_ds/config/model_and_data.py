@@ -121,10 +121,10 @@ class DataConfig(Record):
     @classmethod
     def _names_are_folder_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not NAME.fullmatch(name) or name in ("pool", "replay"):
+            if not NAME.fullmatch(name) or name in ("pool", "replay", "prepared.json"):
                 raise ValueError(
-                    f"the set name {name!r} must be letters, digits, '_', '-' or '.', and neither"
-                    " 'pool' nor 'replay'"
+                    f"the set name {name!r} must be letters, digits, '_', '-' or '.', and none of"
+                    " 'pool', 'replay' and 'prepared.json'"
                 )
         return value
 

@@ -48,10 +48,10 @@ class EarlyStoppingConfig(Record):
 
     set: str = Field("domain", description="the set of data.validation whose loss is watched")
     every: int = Field(
-        50, ge=1, description="optimizer steps between two looks, each with a checkpoint"
+        50, ge=1, description="optimizer steps between two evaluations, each with a checkpoint"
     )
     patience: int = Field(
-        3, ge=1, description="looks in a row without a lower loss after which training ends"
+        3, ge=1, description="evaluations without improvement after which training ends"
     )
     min_delta: float = Field(
         0.0, ge=0, description="nats by which the loss has to fall to count as lower"

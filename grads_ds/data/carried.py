@@ -128,15 +128,20 @@ def stands_in(text: str, piece: str) -> bool:
 
 
 def _find(text: str, piece: str, at: int) -> tuple[int, int] | None:
-    """Where a piece stands at or behind `at`, as it is or as JSON writes it."""
-    place = text.find(piece, at)
-    if place >= 0:
-        return place, place + len(piece)
+    """Where a piece stands first at or behind `at`, as it is or as JSON writes it.
+
+    The first of all forms: a later text may hold the form that this piece has not.
+    """
+    place, length = text.find(piece, at), len(piece)
     for ascii_only in (False, True):
-        escaped = json.dumps(piece, ensure_ascii=ascii_only)[1:-1]
-        if escaped != piece and (place := text.find(escaped, at)) >= 0:
-            return place, place + len(escaped)
-    return None
+        form = json.dumps(piece, ensure_ascii=ascii_only)[1:-1]
+        if form == piece:
+            continue
+        # of what stands before the place found so far
+        end = len(text) if place < 0 else place + len(form) - 1
+        if (earlier := text.find(form, at, end)) >= 0:
+            place, length = earlier, len(form)
+    return (place, place + length) if place >= 0 else None
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:

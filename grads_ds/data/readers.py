@@ -2,7 +2,7 @@
 as given). JSON and text here, tables in `tables`.
 
 Reads the files and data sets that `sources` found; writes nothing. What cannot be read is added to
-the faults with its file and line, and reading goes on with the next row where that makes sense.
+the problems with its file and line, and reading goes on with the next row where that makes sense.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from grads_ds.data.input_files import Input, lines
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 from grads_ds.data.strict_json import decode_at, loads
 from grads_ds.data.tables import arrow_rows, csv_rows, hub_rows, parquet_rows, saved_rows
 
@@ -23,19 +23,19 @@ _LONGEST_OBJECT = 2000  # lines looked ahead for the end of an object that a lin
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-def _broken(where: str, error: json.JSONDecodeError, faults: Faults) -> None:
-    faults.add(where, "valid JSON", f"{error.msg} at column {error.colno}", "correct that line")
+def _broken(where: str, error: json.JSONDecodeError, problems: Problems) -> None:
+    problems.add(where, "valid JSON", f"{error.msg} at column {error.colno}", "correct that line")
 
 
-def _json_lines(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
+def _json_lines(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
     ahead: list[tuple[int, str]] = []  # lines that were looked at already
-    rest = lines(item, faults)
+    rest = lines(item, problems)
     while (numbered := ahead.pop(0) if ahead else next(rest, None)) is not None:
         number, line = numbered
         if not line.strip():
             continue
         if number == 1 and line.lstrip().startswith("["):
-            yield from _json(item, faults)
+            yield from _json(item, problems)
             return
         try:
             yield number, loads(line)
@@ -43,14 +43,14 @@ def _json_lines(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
             if _left_open(line, error) and not ahead:
                 ahead, whole = _look_ahead(line, rest)
                 if whole:
-                    faults.add(
+                    problems.add(
                         f"{item.path}:{number}",
                         "one JSON object per line",
                         "an object spread over several lines",
                         "write one per line, for instance by: jq -c . FILE",
                     )
                     return
-            _broken(f"{item.path}:{number}", error, faults)
+            _broken(f"{item.path}:{number}", error, problems)
 
 
 def _left_open(line: str, error: json.JSONDecodeError) -> bool:
@@ -77,14 +77,14 @@ def _look_ahead(line: str, rest: Iterator[tuple[int, str]]) -> tuple[list[tuple[
     return ahead, False
 
 
-def _json(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
-    before = faults.count
-    text = "".join(line for _, line in lines(item, faults))
-    if faults.count > before:
+def _json(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
+    before = problems.count
+    text = "".join(line for _, line in lines(item, problems))
+    if problems.count > before:
         return
     start = text.lstrip()[:1]
     if start == "[":
-        yield from _json_array(item, text, faults)
+        yield from _json_array(item, text, problems)
         return
     try:
         value = loads(text)
@@ -93,16 +93,16 @@ def _json(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
         if not first:
             return
         if _parses(first) or error.msg == "Extra data":
-            yield from _json_lines(item, faults)
+            yield from _json_lines(item, problems)
         else:
-            _broken(f"{item.path}:{error.lineno}", error, faults)
+            _broken(f"{item.path}:{error.lineno}", error, problems)
         return
     key = _table_key(value)
     if key is None:
         yield 1, value
     else:  # {"data": [...]}
         opened = re.search(re.escape(json.dumps(key)) + r"\s*:\s*", text)
-        yield from _json_array(item, text, faults, after=opened.end() if opened else None)
+        yield from _json_array(item, text, problems, after=opened.end() if opened else None)
 
 
 def _table_key(value: Any) -> str | None:
@@ -126,7 +126,7 @@ def _parses(text: str) -> bool:
 
 
 def _json_array(
-    item: Input, text: str, faults: Faults, after: int | None = None
+    item: Input, text: str, problems: Problems, after: int | None = None
 ) -> Iterator[tuple[int, Any]]:
     """Elements of the array that opens at `after`, each with the line it starts on."""
 
@@ -146,12 +146,12 @@ def _json_array(
             elif text[at : at + 1] != "]":
                 raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
     except json.JSONDecodeError as error:
-        _broken(f"{item.path}:{error.lineno}", error, faults)
+        _broken(f"{item.path}:{error.lineno}", error, problems)
 
 
-def _paragraphs(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
+def _paragraphs(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
     begins, kept = 0, []  # type: tuple[int, list[str]]
-    for number, line in lines(item, faults):
+    for number, line in lines(item, problems):
         if line.strip():
             begins = begins if kept else number
             kept.append(line.rstrip("\r\n"))
@@ -162,7 +162,7 @@ def _paragraphs(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
         yield begins, {"text": "\n".join(kept)}
 
 
-READERS: dict[str, Callable[[Input, Faults], Iterator[tuple[int, Any]]]] = {
+READERS: dict[str, Callable[[Input, Problems], Iterator[tuple[int, Any]]]] = {
     ".json": _json,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from grads_ds.data.conversation import Message
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 
 SECONDS = 30.0  # for one conversation; the longest real ones take a few milliseconds
 Span = tuple[int, int]  # [start, end) in characters
@@ -78,13 +78,13 @@ class Template:
         return texts[0], marks[0] if self.marked else []
 
     def accepted(self, messages: Sequence[Message], tools: Any) -> tuple[str, list[Span]]:
-        """`render` of a row: what the template refuses is the row's fault."""
+        """`render` of a row: what the template refuses is the row's problem."""
         try:
             return self.render(messages, tools)
         # templates raise their own errors on roles and orders they do not know
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "no reason given")[:200]
-            raise RowFault(
+            raise RowProblem(
                 "turns the chat template accepts",
                 f"that it refuses them ({type(error).__name__}: {reason})",
                 "reorder the turns or set model.chat_template",

@@ -29,11 +29,11 @@ from grads_ds.workarounds import release_leftovers
 
 
 class ColumnRecorder(Protocol):
-    """Scores a micro-batch and records more than its norms: extra columns, float64 [B] each."""
+    """Scores a micro-batch and records more than its norms: extra columns, float64 [B] each, or a
+    list for each of the B samples.
+    """
 
-    def score(
-        self, samples: Sequence[Mapping[str, Any]]
-    ) -> tuple[GradNorms, dict[str, np.ndarray]]: ...
+    def score(self, samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, Any]]: ...
 
 
 def lengths_of(rows: Any) -> np.ndarray:
@@ -92,7 +92,7 @@ def score_plan(
     what: str,
     log_dir: Path | None = None,
     beside: Callable[[GradNormRecorder, Any], ColumnRecorder] | None = None,
-) -> Iterator[tuple[list[int], GradNorms, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[list[int], GradNorms, dict[str, Any]]]:
     """Score the planned batches of `rows` (`lengths` int64 [N]); yields (indices into rows,
     results, extra columns) of this rank's.
 
@@ -114,7 +114,7 @@ def score_plan(
         for mine in with_progress(plan, lengths, what, log_dir):
             with reading():
                 samples = [rows[i] for i in mine]
-            columns: dict[str, np.ndarray] = {}
+            columns: dict[str, Any] = {}
             if extras is not None:
                 norms, columns = extras.score(samples)
             else:

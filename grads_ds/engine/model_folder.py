@@ -23,6 +23,7 @@ from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import ranks
 from grads_ds.engine.model import gathered_parameters
 from grads_ds.run_dir.publish import atomic_path
+from grads_ds.run_dir.storage import raise_if_storage
 
 # one safetensors file holds about this much; also the writer's peak host memory
 SHARD_BYTES = 4 * 2**30
@@ -209,10 +210,15 @@ def _save_companions(config: Config, shape: Any, folder: Path) -> None:
 
 def _generation(config: Config, shape: Any) -> GenerationConfig:
     """The base model's generation config, which stops at the ends that were trained too."""
-    try:
-        generation = GenerationConfig.from_pretrained(config.model.path)
-    except OSError:  # many models have none
+    source = Path(config.model.path)
+    if source.is_dir() and not (source / "generation_config.json").exists():
         generation = GenerationConfig.from_model_config(shape)
+    else:
+        try:
+            generation = GenerationConfig.from_pretrained(config.model.path)
+        except OSError as error:  # many models on the hub have none
+            raise_if_storage(error)
+            generation = GenerationConfig.from_model_config(shape)
     given = generation.eos_token_id
     ends = [] if given is None else [given] if isinstance(given, int) else list(given)
     trained = [end for end in trained_ends(Path(config.run_dir)) if end not in ends]

@@ -28,13 +28,13 @@ from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.head_run import HeadRun
 from grads_ds.gradnorm.head_view import HeadView
-from grads_ds.gradnorm.micro_batch import Scorer
 from grads_ds.gradnorm.results import GradNorms, References
+from grads_ds.gradnorm.scoring.head_run import HeadRun
+from grads_ds.gradnorm.scoring.micro_batch import Scorer
 from grads_ds.gradnorm.sharding import Gather, gather_of, unwrapped
-from grads_ds.gradnorm.site_plan import plan_sites
-from grads_ds.gradnorm.while_training import TrainingRecorder
+from grads_ds.gradnorm.training.while_training import TrainingRecorder
+from grads_ds.gradnorm.trial.site_plan import plan_sites
 
 
 class GradNormRecorder:
@@ -133,6 +133,15 @@ class GradNormRecorder:
     def record_error_norms(self) -> None:
         """From now on every result of `score` also holds error_norms (EL2N)."""
         self.scorer.head = replace(self.scorer.head, error_norms=True)
+
+    def record_tokens(self) -> None:
+        """From now on every result of `score` also holds losses and norms token by token.
+
+        Raises ValueError under a sequence group.
+        """
+        if self.group is not None:
+            raise ValueError("tokens: wanted whole sequences, found a sequence_group")
+        self.scorer.tokens = True
 
     @contextlib.contextmanager
     def observing(self) -> Iterator[list[HeadView]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, unpad
-from grads_ds.gradnorm.frozen import takes
+from grads_ds.gradnorm.measure.frozen import takes
 from grads_ds.gradnorm.results import GradNorms
 from grads_ds.gradnorm.sites import SitePlan
 

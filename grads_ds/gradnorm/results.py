@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.groups import OTHER
 from grads_ds.gradnorm.head_view import HeadView
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.sites import SitePlan
 
 

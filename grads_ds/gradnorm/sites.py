@@ -1,5 +1,5 @@
 """Records of what is measured where: sites (modules with the rule their parameters are measured by)
-and the plan made of them. `rules/` makes sites, `site_plan.py` plans.
+and the plan made of them. `rules/` makes sites, `trial/site_plan.py` plans.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from grads_ds.engine.live_bytes import LiveBytes
 from grads_ds.engine.lora import with_lora
 from grads_ds.engine.recompute import recompute_activations
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
-from grads_ds.gradnorm.frozen import frozen, head_replaced, stand_in_logits
-from grads_ds.gradnorm.site_plan import plan_sites
+from grads_ds.gradnorm.measure.frozen import frozen, head_replaced, stand_in_logits
+from grads_ds.gradnorm.trial.site_plan import plan_sites
 from grads_ds.plan.meta_kernels import ATTENTION, attend, inputs_kept
 from grads_ds.plan.timeline import EventTracer, Timeline, repeat_layers
 
@@ -223,7 +223,7 @@ def head_bytes(
 
 
 def check_bytes(length: int, vocabulary: int, dtype_bytes: int) -> int:
-    """What the backward of one sample by itself (grads_ds/gradnorm/guard.py) holds at its head:
+    """What the backward of one sample by itself (grads_ds/gradnorm/trial/guard.py) holds at its head:
     logits and their gradient, and in fp32 log-softmax and two gradients of it.
     """
     return length * vocabulary * (2 * dtype_bytes + 12)

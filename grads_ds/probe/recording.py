@@ -14,7 +14,7 @@ from datasets import load_from_disk
 from torch.utils.tensorboard import SummaryWriter
 
 from grads_ds import scores
-from grads_ds.config.columns import extra_columns, norm_columns
+from grads_ds.config.columns import TOKEN_LOSSES, extra_columns, norm_columns
 from grads_ds.config.config import Config
 from grads_ds.data.batches import BatchPlan, deal_batches, plan_batches
 from grads_ds.distributed import ranks
@@ -86,7 +86,8 @@ def record_remaining(job: Pass) -> None:
     writer = scores.PartWriter(
         job.path, ranks.rank(), recording, table_schema, job.config.probe.flush_seconds
     )
-    check = DenseCheck(len(ids), ["loss", *names])
+    summed = ["loss", *(name for name in names if name != TOKEN_LOSSES)]
+    check = DenseCheck(len(ids), summed)
     _score(job, rows, plan, lengths, writer, check)
     counts, sums = all_reduce_sum(writer.totals.counts), all_reduce_sum(writer.totals.sums)
     now = scores.Totals(writer.totals.columns, counts, sums)
@@ -99,7 +100,7 @@ def record_remaining(job: Pass) -> None:
     ranks.from_main(lambda: _merge(job.path, recording.key, ids, manifest, earlier + now))
     check.compare(plan, ids, job.path / "table.parquet")
     if ranks.is_main() and job.log_dir is not None:
-        _histograms(job.path, job.log_dir, ["loss", *names])
+        _histograms(job.path, job.log_dir, summed)
 
 
 def _score(
@@ -149,7 +150,7 @@ def rows_of(
     samples: dict[str, Any],
     norms: GradNorms,
     columns: list[str],
-    extras: dict[str, np.ndarray],
+    extras: dict[str, Any],
     step: int | None,
 ) -> pa.Table:
     """A recorder's result as rows of the table; a group that the model does not have is 0.

@@ -101,9 +101,11 @@ def run_recording(config: Config, run_dir: Path) -> None:
 
 def _record_controls(config: Config, run_dir: Path, recording: Recording, model_path: str) -> None:
     """Make the controls and score them as the pool was, against the same references."""
-    described = ranks.from_main(lambda: prepare_controls(config, run_dir))
+    count, described = ranks.from_main(lambda: prepare_controls(config, run_dir))
     if ranks.is_main():
         print(f"controls: {described}", flush=True)
+    if not count:
+        return
     # norms before the training are of the pool's rows alone
     extras = [name for name in config.probe.extras if name != "early"]
     inputs = recording.inputs | {"rows": "controls", "controls": config.probe.controls}

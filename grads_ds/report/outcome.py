@@ -99,7 +99,7 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
         group = {"base": 0, "full": 1}.get(name, 2)
         return group, size[name] or 0, method[name] != "random", name != MAIN, method[name], name
 
-    losses = {(m, s): _sample_losses(run_dir, models[m].get(s, {})) for m in models for s in sets}
+    losses = {(m, s): sample_losses(run_dir, models[m].get(s, {})) for m in models for s in sets}
     built = []
     for name in sorted(models, key=place):
         randoms = []
@@ -181,7 +181,7 @@ def _difference(
     return Difference(value, paired_interval(own[0], [pair[0] for pair in theirs], own[1]))
 
 
-def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+def sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """(loss float64 [N], num_target_tokens int64 [N]) of the parquet file the measurement names;
     None without one.
     """
@@ -192,7 +192,7 @@ def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray,
         table = pq.read_table(
             run_dir / name, columns=["loss", "num_target_tokens"], page_checksum_verification=True
         )
-    except (OSError, ValueError):  # another format than ours: the intervals are left out
+    except ValueError:  # another format than ours: the intervals are left out
         return None
     return table["loss"].to_numpy().astype(np.float64), table[
         "num_target_tokens"

@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import WRONG_PATH, UserError
 from grads_ds.report.run_logs import Timing, read_curve, read_json, read_timings
 from grads_ds.run_dir.layout import MAIN
 from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
@@ -196,7 +196,7 @@ def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]
 def _yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+    except (*WRONG_PATH, yaml.YAMLError):
         return {}
     return value if isinstance(value, dict) else {}
 

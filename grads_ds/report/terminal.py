@@ -36,14 +36,25 @@ def report_table(run_dir: Path) -> str:
             gap = found.against_base if found else None
             line += [f"{found.loss:.4f}" if found else "-", f"{gap.value:+.4f}" if gap else "-"]
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = aligned(lines, left=2)
+    said = [f"* {sentence.text}" for sentence in verdict(outcome, prepared)]
+    return "\n".join([*text, "loss: nats per target token, lower is better", "", *said])
+
+
+def aligned(rows: list[list[str]], left: int) -> list[str]:
+    """A table's lines, a rule below the first: the first `left` columns begin together, the others
+    end together. A row may have fewer cells than the first.
+    """
+    widths = [
+        max((len(row[i]) for row in rows if i < len(row) > 1), default=0)
+        for i in range(len(rows[0]))
+    ]
     text = []
-    for line in lines:
+    for row in rows:
         cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         text.append("  ".join(cells).rstrip())
     text.insert(1, "-" * max(len(line) for line in text))
-    said = [f"* {sentence.text}" for sentence in verdict(outcome, prepared)]
-    return "\n".join([*text, "loss: nats per target token, lower is better", "", *said])
+    return text

@@ -23,7 +23,7 @@ from grads_ds.config.errors import UserError
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.engine.attention import attention_of
 from grads_ds.gradnorm.batch_layout import read_layout
-from grads_ds.gradnorm.frozen import keeps_packed_apart
+from grads_ds.gradnorm.measure.frozen import keeps_packed_apart
 from grads_ds.training.trainer import WEIGHTS, Collator
 
 

@@ -38,6 +38,7 @@ from grads_ds.engine.lora import with_lora
 from grads_ds.engine.model import load_model
 from grads_ds.engine.model_folder import save_adapter, save_model
 from grads_ds.engine.settings import training_settings
+from grads_ds.training.checkpoint_content import tensors_alone
 from grads_ds.training.checkpoints import Checkpoints, last_checkpoint
 from grads_ds.training.division import micro_batch
 from grads_ds.training.packing import PackingCheck, PackingCollator
@@ -124,7 +125,8 @@ def train_model(job: TrainingJob) -> None:
             model = with_lora(model, config.model.lora)
         stop = StopSignal()
         trainer = _trainer(job, model, arguments, stop, stack)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with tensors_alone():  # of the checkpoint it goes on from, and of the best one at the end
+            trainer.train(resume_from_checkpoint=checkpoint)
     if stop.stopped:
         step = trainer.state.global_step
         raise StoppedBySignal(f"{job.what}: told to stop; checkpoint-{step} is written")

@@ -21,7 +21,7 @@ Facts = Mapping[str, Any]
 class Finding:
     """One thing that was looked at on one host (or on all: `*`).
 
-    `level` is ok, warning or fault.
+    `level` is ok, warning or problem.
     """
 
     check: str
@@ -47,7 +47,7 @@ def check_host(
     those that DeepSpeed will load.
     """
 
-    def row(check: str, good: bool, found: str, advice: str, level: str = "fault") -> Finding:
+    def row(check: str, good: bool, found: str, advice: str, level: str = "problem") -> Finding:
         return Finding(check, name, "ok" if good else level, found, "" if good else advice)
 
     gpus, place, visible = fact["gpus"], fact["run_dir"], fact.get("visible_devices")
@@ -92,7 +92,7 @@ def check_host(
             advice = "copy it there, or mount the shared file system"
             rows.append(
                 Finding(
-                    "files", name, "fault", f"{path} cannot be read: {content['error']}", advice
+                    "files", name, "problem", f"{path} cannot be read: {content['error']}", advice
                 )
             )
     if several:
@@ -164,7 +164,7 @@ def _ops(row: Callable[..., Finding], fact: Facts, ops: Sequence[str]) -> list[F
                     False,
                     found,
                     advice,
-                    "fault" if lock["seconds"] > LOCK_SECONDS else "warning",
+                    "problem" if lock["seconds"] > LOCK_SECONDS else "warning",
                 )
             )
     return rows

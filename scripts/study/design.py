@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from grads_ds.config.columns import wants_reference
+from scripts.study import orders
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -72,6 +73,10 @@ class Study(BaseModel):
     pool: int = 800
     held_out: int = 150
     noise: list[float] = [0.0, 0.4]
+    # needle pools: the share of a pool that is of the domain; the rest are equal parts of the other
+    # domains, these sources and off_domain; noise is [0.0] then
+    needle: float | None = Field(None, gt=0, lt=1)
+    other_sources: dict[str, list[str]] = {}
     seeds: list[int] = [0, 1, 2]
     footings: dict[Equal, Footing] = Field(min_length=1)
     methods: dict[str, dict[str, Any]]
@@ -83,6 +88,8 @@ class Study(BaseModel):
 
     @model_validator(mode="after")
     def _names_are_methods(self) -> Study:
+        if self.needle and self.noise != [0.0]:
+            raise ValueError(f"needle pools want noise: [0.0]; found {self.noise}; set it")
         named = [
             *self.candidates,
             *(name for footing in self.footings.values() for name in footing.methods or []),
@@ -179,7 +186,10 @@ def run_config(
     """The config of one run: the first method at the first budget is the main selection, every
     other pair a variant.
     """
-    settings = {variant(m, b): {**study.methods[m], "budget": b} for m, b in pairs(study, equal)}
+    settings = {
+        variant(m, b): {**method_settings(study.methods[m], folder), "budget": b}
+        for m, b in pairs(study, equal)
+    }
     main, *others = settings
     config: dict[str, Any] = json.loads(json.dumps(study.run))
     if study.anchor:
@@ -215,6 +225,16 @@ def run_config(
         "deepspeed": config.get("deepspeed", "zero3"),
     }
     return config
+
+
+def method_settings(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A method's settings; an order of the study's own (scripts/study/orders.py) is told its cell's
+    file.
+    """
+    if given.get("method") != orders.METHOD:
+        return given
+    file = {"file": str(folder / orders.FILE)}
+    return {**given, "plugin_options": {**given["plugin_options"], **file}}
 
 
 def placed(material: Path, model: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ sets with controls.
 Reads chat rows ({"messages": [...]} JSON lines). `write_cell` writes one folder:
 
     pool.jsonl       the pool, each row with its `kind`: clean, wrong_answer, near_duplicate,
-                     off_domain
+                     off_domain; of a needle pool clean, or what the row is of
     domain.jsonl     held-out rows: the loss of the true answers (content and style)
     swapped.jsonl    the same questions with another held-out row's answer (style alone)
     general.jsonl    held-out rows of general text, as given
@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +155,30 @@ def plant(
     return pool
 
 
+def needles(
+    clean: Sequence[Row], others: Mapping[str, Sequence[Row]], size: int, share: float, seed: int
+) -> list[Row]:
+    """A pool of `size` rows with `kind`: a `share` of clean ones, and rows of each of the `others`
+    in equal parts, whose names are their kinds.
+    """
+    draw = random.Random(seed)
+    wanted = round(size * share)
+    pool = [{**row, "kind": "clean"} for row in clean[:wanted]]
+    rest = size - wanted
+    for number, (name, rows) in enumerate(sorted(others.items())):
+        count = rest // len(others) + (number < rest % len(others))
+        pool += [{**row, "kind": name} for row in distinct(rows, count, seed)]
+    draw.shuffle(pool)
+    return pool
+
+
 def write_cell(
     folder: Path,
     domain: Sequence[Row],
     off_domain: Sequence[Row],
     general: Sequence[Row],
     *,
+    needle: tuple[float, Mapping[str, Sequence[Row]]] | None = None,
     pool: int,
     held_out: int,
     anchor: int = 0,
@@ -170,7 +188,8 @@ def write_cell(
 ) -> None:
     """One cell's files (see the top of this file).
 
-    Held-out rows share next to nothing with the pool's, by `distinct`.
+    Held-out rows share next to nothing with the pool's, by `distinct`. `needle`: the share of the
+    domain's rows in the pool and the rows of other sources by name; nothing is planted then.
     """
     rows = distinct(domain, pool + held_out + anchor, seed)
     held, clean, rest = rows[:held_out], rows[held_out : held_out + pool], rows[held_out + pool :]
@@ -181,7 +200,11 @@ def write_cell(
     if anchor_from == "general":
         rest = draw.sample(others, anchor)
     files: dict[str, Sequence[dict[str, Any]]] = {
-        "pool": plant(clean, off_domain, pool, noise, seed),
+        "pool": (
+            needles(clean, needle[1], pool, needle[0], seed)
+            if needle
+            else plant(clean, off_domain, pool, noise, seed)
+        ),
         "domain": held,
         "swapped": swapped(held, seed),
         "general": known,

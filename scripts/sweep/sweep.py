@@ -61,7 +61,7 @@ def _truth(model: Any, batch: dict[str, Any]) -> Any:
 def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any) -> str:
     from gradnorm import small_models
     from grads_ds.gradnorm import GradNormRecorder
-    from grads_ds.gradnorm.frozen import takes
+    from grads_ds.gradnorm.measure.frozen import takes
 
     without_cache = {"use_cache": False} if takes(model, "use_cache") else {}
     with warnings.catch_warnings():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gradnorm import small_models as models
-from grads_ds.gradnorm import GradNormRecorder, micro_batch
+from grads_ds.gradnorm import GradNormRecorder
+from grads_ds.gradnorm.scoring import micro_batch
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 0, 12]
 

@@ -14,7 +14,8 @@ from torch import nn
 
 from gradnorm import custom_models as custom
 from gradnorm import small_models as models
-from grads_ds.gradnorm import GradNormRecorder, guard
+from grads_ds.gradnorm import GradNormRecorder
+from grads_ds.gradnorm.trial import guard
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 1, 12]
 SQUARE = ([4, 3, 4, 2], [1, 1, 1, 0])  # as many rows as tokens

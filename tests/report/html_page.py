@@ -18,6 +18,7 @@ SECTIONS = [
     "composition",
     "methods",
     "norms",
+    "rows",
     "samples",
     "training",
     "settings",

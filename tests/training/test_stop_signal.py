@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from conftest import make_tiny_model
 from grads_ds import cli
+from grads_ds.commands import export
 from grads_ds.config.config import Config
 from grads_ds.config.errors import StoppedBySignal
 from ranks import run_on_ranks
@@ -89,6 +90,6 @@ def test_the_command_ends_with_143(
     def stopped(*_: Any) -> int:
         raise StoppedBySignal("sft on full: told to stop; checkpoint-3 is written")
 
-    monkeypatch.setattr(cli.export, "handle", stopped)
+    monkeypatch.setattr(export, "handle", stopped)
     assert cli.main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == 143
     assert "checkpoint-3 is written; start it again" in capsys.readouterr().err

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.formulas import embedding, linear
-from grads_ds.gradnorm.lookup import looked_up
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.lookup import looked_up
+from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.sites import Site
-from grads_ds.gradnorm.tap import tap
 
 
 def recognise(name: str, module: nn.Module, own: dict[str, str]) -> Site | None:

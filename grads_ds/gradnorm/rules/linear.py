@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.formulas import linear
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.rules.random_inputs import matches, random_like, weight_and_bias
 from grads_ds.gradnorm.sites import Site, substituted
 

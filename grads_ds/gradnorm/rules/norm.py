@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.formulas import norm
 from grads_ds.gradnorm.formulas.norm import normalise
 from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.rules.random_inputs import matches, random_like, weight_and_bias
 from grads_ds.gradnorm.sites import Site, substituted
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from grads_ds.gradnorm.measurement import Measurement
-from grads_ds.gradnorm.module_alone import isolated, local_norms_squared
+from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.measure.module_alone import isolated, local_norms_squared
+from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.sharding import gathered
 from grads_ds.gradnorm.sites import Site, parameter_at
-from grads_ds.gradnorm.tap import tap
 
 # else they would be filled twice
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "cache", "layer_past")

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from grads_ds.gradnorm.lookup import looked_up, requiring_grad
-from grads_ds.gradnorm.measurement import Measurement
+from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
+from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.rules import embedding, linear, norm, rerun
 from grads_ds.gradnorm.sites import Site
 

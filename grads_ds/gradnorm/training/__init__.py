@@ -1,0 +1,1 @@
+"""The same inside a user's own training step."""

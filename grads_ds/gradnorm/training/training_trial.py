@@ -1,0 +1,96 @@
+"""Tries a model before a training step of a new kind is recorded, and holds one sample against a
+backward of its own. What a recorded step could not measure is refused here, by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.measure.frozen import UnknownLogits
+from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.scoring.forward_backward import score_frozen
+from grads_ds.gradnorm.scoring.micro_batch import Scorer
+from grads_ds.gradnorm.trial.guard import Verdict, check_one_sample
+from grads_ds.gradnorm.trial.try_model import Trial, try_model
+
+_PADDING = (
+    "pad on the right, pass position_ids that count from each sample's first token, or use"
+    " score(), which does not depend on it"
+)
+
+
+def tried_for_training(
+    scorer: Scorer,
+    kind: Hashable,
+    batch: Mapping[str, Tensor],
+    layout: Layout,
+    inputs: Mapping[str, Any],
+) -> Trial:
+    """What is known of steps of this kind; the model is tried if it is new.
+
+    Raises ValueError where samples see each other or their padding, RuntimeError where a norm
+    differs from the sample's own.
+
+    Args:
+        scorer: what is known of the model.
+        kind: of the step.
+        batch: input_ids, labels and what else the layout was read from.
+        layout: of the batch.
+        inputs: what the step calls the model with, without labels.
+    """
+    if not scorer.ranks(layout).largest(int(kind not in scorer.trials)):
+        return scorer.trials[kind]
+    trial = try_model(scorer.model, scorer.plan, layout, inputs)
+    if not trial.apart and layout.packed_index is not None:
+        raise ValueError(
+            "the samples of a packed row see each other in this model, so none has a gradient of"
+            " its own; pass use_cache=False, train on padded rows, or score()"
+        )
+    if not trial.apart:
+        raise ValueError(
+            "the samples of a batch see each other in this model, so none has a gradient of its"
+            " own; train on one sample at a time, or use score()"
+        )
+    if scorer.check:
+        _refuse(_verdict(scorer, trial, batch, layout, inputs), layout)
+    scorer.trials[kind] = trial
+    return trial
+
+
+def _verdict(
+    scorer: Scorer,
+    trial: Trial,
+    batch: Mapping[str, Tensor],
+    layout: Layout,
+    inputs: Mapping[str, Any],
+) -> Verdict:
+    """Scores the step's own batch, called as the step calls the model, and compares a sample."""
+    measurement = Measurement(trial.plan, layout, scorer.head.gather)
+    weights_S = scorer.sample_weights(layout)
+    transform = None if trial.own_head else trial.transform
+    try:
+        values = score_frozen(scorer.model, measurement, scorer.head, inputs, weights_S, transform)
+    except UnknownLogits:
+        measurement = Measurement(trial.plan, layout, scorer.head.gather)
+        values = score_frozen(scorer.model, measurement, scorer.head, inputs, weights_S, None)
+    loss_S = scorer.losses(layout, values)
+    return check_one_sample(scorer.model, measurement, batch, loss_S, scorer.loss_reduction)
+
+
+def _refuse(verdict: Verdict, layout: Layout) -> None:
+    if verdict.loss is not None:
+        raise ValueError(
+            f"a sample's loss is {verdict.loss[0]:.6g} in this batch and {verdict.loss[1]:.6g} by"
+            f" itself: the model's samples depend on their padding or on each other; {_PADDING}"
+        )
+    if verdict.names:
+        name, (measured, own) = next(iter(verdict.names.items()))
+        raise RuntimeError(
+            f"the gradient norm of {name} came out as {measured:.6g}, by itself it is {own:.6g}"
+            f" ({len(verdict.names)} parameters differ): no rule measures it while training; record"
+            " other layers, or use score(), which can"
+        )
