@@ -32,12 +32,23 @@ class EndlessTemplateError(BaseException):
     """
 
 
+_bounded = False
+
+
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
     """Ends what takes longer than SECONDS, or wants more than BYTES (MemoryError); not in a thread,
     which gets no signal.
+
+    Inside of another one the time begins anew and the memory does not: that around many rows makes
+    those of the rows cheap.
     """
+    global _bounded
     if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _bounded:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
         yield
         return
 
@@ -50,6 +61,7 @@ def bounded() -> Iterator[None]:
         allowed = pages * resource.getpagesize() + BYTES
         if memory[0] == resource.RLIM_INFINITY or allowed < memory[0]:
             resource.setrlimit(resource.RLIMIT_AS, (allowed, memory[1]))
+    _bounded = True
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
@@ -57,6 +69,7 @@ def bounded() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, memory)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        _bounded = False
 
 
 class Template:
