@@ -4,7 +4,6 @@ the next start goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys

@@ -4,7 +4,6 @@ another start's, and the table is the undisturbed run's.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest

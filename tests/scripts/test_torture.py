@@ -4,7 +4,6 @@ kind of output; nothing silently wrong, stuck, or left behind. The whole of it i
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import sys
 import pytest
 
 from conftest import REPO
-from scripts.faults import torture
 
 STAGES = {"prepare", "merge", "select", "export", "report"}
 
