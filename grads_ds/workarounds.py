@@ -203,12 +203,16 @@ def without_sharded_loading() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = kept
 
 
-def release_leftovers(engine: Any) -> None:
-    """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding)."""
+def release_leftovers(engine: Any, passes_differed: bool = True) -> None:
+    """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding).
+
+    passes_differed: the model was run in another way in between; see `forget_release_plans`.
+    """
     leftovers = getattr(engine.optimizer, "release_backward_leftovers", None)
     if leftovers is not None:
         leftovers()
-        forget_release_plans()
+        if passes_differed:
+            forget_release_plans()
 
 
 def forget_sequence_parallel(attention: str, function: Any) -> None:

@@ -117,7 +117,7 @@ def score_plan(
             if extras is not None:
                 norms, columns = extras.score(samples)
             else:
-                norms = score_batch(recorder, engine, to_device(samples))
+                norms = score_batch(recorder, engine, to_device(samples), alone=True)
             if mine:
                 yield list(mine), norms, columns
 
@@ -130,12 +130,13 @@ def to_device(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def score_batch(
-    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor]
+    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor], alone: bool = False
 ) -> GradNorms:
     """One step of the pass: this rank's micro-batch on the frozen engine.
 
-    Every rank calls this as often as the others.
+    Every rank calls this as often as the others. alone: nobody else runs the engine in between.
     """
+    before = recorder.other_passes
     norms = recorder.score(batch)
-    release_leftovers(engine)
+    release_leftovers(engine, passes_differed=not alone or recorder.other_passes > before)
     return norms
