@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from grads_ds.config.errors import UserError
+from grads_ds.config.text_file import text_of
 from grads_ds.launcher import runners
 from grads_ds.launcher.host_choice import visible_gpus
 
@@ -86,11 +87,9 @@ def deepspeed_env() -> dict[str, str]:
         if not path.is_file():
             continue
         try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(
-                f"{path}: wanted lines NAME=value in UTF-8; found {error}; fix the file"
-            )
+            lines = text_of(path, str(path), "lines NAME=value").splitlines()
+        except UserError as error:
+            problems += error.problems
             continue
         for number, raw in enumerate(lines, 1):
             line = raw.strip()

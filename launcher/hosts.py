@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from grads_ds.config.errors import UserError
+from grads_ds.config.text_file import text_of
 from grads_ds.launcher.network import is_loopback
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
@@ -40,18 +41,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
     Raises UserError listing every line with a problem.
     """
     path = Path(path)
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise UserError(
-            f"hosts: wanted a hostfile; {path}: {error.strerror or error}; give an existing file"
-        ) from None
-    except UnicodeDecodeError as error:
-        number = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"hosts: {path}:{number}: wanted text in UTF-8; found byte"
-            f" {error.object[error.start]:#x}; save the file as UTF-8"
-        ) from None
+    lines = text_of(path, "hosts", "a hostfile").splitlines()
     hosts: dict[str, Host] = {}
     problems, addresses = [], list[str]()
     for number, raw in enumerate(lines, 1):
@@ -90,7 +80,7 @@ def is_host_name(name: str) -> bool:
 
 
 def _no_name(name: str) -> str:
-    if ":" in name and re.fullmatch(r"\[?[0-9A-Fa-f:.%]+\]?", name.rpartition("@")[2]):
+    if ":" in name and re.fullmatch(r"\[?[0-9A-Fa-f:.]+(%[^\s\]]+)?\]?", name.rpartition("@")[2]):
         return (
             f"wanted a host name or an IPv4 address; found the IPv6 address {name}, which pdsh and"
             " mpirun read as something else; give the host a name in DNS or /etc/hosts"

@@ -7,6 +7,7 @@ them).
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,6 +115,12 @@ def _of_failed(record: Mapping[str, Any]) -> Outcome:
             " offload or more hosts"
         )
         return Outcome(OUT_OF_MEMORY, sentence, error, rank, host)
+    if status == -signal.SIGBUS:
+        sentence = (
+            f"{where} was killed by SIGBUS: a file mapped into memory could not be read or written"
+            " (a file system that fails, a file cut short, /dev/shm full)"
+        )
+        return Outcome(STORAGE, sentence, error, rank, host)
     if status < 0 and not error:
         return Outcome(
             LOST,
@@ -157,8 +164,6 @@ def _last_line(record: Mapping[str, Any]) -> str:
 
 
 def _signal_name(number: int) -> str:
-    import signal
-
     try:
         return f" ({signal.Signals(number).name})"
     except ValueError:

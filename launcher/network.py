@@ -13,6 +13,8 @@ import socket
 import struct
 from pathlib import Path
 
+_LOOPBACK_NAMES = ("localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback")
+
 
 def free_port(low: int, high: int) -> int:
     """A TCP port of [low, high] that is free on this host on every address; 0, 0 leaves the choice
@@ -71,11 +73,21 @@ def address_of(interface: str) -> str | None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address or name leads to this very machine, whichever machine it stands on."""
+    """Whether an address or name leads to this very machine, whichever machine it stands on: also
+    in the short forms of the system's resolver (127.1), as 0.0.0.0, scoped, or mapped into IPv6.
+    """
+    bare = address.lower().strip("[]").partition("%")[0]
+    if bare.partition(".")[0] in _LOOPBACK_NAMES:
+        return True
     try:
-        return ipaddress.ip_address(address).is_loopback
+        found = ipaddress.ip_address(bare)
     except ValueError:
-        return address.partition(".")[0] == "localhost"
+        try:
+            found = ipaddress.ip_address(socket.inet_aton(bare))
+        except OSError:
+            return False
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_loopback or found.is_unspecified
 
 
 def loopback() -> str | None:

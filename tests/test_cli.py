@@ -6,14 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from grads_ds import cli
 from grads_ds.cli import main
+from grads_ds.commands import export
 
 REPO = Path(__file__).resolve().parent.parent
 TURNS = [
@@ -181,11 +182,55 @@ def test_text_from_data_reaches_the_terminal_printable(
     def boom(*_: object) -> int:
         raise ValueError(ESCAPES)
 
-    monkeypatch.setattr(cli.export, "handle", boom)
+    monkeypatch.setattr(export, "handle", boom)
     assert main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == 1
     said = capsys.readouterr()
     assert not set("\x1b\x07\x9b\u202e") & set(said.out + said.err)
     assert "\\x1b]0;owned" in said.err
+
+
+def test_what_any_part_of_a_command_prints_is_printable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever prints it, a library too; progress bars still return to the begin of their line."""
+
+    def chatty(*_: object) -> int:
+        print(ESCAPES, "\x1b[2A\ud800")
+        sys.stderr.writelines([ESCAPES, "\r 20 %|##"])
+        return 0
+
+    monkeypatch.setattr(export, "handle", chatty)
+    assert main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == 0
+    said = capsys.readouterr()
+    assert not set("\x1b\x07\x9b\u202e\ud800") & set(said.out + said.err)
+    assert "\r 20 %|##" in said.err and "\\x1b]0;owned" in said.err
+
+
+LATIN = '{"caf\xe9": 1}\n'.encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    "what, setting",
+    [
+        ("config", ""),
+        ("deepspeed", "deepspeed=f"),
+        ("template", "model.chat_template=f"),
+        ("data", "data.train=[f]"),
+        ("task", "evaluate.multiple_choice={t: f}"),
+    ],
+)
+@pytest.mark.parametrize("content", [LATIN, "caf\u00e9: 1".encode("utf-16")])
+def test_files_that_are_not_utf8_are_named_with_the_byte(
+    what: str, setting: str, content: bytes, job: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suffix = {"deepspeed": "f.json", "template": "f.jinja", "config": "f.yaml"}.get(what, "f.jsonl")
+    Path(suffix).write_bytes(content)
+    config = suffix if what == "config" else "config.yaml"
+    words = ["--set", setting.replace("f", suffix)] if setting else []
+    stages = [] if what == "task" else ["--to", "prepare"]
+    assert main(["run", config, *words, *stages]) == 2
+    said = capsys.readouterr().err
+    assert "UTF-8" in said and suffix in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE])
@@ -195,7 +240,7 @@ def test_a_failing_file_system_keeps_its_traceback_and_has_its_status(
     def broken(*_: object) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(cli.export, "handle", broken)
+    monkeypatch.setattr(export, "handle", broken)
     full = number in (errno.ENOSPC, errno.EDQUOT)
     assert main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == (7 if full else 8)
     said = capsys.readouterr().err

@@ -36,6 +36,7 @@ ORDER = (
     "report",
     "export",
     "plan",
+    "first_config",
     "flow",
     "commands",
     "cli",
@@ -198,3 +199,17 @@ def test_help_is_quick() -> None:
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert result.returncode == 0 and "prepare -> probe -> select" in result.stdout
     assert min(seconds) < 0.5
+
+
+def test_help_imports_no_command() -> None:
+    """What makes --help quick on any machine: a command's file is imported when it is given."""
+    code = (
+        "import sys; from grads_ds.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = [m for m in ('pydantic', 'yaml', 'numpy') if m in sys.modules]\n"
+        "commands = [m for m in sys.modules if m.startswith('grads_ds.commands.')]\n"
+        "assert not heavy + commands, heavy + commands"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

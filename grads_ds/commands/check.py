@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from grads_ds.config.errors import UserError, printable, problem
 from grads_ds.run_dir.digests import sha256
@@ -21,9 +20,8 @@ from grads_ds.training.checkpoint_mark import altered_files, read_mark
 CHECKPOINTS = ("probe/checkpoints", "sft/checkpoints", "sft/variants/*/checkpoints")
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser("check", help="read every output again: is it as it was written?")
     command.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     command.set_defaults(handler=handle)
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare `config`."""
-    command = commands.add_parser("config", help="the config file's JSON schema, for editors")
     command.add_argument(
         "--schema", action="store_true", required=True, help="print the JSON schema (draft 2020-12)"
     )

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from grads_ds.commands.run import add_config
 from grads_ds.config.errors import UserError, nearest, problem
@@ -17,11 +16,8 @@ from grads_ds.run_dir.layout import MAIN
 TOOLS = ("trl", "llamafactory", "axolotl", "megatron")
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser(
-        "export", help="write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron"
-    )
     add_config(command)
     command.add_argument(
         "--to", required=True, choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
-from typing import Any
 
+from grads_ds.commands.detach import start_detached
 from grads_ds.commands.options import add_placement, placement, placement_words
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
@@ -21,81 +22,83 @@ from grads_ds.launcher.submit import kubernetes, sbatch
 from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.ownership import claim, run_dir_problems
 
-_HELP = {
-    "prepare": "read the data, tokenise it, give every sample an id",
-    "probe": "preliminary training, then every sample's gradient norms",
-    "select": "choose the subset from the score table",
-    "sft": "fine-tune on the subset",
-    "evaluate": "held-out losses of the base model and every trained one",
-    "report": "one HTML page about the run",
-}
 
-
-def add(commands: Any) -> None:
-    """Declare `run` and the stages."""
-    run = commands.add_parser("run", help="run every stage that is due, in order")
-    run.add_argument(
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Declare `run`."""
+    command.add_argument(
         "--from",
         dest="first",
         choices=STAGE_NAMES,
         default=STAGE_NAMES[0],
         help="first stage to consider",
     )
-    run.add_argument(
+    command.add_argument(
         "--to", dest="last", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="last stage to run"
     )
-    by_stage = {name: commands.add_parser(name, help=_HELP[name]) for name in STAGE_NAMES}
-    by_stage["select"].add_argument(
+    add_stage(command)
+
+
+def add_select(command: argparse.ArgumentParser) -> None:
+    """Declare `select`."""
+    command.add_argument(
         "--preview",
         action="store_true",
         help="print what would be chosen, and why, and write nothing",
     )
-    for command in (run, *by_stage.values()):
-        command.set_defaults(handler=handle)
-        add_config(command)
-        add_placement(command)
-        command.add_argument(
-            "--max-restarts",
-            type=int,
-            default=0,
-            metavar="N",
-            help="start a failed stage again, up to N times",
-        )
-        command.add_argument(
-            "--elastic",
-            action="store_true",
-            help=(
-                "leave hosts out that cannot be entered or have a fault, and go on with the others"
-            ),
-        )
-        command.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="print what would be started, exactly, and start nothing",
-        )
-        command.add_argument(
-            "--kubernetes",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help=(
-                "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs,"
-                " namespace=..., shared_memory=16Gi"
-            ),
-        )
-        command.add_argument(
-            "--slurm",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help=(
-                "sbatch option for --backend slurm outside an allocation, e.g. nodes=8,"
-                " partition=gpu"
-            ),
-        )
-        command.add_argument(
-            "--wait", action="store_true", help="with --slurm: stay until the batch job is over"
-        )
+    add_stage(command)
+
+
+def add_stage(command: argparse.ArgumentParser) -> None:
+    """Declare a stage: what all of them share with `run`."""
+    command.set_defaults(handler=handle)
+    add_config(command)
+    add_placement(command)
+    command.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start a failed stage again, up to N times",
+    )
+    command.add_argument(
+        "--elastic",
+        action="store_true",
+        help=(
+            "leave hosts out that cannot be entered or have a problem, and go on with the others"
+        ),
+    )
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what would be started, exactly, and start nothing",
+    )
+    command.add_argument(
+        "--kubernetes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=(
+            "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs,"
+            " namespace=..., shared_memory=16Gi"
+        ),
+    )
+    command.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=(
+            "sbatch option for --backend slurm outside an allocation, e.g. nodes=8, partition=gpu"
+        ),
+    )
+    command.add_argument(
+        "--wait", action="store_true", help="with --slurm: stay until the batch job is over"
+    )
+    command.add_argument(
+        "--detach",
+        action="store_true",
+        help="go on without this terminal; grads-ds status and grads-ds stop reach it",
+    )
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
@@ -140,6 +143,8 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
         raise UserError(problems)
     if not args.dry_run and (queued or args.backend == "kubernetes"):
         claim(run_dir)
+    if args.detach and (queued or args.backend == "kubernetes"):
+        raise UserError("--detach: wanted ranks started from here; a batch job needs no terminal")
     if queued:
         return _submit(args, run_dir)
     if args.backend == "kubernetes":
@@ -164,6 +169,9 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
         return DONE
     ranks_in_all = sum(host.slots for host in place.hosts)
     claim(run_dir)
+    if args.detach:
+        find_problems(config, run_dir, stages, ranks_in_all)  # here, where somebody reads them
+        return start_detached([sys.executable, "-m", "grads_ds", *same_words(args)], run_dir)
     with lock(run_dir, f"grads-ds {args.command}"):
         clear_after_killed_start(run_dir)
         if args.command == "run":
@@ -180,6 +188,15 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     if stages[-1].name in ("evaluate", "report"):
         _print_outcome(run_dir)
     return 0
+
+
+def same_words(args: argparse.Namespace) -> list[str]:
+    """This very command without --detach, the hosts named in it included."""
+    words = _rerun_arguments(args)
+    for name in ("hosts", "include", "exclude", "ranks", "backend"):
+        if value := getattr(args, name):
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def _rerun_arguments(args: argparse.Namespace) -> list[str]:
@@ -211,7 +228,7 @@ def _submit(args: argparse.Namespace, run_dir: Path) -> int:
 
 
 def _print_outcome(run_dir: Path) -> None:
-    from grads_ds.report.terminal import report_table
+    from grads_ds.report.text_table import report_table
 
     print(report_table(run_dir))
     page = run_dir / "report.html"

@@ -7,18 +7,20 @@ all but `verify` need no GPU and no torch.
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from grads_ds.commands import scores_compare, scores_export, scores_show, scores_verify
+from grads_ds.commands.guidance import epilog
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare `scores` and what it can do."""
-    top = commands.add_parser("scores", help="look at score tables: show, compare, export, verify")
-    actions = top.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action in (scores_show, scores_compare, scores_export, scores_verify):
         action.add(actions)
-    top.set_defaults(handler=handle)
+    for name, action_parser in actions.choices.items():
+        action_parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        action_parser.epilog = epilog(f"scores {name}")
+    command.set_defaults(handler=handle)
 
 
 def handle(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.commands.score_tables import aligned, prepared_pool, score_table, value_columns
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import WRONG_PATH, UserError
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 TEXT_SHOWN = 160  # characters of a sample's text
@@ -97,7 +97,7 @@ def _made_by(run: Path) -> list[str]:
     """How the table came to be, from its manifest."""
     try:
         manifest = json.loads((run / "scores/manifest.json").read_text())
-    except (OSError, ValueError):
+    except (*WRONG_PATH, ValueError):
         return []
     hosts = manifest.get("hosts") or []
     return [

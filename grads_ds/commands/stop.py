@@ -8,7 +8,6 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from grads_ds.config.errors import UserError, printable
 from grads_ds.launcher import orphans
@@ -19,11 +18,8 @@ from grads_ds.run_dir.lock import lock, lock_holder, request_stop
 WAIT_SECONDS = Timeouts.checkpoint + 60.0
 
 
-def add(commands: Any) -> None:
+def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
-    command = commands.add_parser(
-        "stop", help="end a run in order, from any machine; training writes a checkpoint first"
-    )
     command.add_argument("run_dir", metavar="RUN", type=Path, help="run directory")
     command.add_argument(
         "--wait-seconds",

@@ -16,6 +16,8 @@ LAYER_GROUPS = ("embedding", "lm_head", "attention", "mlp", "norm", "lora")
 GROUP = "<group>"
 NORM_SUFFIX = "_grad_norm"
 STATUSES = ("ok", "no_target", "nonfinite")
+REFERENCE = "reference"  # the kind of control that is right: rows of probe.anchor
+TOKEN_LOSSES = "token_losses"  # a list for each row, in the parts alone
 STEP = "step"  # in tables recorded while training: the optimizer step whose model gave the row
 
 # (name, Arrow type) of the columns that every table holds, before and after the float32 ones
@@ -31,7 +33,7 @@ LAST = (("status", "string"),)
 
 @dataclass(frozen=True)
 class ExtraColumn:
-    """A float32 column that the probe records on request: the item of `probe.extras` that asks for
+    """A column that the probe records on request: the item of `probe.extras` that asks for
     it, what it holds, and whether it is taken against `probe.anchor`.
     """
 
@@ -87,6 +89,7 @@ EXTRA_COLUMNS = (
     ExtraColumn(
         "row_fisher", "fisher", "squared head-row norms, weighted by the reference set's", True
     ),
+    ExtraColumn(TOKEN_LOSSES, TOKEN_LOSSES, "each target token's loss, which the report shades"),
     ExtraColumn("<group>_grad_norm_early", "early", "the norm before the preliminary training"),
 )
 EXTRAS = tuple(dict.fromkeys(column.extra for column in EXTRA_COLUMNS))

@@ -5,13 +5,15 @@ Read by `load.py`. No torch import.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
 from grads_ds.config.deepspeed_file import read_deepspeed
-from grads_ds.config.errors import UserError, nearest
-from grads_ds.config.evaluate import EvaluateConfig
+from grads_ds.config.errors import UserError, nearest, problem
+from grads_ds.config.evaluate import EvaluateConfig, forgetting_problems
+from grads_ds.config.frontier_variants import with_frontier
 from grads_ds.config.model_and_data import DataConfig, ModelConfig
 from grads_ds.config.probe import ProbeConfig
 from grads_ds.config.record import NAME, Record
@@ -50,16 +52,24 @@ class Config(Record):
         description="written into the saved copy of a config, ignored when read",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _frontier_is_variants(cls, given: Any) -> Any:
+        return with_frontier(given)
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
-        faults = variant_faults(self.select, self.sft) + _sft_faults(self)
+        problems = (
+            variant_problems(self.select, self.sft) + _sft_problems(self) + _nested_problems(self)
+        )
+        problems += forgetting_problems(self.evaluate, list(self.data.validation))
         if self.anchor_sources() and ANCHOR_SET in self.data.validation:
-            faults.append(
+            problems.append(
                 f"probe.anchor: its own files are prepared under the name {ANCHOR_SET}, which"
                 " data.validation has too; rename the set there"
             )
-        if faults:
-            raise UserError(faults)
+        if problems:
+            raise UserError(problems)
         return self
 
     def anchor_set(self) -> str:
@@ -89,38 +99,57 @@ class Config(Record):
         return read_deepspeed(self.deepspeed)
 
 
-def variant_faults(select: SelectConfig, sft: SftConfig) -> list[str]:
-    faults = []
+def variant_problems(select: SelectConfig, sft: SftConfig) -> list[str]:
+    problems = []
     for name, changes in select.variants.items():
         where = f"select.variants.{name}"
         if not NAME.fullmatch(name) or name in RESERVED_VARIANTS:
-            faults.append(
+            problems.append(
                 f"{where}: the name must be letters, digits, '_', '-' or '.', and none of"
                 f" {RESERVED_VARIANTS}"
             )
         if "variants" in changes:
-            faults.append(f"{where}.variants: a variant has no variants of its own; remove the key")
+            problems.append(
+                f"{where}.variants: a variant has no variants of its own; remove the key"
+            )
             continue
         try:
             select.resolve(name)
         except ValidationError as error:
-            faults += [
+            problems += [
                 validation_sentence(item, SelectConfig, prefix=where) for item in error.errors()
             ]
     known = [*BUILTIN_VARIANTS, *select.variants]
     for name in sft.variants:
         if name not in known:
-            faults.append(
+            problems.append(
                 f"sft.variants: {name!r} is neither full nor one of"
                 f" select.variants{nearest(name, known)}"
             )
-    return faults
+    return problems
 
 
-def _sft_faults(config: Config) -> list[str]:
-    faults, sft = [], config.sft
+def _nested_problems(config: Config) -> list[str]:
+    """A run that writes into a folder it reads would change its own inputs with every file."""
+    run_dir = Path(config.run_dir).resolve()
+    read = [("model.path", config.model.path)]
+    read += [("data", source) for group in config.prepared_sets().values() for source in group]
+    return [
+        problem(
+            "run_dir",
+            "a folder outside of what the run reads",
+            f"{run_dir} in {where} {path}",
+            "name one elsewhere",
+        )
+        for where, path in read
+        if Path(path).is_dir() and run_dir.is_relative_to(Path(path).resolve())
+    ]
+
+
+def _sft_problems(config: Config) -> list[str]:
+    problems, sft = [], config.sft
     if sft.replay and not config.data.replay:
-        faults.append(
+        problems.append(
             "sft.replay: wanted general rows in data.replay to draw from; found none; add them or"
             " set it to 0"
         )
@@ -129,30 +158,37 @@ def _sft_faults(config: Config) -> list[str]:
         *(changes.get("weights") for changes in config.select.variants.values()),
     ]
     if sft.weights and not {"inverse_density", "preference"} & set(chosen_by):
-        faults.append(
+        problems.append(
             "sft.weights: wanted select.weights to be inverse_density or preference; found none,"
             " under which all samples count alike; set select.weights"
         )
     if sft.adapter and config.model.lora is None:
-        faults.append(
+        problems.append(
             "sft.adapter: wanted model.lora, whose adapter it writes; found null; set model.lora or"
             " sft.adapter to false"
         )
     if sft.sequence_parallel > 1 and config.model.attention == "eager":
-        faults.append(
+        problems.append(
             "sft.sequence_parallel: wanted model.attention to be sdpa or flash_attention_2; found"
             " eager, which DeepSpeed's Ulysses does not know; set model.attention"
         )
     if sft.sequence_parallel > 1 and sft.packing:
-        faults.append(
+        problems.append(
             "sft.packing: wanted false with sft.sequence_parallel, whose attention keeps no packed"
             " samples apart; found true; set one of them back"
+        )
+    lora, trains = config.model.lora, config.probe.epochs > 0
+    if lora and (lora.dora or lora.modules_to_save) and trains and config.probe.record == "during":
+        key = "dora" if lora.dora else "modules_to_save"
+        problems.append(
+            f"model.lora.{key}: wanted probe.record: after, as norms are not recorded while such"
+            " adapters train; found during; set probe.record"
         )
     watched = sft.early_stopping.set if sft.early_stopping else None
     if watched is not None and watched not in config.data.validation:
         names = list(config.data.validation)
-        faults.append(
+        problems.append(
             f"sft.early_stopping.set: {watched!r} is not one of"
             f" data.validation{nearest(watched, names)}"
         )
-    return faults
+    return problems

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.config.errors import UserError, nearest
+from grads_ds.config.text_file import text_of
 
 _FOLDER = Path(__file__).parent / "presets"
 
@@ -32,14 +33,14 @@ def read_deepspeed(name: str) -> dict[str, Any]:
     Raises UserError when the file is missing or not a JSON object.
     """
     path = deepspeed_file(name)
-    try:
-        value = json.loads(path.read_text())
-    except OSError:
+    if not path.is_file():
         raise UserError(
             f"deepspeed: wanted a preset ({', '.join(preset_names())}) or a DeepSpeed JSON file;"
             f" found none at {path}; give a name or an existing path"
             f"{_hint(name)}"
-        ) from None
+        )
+    try:
+        value = json.loads(text_of(path, "deepspeed", "a DeepSpeed JSON file"))
     except json.JSONDecodeError as error:
         raise UserError(
             f"deepspeed: {path}:{error.lineno}: not valid JSON ({error.msg}); fix that line"

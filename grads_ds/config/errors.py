@@ -7,13 +7,17 @@ Standard library only.
 from __future__ import annotations
 
 import difflib
-import unicodedata
+import re
 from collections.abc import Sequence
 
-# marks that turn the direction of a line round: what is shown is then not what is there
-_DIRECTIONS = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control, half a surrogate pair, line and paragraph ends
+# control characters but line ends and tabs; marks that turn the direction of a line round, after
+# which what is shown is not what is there; line and paragraph ends; halves of surrogate pairs
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+# of the system's errors, those that a wrong path makes: the user's to fix; the others are the file
+# system's own (run_dir/storage.py)
+WRONG_PATH = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class UserError(Exception):
@@ -39,18 +43,16 @@ def problem(where: str, wanted: str, found: str, fix: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with every character that a terminal would act on spelled as an escape.
+    """`text` with every character that a terminal or a page would act on spelled as an escape.
 
     Line ends and tabs stay. Escape sequences, other control characters, direction marks and halves
     of surrogate pairs, as they come with rows, file names and templates, become \\x1b, \\u202e, ...
     """
-    return "".join(
-        character.encode("unicode_escape", "surrogatepass").decode()
-        if character in _DIRECTIONS
-        or (unicodedata.category(character) in _UNPRINTABLE and character not in "\n\t")
-        else character
-        for character in text
-    )
+    return _UNPRINTABLE.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape", "surrogatepass").decode()
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

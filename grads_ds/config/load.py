@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from grads_ds.config.config import Config, variant_faults
+from grads_ds.config.config import Config, variant_problems
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
+from grads_ds.config.text_file import text_of
 from grads_ds.config.training import SftConfig
 from grads_ds.config.validation import validation_sentence
 
@@ -24,16 +25,10 @@ from grads_ds.config.validation import validation_sentence
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read `path`, apply `a.b=c` overrides (values in YAML), validate.
 
-    Raises UserError listing every fault.
+    Raises UserError listing every problem.
     """
     path = Path(path)
-    try:
-        text = path.read_text()
-    except OSError as error:
-        raise UserError(
-            f"{path}: wanted a configuration file; {error.strerror or error}; give the path of a"
-            " YAML file"
-        ) from None
+    text = text_of(path, str(path), "a configuration file (YAML)")
     try:
         tree = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
@@ -47,29 +42,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             f"{path}: wanted a mapping of keys; found"
             f" {'an empty file' if tree is None else type(tree).__name__}"
         )
-    faults = []
+    problems = []
     for item in overrides:
         key, equals, value = item.partition("=")
         if not equals or not key.strip():
-            faults.append(f"--set {item}: wanted key=value, for instance select.budget=0.1")
+            problems.append(f"--set {item}: wanted key=value, for instance select.budget=0.1")
             continue
-        fault = _assign(tree, key.strip().split("."), value, item)
-        if fault:
-            faults.append(fault)
+        problem = _assign(tree, key.strip().split("."), value, item)
+        if problem:
+            problems.append(problem)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        faults += [validation_sentence(item, Config) for item in error.errors()]
-        # a faulty section has been reported already
+        problems += [validation_sentence(item, Config) for item in error.errors()]
+        # a section with a problem has been reported already
         with contextlib.suppress(ValidationError, TypeError):
-            faults += variant_faults(
+            problems += variant_problems(
                 SelectConfig(**tree.get("select", {})), SftConfig(**tree.get("sft", {}))
             )
-        raise UserError(faults) from None
+        raise UserError(problems) from None
     except UserError as error:
-        raise UserError(faults + error.problems) from None
-    if faults:
-        raise UserError(faults)
+        raise UserError(problems + error.problems) from None
+    if problems:
+        raise UserError(problems)
     return config
 
 
@@ -101,7 +96,7 @@ class _StrictLoader(yaml.SafeLoader):
             if isinstance(key, str):
                 if key in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} stands twice; remove one", key_node.start_mark
+                        None, None, f"duplicate key {key!r}; remove one", key_node.start_mark
                     )
                 seen.add(key)
         return super().construct_mapping(node, deep)

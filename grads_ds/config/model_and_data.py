@@ -30,8 +30,17 @@ class LoraConfig(Record):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout on the adapters' input during training"
     )
-    target_modules: str | list[str] = Field(
+    target_modules: str | tuple[str, ...] = Field(
         "all-linear", description="module names, or 'all-linear'"
+    )
+    rslora: bool = Field(
+        False, description="rank-stabilised: alpha over the root of r multiplies the output"
+    )
+    dora: bool = Field(
+        False, description="magnitude and direction of each weight are trained apart (DoRA)"
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), description="modules trained whole beside the adapters, e.g. [lm_head, embed_tokens]"
     )
 
 
@@ -121,10 +130,10 @@ class DataConfig(Record):
     @classmethod
     def _names_are_folder_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
-            if not NAME.fullmatch(name) or name in ("pool", "replay"):
+            if not NAME.fullmatch(name) or name in ("pool", "replay", "prepared.json"):
                 raise ValueError(
-                    f"the set name {name!r} must be letters, digits, '_', '-' or '.', and neither"
-                    " 'pool' nor 'replay'"
+                    f"the set name {name!r} must be letters, digits, '_', '-' or '.', and none of"
+                    " 'pool', 'replay' and 'prepared.json'"
                 )
         return value
 

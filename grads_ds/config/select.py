@@ -10,30 +10,9 @@ from pydantic import Field, field_validator, model_validator
 from grads_ds.config.columns import LAYER_GROUPS
 from grads_ds.config.errors import nearest
 from grads_ds.config.record import Record
+from grads_ds.config.row_filter import Filter
 
 COSINE = "anchor_cosine_<group> | anchor_contrast_<group>"
-
-
-class Filter(Record):
-    """Rows that are never chosen: those on one side of a cut through a column of the score table.
-
-    `auto` takes side and cut from the probe's controls, and rejects nothing where the controls'
-    area under the curve is below 0.75.
-    """
-
-    column: str = Field(description="any column of the score table, e.g. ifd")
-    reject: Literal["auto", "high", "low"] = Field(
-        "auto", description="which side is rejected; auto: the side of the controls"
-    )
-    cut: float | Literal["auto"] = Field(
-        "auto", description="where; auto: where a row is more like the controls than like the pool"
-    )
-    by_length: bool = Field(
-        True, description="compare a row with rows of like length (its share of them, 0 to 1)"
-    )
-    against: str | None = Field(
-        None, description="kind of control: swapped or general; null: the one the column tells best"
-    )
 
 
 class SelectConfig(Record):
@@ -135,7 +114,8 @@ class SelectConfig(Record):
         "rank",
         description=(
             "guided: order of what the filters leave: by the ranks of the signals that see, by"
-            " these and nearness to probe.anchor, at random, or drawn by density"
+            " these and nearness to probe.anchor (rows unlike its rows are rejected), at random, or"
+            " drawn by density"
         ),
     )
     strata: str | None = Field(
@@ -154,6 +134,13 @@ class SelectConfig(Record):
         le=1,
         description=(
             "Jaccard similarity from which a later sample is dropped and replaced; null keeps all"
+        ),
+    )
+    near_duplicate_kept: Literal["first", "likeliest"] = Field(
+        "first",
+        description=(
+            "which of near-duplicates stays: the one that stands first in the order, or in its"
+            " place the one of lowest loss, for which all rows of the pool are compared"
         ),
     )
     order: Literal["preference", "signal", "shuffled", "pool"] = Field(

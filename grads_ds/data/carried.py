@@ -21,6 +21,8 @@ from grads_ds.data.conversation import Message
 
 # what templates take for the borders of reasoning inside a content
 TAGS = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
+# a text that JSON writes as it is
+_AS_IT_IS = re.compile(r"[ !#-\[\]-~]*")
 # values of a schema that say what kind a field is, which templates word in their own way
 _KINDS = {"string", "number", "integer", "boolean", "object", "array", "null", "function"}
 
@@ -128,15 +130,20 @@ def stands_in(text: str, piece: str) -> bool:
 
 
 def _find(text: str, piece: str, at: int) -> tuple[int, int] | None:
-    """Where a piece stands at or behind `at`, as it is or as JSON writes it."""
-    place = text.find(piece, at)
-    if place >= 0:
-        return place, place + len(piece)
-    for ascii_only in (False, True):
-        escaped = json.dumps(piece, ensure_ascii=ascii_only)[1:-1]
-        if escaped != piece and (place := text.find(escaped, at)) >= 0:
-            return place, place + len(escaped)
-    return None
+    """Where a piece stands first at or behind `at`, as it is or as JSON writes it.
+
+    The first of all forms: a later text may hold the form that this piece has not.
+    """
+    place, length = text.find(piece, at), len(piece)
+    for ascii_only in () if _AS_IT_IS.fullmatch(piece) else (False, True):
+        form = json.dumps(piece, ensure_ascii=ascii_only)[1:-1]
+        if form == piece:
+            continue
+        # of what stands before the place found so far
+        end = len(text) if place < 0 else place + len(form) - 1
+        if (earlier := text.find(form, at, end)) >= 0:
+            place, length = earlier, len(form)
+    return (place, place + length) if place >= 0 else None
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from grads_ds.data.carried import TAGS
 from grads_ds.data.conversation import Message
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.template import Span
 
 _OWN, _TYPED = 0xF0000, 0x100000  # supplementary private use areas A and B
@@ -72,7 +72,7 @@ class ControlTokens:
             if not pattern.search(value):
                 return value, 0
             if _PRIVATE.search(value):
-                raise RowFault(
+                raise RowProblem(
                     "texts with control tokens or private-use characters",
                     "both in one text",
                     "remove the characters from U+F0000 on",
@@ -116,7 +116,7 @@ class ControlTokens:
         ids = [self._own.get(number, number) for number in encoding.ids]
         wrong = set(encoding.ids) & set(self.ids.values())
         if wrong:
-            raise RowFault(
+            raise RowProblem(
                 "texts without control tokens that the tokenizer cannot write as text",
                 ", ".join(t for t, number in self.ids.items() if number in wrong),
                 "remove them from the text",

@@ -2,7 +2,7 @@
 
 A message has `role`, `content` (text), where given `reasoning_content`, `tool_calls` in canonical
 form, and `weight` 0 where it is not to be learned; further keys of the turn stay. Pure functions
-that raise `RowFault` on a wrong type, an unknown role, a missing text or keys that contradict.
+that raise `RowProblem` on a wrong type, an unknown role, a missing text or keys that contradict.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grads_ds.data.exclusions import read_marks
-from grads_ds.data.problems import RowFault, found_text
+from grads_ds.data.problems import RowProblem, found_text
 from grads_ds.data.strict_json import loads
 from grads_ds.data.tools import call_of, calls_of, text_calls
 
@@ -51,7 +51,7 @@ class Conversation:
 
 def turn_list(value: Any) -> Any:
     """Turns as a list of dicts: also from JSON text (csv) and from a dict of columns (how
-    `datasets` stores sequences). Raises RowFault when the columns have different lengths.
+    `datasets` stores sequences). Raises RowProblem when the columns have different lengths.
     """
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
@@ -65,7 +65,7 @@ def turn_list(value: Any) -> Any:
     ):
         lengths = {name: len(column) for name, column in value.items()}
         if len(set(lengths.values())) > 1:
-            raise RowFault(
+            raise RowProblem(
                 "turns as columns of one length", f"{lengths}", "give every turn all its fields"
             )
         return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
@@ -76,11 +76,11 @@ def read_turns(value: Any, name: str) -> Conversation:
     """The conversation in `value`, the row's field `name`."""
     turns = turn_list(value)
     if not isinstance(turns, list) or not turns:
-        raise RowFault(f"{name} as a list of turns", found_text(value), "give the turns in order")
+        raise RowProblem(f"{name} as a list of turns", found_text(value), "give the turns in order")
     said = Conversation()
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            raise RowFault(
+            raise RowProblem(
                 f"turn {number} of {name} as an object", found_text(turn), "write role and text"
             )
         said.messages.append(_message(turn, f"turn {number} of {name}", said))
@@ -109,7 +109,7 @@ def _message(turn: dict[str, Any], where: str, said: Conversation) -> Message:
         if key in message:
             said.tools.append(message.pop(key))
     if content is None and not calls and reasoning is None:
-        raise RowFault(
+        raise RowProblem(
             f"{where} with {text_key} as text", found_text(None), "only text can be trained on"
         )
     for key in ("role", "from", *marks):
@@ -137,23 +137,23 @@ def _role(message: Message, where: str) -> tuple[str, str]:
             if key == "role"
             else f"{where} with 'from' among {', '.join(ROLES)}"
         )
-        raise RowFault(wanted, f"{key} {found_text(name)}", "correct the role")
+        raise RowProblem(wanted, f"{key} {found_text(name)}", "correct the role")
     return str(name), role
 
 
 def _only_key(message: Message, keys: tuple[str, str], where: str) -> str:
     if keys[0] in message and keys[1] in message and message[keys[0]] != message[keys[1]]:
-        raise RowFault(
+        raise RowProblem(
             f"{where} with {keys[0]} or {keys[1]}", "both, with different values", "keep one"
         )
     return keys[1] if keys[1] in message and keys[0] not in message else keys[0]
 
 
 def text_of(value: Any, wanted: str) -> str:
-    """A text given as such or in text parts. Raises RowFault."""
+    """A text given as such or in text parts. Raises RowProblem."""
     content, thoughts, calls = _parts(value, wanted)
     if content is None or thoughts or calls:
-        raise RowFault(wanted, found_text(value), "only text can be trained on")
+        raise RowProblem(wanted, found_text(value), "only text can be trained on")
     return content
 
 
@@ -177,18 +177,20 @@ def _parts(value: Any, where: str) -> tuple[str | None, list[str], list[dict[str
         elif kind in ("tool_use", "tool_call", "function"):
             calls.append(call_of(part, where))
         else:
-            raise RowFault(
+            raise RowProblem(
                 f"{where} with content as text", found_text(part), "only text can be trained on"
             )
     if not texts and not thoughts and not calls:
-        raise RowFault(f"{where} with content as text", found_text(value), "write the text")
+        raise RowProblem(f"{where} with content as text", found_text(value), "write the text")
     return "".join(texts) if texts else None, thoughts, calls
 
 
 def _one_text(part: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
     found = {key: part[key] for key in dict.fromkeys(keys) if part.get(key) is not None}
     if len(found) != 1 or not isinstance(next(iter(found.values())), str):
-        raise RowFault(f"{where} with content as text", found_text(part), "give each part one text")
+        raise RowProblem(
+            f"{where} with content as text", found_text(part), "give each part one text"
+        )
     return str(next(iter(found.values())))
 
 
@@ -200,7 +202,7 @@ def _reasoning(message: Message, thoughts: list[str], where: str) -> str | None:
     ]
     given = [text for text in (*given, "".join(thoughts)) if text]
     if len(set(given)) > 1:
-        raise RowFault(f"{where} with one reasoning", "different ones in two keys", "keep one")
+        raise RowProblem(f"{where} with one reasoning", "different ones in two keys", "keep one")
     return given[0] if given else None
 
 
@@ -213,7 +215,7 @@ def _calls(message: Message, where: str) -> list[dict[str, Any]]:
         if not found:
             return [legacy]
         if [call["function"] for call in found] != [legacy["function"]]:
-            raise RowFault(
+            raise RowProblem(
                 f"{where} with tool_calls or function_call", "both, different", "keep one"
             )
     return found

@@ -17,7 +17,7 @@ from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError, problem
 from grads_ds.data.leaks import Prints
 from grads_ds.data.model_limits import model_limits
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.spool import read_sample
 from grads_ds.data.template import SECONDS, EndlessTemplateError
 from grads_ds.data.tokenizer import load_tokenizer
@@ -42,7 +42,7 @@ class Chunk:
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     # source, reason dropped or "", tokens cut
     outcomes: list[tuple[str, str, int]] = field(default_factory=list)
-    faults: list[tuple[str, str, str, str]] = field(default_factory=list)
+    problems: list[tuple[str, str, str, str]] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
@@ -85,14 +85,18 @@ def work(lines: Sequence[str]) -> Chunk:
             )
         ) from None
     for (sample, text), encoded in zip(given, results, strict=True):
-        if not isinstance(encoded, RowFault) and rows and max(encoded.input_ids, default=0) >= rows:
-            encoded = RowFault(
+        if (
+            not isinstance(encoded, RowProblem)
+            and rows
+            and max(encoded.input_ids, default=0) >= rows
+        ):
+            encoded = RowProblem(
                 f"token ids below the {rows:,} rows of the model's embedding",
                 f"{max(encoded.input_ids)}",
                 "resize the model's embedding, or use the model's own tokenizer",
             )
-        if isinstance(encoded, RowFault):
-            chunk.faults.append((sample.origin, encoded.wanted, encoded.found, encoded.change))
+        if isinstance(encoded, RowProblem):
+            chunk.problems.append((sample.origin, encoded.wanted, encoded.found, encoded.change))
             continue
         chunk.outcomes.append((sample.source, encoded.dropped or "", encoded.cut))
         if encoded.dropped:

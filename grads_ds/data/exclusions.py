@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from grads_ds.data.problems import RowFault, found_text
+from grads_ds.data.problems import RowProblem, found_text
 
 LEARN = frozenset(
     ("weight", "train", "training", "trainable", "learn", "loss", "loss_weight", "loss_mask")
@@ -28,7 +28,8 @@ def read_marks(turn: dict[str, Any], where: str) -> tuple[bool | None, list[str]
     """(whether the turn is to be learned, None where nothing says so; the keys that say it; keys
     that look like a mark and are not known).
 
-    Raises RowFault on a value that is neither yes nor no, and on marks that contradict each other.
+    Raises RowProblem on a value that is neither yes nor no, and on marks that contradict each
+    other.
     """
     said: dict[str, bool] = {}
     unknown = []
@@ -42,7 +43,7 @@ def read_marks(turn: dict[str, Any], where: str) -> tuple[bool | None, list[str]
                 and not isinstance(value, bool)
                 and str(value).lower() not in ("true", "false")
             ):
-                raise RowFault(
+                raise RowProblem(
                     f"{where} with mask as true or false",
                     f"{found_text(value)}, which some tools read as learned and others as not",
                     "write weight: 0 or weight: 1",
@@ -52,7 +53,7 @@ def read_marks(turn: dict[str, Any], where: str) -> tuple[bool | None, list[str]
             unknown.append(key)
     if len(set(said.values())) > 1:
         marks = ", ".join(f"{key} {found_text(turn[key])}" for key in said)
-        raise RowFault(f"{where} with marks that say the same", f"{marks}", "keep one of them")
+        raise RowProblem(f"{where} with marks that say the same", f"{marks}", "keep one of them")
     return next(iter(said.values()), None), list(said), unknown
 
 
@@ -60,4 +61,6 @@ def _yes_or_no(value: Any, key: str, where: str) -> bool:
     word = str(value).strip().lower()
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
-    raise RowFault(f"{where} with {key} 0 or 1", found_text(value), "use 0 or 1, or true or false")
+    raise RowProblem(
+        f"{where} with {key} 0 or 1", found_text(value), "use 0 or 1, or true or false"
+    )

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from grads_ds.data.problems import Faults
+from grads_ds.config.errors import WRONG_PATH
+from grads_ds.data.problems import Problems
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
 _PACKABLE = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt")
@@ -41,10 +42,10 @@ def suffix(path: Path) -> str:
     return stem.suffix if stem.suffix in (_PACKABLE if packing else SUFFIXES) else ""
 
 
-def files_of(folder: Path, faults: Faults) -> list[Path]:
+def files_of(folder: Path, problems: Problems) -> list[Path]:
     """The folder's files to read, in an order that is the same on every file system.
 
-    What is left out is said by `faults.note`.
+    What is left out is said by `problems.note`.
     """
     left: dict[str, list[str]] = {}
     files = _walk(folder, left)
@@ -70,7 +71,7 @@ def files_of(folder: Path, faults: Faults) -> list[Path]:
                 str(file.relative_to(folder))
             )
     if left:
-        faults.note(f"{folder}: not read: {'; '.join(map(_worded, sorted(left.items())))}")
+        problems.note(f"{folder}: not read: {'; '.join(map(_worded, sorted(left.items())))}")
     return files
 
 
@@ -147,7 +148,7 @@ def _card_splits(folder: Path) -> dict[str, list[str]]:
     try:
         matter = _DATA_FILES.match((folder / "README.md").read_text(encoding="utf-8"))
         card = yaml.safe_load(matter.group(1)) if matter else None
-    except (OSError, ValueError, yaml.YAMLError):
+    except (*WRONG_PATH, ValueError, yaml.YAMLError):
         return {}
     if not isinstance(card, dict):
         return {}

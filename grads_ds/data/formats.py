@@ -2,8 +2,8 @@
 `Sample` of messages or text.
 
 Reads rows (dicts) from `sources`; writes nothing. Pure functions. A row that does not fit raises
-`RowFault`, which `load_samples` collects with the row's file and line, so that the user sees every
-fault at once.
+`RowProblem`, which `load_samples` collects with the row's file and line, so that the user sees
+every problem at once.
 
 Roles after normalisation are system, developer, user, assistant and tool; an assistant message with
 `weight` 0 is context, not target (also an assistant turn inside a `prompt` message list). A row of
@@ -20,7 +20,7 @@ from typing import Any
 from grads_ds.config.model_and_data import ASKED_FOR, DATA_FORMATS
 from grads_ds.data.conversation import Message
 from grads_ds.data.messages import SYSTEM_FIELDS, conversation_of, fits
-from grads_ds.data.problems import Faults, RowFault, found_text
+from grads_ds.data.problems import Problems, RowProblem, found_text
 from grads_ds.data.sources import RawRow, find_inputs, read
 
 FORMATS = tuple(name for name in DATA_FORMATS if name not in ASKED_FOR)
@@ -44,13 +44,13 @@ class Sample:
     notes: tuple[str, ...] = ()
 
 
-def load_samples(entries: Sequence[str], style: str, faults: Faults) -> Iterator[Sample]:
+def load_samples(entries: Sequence[str], style: str, problems: Problems) -> Iterator[Sample]:
     """Yield the samples of all entries in order. `style` is one of FORMATS or "auto" (each file's
     first row decides).
     """
-    for item in find_inputs(entries, faults):
+    for item in find_inputs(entries, problems):
         chosen = None if style == "auto" else style
-        for raw in read(item, faults):
+        for raw in read(item, problems):
             try:
                 if chosen is None:
                     chosen = detect(raw.row)
@@ -58,8 +58,8 @@ def load_samples(entries: Sequence[str], style: str, faults: Faults) -> Iterator
                         raise _unknown(raw.row)
                 _check_format(raw.row, chosen, forced=style != "auto")
                 yield normalise(raw, chosen)
-            except RowFault as fault:
-                faults.add(raw.origin, fault.wanted, fault.found, fault.change)
+            except RowProblem as problem:
+                problems.add(raw.origin, problem.wanted, problem.found, problem.change)
 
 
 def _check_format(row: dict[str, Any], chosen: str, forced: bool) -> None:
@@ -67,13 +67,13 @@ def _check_format(row: dict[str, Any], chosen: str, forced: bool) -> None:
     if found == chosen or (forced and fits(row, chosen)):
         return
     if found is None:
-        raise RowFault(
+        raise RowProblem(
             f"a row of format {chosen} ({DATA_FORMATS[chosen]})",
             _keys(row),
             "complete or remove it",
         )
     whose = "the config's data.format" if forced else "the file's first row"
-    raise RowFault(
+    raise RowProblem(
         f"format {chosen}, as {whose} says",
         f"format {found}",
         "keep one format per file and config",
@@ -86,13 +86,13 @@ def detect(row: dict[str, Any]) -> str | None:
 
 
 def normalise(raw: RawRow, style: str) -> Sample:
-    """The sample a row stands for. Raises RowFault."""
+    """The sample a row stands for. Raises RowProblem."""
     row = raw.row
     if style in ("text", "prompt_completion_text"):
         return _plain(raw, ["text"] if style == "text" else ["prompt", "completion"])
     said = conversation_of(row, style)
     if not any(m["role"] == "assistant" for m in said.messages):
-        raise RowFault(
+        raise RowProblem(
             "at least one assistant turn (there is nothing to learn otherwise)",
             _turns(said.messages),
             "add the answer",
@@ -112,7 +112,7 @@ def _plain(raw: RawRow, fields: list[str]) -> Sample:
     for name in fields:
         if not isinstance(raw.row[name], str):
             found = found_text(raw.row[name])
-            raise RowFault(f"{name} as a string", found, "write the text itself")
+            raise RowProblem(f"{name} as a string", found, "write the text itself")
     texts = [str(raw.row[name]) for name in fields]
     notes = tuple(
         f"field {key!r} beside plain text is not read" for key in SYSTEM_FIELDS if raw.row.get(key)
@@ -127,9 +127,9 @@ def _plain(raw: RawRow, fields: list[str]) -> Sample:
     )
 
 
-def _unknown(row: dict[str, Any]) -> RowFault:
+def _unknown(row: dict[str, Any]) -> RowProblem:
     looks = "; ".join(f"{name} ({DATA_FORMATS[name]})" for name in FORMATS)
-    return RowFault(
+    return RowProblem(
         f"one of the formats {looks}", _keys(row), "rename the fields or convert the file"
     )
 

@@ -1,7 +1,7 @@
 """One thing to read, and its text line by line, unpacked and decoded.
 
 Reads files packed by gzip, bzip2, xz or zstd as well; writes nothing. What cannot be read is added
-to the faults with its file and line.
+to the problems with its file and line.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import IO, Any, cast
 
 import zstandard
 
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
+from grads_ds.run_dir.storage import raise_if_storage
 
 CHUNK = 2**20  # packed bytes read at a time
 
@@ -83,7 +84,7 @@ def open_packed(path: str) -> IO[bytes]:
 LINE_LARGEST = 64 * 2**20  # bytes; the longest real documents have a few
 
 
-def lines(item: Input, faults: Faults) -> Iterator[tuple[int, str]]:
+def lines(item: Input, problems: Problems) -> Iterator[tuple[int, str]]:
     """Decoded lines; split at newlines alone (str.splitlines would also split at U+2028, which JSON
     strings may hold).
     """
@@ -92,15 +93,16 @@ def lines(item: Input, faults: Faults) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(iter(lambda: file.readline(LINE_LARGEST + 1), b""), 1):
                 if len(line) > LINE_LARGEST:
                     wanted, found = f"lines of at most {LINE_LARGEST:,} bytes", "a longer one"
-                    faults.add(f"{item.path}:{number}", wanted, found, "split it or leave it out")
+                    problems.add(f"{item.path}:{number}", wanted, found, "split it or leave it out")
                     return
                 try:
                     yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     where = f"byte {line[error.start]:#04x} at column {error.start + 1}"
-                    faults.add(
+                    problems.add(
                         f"{item.path}:{number}", "UTF-8 text", where, "save the file as UTF-8"
                     )
     except (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError) as error:
+        raise_if_storage(error)
         reason = str(error) or type(error).__name__
-        faults.add(item.path, "a readable file", reason, "replace it")
+        problems.add(item.path, "a readable file", reason, "replace it")

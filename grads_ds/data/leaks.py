@@ -37,7 +37,7 @@ class Prints:
         """Add one row."""
         content = hashlib.blake2b(np.asarray(ids, np.int32).tobytes(), digest_size=8).digest()
         self.tokens.append(int.from_bytes(content, "little"))
-        self.grams.append(word_grams(_learned_text(sample)))
+        self.grams.append(word_grams(learned_text(sample)))
 
 
 _NONE = np.zeros(0, np.uint64)
@@ -55,7 +55,7 @@ def word_grams(text: str) -> np.ndarray:
     return np.unique((windows * _FACTORS).sum(axis=1, dtype=np.uint64))
 
 
-def _learned_text(sample: Sample) -> str:
+def learned_text(sample: Sample) -> str:
     if sample.messages is None:
         return (sample.text or "")[sample.context :]
     return "\n".join(

@@ -12,7 +12,7 @@ from typing import Any
 
 from grads_ds.data.carried import TAGS, missing, pieces_of, twin_of
 from grads_ds.data.conversation import Message
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.template import Span, Template
 
 _FIX = "correct the generation marks of the template, or set model.chat_template"
@@ -28,7 +28,7 @@ class Findings:
     rendered: bool = False
     lost: frozenset[tuple[int, str]] = frozenset()
     owners: tuple[tuple[int, ...], ...] | None = None
-    fault: RowFault | None = None
+    problem: RowProblem | None = None
 
 
 def examine(
@@ -46,8 +46,8 @@ def examine(
         return Findings(True, lost)
     try:
         return Findings(True, lost, _owners(template, read, schemas, text, marks, special))
-    except RowFault as fault:
-        return Findings(True, lost, None, fault)
+    except RowProblem as problem:
+        return Findings(True, lost, None, problem)
 
 
 def _owners(
@@ -70,7 +70,7 @@ def _owners(
         inside = sorted({turn for turn, _, at in places if start <= at < end})
         if strange := [turn for turn in inside if turn not in answers]:
             found = f"turn {strange[0] + 1}, of role {twins[strange[0]]['role']}, in one of them"
-            raise RowFault("generation marks around answers alone", found, _FIX)
+            raise RowProblem("generation marks around answers alone", found, _FIX)
         if not inside:  # an empty answer or one of calls alone: the next one in order
             later = [n for n in answers if n > (owners[-1][-1] if owners and owners[-1] else -1)]
             inside = later[:1]
@@ -80,7 +80,7 @@ def _owners(
     for turn, kind, at in sorted(places):
         if kind == "answer" and not any(start <= at < end for start, end in marks):
             found = f"the answer of turn {turn + 1} outside"
-            raise RowFault("generation marks around every answer", found, _FIX)
+            raise RowProblem("generation marks around every answer", found, _FIX)
     return tuple(owners)
 
 
@@ -93,7 +93,7 @@ def _check_begin(
     mark: Span,
     special: tuple[str, ...],
 ) -> None:
-    """Raise RowFault when a mark begins inside the header that the generation prompt writes."""
+    """Raise RowProblem when a mark begins inside the header that the generation prompt writes."""
     try:
         prompted = template.render(template.as_it_reads(twins[:turn], tools), tools, True)[0]
     except Exception:
@@ -101,7 +101,7 @@ def _check_begin(
     given = TAGS.sub("", text[mark[0] : len(prompted)])
     if text.startswith(prompted) and any(token in given for token in special):
         found = f"the header of turn {turn + 1} in one of them: {given!r}"
-        raise RowFault("generation marks that begin with the answer", found, _FIX)
+        raise RowProblem("generation marks that begin with the answer", found, _FIX)
 
 
 def end_tokens(template: Template, special: tuple[str, ...], eos: str | None) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What a row of each chat format says, one function per format, and the keys that tell it.
 
-Pure functions over dicts; reads and writes nothing. All raise `RowFault`.
+Pure functions over dicts; reads and writes nothing. All raise `RowProblem`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grads_ds.data.conversation import Conversation, Message, read_turns, text_of, turn_list
-from grads_ds.data.problems import RowFault, found_text
+from grads_ds.data.problems import RowProblem, found_text
 from grads_ds.data.tools import schemas_of
 
 TURN_FIELDS = ("messages", "conversations", "conversation")
@@ -24,7 +24,7 @@ def conversation_of(row: dict[str, Any], style: str) -> Conversation:
         if first["role"] not in ("system", "developer"):
             said.messages.insert(0, {"role": "system", "content": system})
         elif first["content"] != system:
-            raise RowFault(
+            raise RowProblem(
                 "one system prompt", "one in the row and another in its first turn", "keep one"
             )
     said.tools = _tools(row, said)
@@ -45,7 +45,7 @@ def _system(row: dict[str, Any]) -> str:
     given = {key: row[key] for key in SYSTEM_FIELDS if row.get(key) is not None}
     texts = {text_of(value, f"{key} as text") for key, value in given.items()} - {""}
     if len(texts) > 1:
-        raise RowFault("one system prompt", f"different ones in {', '.join(given)}", "keep one")
+        raise RowProblem("one system prompt", f"different ones in {', '.join(given)}", "keep one")
     return next(iter(texts), "")
 
 
@@ -53,7 +53,7 @@ def _tools(row: dict[str, Any], said: Conversation) -> list[dict[str, Any]]:
     given = [row.get("tools"), row.get("functions"), *said.tools]
     lists = [tools for tools in map(schemas_of, given) if tools]
     if any(tools != lists[0] for tools in lists):
-        raise RowFault(
+        raise RowProblem(
             "the row's tools in one place", "different ones in two places", "keep one list"
         )
     return lists[0] if lists else []
@@ -66,7 +66,7 @@ def _alpaca(row: dict[str, Any]) -> Conversation:
     instruction, extra, output = part("instruction"), part("input"), part("output")
     question = "\n\n".join(piece for piece in (instruction, extra) if piece.strip())
     if not question:
-        raise RowFault(
+        raise RowProblem(
             "a question in instruction or input",
             "both empty",
             "write the question or remove the row",
@@ -79,7 +79,7 @@ def _alpaca(row: dict[str, Any]) -> Conversation:
             and len(pair) == 2
             and all(isinstance(side, str) for side in pair)
         ):
-            raise RowFault(
+            raise RowProblem(
                 "history as a list of [question, answer]", found_text(pair), "write pairs of texts"
             )
         messages += [
@@ -103,7 +103,7 @@ def _prompt_completion(row: dict[str, Any]) -> Conversation:
             asked + learned.messages, context.tools + learned.tools, context.notes + learned.notes
         )
     found = f"{found_text(row['prompt'])} and {found_text(row['completion'])}"
-    raise RowFault(
+    raise RowProblem(
         "prompt and completion both as text, or both as message lists",
         found,
         "use one kind for both",

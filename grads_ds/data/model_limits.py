@@ -16,7 +16,7 @@ from typing import Any
 
 from grads_ds.config.config import Config
 from grads_ds.config.model_and_data import ModelConfig
-from grads_ds.data.template import EndlessTemplateError, time_limit
+from grads_ds.data.template import EndlessTemplateError, bounded
 from grads_ds.data.tokenizer import load_tokenizer
 
 _LEARNED = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings)\.weight$")
@@ -46,7 +46,7 @@ def model_limits(model: ModelConfig) -> Limits:
             shape = AutoConfig.from_pretrained(
                 model.path, trust_remote_code=model.trust_remote_code
             ).to_dict()
-    except Exception:  # an absent or broken config is another check's fault to tell
+    except Exception:  # an absent or broken config is another check's problem to tell
         return Limits()
     shape = {**shape, **(shape.get("text_config") or {})}
     whole = [shape[key] for key in _POSITIONS if isinstance(shape.get(key), int)]
@@ -69,25 +69,25 @@ def _learned(folder: Path) -> bool:
     return any(_LEARNED.search(name) for name in names)
 
 
-def fit_faults(config: Config, tokenizer: Any | None = None) -> list[str]:
-    """Faults between the tokenizer, the model and `data.max_length`. Raises UserError when there is
-    no tokenizer.
+def fit_problems(config: Config, tokenizer: Any | None = None) -> list[str]:
+    """Problems between the tokenizer, the model and `data.max_length`. Raises UserError when there
+    is no tokenizer.
     """
     tokenizer = tokenizer or load_tokenizer(config.model)
     limits = model_limits(config.model)
-    path, faults = config.model.path, []
+    path, problems = config.model.path, []
     if limits.rows is not None:
         beyond = _reachable_beyond(tokenizer, limits.rows)
         if beyond:
             shown = ", ".join(f"{text!r} ({number})" for text, number in beyond[:5])
-            faults.append(
+            problems.append(
                 f"model.path: wanted token ids below the {limits.rows:,} rows of the model's"
                 f" embedding; found {len(beyond):,} beyond it in the tokenizer of {path}: {shown};"
                 " resize the model's embedding (resize_token_embeddings) and save both, or remove"
                 " the tokens"
             )
     if limits.learned and limits.positions and config.data.max_length > limits.positions:
-        faults.append(
+        problems.append(
             f"data.max_length: wanted at most the {limits.positions:,} positions that {path} has"
             f" learned; found {config.data.max_length:,}; set it to {limits.positions}"
         )
@@ -95,11 +95,11 @@ def fit_faults(config: Config, tokenizer: Any | None = None) -> list[str]:
     if bos is not None and bos != tokenizer.eos_token_id:
         for what, ids in _beginnings(tokenizer):
             if ids[:2] == [bos, bos]:
-                faults.append(
+                problems.append(
                     f"model.path: wanted {what} to begin with one BOS token"
                     f" ({tokenizer.bos_token}); found two; let the tokenizer or the template add it"
                 )
-    return faults
+    return problems
 
 
 def _reachable_beyond(tokenizer: Any, rows: int) -> list[tuple[str, int]]:
@@ -124,7 +124,7 @@ def _beginnings(tokenizer: Any) -> list[tuple[str, list[int]]]:
     found = [("plain text", list(tokenizer("a")["input_ids"]))]
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        with time_limit():
+        with bounded():
             text = tokenizer.apply_chat_template(turns, tokenize=False)
     except EndlessTemplateError:  # the first row tells it
         return found

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from grads_ds.config.config import Config
 from grads_ds.data.encoding import COLUMNS, Chunk, set_worker, start_worker, work
 from grads_ds.data.leaks import Leaks
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 from grads_ds.data.tokens import num_target_tokens
 
 CHUNK = 512  # rows tokenised and written at a time
@@ -98,13 +98,13 @@ def write_set(
     spool: Path,
     rows: int,
     folder: Path,
-    faults: Faults,
+    problems: Problems,
     leaks: Leaks,
 ) -> Counts:
     """Tokenise the spool's `rows` samples into `folder`. The result does not depend on the number
     of processes.
 
-    Nothing is written to `folder` when no row is kept or a fault is found.
+    Nothing is written to `folder` when no row is kept or a problem is found.
 
     Args:
         config: the run's.
@@ -112,7 +112,7 @@ def write_set(
         spool: the file of `spool_samples`.
         rows: the number of its samples.
         folder: where the set goes.
-        faults: collects what is wrong with rows.
+        problems: collects what is wrong with rows.
         leaks: is given what is compared between sets.
     """
     processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
@@ -120,11 +120,11 @@ def write_set(
     with spool.open(encoding="utf-8") as file, bar:
         if rows < PROCESSES_FROM or processes < 2:
             set_worker(config, tokenizer)
-            return _write(map(work, _chunks(file)), rows, folder, bar, faults, leaks)
+            return _write(map(work, _chunks(file)), rows, folder, bar, problems, leaks)
         # spawned, not forked: the tokenizer's threads do not survive a fork
         with multiprocessing.get_context("spawn").Pool(processes, start_worker, (config,)) as pool:
             chunks = pool.imap(work, _chunks(file))
-            return _write(chunks, rows, folder, bar, faults, leaks)
+            return _write(chunks, rows, folder, bar, problems, leaks)
 
 
 def trained_ends(run_dir: Path) -> list[int]:
@@ -133,7 +133,7 @@ def trained_ends(run_dir: Path) -> list[int]:
     """
     try:
         record = json.loads((run_dir / "prepared/prepared.json").read_text(encoding="utf-8"))
-    except OSError:
+    except FileNotFoundError:
         return []
     ends = record["sets"]["pool"].get("answer_ends", {})
     return [int(end) for end in sorted(ends, key=lambda end: (-ends[end], int(end)))]
@@ -148,7 +148,7 @@ def _chunks(file: IO[str]) -> Iterator[list[str]]:
 
 
 def _write(
-    chunks: Iterable[Chunk], rows: int, folder: Path, bar: Any, faults: Faults, leaks: Leaks
+    chunks: Iterable[Chunk], rows: int, folder: Path, bar: Any, problems: Problems, leaks: Leaks
 ) -> Counts:
     import datasets
     from datasets.arrow_writer import ArrowWriter
@@ -161,8 +161,8 @@ def _write(
     counts, aside, beyond = Counts(rows), folder.parent / f"{folder.name}.arrow", 0
     with ArrowWriter(features=features, path=str(aside)) as writer:
         for chunk in chunks:
-            for fault in chunk.faults:
-                faults.add(*fault)
+            for problem in chunk.problems:
+                problems.add(*problem)
             new = len(chunk.columns["row"])
             if new:
                 writer.write_batch(
@@ -171,17 +171,17 @@ def _write(
             _count(counts, chunk)
             beyond += chunk.beyond
             leaks.add(folder.name, chunk.prints)
-            bar.update(len(chunk.outcomes) + len(chunk.faults))
+            bar.update(len(chunk.outcomes) + len(chunk.problems))
         if counts.kept:
             writer.finalize()
     if beyond:
-        faults.add(
+        problems.add(
             "data.max_length",
             "at most as many tokens as the model has positions (its config.json)",
             f"{beyond:,} rows of {folder.name} with more",
             "lower data.max_length to that number",
         )
-    if counts.kept and not faults.count:
+    if counts.kept and not problems.count:
         datasets.disable_progress_bars()
         table = datasets.table.MemoryMappedTable.from_file(str(aside))
         # the fingerprint would otherwise hang on the clock: the same input is to give the same

@@ -1,4 +1,4 @@
-"""Faults of the user's data: collected in the order found, raised together as one UserError."""
+"""Problems of the user's data: collected in the order found, raised together as one UserError."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from grads_ds.config.errors import UserError
 
-SHOWN = 20  # faults printed in full; the rest are counted
+SHOWN = 20  # problems printed in full; the rest are counted
 
 
 @dataclass
-class Faults:
+class Problems:
     """Everything found wrong, in the order found; `raise_if_any` turns it into one UserError."""
 
     shown: list[str] = field(default_factory=list)
@@ -20,12 +20,12 @@ class Faults:
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Note what is no fault and yet has to be said, once."""
+        """Note what is no problem and yet has to be said, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def add(self, where: str, wanted: str, found: str, change: str) -> None:
-        """Note one fault. Only the first SHOWN keep their text."""
+        """Note one problem. Only the first SHOWN keep their text."""
         self.add_text(f"{where}: wanted {wanted}; found {found}; {change}")
 
     def add_text(self, text: str) -> None:
@@ -34,7 +34,7 @@ class Faults:
             self.shown.append(text)
 
     def raise_if_any(self) -> None:
-        """Raise UserError with the faults shown and the number of those left out."""
+        """Raise UserError with the problems shown and the number of those left out."""
         if self.count:
             more = self.count - len(self.shown)
             raise UserError(
@@ -42,7 +42,7 @@ class Faults:
             )
 
 
-class RowFault(Exception):
+class RowProblem(Exception):
     """One row does not fit: what was wanted, what was found, what to change."""
 
     def __init__(self, wanted: str, found: str, change: str):

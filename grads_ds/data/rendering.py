@@ -15,7 +15,7 @@ from grads_ds.data.control_tokens import ControlTokens
 from grads_ds.data.conversation import Message
 from grads_ds.data.formats import Sample
 from grads_ds.data.marks import Findings, end_tokens, examine
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.template import Span, Template
 from grads_ds.data.turns import assistant_spans, marked_spans
 
@@ -54,7 +54,7 @@ class Renderer:
         self._kinds: dict[Any, Findings] = {}
 
     def render(self, sample: Sample) -> Rendered:
-        """The sample under the chat template. Raises RowFault."""
+        """The sample under the chat template. Raises RowProblem."""
         template, ends = self._template(bool(sample.tools))
         notes: dict[str, int] = {}
         given = sample.messages or []
@@ -77,8 +77,8 @@ class Renderer:
         lost = missing(text, given, None if found.rendered else tools, found.lost)
         left_out = self._left_out(lost, found, given)
         if template.marked:
-            if found.fault:
-                raise found.fault
+            if found.problem:
+                raise found.problem
             spans = marked_spans(text, marks, found.owners, messages, (*self.special, *ends), ends)
         else:
             spans = assistant_spans(
@@ -111,7 +111,7 @@ class Renderer:
     def _left_out(
         self, lost: list[Piece], found: Findings, messages: list[Message]
     ) -> dict[str, int]:
-        """Of what is lost how much of each kind. Raises RowFault where it may not be."""
+        """Of what is lost how much of each kind. Raises RowProblem where it may not be."""
         kinds = {(piece.turn, piece.kind): piece.text for piece in lost}
         kinds = dict.fromkeys(found.lost, "") | kinds
         counts: dict[str, int] = {}
@@ -122,7 +122,7 @@ class Renderer:
                 change = "use a chat template that carries it (model.chat_template)"
                 if kind in _MAY_BE_LEFT:
                     change = f"data.dropped_content: count goes on without it, or {change}"
-                raise RowFault(
+                raise RowProblem(
                     f"the chat template to keep the {kind}{of}",
                     f"that it leaves it out or rewrites it{shown}",
                     change,

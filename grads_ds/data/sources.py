@@ -4,7 +4,7 @@ depends on the disk.
 Reads .json (an array, one object, or lines), .jsonl, .csv, .tsv, .parquet, .arrow and .txt, also
 packed (.gz, .bz2, .xz, .zst; text kinds), folders of these, folders written by
 `datasets.save_to_disk`, and hub ids (`owner/name`, `owner/name:split`, `owner/name:config:split`).
-Yields `RawRow`s: the row as given, with its origin `file:line`. Writes nothing; faults are
+Yields `RawRow`s: the row as given, with its origin `file:line`. Writes nothing; problems are
 collected, not raised one by one.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from grads_ds.data.folders import SUFFIXES, file_identity, files_of, suffix
 from grads_ds.data.input_files import Input
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 from grads_ds.data.readers import READERS
 from grads_ds.data.tables import HUB_ID
 
@@ -41,7 +41,7 @@ class RawRow:
     row: dict[str, Any]
 
 
-def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
+def find_inputs(entries: Sequence[str], problems: Problems) -> list[Input]:
     """Expand the configured entries into inputs, each with a source name that is unique to its
     entry and file stem.
     """
@@ -51,12 +51,14 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
         path = Path(entry)
         mine: list[Found] = []
         if path.is_dir():
-            mine = _folder(path, faults)
+            mine = _folder(path, problems)
         elif path.exists() and not path.is_file():
-            faults.add(entry, "a file or a folder", "a pipe, a socket or a device", "save it first")
+            problems.add(
+                entry, "a file or a folder", "a pipe, a socket or a device", "save it first"
+            )
         elif path.exists():
             if not suffix(path):
-                faults.add(
+                problems.add(
                     entry,
                     f"a file of kind {', '.join(SUFFIXES)}",
                     repr(path.suffix),
@@ -68,7 +70,7 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
             name = hub.group(1)
             mine = [("hub", entry, (name.rpartition("/")[2], name))]
         else:
-            faults.add(
+            problems.add(
                 entry,
                 "a file, a folder or a hub id (owner/name)",
                 "nothing there",
@@ -81,7 +83,7 @@ def find_inputs(entries: Sequence[str], faults: Faults) -> list[Input]:
                 found.append(one)
             else:
                 other = "it twice" if first == one[1] else f"it again as {one[1]}"
-                faults.add(first, "each source once", other, "remove one of the two")
+                problems.add(first, "each source once", other, "remove one of the two")
     return _unique(found)
 
 
@@ -92,23 +94,23 @@ def _identity(found: Found) -> Any:
     return (name, config, split) if split else (name, None, config or "train")
 
 
-def read(item: Input, faults: Faults) -> Iterator[RawRow]:
+def read(item: Input, problems: Problems) -> Iterator[RawRow]:
     """Yield the rows of one input.
 
-    Faults are added to `faults`; what can still be read is yielded.
+    Problems are added to `problems`; what can still be read is yielded.
     """
-    before, rows = faults.count, 0
-    for number, row in READERS[item.kind](item, faults):
+    before, rows = problems.count, 0
+    for number, row in READERS[item.kind](item, problems):
         rows += 1
         origin = f"{item.path}:{number}"
         if not isinstance(row, dict):
-            faults.add(
+            problems.add(
                 origin, "an object with named fields", _kind(row), "make it one object per row"
             )
             continue
         yield RawRow(item.source, origin, item.path, row)
-    if not rows and faults.count == before:
-        faults.add(
+    if not rows and problems.count == before:
+        problems.add(
             item.path,
             "at least one row",
             "none (the file is empty)",
@@ -127,13 +129,13 @@ def _names(path: Path) -> tuple[str, str]:
     return stem, f"{parent}/{stem}"
 
 
-def _folder(path: Path, faults: Faults) -> list[Found]:
+def _folder(path: Path, problems: Problems) -> list[Found]:
     name = path.resolve().name
     if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
         return [("saved", str(path), (name, f"{path.resolve().parent.name}/{name}"))]
-    files = files_of(path, faults)
+    files = files_of(path, problems)
     if not files:
-        faults.add(
+        problems.add(
             str(path),
             f"a folder with files of kind {', '.join(SUFFIXES)}",
             "none",

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.data.formats import Sample
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 
 ROW_LARGEST = 64 * 2**20  # characters of a row as JSON
 NO_NUMBERS = "rows with NaN or Infinity, written as null"
 
 
-def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int:
-    """Write the samples to `spool` until the first fault (reading on, so that all faults are
+def spool_samples(samples: Iterable[Sample], spool: Path, problems: Problems) -> int:
+    """Write the samples to `spool` until the first problem (reading on, so that all problems are
     found); the number read.
     """
     rows = 0
@@ -37,7 +37,7 @@ def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int
             # JSON may spell half a character as an escape: "\ud83d"
             except UnicodeEncodeError as error:
                 found = f"half a surrogate pair ({row[error.start]!r})"
-                faults.add(
+                problems.add(
                     sample.origin,
                     "text that is valid Unicode",
                     found,
@@ -45,8 +45,8 @@ def spool_samples(samples: Iterable[Sample], spool: Path, faults: Faults) -> int
                 )
             if len(row) > ROW_LARGEST:
                 wanted, found = f"rows of at most {ROW_LARGEST:,} characters", f"{len(row):,}"
-                faults.add(sample.origin, wanted, found, "split it or leave it out")
-            if not faults.count:
+                problems.add(sample.origin, wanted, found, "split it or leave it out")
+            if not problems.count:
                 line = [
                     sample.source,
                     sample.origin,

@@ -19,9 +19,9 @@ from grads_ds.config.config import ANCHOR_SET, Config
 from grads_ds.config.errors import UserError
 from grads_ds.data.formats import load_samples
 from grads_ds.data.leaks import SHARED, Leaks
-from grads_ds.data.model_limits import fit_faults
+from grads_ds.data.model_limits import fit_problems
 from grads_ds.data.prepared import Counts, write_set
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 from grads_ds.data.sources import find_inputs
 from grads_ds.data.spool import spool_samples
 from grads_ds.data.tokenizer import check_tokenizer, fingerprint, load_tokenizer
@@ -30,15 +30,15 @@ from grads_ds.run_dir.publish import atomic_path, publish_json
 
 
 def check_prepare(config: Config) -> list[str]:
-    """Faults that can be seen before any row is read: missing or empty files, no tokenizer, no
+    """Problems that can be seen before any row is read: missing or empty files, no tokenizer, no
     template file.
     """
-    faults = Faults()
+    problems = Problems()
     for name, entries in config.prepared_sets().items():
         where = {"pool": "data.train", "replay": "data.replay"}.get(name, f"data.validation.{name}")
         if config.anchor_sources() and name == ANCHOR_SET:
             where = "probe.anchor"
-        mine = Faults()
+        mine = Problems()
         for item in find_inputs(entries, mine):
             if item.kind.startswith(".") and os.path.getsize(item.path) == 0:
                 mine.add(
@@ -48,44 +48,44 @@ def check_prepare(config: Config) -> list[str]:
                     "fill it or remove it from the config",
                 )
         for text in mine.shown:
-            faults.add_text(f"{where}: {text}")
-    return faults.shown + check_tokenizer(config.model)
+            problems.add_text(f"{where}: {text}")
+    return problems.shown + check_tokenizer(config.model)
 
 
 def run_prepare(config: Config, run_dir: Path) -> None:
     """Tokenise the pool and the validation sets into `run_dir`/prepared.
 
-    All rows of all sets are read and checked before the first is tokenised; on any fault nothing is
-    published and UserError lists what was found.
+    All rows of all sets are read and checked before the first is tokenised; on any problem nothing
+    is published and UserError lists what was found.
     """
     quick = check_prepare(config)
     if quick:
         raise UserError(quick)
     with atomic_path(run_dir / "prepared") as folder:
         folder.mkdir()
-        spool, faults, rows = folder / "spool", Faults(), {}
+        spool, problems, rows = folder / "spool", Problems(), {}
         spool.mkdir()
         for name, entries in config.prepared_sets().items():
-            samples = load_samples(entries, config.data.format, faults)
+            samples = load_samples(entries, config.data.format, problems)
             bar = tqdm(samples, desc=f"reading {name}", unit=" rows")
-            rows[name] = spool_samples(bar, spool / name, faults)
-        _tell(faults.notes)
-        faults.raise_if_any()
+            rows[name] = spool_samples(bar, spool / name, problems)
+        _tell(problems.notes)
+        problems.raise_if_any()
 
         tokenizer = load_tokenizer(config.model)
-        if misfits := fit_faults(config, tokenizer):
+        if misfits := fit_problems(config, tokenizer):
             raise UserError(misfits)
         leaks = Leaks()
         written: dict[str, Counts] = {}
         for name in sorted(rows, key=lambda name: name == "pool"):  # the pool is compared last
             written[name] = write_set(
-                config, tokenizer, spool / name, rows[name], folder / name, faults, leaks
+                config, tokenizer, spool / name, rows[name], folder / name, problems, leaks
             )
             (spool / name).unlink()
         spool.rmdir()
         counts = {name: written[name] for name in rows}
-        _refuse_empty(counts, faults)
-        faults.raise_if_any()
+        _refuse_empty(counts, problems)
+        problems.raise_if_any()
         anchor = ANCHOR_SET if config.anchor_sources() else None
         _count_shared(leaks, counts, anchor)
         pad = (
@@ -103,7 +103,7 @@ def run_prepare(config: Config, run_dir: Path) -> None:
                 "max_length": config.data.max_length,
                 "overlong": config.data.overlong,
                 "dropped_content": config.data.dropped_content,
-                "remarks": faults.notes,
+                "remarks": problems.notes,
                 "sets": {name: count.record() for name, count in counts.items()},
             },
         )
@@ -128,11 +128,11 @@ def _tell(remarks: list[str]) -> None:
         print(f"prepare: {remark}", file=sys.stderr, flush=True)
 
 
-def _refuse_empty(counts: dict[str, Counts], faults: Faults) -> None:
+def _refuse_empty(counts: dict[str, Counts], problems: Problems) -> None:
     for name, count in counts.items():
-        if not count.kept and not faults.count:
+        if not count.kept and not problems.count:
             reasons = ", ".join(f"{reason}: {n:,}" for reason, n in sorted(count.dropped.items()))
-            faults.add(
+            problems.add(
                 f"data: {name}",
                 "at least one usable row",
                 f"none of {count.read:,} ({reasons})",

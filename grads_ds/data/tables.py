@@ -2,7 +2,7 @@
 
 Each function yields (line or row number from 1, row). Arrow gives every struct the fields of all
 rows, null where a row has none; such nulls are taken out again at every depth, as the row had no
-such field. Reads what `sources` found; writes nothing; faults are collected.
+such field. Reads what `sources` found; writes nothing; problems are collected.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import csv
 import logging
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+from grads_ds.data import input_files
 from grads_ds.data.input_files import Input, lines
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
+from grads_ds.run_dir.storage import raise_if_storage
 
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?(?::([\w.-]+))?")
 # objects that may well be empty; another one of nulls alone was never there
@@ -39,17 +40,17 @@ def without_padding(value: Any) -> Any:
     return value
 
 
-def csv_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(sys.maxsize)
+def csv_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(input_files.LINE_LARGEST)
     reader = csv.DictReader(
-        (line for _, line in lines(item, faults)), delimiter="\t" if item.kind == ".tsv" else ","
+        (line for _, line in lines(item, problems)), delimiter="\t" if item.kind == ".tsv" else ","
     )
     begins = 2
     try:
         for row in reader:
             if None in row or None in row.values():
                 width = len(reader.fieldnames or [])
-                faults.add(
+                problems.add(
                     f"{item.path}:{begins}",
                     f"{width} fields, as in the header",
                     "another number",
@@ -59,10 +60,10 @@ def csv_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
                 yield begins, row
             begins = reader.line_num + 1
     except csv.Error as error:
-        faults.add(f"{item.path}:{reader.line_num}", "valid CSV", str(error), "correct that line")
+        problems.add(f"{item.path}:{reader.line_num}", "valid CSV", str(error), "correct that line")
 
 
-def parquet_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
+def parquet_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -74,10 +75,11 @@ def parquet_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, without_padding(row)
     except (pa.ArrowException, OSError) as error:
-        faults.add(item.path, "a parquet file", str(error).split("\n")[0], "write the file again")
+        raise_if_storage(error)
+        problems.add(item.path, "a parquet file", str(error).split("\n")[0], "write the file again")
 
 
-def arrow_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
+def arrow_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
     import pyarrow as pa
 
     number = 0
@@ -93,7 +95,8 @@ def arrow_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
                     number += 1
                     yield number, without_padding(row)
     except (pa.ArrowException, OSError) as error:
-        faults.add(
+        raise_if_storage(error)
+        problems.add(
             item.path,
             "an arrow file (stream or file format)",
             str(error).split("\n")[0],
@@ -101,14 +104,15 @@ def arrow_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
         )
 
 
-def saved_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
+def saved_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
     import datasets
 
     try:
         data = datasets.load_from_disk(item.path)
-    # whatever a damaged folder makes the library raise is the user's folder's fault
+    # whatever a damaged folder makes the library raise is the user's folder's problem
     except Exception as error:
-        faults.add(
+        raise_if_storage(error)
+        problems.add(
             item.path,
             "a folder written by datasets.save_to_disk",
             str(error).split("\n")[0],
@@ -117,7 +121,7 @@ def saved_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
         return
     if isinstance(data, datasets.DatasetDict):
         if "train" not in data:
-            faults.add(
+            problems.add(
                 item.path,
                 "a split named train",
                 f"{', '.join(data)}",
@@ -125,12 +129,12 @@ def saved_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
             )
             return
         if others := [name for name in data if name != "train"]:
-            faults.note(f"{item.path}: not read: {', '.join(others)} (only train is read)")
+            problems.note(f"{item.path}: not read: {', '.join(others)} (only train is read)")
         data = data["train"]
     yield from ((number, without_padding(row)) for number, row in enumerate(data, start=1))
 
 
-def hub_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
+def hub_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
     import datasets
 
     name, first, second = HUB_ID.fullmatch(item.path).groups()  # type: ignore[union-attr]
@@ -142,7 +146,7 @@ def hub_rows(item: Input, faults: Faults) -> Iterator[tuple[int, Any]]:
         data = datasets.load_dataset(name, config, split=split)
     except Exception as error:  # network, permission, builder and name errors come in every class
         reason = str(error).strip().split("\n")[0][:300]
-        faults.add(
+        problems.add(
             item.path,
             "a file or folder here, or a hub data set",
             f"neither here nor could it be fetched ({type(error).__name__}: {reason})",

@@ -13,6 +13,7 @@ from typing import Any
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import ModelConfig
+from grads_ds.config.text_file import text_of
 
 # For tokenizers without a chat template. BOS: the BOS token when the tokenizer adds one itself,
 # else nothing.
@@ -39,9 +40,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
     The template is `model.chat_template`'s file, else the tokenizer's own, else PLAIN_TEMPLATE.
     """
-    faults = check_tokenizer(model)
-    if faults:
-        raise UserError(faults)
+    problems = check_tokenizer(model)
+    if problems:
+        raise UserError(problems)
     from transformers import AutoTokenizer
 
     folder = Path(model.path)
@@ -69,7 +70,9 @@ def load_tokenizer(model: ModelConfig) -> Any:
             "(transformers' convert_slow_tokenizer)"
         )
     if model.chat_template:
-        tokenizer.chat_template = Path(model.chat_template).read_text(encoding="utf-8")
+        tokenizer.chat_template = text_of(
+            Path(model.chat_template), "model.chat_template", "a chat template (Jinja)"
+        )
     elif not tokenizer.chat_template:
         added = tokenizer("a").input_ids
         bos = tokenizer.bos_token if added and added[0] == tokenizer.bos_token_id else None
@@ -80,20 +83,20 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
 
 def check_tokenizer(model: ModelConfig) -> list[str]:
-    """Faults that can be seen without loading anything."""
-    faults = []
+    """Problems that can be seen without loading anything."""
+    problems = []
     folder = Path(model.path)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        faults.append(
+        problems.append(
             f"model.path: wanted a tokenizer in {folder} ({', '.join(_TOKENIZER_FILES[:3])} ...); "
             "found none; copy the tokenizer's files there"
         )
     if model.chat_template and not Path(model.chat_template).is_file():
-        faults.append(
+        problems.append(
             f"model.chat_template: wanted a Jinja file; found none at {model.chat_template}; "
             "give an existing path or null"
         )
-    return faults
+    return problems
 
 
 def _sentencepiece_tokenizer(folder: Path) -> Any:

@@ -24,9 +24,9 @@ from typing import Any
 
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.rendering import Rendered, Renderer, says, teaches
-from grads_ds.data.template import Span
+from grads_ds.data.template import Span, bounded
 
 ENDLESS = "answers end without a token that stops generation"
 
@@ -69,39 +69,45 @@ class Encoder:
         self.renderer = Renderer(tokenizer, dropped_content)
         self._stops: dict[tuple[str, ...], set[int]] = {}
 
-    def encode(self, samples: Sequence[Sample]) -> list[Encoded | RowFault]:
-        """One result per sample, in order; a RowFault where the template cannot render the sample,
-        loses part of it, or would mislabel it.
+    def encode(self, samples: Sequence[Sample]) -> list[Encoded | RowProblem]:
+        """One result per sample, in order; a RowProblem where the template cannot render the
+        sample, loses part of it, or would mislabel it.
         """
-        results: list[Encoded | RowFault | None] = [None] * len(samples)
+        results: list[Encoded | RowProblem | None] = [None] * len(samples)
         chats: list[tuple[int, Rendered]] = []
-        for i, sample in enumerate(samples):
-            try:
-                if sample.messages is None:
-                    results[i] = self._text(sample.text or "", sample.context)
-                elif not any(teaches(m) for m in sample.messages):
-                    weighted = any(says(m) for m in sample.messages if m["role"] == "assistant")
-                    reason = "no answer is to be learned" if weighted else "every answer is empty"
-                    results[i] = Encoded([], [], dropped=reason)
+        with bounded():
+            for i, sample in enumerate(samples):
+                found: Rendered | Encoded | RowProblem
+                try:
+                    found = self._rendered(sample)
+                except RowProblem as problem:
+                    found = problem
+                if isinstance(found, Rendered):
+                    chats.append((i, found))
                 else:
-                    rendered = self.renderer.render(sample)
-                    if rendered.typed:
-                        ids, offsets, spans = self.renderer.control.encode(
-                            rendered.text, rendered.spans
-                        )
-                        results[i] = self._chat(rendered, ids, offsets, spans)
-                    else:
-                        chats.append((i, rendered))
-            except RowFault as fault:
-                results[i] = fault
+                    results[i] = found
         for (i, rendered), (ids, offsets) in zip(
             chats, self._tokenise([rendered.text for _, rendered in chats]), strict=True
         ):
             try:
                 results[i] = self._chat(rendered, ids, offsets, rendered.spans)
-            except RowFault as fault:
-                results[i] = fault
+            except RowProblem as problem:
+                results[i] = problem
         return results  # type: ignore[return-value]
+
+    def _rendered(self, sample: Sample) -> Rendered | Encoded:
+        """A chat that is to be tokenised with others, or what needs no such step."""
+        if sample.messages is None:
+            return self._text(sample.text or "", sample.context)
+        if not any(teaches(m) for m in sample.messages):
+            weighted = any(says(m) for m in sample.messages if m["role"] == "assistant")
+            reason = "no answer is to be learned" if weighted else "every answer is empty"
+            return Encoded([], [], dropped=reason)
+        rendered = self.renderer.render(sample)
+        if not rendered.typed:
+            return rendered
+        ids, offsets, spans = self.renderer.control.encode(rendered.text, rendered.spans)
+        return self._chat(rendered, ids, offsets, spans)
 
     def _tokenise(self, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
         if not texts:
@@ -120,7 +126,7 @@ class Encoder:
     ) -> Encoded:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
-            raise RowFault("one BOS token", "two at the beginning", "correct the chat template")
+            raise RowProblem("one BOS token", "two at the beginning", "correct the chat template")
         labels, last = _labels(ids, offsets, spans)
         stops = self._stops_of(rendered.ends)
         ends = [ids[i] for i in last if ids[i] in stops and i < self.max_length]
@@ -146,7 +152,7 @@ class Encoder:
         )
         ids = list(batch["input_ids"])
         if bos is not None and bos != eos and ids[:2] == [bos, bos]:
-            raise RowFault(
+            raise RowProblem(
                 "text that begins with at most one BOS token",
                 "its own and the one that the tokenizer adds",
                 f"remove {self.tokenizer.bos_token} from the text",

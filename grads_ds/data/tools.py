@@ -2,7 +2,7 @@
 
 A call is {"id"?, "type": "function", "function": {"name", "arguments": object}}, a schema
 {"type": "function", "function": {"name", ...}}. Arguments may come as JSON text, as an object or as
-pairs of key and value. Pure functions that raise `RowFault`.
+pairs of key and value. Pure functions that raise `RowProblem`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from grads_ds.data.problems import RowFault, found_text
+from grads_ds.data.problems import RowProblem, found_text
 from grads_ds.data.strict_json import loads
 
 _ARGUMENTS = ("arguments", "parameters", "args", "input")
@@ -20,7 +20,7 @@ def calls_of(value: Any, where: str) -> list[dict[str, Any]]:
     """The canonical calls of a turn's `tool_calls`: a list, or JSON text of one."""
     value = _decoded(value, f"{where} with tool_calls as a JSON list")
     if not isinstance(value, list) or not all(isinstance(call, (dict, str)) for call in value):
-        raise RowFault(
+        raise RowProblem(
             f"{where} with tool_calls as a list of objects",
             found_text(value),
             "write a list of calls",
@@ -33,13 +33,13 @@ def call_of(value: Any, where: str) -> dict[str, Any]:
     call = _decoded(value, f"{where} with a tool call as JSON")
     function = _decoded(call.get("function", call), f"{where} with a tool call as JSON")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowFault(
+        raise RowProblem(
             f"{where} with a call of a named function", found_text(call), "write name and arguments"
         )
     given = [key for key in _ARGUMENTS if function.get(key) is not None]
     left = set(function) - {"name", "id", "type", "index", *_ARGUMENTS}
     if len(given) > 1 or (left and not given):
-        raise RowFault(
+        raise RowProblem(
             f"{where} with a call of name and arguments",
             f"the fields {', '.join(sorted(function))}",
             "put what the function is called with under arguments",
@@ -67,11 +67,13 @@ def arguments_of(value: Any, where: str) -> dict[str, Any]:
         if all(isinstance(p, (tuple, list)) and len(p) == 2 for p in pairs):
             value = {str(key): item for key, item in pairs}
     if not isinstance(value, dict):
-        raise RowFault(wanted, found_text(value), "write an object of named arguments")
+        raise RowProblem(wanted, found_text(value), "write an object of named arguments")
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
-        raise RowFault(wanted, "NaN or Infinity, which JSON lacks", "write null or text") from None
+        raise RowProblem(
+            wanted, "NaN or Infinity, which JSON lacks", "write null or text"
+        ) from None
     return value
 
 
@@ -99,7 +101,9 @@ def schemas_of(value: Any) -> list[dict[str, Any]]:
         return []
     listed = [_decoded(tool, wanted) for tool in (value if isinstance(value, list) else [value])]
     if not all(isinstance(tool, dict) for tool in listed):
-        raise RowFault("tools as a list of objects", found_text(value), "write one object per tool")
+        raise RowProblem(
+            "tools as a list of objects", found_text(value), "write one object per tool"
+        )
     return [_schema(tool) for tool in listed]
 
 
@@ -107,7 +111,7 @@ def _schema(tool: dict[str, Any]) -> dict[str, Any]:
     wanted = "tools as a JSON list of objects"
     function = _decoded(tool.get("function", tool), wanted)
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise RowFault(
+        raise RowProblem(
             "every tool with the name of its function", found_text(tool), "name the function"
         )
     if isinstance(function.get("parameters"), str):
@@ -122,4 +126,6 @@ def _decoded(value: Any, wanted: str) -> Any:
     try:
         return loads(value)
     except json.JSONDecodeError as error:
-        raise RowFault(wanted, f"{error.msg} in {found_text(value)}", "correct the JSON") from None
+        raise RowProblem(
+            wanted, f"{error.msg} in {found_text(value)}", "correct the JSON"
+        ) from None

@@ -2,7 +2,7 @@
 template's marks or without them.
 
 Pure functions over texts and messages; nothing is tokenised here. A template that rewrites or
-reorders assistant turns cannot be masked rightly and raises `RowFault` instead.
+reorders assistant turns cannot be masked rightly and raises `RowProblem` instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from grads_ds.data.carried import pieces_of, stands_in
 from grads_ds.data.conversation import Message
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.template import Span
 
 Render = Callable[[list[Message], bool], str]  # (messages, add_generation_prompt) -> text
@@ -44,10 +44,10 @@ def marked_spans(
         special: the tokenizer's special tokens.
         ends: tokens that end an answer.
 
-    Raises RowFault when the blocks cannot be told apart by turn.
+    Raises RowProblem when the blocks cannot be told apart by turn.
     """
     if not any(end > start for start, end in marks):
-        raise RowFault(
+        raise RowProblem(
             "the chat template's generation marks to hold the answers",
             "empty marks",
             "correct the template",
@@ -56,14 +56,14 @@ def marked_spans(
     everything = all(messages[n].get("weight", 1) for n in turns)
     if owners is None:
         if len(marks) != len(turns) and not everything:
-            raise RowFault(
+            raise RowProblem(
                 "one generation mark per assistant turn, to tell which are not to be learned",
                 f"{len(marks)} generation marks for {len(turns)} assistant turns",
                 "correct the template",
             )
         owners = tuple((n,) for n in turns) if len(marks) == len(turns) else ((),) * len(marks)
     if len(owners) != len(marks):
-        raise RowFault(
+        raise RowProblem(
             "generation marks that follow the turns",
             f"{len(marks)} marks, and {len(owners)} for other texts of the same turns",
             "correct the template",
@@ -72,7 +72,7 @@ def marked_spans(
     for (start, end), mine in zip(marks, owners, strict=True):
         learned = {bool(messages[n].get("weight", 1)) for n in mine} or {everything}
         if len(learned) > 1:
-            raise RowFault(
+            raise RowProblem(
                 "turns that one generation mark holds to be learned or not alike",
                 f"both among turns {', '.join(str(n + 1) for n in mine)}",
                 "correct the template",
@@ -113,7 +113,7 @@ def assistant_spans(
         special: the tokenizer's special tokens.
         ends: tokens that end an answer; a span ends behind the first of them.
 
-    Raises RowFault for a turn that cannot be found again.
+    Raises RowProblem for a turn that cannot be found again.
     """
     spans: list[Span] = []
     for k, message in enumerate(messages):
@@ -131,13 +131,13 @@ def assistant_spans(
         span = _to_first_end(text, _trimmed(text, span, special), answers, ends)
         said = text[span[0] : span[1]]
         if not all(stands_in(said, answer) for answer in answers):
-            raise RowFault(
+            raise RowProblem(
                 f"the chat template to keep turn {k + 1} as it stands",
                 "a template that rewrites part of it",
                 _USE_MARKS,
             )
         if spans and span[0] < spans[-1][1]:
-            raise RowFault(
+            raise RowProblem(
                 "assistant turns in order", f"turn {k + 1} before an earlier one", _USE_MARKS
             )
         spans.append(span)
@@ -194,7 +194,7 @@ def _by_stand_in(
             mark = next((s for s in special if rest.lstrip().startswith(s)), None)
             if mark and (mark in ends or until is None or until.rstrip().endswith(mark)):
                 return begin, end + len(rest) - len(rest.lstrip()) + len(mark)
-    raise RowFault(
+    raise RowProblem(
         f"a chat template in which turn {k + 1} can be found again",
         "one that renders it differently once more turns follow",
         _USE_MARKS,

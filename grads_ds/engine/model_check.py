@@ -13,9 +13,13 @@ from typing import Any
 
 from grads_ds.config.errors import problem
 
-INDEX = "model.safetensors.index.json"
+# the file of a model's weights, or the index of several, in the order transformers looks for them
+_LOADED = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 _WHERE = "model.path"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
 _HEAD_LARGEST = 100 * 2**20  # bytes; what safetensors itself allows
 
 
@@ -49,23 +53,26 @@ def check_model(path: str) -> list[str]:
 
 
 def weight_files(folder: Path) -> tuple[list[str], list[Path]]:
-    """(problems, files): the files that hold a model's weights, by its index where there is one."""
-    index = folder / INDEX
-    if not index.is_file():
-        whole = folder / "model.safetensors"
-        if whole.is_file():
-            return [], [whole]
-        return [], sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+    """(problems, files): the files that transformers would load the model's weights from."""
+    for whole, index in _LOADED:
+        if (folder / whole).is_file():
+            return [], [folder / whole]
+        if (folder / index).is_file():
+            return _indexed(folder, folder / index)
+    return [], sorted([*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")])
+
+
+def _indexed(folder: Path, index: Path) -> tuple[list[str], list[Path]]:
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()), key=str)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         return [problem(_WHERE, f"an index of weights in {index}", str(error), "restore it")], []
     found, files = [], []
     for name in names:
         file = folder / str(name)
-        if Path(str(name)).name != name:
+        if Path(str(name)).name != name or name in ("", ".."):
             wanted = f"files of {folder} in {index.name}"
-            found.append(problem(_WHERE, wanted, f"{name}, which lies elsewhere", "restore it"))
+            found.append(problem(_WHERE, wanted, f"{name!r}, which lies elsewhere", "restore it"))
         elif not file.is_file():
             found.append(problem(_WHERE, f"{file}, as {index.name} says", "none", "copy it there"))
         else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.evaluate import EvaluateConfig
+from grads_ds.config.text_file import text_of
 
 
 def read_choices(file: Path) -> list[dict[str, Any]]:
@@ -72,12 +73,8 @@ def task_problems(settings: EvaluateConfig) -> list[str]:
 
 
 def _read(file: Path, wrong: Callable[[Any], bool], wanted: str) -> list[dict[str, Any]]:
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except OSError as error:
-        raise UserError(
-            f"{file}: wanted a JSONL file of {wanted}; {error.strerror}; give an existing path"
-        ) from None
+    text = text_of(file, str(file), f"a JSONL file of {wanted}")
+    lines = [line for line in text.split("\n") if line.strip()]
     rows, problems = [], []
     for number, line in enumerate(lines, 1):
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from grads_ds.config.errors import UserError
 from grads_ds.data.formats import Sample, detect, normalise
-from grads_ds.data.problems import Faults, RowFault
+from grads_ds.data.problems import Problems, RowProblem
 from grads_ds.data.sources import RawRow
 
 DATA = "subset.jsonl"
@@ -21,15 +21,15 @@ def chosen_rows(file: Path, style: str) -> Iterator[dict[str, Any]]:
     """Each chosen row as {"messages": [...], "tools": [...]?}, {"text": ...} or, of plain text,
     {"prompt": ..., "completion": ...}; `style` is data.format.
     """
-    faults = Faults()
+    problems = Problems()
     with file.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             row = json.loads(line)
             try:
                 found = (detect(row) or "") if style == "auto" else style
                 sample: Sample = normalise(RawRow("", f"{file}:{number}", str(file), row), found)
-            except RowFault as fault:
-                faults.add(f"{file}:{number}", fault.wanted, fault.found, fault.change)
+            except RowProblem as problem:
+                problems.add(f"{file}:{number}", problem.wanted, problem.found, problem.change)
                 continue
             if sample.messages is None and sample.context:
                 yield {key: row[key] for key in ("prompt", "completion")}
@@ -39,7 +39,7 @@ def chosen_rows(file: Path, style: str) -> Iterator[dict[str, Any]]:
                 yield {"messages": sample.messages} | (
                     {"tools": sample.tools} if sample.tools else {}
                 )
-    faults.raise_if_any()
+    problems.raise_if_any()
 
 
 def of_one_kind(rows: list[dict[str, Any]], tool: str) -> list[dict[str, Any]]:
@@ -60,13 +60,15 @@ def each(
 
     Raises UserError with the line of each that the tool cannot hold as it is.
     """
-    faults, converted = Faults(), []
+    problems, converted = Problems(), []
     for number, row in enumerate(rows, 1):
         try:
             converted.append(convert(row))
-        except RowFault as fault:
-            faults.add(f"export: selected.jsonl:{number}", fault.wanted, fault.found, fault.change)
-    faults.raise_if_any()
+        except RowProblem as problem:
+            problems.add(
+                f"export: selected.jsonl:{number}", problem.wanted, problem.found, problem.change
+            )
+    problems.raise_if_any()
     return converted
 
 

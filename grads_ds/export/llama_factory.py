@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.export.chosen_rows import (
     DATA,
     ELSEWHERE,
@@ -52,11 +52,11 @@ def _as_llama_factory(row: dict[str, Any]) -> dict[str, Any]:
     messages = []
     for number, message in enumerate(row["messages"], 1):
         if is_context(message):
-            raise RowFault("answers that are all learnt", f"weight 0 at turn {number}", ELSEWHERE)
+            raise RowProblem("answers that are all learnt", f"weight 0 at turn {number}", ELSEWHERE)
         role, content = message["role"], message["content"]
         if message.get("tool_calls"):
             if content.strip():
-                raise RowFault(
+                raise RowProblem(
                     "a turn that calls or speaks",
                     f"turn {number}, which does both",
                     "split or leave it out",
@@ -65,7 +65,7 @@ def _as_llama_factory(row: dict[str, Any]) -> dict[str, Any]:
             role, content = "function_call", json.dumps(calls, ensure_ascii=False)
         if message.get("reasoning_content"):  # as its templates with thinking read it
             if role == "function_call":
-                raise RowFault(
+                raise RowProblem(
                     "a call without reasoning", f"turn {number} with both", "leave the row out"
                 )
             content = f"<think>\n{message['reasoning_content']}\n</think>\n\n{content}"
@@ -74,7 +74,7 @@ def _as_llama_factory(row: dict[str, Any]) -> dict[str, Any]:
     sides = (("user", "observation"), ("assistant", "function_call"))
     wrong = next((place for place, role in enumerate(said) if role not in sides[place % 2]), None)
     if wrong is not None or len(said) % 2:
-        raise RowFault(
+        raise RowProblem(
             "a user's turn or one tool result, then one answer, to the end",
             f"turns of {', '.join(said)}",
             "leave it out",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from grads_ds.config.config import Config
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.export.chosen_rows import DATA, ELSEWHERE, each, is_context, write_lines
 from grads_ds.run_dir.layout import selection_folder
 
@@ -26,11 +26,11 @@ def write_megatron(rows: list[dict[str, Any]], folder: Path) -> None:
 def _as_megatron(row: dict[str, Any]) -> dict[str, Any]:
     for number, message in enumerate(row.get("messages", ()), 1):
         if is_context(message):
-            raise RowFault("answers that are all learnt", f"weight 0 at turn {number}", ELSEWHERE)
+            raise RowProblem("answers that are all learnt", f"weight 0 at turn {number}", ELSEWHERE)
         lost = [key for key in ("tool_calls", "reasoning_content") if message.get(key)]
         if message["role"] not in ("system", "user", "assistant") or lost:
             found = lost[0].replace("_", " ") if lost else f"role {message['role']}"
-            raise RowFault(
+            raise RowProblem(
                 "text of system, user and assistant", f"{found} at turn {number}", ELSEWHERE
             )
     return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.export.chosen_rows import (
     DATA,
     ELSEWHERE,
@@ -35,11 +35,11 @@ def _as_prompt_and_completion(row: dict[str, Any]) -> dict[str, Any]:
     answers = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     first = next((place for place in answers if not is_context(messages[place])), None)
     if first is None:
-        raise RowFault("an answer to learn", "weight 0 on every one", "leave the row out")
+        raise RowProblem("an answer to learn", "weight 0 on every one", "leave the row out")
     if first == 0:
-        raise RowFault("a turn before the first answer", "the answer first", "leave the row out")
+        raise RowProblem("a turn before the first answer", "the answer first", "leave the row out")
     if any(is_context(messages[place]) for place in answers if place > first):
-        raise RowFault(
+        raise RowProblem(
             "answers of weight 0 before all others", f"one after turn {first + 1}", ELSEWHERE
         )
     plain = [without(message, "weight") for message in messages]

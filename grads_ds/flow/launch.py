@@ -84,7 +84,7 @@ def _present(
     config: Config, due: list[tuple[Unit, str]], place: Placement, elastic: bool
 ) -> Placement:
     """The place, once its hosts have been looked at; with `elastic`, less those that cannot be
-    entered or have a fault.
+    entered or have a problem.
 
     Raises UserError with every problem otherwise. Warnings are printed.
     """
@@ -94,7 +94,7 @@ def _present(
         name = next(
             (host.name for host in place.hosts if host.address == finding.host), finding.host
         )
-        if finding.level == "fault":
+        if finding.level == "problem":
             before = f"{problems[name]}; " if name in problems else "hosts: "
             problems[name] = f"{before}{finding}"
         elif finding.level == "warning":

@@ -141,6 +141,15 @@ class GradNormRecorder:
         """From now on every result of `score` also holds error_norms (EL2N)."""
         self.scorer.head = replace(self.scorer.head, error_norms=True)
 
+    def record_tokens(self) -> None:
+        """From now on every result of `score` also holds losses and norms token by token.
+
+        Raises ValueError under a sequence group.
+        """
+        if self.group is not None:
+            raise ValueError("tokens: wanted whole sequences, found a sequence_group")
+        self.scorer.tokens = True
+
     @contextlib.contextmanager
     def observing(self) -> Iterator[list[HeadView]]:
         """While active, the list holds what the last scored batch showed at the model's head: one

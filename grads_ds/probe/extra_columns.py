@@ -14,18 +14,19 @@ import torch
 from datasets import load_from_disk
 from torch import Tensor
 
-from grads_ds.config.columns import compared_groups, wants_reference
+from grads_ds.config.columns import TOKEN_LOSSES, compared_groups, wants_reference
 from grads_ds.config.config import Config
+from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.engine.frozen_pass import score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
 from grads_ds.probe.early_norms import EarlyNorms
 from grads_ds.probe.observed import Observed, observing
-from grads_ds.probe.prompts import behind_prompt_of, partners, without_prompt
+from grads_ds.probe.prompts import behind_prompt_of, has_prompt, partners, without_prompt
 from grads_ds.probe.reference_set import drawn_rows, references, section
 from grads_ds.probe.set_means import losses_alone
 from grads_ds.probe.target_statistics import TargetStatistics
 
-Columns = dict[str, np.ndarray]
+Columns = dict[str, Any]  # float64 [B]; of token_losses B arrays
 
 
 class ExtraColumns:
@@ -53,6 +54,8 @@ class ExtraColumns:
             self.partners = partners(len(self.pool), config.probe.other_prompts, config.seed)
         if "el2n" in self.wanted:
             recorder.record_error_norms()
+        if TOKEN_LOSSES in self.wanted:
+            recorder.record_tokens()
         self.kept: dict[str, Tensor] = {}
         if wants_reference(self.wanted):
             self.kept = references(config, run_dir, key, recorder, engine)
@@ -72,14 +75,22 @@ class ExtraColumns:
             own = None
             if self.wanted & {"surprise", "fisher", "prompt_gain"}:
                 own = observed.statistics(self.kept.get("fisher.rows"))
-            columns |= self._of_the_head(norms, observed, own)
+            columns |= self._of_the_head(samples, norms, observed, own)
+        if norms.tokens is not None:
+            is_target_BT = batch["labels"][:, 1:] != IGNORE_INDEX
+            columns[TOKEN_LOSSES] = [
+                _array(losses[chosen])
+                for losses, chosen in zip(norms.tokens.loss[:, 1:], is_target_BT, strict=True)
+            ]
         if "ifd" in self.wanted:
             bare = score_batch(
                 self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])
             ).loss
-            columns["ifd"] = _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
+            asked = _with_prompt(samples)
+            columns["ifd"] = asked * _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
         if own is not None and "prompt_gain" in self.wanted:
-            columns |= self._gains(samples, own)
+            asked = _with_prompt(samples)
+            columns |= {name: asked * gain for name, gain in self._gains(samples, own).items()}
         if self.early is not None:
             columns |= self.early.of(samples)
         return norms, columns
@@ -95,29 +106,51 @@ class ExtraColumns:
         if "contrast" in self.wanted:
             self.recorder.set_reference(section(self.kept, "contrast"))
             norms = score_batch(self.recorder, self.engine, batch)
-            excess = section(self.kept, "pool")
             for group in self.groups:
                 zero = torch.zeros_like(norms.loss)  # of a group the model does not have
                 inner, size = norms.inner_products.get(group, zero), norms.norms.get(group, zero)
                 value = _array(inner / size.clamp_min(1e-300))
-                for b, sample in enumerate(samples):
-                    at = self.drawn.get(int(sample["sample_id"]))
-                    if at is not None and group in excess:
-                        value[b] += float(excess[group][at])
-                columns[f"anchor_contrast_{group}"] = value
+                drawn = [self.drawn.get(int(sample["sample_id"])) for sample in samples]
+                columns[f"anchor_contrast_{group}"] = (
+                    value + self._excess("pool", group, drawn) - self._own_excess(group, samples)
+                )
         if "anchor" in self.wanted:
             self.recorder.set_reference(section(self.kept, "reference"))
             norms = score_batch(self.recorder, self.engine, batch)
             zero = torch.zeros_like(norms.loss)
-            for what, found in (("inner_product", norms.inner_products), ("cosine", norms.cosines)):
-                columns |= {
-                    f"anchor_{what}_{group}": _array(found.get(group, zero))
-                    for group in self.groups
-                }
+            for group in self.groups:
+                cosine = _array(norms.cosines.get(group, zero))
+                columns[f"anchor_cosine_{group}"] = cosine - self._own_excess(group, samples)
+                columns[f"anchor_inner_product_{group}"] = _array(
+                    norms.inner_products.get(group, zero)
+                )
+            columns |= {
+                name: np.where(_places(samples) < 0, value, np.nan)
+                for name, value in columns.items()
+                if name.startswith("anchor_inner_product_")
+            }
         return norms if norms is not None else score_batch(self.recorder, self.engine, batch)
 
+    def _excess(self, of: str, group: str, places: Sequence[int | None]) -> np.ndarray:
+        """What a row's cosine with a mean owes to the row's own part in it, float64 [B]; 0 where it
+        has none. `of`: pool or own, see `reference_set`.
+        """
+        kept = self.kept.get(f"{of}.{group}")
+        return np.array(
+            [0.0 if at is None or kept is None else float(kept[at]) for at in places], np.float64
+        )
+
+    def _own_excess(self, group: str, samples: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """`_excess` of the samples that are rows of the reference set."""
+        places = _places(samples).tolist()
+        return self._excess("own", group, [None if at < 0 else at for at in places])
+
     def _of_the_head(
-        self, norms: GradNorms, observed: Observed, own: TargetStatistics | None
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        norms: GradNorms,
+        observed: Observed,
+        own: TargetStatistics | None,
     ) -> Columns:
         """The columns that the head's input and output give, without another pass."""
         columns: Columns = {}
@@ -127,14 +160,19 @@ class ExtraColumns:
             columns["surprise"] = _array(own.loss - own.entropy)
             columns["conflict"] = _array(own.conflict)
         if own is not None and "fisher" in self.wanted:
-            columns["row_fisher"] = _array(own.row_norm)
+            # the weights are the reference rows' own
+            known = np.where(_places(samples) < 0, 0.0, np.nan)
+            columns["row_fisher"] = _array(own.row_norm) + known
         if "hidden" in self.wanted:
-            centred_BD = observed.pooled().double() - self.kept["hidden.centre"]
+            pooled_BD = observed.pooled().double()
+            centred_BD = pooled_BD - self.kept["hidden.centre"]
             direction_D = self.kept["hidden.direction"]
+            # a reference row without its own part in their mean: m + (m - h) / (n - 1)
+            rest = max(1.0, float(self.kept["reference_rows"]) - 1)
+            is_reference = torch.from_numpy(_places(samples) >= 0).to(pooled_BD.device)[:, None]
+            direction_BD = direction_D + is_reference * (direction_D - centred_BD) / rest
             columns["anchor_hidden_cosine"] = _array(
-                centred_BD
-                @ direction_D
-                / (centred_BD.norm(dim=-1) * direction_D.norm()).clamp_min(1e-300)
+                torch.nn.functional.cosine_similarity(centred_BD, direction_BD, eps=1e-300)
             )
         return columns
 
@@ -165,6 +203,17 @@ class ExtraColumns:
         known = int(sample.get("prompt_of", sample["sample_id"]))
         row = self.place.get(known, int(sample["sample_id"]) % len(self.pool))
         return int(self.partners[row, turn])
+
+
+def _places(samples: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The place in the reference set of each sample that is one of its rows, int64 [B]; else -1."""
+    # the dummy row of a rank without work is none
+    return np.array([int(row.get("reference_row", -1)) for row in samples] or [-1], np.int64)
+
+
+def _with_prompt(samples: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """1 for a sample with a prompt, NaN for one without, float64 [B]."""
+    return np.array([1.0 if has_prompt(row) else np.nan for row in samples] or [1.0])
 
 
 def _array(values: Tensor) -> np.ndarray:

@@ -34,6 +34,13 @@ def first_target(sample: Mapping[str, Any]) -> int:
     return next((i for i, label in enumerate(labels) if label != IGNORE_INDEX), len(labels))
 
 
+def has_prompt(sample: Mapping[str, Any]) -> bool:
+    """Whether anything but a mark of the beginning stands before the first target: without, the
+    columns that ask what the prompt changes have no value, and a swapped answer is no problem.
+    """
+    return 1 < first_target(sample) < len(sample["labels"])
+
+
 def behind_prompt_of(
     sample: Mapping[str, Any], other: Mapping[str, Any], longest: int
 ) -> dict[str, list[int]]:

@@ -3,8 +3,10 @@
 
     reference.<parameter>   the reference set's mean gradient
     contrast.<parameter>    per layer group, that gradient over its norm less the pool's over its
-    pool.<group>            cosine of each drawn row with the pool's mean, its own part left out,
-                            less the cosine with the pool's mean as it is (see `_left_out`)
+    pool.<group>            cosine of each drawn row with the pool's mean as it is, less that with
+                            the mean of the others (see `_left_out`)
+    own.<group>             the same of each row of the reference set; with probe.controls
+    reference_rows          how many rows the reference set has
     hidden.centre, hidden.direction   the pool's mean pooled hidden state, and the reference set's
                             less that
     fisher.rows             the head's squared row gradients over the reference set, mean 1
@@ -35,6 +37,7 @@ from grads_ds.probe.set_means import means_of, planned_batches
 from grads_ds.run_dir.publish import atomic_path
 
 FILE = "probe/anchor.safetensors"
+_FORMAT = 2  # of what is kept: a file of another one is made again
 Kept = dict[str, Tensor]
 
 
@@ -45,6 +48,7 @@ def references(
     this. Raises UserError for a layer group that cannot be compared, or a broken row.
     """
     file, wanted = run_dir / FILE, set(config.probe.extras)
+    key = f"{key} {_FORMAT}"
     if ranks.from_main(lambda: _kept_for(file) == key):
         with safe_open(file, "pt", device=str(device())) as kept:
             return {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
@@ -54,7 +58,9 @@ def references(
     own = means_of(
         config, rows, f"the reference set {name}", recorder, engine, gradient, "fisher" in wanted
     )
-    found: Kept = {}
+    found: Kept = {"reference_rows": torch.tensor(float(len(rows)))}
+    if own.gradient is not None and config.probe.controls:
+        found |= _left_out(config, rows, recorder, engine, own.gradient, "own")
     if "anchor" in wanted:
         found |= {f"reference.{name}": value for name, value in (own.gradient or {}).items()}
     if wanted & {"contrast", "hidden"}:
@@ -77,7 +83,9 @@ def references(
                 f"contrast.{name}": value
                 for name, value in _contrast(recorder, own.gradient, common.gradient).items()
             }
-            found |= _left_out(config, pool.select(drawn), recorder, engine, common.gradient)
+            found |= _left_out(
+                config, pool.select(drawn), recorder, engine, common.gradient, "pool"
+            )
     if own.row_squares_V is not None:
         found["fisher.rows"] = own.row_squares_V / own.row_squares_V.mean().clamp_min(1e-300)
     ranks.from_main(lambda: _keep(file, found, key))
@@ -119,18 +127,27 @@ def _contrast(
 
 
 def _left_out(
-    config: Config, rows: Any, recorder: GradNormRecorder, engine: Any, common: dict[str, Tensor]
+    config: Config,
+    rows: Any,
+    recorder: GradNormRecorder,
+    engine: Any,
+    common: dict[str, Tensor],
+    of: str,
 ) -> Kept:
-    """For the drawn rows, which are a part of the mean m they are compared with: the cosine with
-    m less the cosine with the mean of the others, per group [rows].
+    """For rows that are a part of the mean m = `common` they are compared with: the cosine with m
+    less the cosine with the mean of the others, per group [rows], named `of`.<group>; nothing for a
+    single row, which has no others.
 
     With n rows, (n m - g) / (n - 1) is the others' mean; <g, m>, |g| and |m| give both cosines.
     """
+    if len(rows) < 2:
+        return {}
     sizes, count = _group_norms(recorder, common), len(rows)
+    what = {"pool": "the drawn rows", "own": "the reference rows"}[of] + " against their mean"
     here: dict[str, dict[int, float]] = {}
     before = recorder.references
     recorder.set_reference(common)
-    for local, batch in planned_batches(config, rows, "the drawn rows against their mean", engine):
+    for local, batch in planned_batches(config, rows, what, engine):
         norms = score_batch(recorder, engine, batch)
         for group, inner_B in norms.inner_products.items():
             size = sizes.get("embedding" if group not in sizes else group, 1e-300)
@@ -146,7 +163,7 @@ def _left_out(
     found: Kept = {}
     for group in sorted({group for part in shared for group in part}):
         values = {row: value for part in shared for row, value in part.get(group, {}).items()}
-        found[f"pool.{group}"] = torch.tensor(
+        found[f"{of}.{group}"] = torch.tensor(
             [values[row] for row in range(count)], dtype=torch.float64, device=device()
         )
     return found
@@ -159,7 +176,7 @@ def _kept_for(file: Path) -> str | None:
     try:
         with safe_open(file, "pt") as kept:
             return (kept.metadata() or {}).get("key")
-    except (OSError, SafetensorError):
+    except (FileNotFoundError, SafetensorError):
         return None
 
 

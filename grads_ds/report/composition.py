@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grads_ds.report.examples import printable
+from grads_ds.config.errors import printable
 from grads_ds.report.read_run import Bools, Run, Scores
 from grads_ds.statistics import Floats, spearman
 

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from grads_ds.config.errors import printable
 from grads_ds.report.read_run import Run, Scores, Subset
 
 EXAMPLES = 5
-
-
 EXCERPT = 600  # characters of a sample's text
-
-
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,10 @@ def excerpt(row: str, limit: int = EXCERPT) -> list[tuple[str, str]]:
     Short parts are kept whole and leave their budget to the long ones, so that a long prompt does
     not hide the answer.
     """
-    parts = [(printable(role), printable(text).strip()) for role, text in _parts(row)]
+    parts = [
+        (printable(role), printable(text.replace("\r\n", "\n")).strip())
+        for role, text in _parts(row)
+    ]
     parts = [part for part in parts if part[1]][:12]
     budget, allowed = limit, {}
     for done, i in enumerate(sorted(range(len(parts)), key=lambda i: len(parts[i][1]))):
@@ -139,10 +137,3 @@ def _parts(row: str) -> list[tuple[str, str]]:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def printable(text: str) -> str:
-    """Text without control characters, text-direction overrides and lone surrogates, which no HTML
-    page can hold.
-    """
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from grads_ds.report.examples import printable
+from grads_ds.config.errors import printable
 
 # values of a field with a column of their own, those with the most varied shares first
 KINDS_SHOWN = 8

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from grads_ds.config.evaluate import set_roles
 from grads_ds.run_dir.layout import MAIN
 from grads_ds.statistics import bootstrap_interval
 
@@ -99,7 +100,7 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
         group = {"base": 0, "full": 1}.get(name, 2)
         return group, size[name] or 0, method[name] != "random", name != MAIN, method[name], name
 
-    losses = {(m, s): _sample_losses(run_dir, models[m].get(s, {})) for m in models for s in sets}
+    losses = {(m, s): sample_losses(run_dir, models[m].get(s, {})) for m in models for s in sets}
     built = []
     for name in sorted(models, key=place):
         randoms = []
@@ -131,10 +132,7 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
                 sorted(randoms),
             )
         )
-    domain = _kind(sets, "domain") or sets[:1]
-    general = _kind([s for s in sets if s not in domain], "general") or [
-        s for s in sets if s not in domain
-    ]
+    domain, general = set_roles(sets)
     paired = bool(losses) and all(pair is not None for pair in losses.values())
     return Outcome(built, sets, domain, general, paired)
 
@@ -181,7 +179,7 @@ def _difference(
     return Difference(value, paired_interval(own[0], [pair[0] for pair in theirs], own[1]))
 
 
-def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+def sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
     """(loss float64 [N], num_target_tokens int64 [N]) of the parquet file the measurement names;
     None without one.
     """
@@ -192,12 +190,8 @@ def _sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray,
         table = pq.read_table(
             run_dir / name, columns=["loss", "num_target_tokens"], page_checksum_verification=True
         )
-    except (OSError, ValueError):  # another format than ours: the intervals are left out
+    except ValueError:  # another format than ours: the intervals are left out
         return None
     return table["loss"].to_numpy().astype(np.float64), table[
         "num_target_tokens"
     ].to_numpy().astype(np.int64)
-
-
-def _kind(sets: list[str], word: str) -> list[str]:
-    return [s for s in sets if s == word] or [s for s in sets if s.startswith(word)]

@@ -1,35 +1,56 @@
-"""A gathered run -> the page's HTML.
+"""A gathered run -> the page's HTML: the headline, then one section after the other.
 
-Everything the rows or the config say is escaped by the template.
+Everything the rows or the config say is escaped by the templates. To add a section, write its
+function (run, outcome) -> values and its template, and give it a line in `SECTIONS`.
 """
 
 from __future__ import annotations
 
-import math
+import base64
+import hashlib
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-from grads_ds.report import figures
-from grads_ds.report.composition import QUANTILES, composition, norm_table, rank_correlation
-from grads_ds.report.examples import examples
-from grads_ds.report.method_comparison import method_comparison
-from grads_ds.report.outcome import Difference, Outcome, outcome_of
-from grads_ds.report.read_run import Run, Scores, Subset, read_rows
-from grads_ds.report.task_table import task_rows, tradeoff
-from grads_ds.report.verdict import verdict
+from grads_ds.report import sections
+from grads_ds.report.number_words import FILTERS, percent, signed
+from grads_ds.report.outcome import Outcome, outcome_of
+from grads_ds.report.read_run import Run, Subset
+from grads_ds.report.row_table import rows
 from grads_ds.run_dir.layout import MAIN
 
-# norms drawn against length; the others only in the table
-DRAWN_GROUPS = ("embedding", "lm_head", "total")
-SMALL_HISTOGRAMS = 12
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page; `name` is its id and its template's, `fill` gives what it shows."""
+
+    name: str
+    title: str
+    fill: Callable[[Run, Outcome | None], dict[str, Any]]
 
 
-def render(run: Run) -> str:
-    """The whole page as text."""
+SECTIONS = (
+    Section("forgetting", "In short", sections.forgetting),
+    Section("verdict", "Verdict", sections.verdict),
+    Section("evaluation", "Evaluation", sections.evaluation),
+    Section("signal", "Gradient signal", sections.signal),
+    Section("length", "Length and norm", sections.length),
+    Section("composition", "Composition", sections.composition),
+    Section("methods", "Methods", sections.methods),
+    Section("norms", "Norms", sections.norms),
+    Section("rows", "Rows", rows),
+    Section("samples", "Samples", sections.samples),
+    Section("training", "Training", sections.training),
+    Section("settings", "Settings", sections.settings),
+)
+
+
+def templates() -> Environment:
+    """The report's templates; what they are given is escaped."""
     environment = Environment(
         loader=PackageLoader("grads_ds.report"),
         autoescape=True,
@@ -37,62 +58,47 @@ def render(run: Run) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "loss": lambda v: f"{v:.4f}",
-        "signed": signed,
-        "compact": compact,
-        "percent": percent,
-        "duration": duration,
-        "count": lambda v: f"{v:,}",
-        "lift_style": lift_style,
-        "perplexity": lambda v: f"{v:,.2f}" if v < 1e4 else f"{v:.3e}",
-    }
+    environment.filters |= FILTERS
+    return environment
+
+
+def render(run: Run) -> str:
+    """The whole page as text."""
+    environment = templates()
     outcome = outcome_of(run.evaluation, run.run_dir) if run.evaluation else None
+    filled = []
+    for section in SECTIONS:
+        shown = section.fill(run, outcome)
+        # escaped already, by its own template
+        body = Markup(environment.get_template(f"{section.name}.html").render(**shown))
+        filled.append({"id": section.name, "title": section.title, "body": body})
     main = run.subsets[0]
+    script = Markup(source(environment, "rows.js"))
     return environment.get_template("page.html").render(
-        run=run,
         name=run.run_dir.resolve().name,
+        run_dir=run.run_dir,
         model=(run.config.get("model") or {}).get("path", "?"),
         made=time.strftime("%Y-%m-%d %H:%M"),
         main=main,
         pool=len(run.scores.sample_id),
-        outcome=outcome,
-        sentences=verdict(outcome, run.prepared) if outcome else [],
         tiles=tiles(run, main, outcome),
-        forests=[figures.loss_forest(outcome, name) for name in outcome.sets] if outcome else [],
-        tradeoff=tradeoff(outcome) if outcome else None,
-        tasks=task_rows(run.evaluation),
-        histogram=figures.signal_histogram(main),
-        small=[
-            (s, figures.signal_histogram(s, small=True))
-            for s in run.subsets[1 : 1 + SMALL_HISTOGRAMS]
-        ],
-        scatters=scatters(run.scores, main),
-        marked=figures.MARKED,
-        correlations=correlations(run.scores, main),
-        composition=composition(run),
-        methods=method_comparison(run.comparison, int(main.selected.sum())),
-        norms=norm_table(run.scores),
-        quantiles=QUANTILES,
-        examples=examples(run, lambda ids: read_rows(run.run_dir, ids)),
-        probe_curve=(
-            figures.training_curves({"probe": run.curves["probe"]})
-            if "probe" in run.curves
-            else None
-        ),
-        sft_curves=(
-            figures.training_curves(sft)
-            if (sft := {k: v for k, v in run.curves.items() if k != "probe"})
-            else None
-        ),
-        settings=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        prepared=(
-            yaml.safe_dump(run.prepared, sort_keys=False, allow_unicode=True, width=100)
-            if run.prepared
-            else None
-        ),
-        total_seconds=sum(t.seconds or 0 for t in run.timings),
+        sections=filled,
+        script=script,
+        allowed=allowed_by_digest(script),
     )
+
+
+def source(environment: Environment, name: str) -> str:
+    """A file of the templates' folder as it stands."""
+    assert environment.loader is not None
+    return environment.loader.get_source(environment, name)[0]
+
+
+def allowed_by_digest(script: str) -> str:
+    """The source expression of a content security policy that lets this one script run, and nothing
+    that a row could have brought (CSP level 2, hash-source).
+    """
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
 def tiles(run: Run, main: Subset, outcome: Outcome | None) -> list[tuple[str, str, str, str]]:
@@ -127,66 +133,3 @@ def tiles(run: Run, main: Subset, outcome: Outcome | None) -> list[tuple[str, st
             )
         )
     return found
-
-
-def scatters(scores: Scores, main: Subset) -> list[Any]:
-    """Length against norm for the groups that are drawn."""
-    groups = [group for group in DRAWN_GROUPS if group in scores.norms] or list(scores.norms)[:2]
-    return [figures.length_scatter(scores, group, main, one_of=len(groups)) for group in groups]
-
-
-def correlations(scores: Scores, main: Subset) -> list[tuple[str, float | None]]:
-    """Rank correlation of target tokens with the signal and every norm, over the samples of status
-    ok.
-    """
-    lengths = np.where(scores.ok, scores.num_target_tokens.astype(float), np.nan)
-    columns = {"signal": main.signal} | {
-        f"{group} norm": values for group, values in scores.norms.items()
-    }
-    return [(name, rank_correlation(lengths, values)) for name, values in columns.items()]
-
-
-def signed(value: float | Difference | None) -> str:
-    """A difference with its sign, four decimals; a dash for none."""
-    if value is None:
-        return "–"
-    number = value.value if isinstance(value, Difference) else value
-    return f"{number:+.4f}".replace("-", "−")
-
-
-def compact(value: float | None) -> str:
-    """Four significant digits."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return (
-        f"{value:,.4g}".replace("-", "−") if abs(value) < 1e5 else f"{value:.3e}".replace("-", "−")
-    )
-
-
-def percent(share: float) -> str:
-    """A share as a percentage, finer where it is small."""
-    points = 100 * share
-    return (
-        f"{points:.0f} %"
-        if points >= 99.5 or points == 0
-        else f"{points:.1f} %"
-        if points >= 1
-        else f"{points:.2g} %"
-    )
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as s, min or h."""
-    if seconds is None:
-        return "–"
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def lift_style(lift: float | None) -> str:
-    """CSS class of a lift: over- or under-represented, in three strengths."""
-    if lift is None:
-        return ""
-    steps = 3.0 if lift <= 0 else min(3.0, abs(math.log2(lift)) / 0.5)
-    return "" if steps < 0.4 else f"{'over' if lift > 1 else 'under'}{max(1, round(steps))}"

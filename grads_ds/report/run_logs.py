@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from grads_ds.config.errors import WRONG_PATH
 from grads_ds.statistics import Floats, Ints
 
 
@@ -67,6 +68,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, None when the file is missing or is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (*WRONG_PATH, ValueError):
         return None
     return value if isinstance(value, dict) else None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import re
 
+from grads_ds.config.errors import WRONG_PATH
+
 DISK_FULL, STORAGE = 7, 8  # exit statuses
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FAILED = (
@@ -54,6 +56,12 @@ def storage_status(error: BaseException) -> int | None:
         found = found or status
         chain += [cause for cause in (link.__cause__, link.__context__) if cause is not None]
     return found
+
+
+def raise_if_storage(error: BaseException) -> None:
+    """Raise an error of the user's input again where it is the file system's, no wrong path."""
+    if not isinstance(error, WRONG_PATH) and storage_status(error) is not None:
+        raise error
 
 
 def _status(error: BaseException) -> int | None:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grads_ds.config.columns import STEP
+from grads_ds.config.columns import STEP, TOKEN_LOSSES
 from grads_ds.run_dir.publish import atomic_path, publish_json
 from grads_ds.scores.parts import parts
 from grads_ds.scores.totals import Totals, summed_columns
@@ -43,9 +43,10 @@ def merge(
     """Merge the parts into `table.parquet`, ordered by id, and write `manifest.json`; returns the
     table's totals.
 
-    Raises IncompleteScores unless every expected id (int64 [N]) is there exactly once and the
-    totals are the `expected` ones; then nothing is published. Of rows recorded while training,
-    which may see a sample twice, the earliest step's is taken.
+    Raises IncompleteScores unless every expected id (int64 [N]) is there once and the totals, with
+    those of rows left out, are the `expected` ones; then nothing is published. A row that stands
+    there twice, the same in every column (two starts were at work), is taken once. Of rows recorded
+    while training, which may see a sample twice, the earliest step's is taken.
     """
     files, starts = [], {}
     for file, recording in parts(folder, key):
@@ -53,29 +54,34 @@ def merge(
         starts[repr(sorted(recording.start.items()))] = recording.start
     if not files:
         raise IncompleteScores(f"{folder}: no parts to merge")
-    table_schema = pq.read_schema(files[0]).remove_metadata()
+    table_schema = _merged_schema(files[0])
     wanted = np.sort(np.asarray(expected_ids, np.int64))
-    totals = Totals(summed_columns(table_schema))
+    totals, left_out = (Totals(summed_columns(table_schema)) for _ in range(2))
     problems = _Problems()
     with (
         atomic_path(folder / "table.parquet") as aside,
         pq.ParquetWriter(aside, table_schema, write_page_checksum=True) as writer,
     ):
         for ids, table in _ranges(folder, files, wanted, range_rows):
-            table = _sorted(table)
+            table, twins = _sorted(table)
+            left_out.add(twins)
             problems.look(ids, table["sample_id"].to_numpy())
             totals.add(table)
             writer.write_table(table)
-        problems.raise_if_any(folder, len(wanted))
-        if (
-            expected is not None
-            and STEP not in table_schema.names
-            and (differences := totals.differences(expected))
-        ):
+        problems.raise_if_any(folder, len(wanted), files)
+        differences: list[str] = []
+        # twins may be of ranks whose launcher was killed, which nobody here has counted
+        if expected is not None:
+            differences = totals.differences(expected)
+            if differences:
+                differences = (totals + left_out).differences(expected)
+        if differences and STEP not in table_schema.names:
             raise IncompleteScores(
                 f"{folder}: the merged table and the ranks' own sums differ:"
                 f" {'; '.join(differences)}"
             )
+    if left_out.counts[0]:
+        print(f"scores: {left_out.counts[0]:,} rows stood there twice, the same: each taken once")
     record = {
         "key": key,
         "rows": int(totals.counts[0]),
@@ -129,8 +135,14 @@ def _ranges(
         shutil.rmtree(spill, ignore_errors=True)
 
 
+def _merged_schema(part: Path) -> pa.Schema:
+    whole = pq.read_schema(part).remove_metadata()
+    return pa.schema([field for field in whole if field.name != TOKEN_LOSSES])
+
+
 def _rows(file: Path) -> pa.Table:
-    return pq.read_table(file, page_checksum_verification=True).replace_schema_metadata(None)
+    table = pq.read_table(file, columns=_merged_schema(file).names, page_checksum_verification=True)
+    return table.replace_schema_metadata(None)
 
 
 def _gathered(files: Iterable[Path], rows: int) -> Iterator[pa.Table]:
@@ -145,14 +157,36 @@ def _gathered(files: Iterable[Path], rows: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held).combine_chunks()
 
 
-def _sorted(table: pa.Table) -> pa.Table:
+def _sorted(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(rows by id, rows that were the same as the one before them); of steps, the earliest rows."""
     ids = table["sample_id"].to_numpy()
     if STEP not in table.column_names:
-        return table.take(np.argsort(ids, kind="stable"))
+        table = table.take(np.argsort(ids, kind="stable"))
+        twin = _equals_the_row_before(table)
+        return (table.filter(~twin), table.filter(twin)) if twin.any() else (table, table[:0])
     order = np.lexsort([table[STEP].to_numpy(), ids])
     first = np.ones(len(order), bool)
     first[1:] = np.diff(ids[order]) != 0
-    return table.take(order[first])
+    return table.take(order[first]), table[:0]
+
+
+def _equals_the_row_before(table: pa.Table) -> np.ndarray:
+    """bool [rows]: the same in every column, to the bit, as the row before it."""
+    ids = table["sample_id"].to_numpy()
+    again = np.flatnonzero(ids[1:] == ids[:-1]) + 1
+    same = np.ones(len(again), bool)
+    for column in table.columns if len(again) else ():
+        now, before = (_bits(column.take(rows)) for rows in (again, again - 1))
+        same &= now == before
+    twin = np.zeros(len(ids), bool)
+    twin[again[same]] = True
+    return twin
+
+
+def _bits(column: pa.ChunkedArray) -> np.ndarray:
+    values: np.ndarray = column.to_numpy()
+    # a value that is not finite is the same as itself
+    return values.view(f"u{values.itemsize}") if values.dtype.kind == "f" else values
 
 
 @dataclass
@@ -176,11 +210,18 @@ class _Problems:
             count, shown = self.found[name]
             self.found[name] = count + len(wrong), [*shown, *wrong[: SHOWN - len(shown)].tolist()]
 
-    def raise_if_any(self, folder: Path, wanted: int) -> None:
-        if any(count for count, _ in self.found.values()):
-            text = ", ".join(
-                f"{name} {count} {shown}" for name, (count, shown) in self.found.items()
-            )
-            raise IncompleteScores(
-                f"{folder}: wanted every one of {wanted} samples exactly once; {text}; score again"
-            )
+    def raise_if_any(self, folder: Path, wanted: int, files: list[Path]) -> None:
+        if not any(count for count, _ in self.found.values()):
+            return
+        text = ", ".join(f"{name} {count} {shown}" for name, (count, shown) in self.found.items())
+        doubled = self.found["doubled"][1]
+        holders = [
+            file.name
+            for file in (files if doubled else ())
+            if np.isin(doubled, pq.read_table(file, columns=["sample_id"])["sample_id"]).any()
+        ]
+        named = f"; rows that differ in {', '.join(holders)}: remove one" if holders else ""
+        raise IncompleteScores(
+            f"{folder}: wanted every one of {wanted} samples exactly once; {text}{named}; score"
+            " again"
+        )

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from grads_ds.config.errors import UserError, problem
+from grads_ds.config.errors import UserError, printable, problem
 from grads_ds.run_dir.digests import sha256_once
 from grads_ds.run_dir.publish import atomic_path
 from grads_ds.scores.totals import Totals, summed_columns
@@ -127,8 +127,8 @@ def prepare_parts(folder: Path, recording: Recording) -> int:
     """Make `folder` ready for parts of `recording`; returns how many parts of an earlier, finished
     table were removed.
 
-    Raises UserError when unfinished parts were scored with something else: they are neither mixed
-    in nor thrown away unasked.
+    Unfinished parts that were scored with something else are set aside with a sentence: they are
+    neither mixed in nor thrown away.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _set_damaged_aside(folder)
@@ -136,16 +136,32 @@ def prepare_parts(folder: Path, recording: Recording) -> int:
         leftover.unlink(missing_ok=True)
     finished_key = _finished_key(folder)
     strangers = [(file, other) for file, other in parts(folder) if other.key != recording.key]
-    unfinished = [other for _, other in strangers if other.key != finished_key]
-    if unfinished:
-        raise UserError(
-            f"{folder}: {len(unfinished)} parts of an unfinished probe were scored with something"
-            f" else: {_difference(unfinished[0].inputs, recording.inputs)}; restore it to go on, or"
-            f" remove {folder} to score anew"
-        )
-    for file, _ in strangers:
+    replaced = [file for file, other in strangers if other.key == finished_key]
+    for file in replaced:
         file.unlink()
-    return len(strangers)
+    unfinished = [entry for entry in strangers if entry[1].key != finished_key]
+    if unfinished:
+        _set_others_aside(folder, unfinished, recording)
+    return len(replaced)
+
+
+def _set_others_aside(
+    folder: Path, others: list[tuple[Path, Recording]], recording: Recording
+) -> None:
+    """Move unfinished parts of other recordings into a folder for each of those."""
+    for file, other in others:
+        target = folder / f"other-inputs.{other.key[:8]}"
+        target.mkdir(exist_ok=True)
+        file.replace(target / file.name)
+    count, place = len(others), folder / f"other-inputs.{others[0][1].key[:8]}"
+    print(
+        printable(
+            f"scores: {count} part{'s' if count > 1 else ''} of an unfinished probe with other"
+            f" inputs ({_difference(others[0][1].inputs, recording.inputs)}): set aside in"
+            f" {place}, every sample is scored anew; remove that folder when it is not wanted"
+        ),
+        flush=True,
+    )
 
 
 def _set_damaged_aside(folder: Path) -> None:

@@ -25,7 +25,8 @@ from grads_ds.statistics import Floats, Ints
 @dataclass(frozen=True)
 class ScoreTable:
     """`sample_id` (ascending, unique), `status` (indices into `status_words`), the other columns by
-    name. `controls`: the table of the probe's controls by kind, where it recorded any.
+    name. `controls`: the table of the probe's controls by kind, where it recorded any;
+    `no_controls`: it was to, and none could be made.
     """
 
     sample_id: Ints
@@ -33,6 +34,7 @@ class ScoreTable:
     status_words: tuple[str, ...]
     columns: Mapping[str, NDArray[np.generic]]
     controls: Mapping[str, ScoreTable] = field(default_factory=dict)
+    no_controls: bool = False
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -80,6 +82,7 @@ class ScoreTable:
             self.status_words,
             {name: values[keep] for name, values in self.columns.items()},
             self.controls,
+            self.no_controls,
         )
 
     def count_by_status(self) -> dict[str, int]:
@@ -114,16 +117,20 @@ def read_table(path: Path) -> ScoreTable:
     wanted = [name for name in pq.read_schema(path).names if name != "sample_hash"]
     options = {"columns": wanted, "read_dictionary": ["status"]}
     table = from_arrow(pq.read_table(path, page_checksum_verification=True, **options))
-    return replace(table, controls=_controls(path.parent / "controls"))
+    folder = path.parent / "controls"
+    kinds = folder / "kinds.parquet"
+    if not kinds.is_file():
+        return table
+    known = pq.read_table(kinds, page_checksum_verification=True)
+    controls = _controls(folder / "table.parquet", known) if known.num_rows else {}
+    return replace(table, controls=controls, no_controls=not known.num_rows)
 
 
-def _controls(folder: Path) -> dict[str, ScoreTable]:
-    """The controls' scores by kind; none where the probe recorded none."""
-    path, kinds = folder / "table.parquet", folder / "kinds.parquet"
-    if not path.is_file() or not kinds.is_file():
+def _controls(path: Path, known: pa.Table) -> dict[str, ScoreTable]:
+    """The controls' scores by kind; none where the probe has not recorded them yet."""
+    if not path.is_file():
         return {}
     table = from_arrow(pq.read_table(path, page_checksum_verification=True))
-    known = pq.read_table(kinds, page_checksum_verification=True)
     of = dict(zip(known["sample_id"].to_pylist(), known["kind"].to_pylist(), strict=True))
     kind = np.array([of[i] for i in table.sample_id.tolist()])
     good = table.eligible()

@@ -6,11 +6,12 @@ Reads and writes nothing; no torch import. The names come from `config.columns`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from grads_ds.config.columns import FIRST, LAST, STATUSES, STEP
+from grads_ds.config.columns import FIRST, LAST, STATUSES, STEP, TOKEN_LOSSES
 
 OK, NO_TARGET, NONFINITE = STATUSES
 
@@ -19,8 +20,12 @@ def schema(value_columns: Sequence[str], with_step: bool = False) -> pa.Schema:
     """The table's columns and types; `value_columns`: names of the norms and extra columns."""
     step = ((STEP, "int32"),) if with_step else ()
     values = tuple((name, "float32") for name in value_columns)
+    kinds = {TOKEN_LOSSES: pa.list_(pa.float32())}
     return pa.schema(
-        [(name, pa.type_for_alias(kind)) for name, kind in (*FIRST, *values, *LAST, *step)]
+        [
+            (name, kinds.get(name) or pa.type_for_alias(kind))
+            for name, kind in (*FIRST, *values, *LAST, *step)
+        ]
     )
 
 
@@ -29,7 +34,7 @@ def make_rows(
     loss: np.ndarray,
     num_target_tokens: np.ndarray,
     norms: Mapping[str, np.ndarray],
-    extras: Mapping[str, np.ndarray] | None = None,
+    extras: Mapping[str, Any] | None = None,
     step: int | None = None,
 ) -> pa.Table:
     """The rows of one micro-batch of B samples, with the columns of `schema`.
@@ -40,14 +45,17 @@ def make_rows(
     Args:
         samples: sample_id, sample_hash and num_tokens, each [B].
         loss, num_target_tokens: [B].
-        norms, extras: column name -> [B].
+        norms, extras: column name -> [B]; of token_losses B lists.
         step: the optimizer step whose model gave the rows, in a table recorded while training.
     """
     count = len(loss)
     # as the table holds them: a norm beyond float32 is infinite there
     with np.errstate(over="ignore"):
         named = {"loss": loss, **norms, **(extras or {})}
-        values = {name: np.asarray(value).astype(np.float32) for name, value in named.items()}
+        values = {
+            name: value if name == TOKEN_LOSSES else np.asarray(value).astype(np.float32)
+            for name, value in named.items()
+        }
     finite = np.ones(count, bool)
     for name in ("loss", *norms):
         finite &= np.isfinite(values[name])

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from grads_ds.config.columns import STATUSES, STEP
+from grads_ds.config.columns import STATUSES, STEP, TOKEN_LOSSES
 from grads_ds.statistics import splitmix
 
-_COUNTED = ("sample_id", "sample_hash", "status", STEP)  # columns whose values are not summed
+# columns whose values are not summed
+_COUNTED = ("sample_id", "sample_hash", "status", STEP, TOKEN_LOSSES)
 
 
 def summed_columns(table_schema: pa.Schema) -> list[str]:

@@ -19,6 +19,7 @@ from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import budget as budgets
 from grads_ds.selection import control_areas
+from grads_ds.selection.duplicates import likeliest_of_each
 from grads_ds.selection.explain import length_warning, numbers_of, reasons_of
 from grads_ds.selection.filters import Rejection, rejections
 from grads_ds.selection.methods import score
@@ -108,7 +109,11 @@ def choose(
     tokens = None
     if "num_tokens" in table.columns or budget.tokens is not None:
         tokens = table.floats("num_tokens").astype(np.int64)
-    chosen, twins = _take(order, budget, tokens, seen_before)
+    if seen_before is not None and settings.near_duplicate_kept == "likeliest":
+        order, twins = likeliest_of_each(order, table.floats("loss"), seen_before)
+        chosen = order[: budgets.front(order, budget, tokens)]
+    else:
+        chosen, twins = _take(order, budget, tokens, seen_before)
     if seen_before is not None and budget.tokens is None and len(chosen) < budget.samples:
         warnings.append(
             f"{len(chosen)} of {budget.samples} samples: all others are near-duplicates of these"

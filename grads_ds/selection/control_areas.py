@@ -2,7 +2,8 @@
 pool, column by column.
 
 The area under the curve (AUC) is the chance that a control has the higher value than a row of the
-pool: 0.5 is blind, 1 or 0 sees all. The pool holds what is wrong with it, so a clean pool's area
+pool: 0.5 is blind, 1 or 0 sees all. Controls are wrong, but for the kind `reference`, which is
+right: rows of the reference set. The pool holds what is wrong with it, so a clean pool's area
 would lie a little further out. Pure functions of the score table; no files.
 """
 
@@ -13,13 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from grads_ds.config.columns import EXTRA_COLUMNS, NORM_SUFFIX
+from grads_ds.config.columns import EXTRA_COLUMNS, NORM_SUFFIX, REFERENCE
 from grads_ds.scores.read import ScoreTable
 from grads_ds.statistics import Floats, area_under_curve
 
 SEES = 0.75  # an area from which a signal is believed (or 1 less it)
 NEIGHBOURS = 30  # rows on either side that count as of like length
 _BLOCK = 100_000  # rows compared with their neighbours at a time
+
+
+def wrong_kinds(table: ScoreTable) -> list[str]:
+    """The kinds of control that are wrong; rows of the reference set are right."""
+    return [kind for kind in table.controls if kind != REFERENCE]
 
 
 def columns_of(table: ScoreTable) -> list[str]:
@@ -107,7 +113,7 @@ def report(table: ScoreTable) -> dict[str, Any] | None:
     if not table.controls:
         return None
     plain, like = areas(table, by_length=False), areas(table, by_length=True)
-    best = {kind: best_column(like, kind) for kind in table.controls}
+    best = {kind: best_column(like, kind) for kind in wrong_kinds(table)}
     return {
         "controls": {kind: len(control) for kind, control in table.controls.items()},
         "sees_from": SEES,

@@ -1,7 +1,8 @@
 """Near-duplicates inside a subset: MinHash over word 5-grams, buckets by locality-sensitive hashing
 (datasketch).
 
-Reads the user's rows as they are accepted, so that only the chosen and the dropped are ever hashed.
+Reads the user's rows as they are accepted, so that only the chosen and the dropped are ever hashed
+(all, where the likeliest of each group is wanted).
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from grads_ds.config.errors import UserError
+from grads_ds.statistics import Floats, Ints
 
 PERMUTATIONS = 128
 SHINGLE = 5
@@ -48,6 +52,36 @@ def seen_before(text_of: Callable[[int], str], threshold: float) -> Callable[[in
         return None
 
     return like
+
+
+def likeliest_of_each(
+    order: Ints, loss: Floats, like: Callable[[int], int | None]
+) -> tuple[Ints, dict[int, int]]:
+    """The order with one row for each group of near-duplicates, in the place of the group's first:
+    the one of lowest loss. A copy with a slip costs the model more than what it is a copy of.
+
+    All rows of the order are compared, so that the groups do not depend on the budget.
+
+    Args:
+        order: rows of the table, best first.
+        loss: of all rows of the table.
+        like: see `seen_before`.
+
+    Returns the order, and {dropped row: row that stands for it}.
+    """
+    members: dict[int, list[int]] = {}
+    for row in order.tolist():
+        first = like(row)
+        members.setdefault(row if first is None else first, []).append(row)
+    # of equal losses the first in the order
+    kept = [min(group, key=lambda row: float(loss[row])) for group in members.values()]
+    twins = {
+        row: stays
+        for stays, group in zip(kept, members.values(), strict=True)
+        for row in group
+        if row != stays
+    }
+    return np.array(kept, dtype=np.int64), twins
 
 
 def shingles(row_json: str) -> set[str]:

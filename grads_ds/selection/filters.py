@@ -6,6 +6,12 @@ beyond x on the controls' side, the share of such rows in the pool is at most
 and the cut is where most rows are placed rightly, max_x 2 p S_C(x) - S_P(x): beyond it a row
 is more likely like the controls than not. The false rejection that it costs,
 (S_P - p S_C) / (1 - p), is stated.
+
+Against the kind `reference`, whose n rows are right, what is unlike them is rejected. Where most of
+the pool is (an area of 0.75 or more), p is the share of rows like them and the same cut says from
+where on rows are kept. Elsewhere the cut is the k-th least reference row, k = floor(0.05 (n + 1)):
+a row that is as they are lies beyond it with a chance of k / (n + 1) (conformal p-values; Bates et
+al. 2023, arXiv 2104.08279).
 """
 
 from __future__ import annotations
@@ -16,13 +22,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grads_ds.config.columns import REFERENCE
 from grads_ds.config.errors import UserError
-from grads_ds.config.select import Filter, SelectConfig
+from grads_ds.config.row_filter import Filter
+from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import control_areas
+from grads_ds.selection.guided import NEARNESS, nearness_columns
 from grads_ds.statistics import Floats, area_under_curve
 
 _SMALLEST = 0.25  # share of the controls below which a tail says little
+_FALSE = 0.05  # share of rows like the reference set that a cut against it may reject
 
 
 @dataclass(frozen=True)
@@ -44,10 +54,21 @@ def rejections(table: ScoreTable, settings: SelectConfig) -> list[Rejection]:
     """
     wanted = list(settings.filters)
     if not wanted and settings.method == "guided":
+        kinds = control_areas.wrong_kinds(table)
         like = control_areas.areas(table, by_length=True)
-        best = {kind: control_areas.best_column(like, kind) for kind in table.controls}
+        best = {kind: control_areas.best_column(like, kind) for kind in kinds}
         wanted = [Filter(column=found[0], against=kind) for kind, found in best.items() if found]
+        if settings.spread == "reference" and REFERENCE in table.controls:
+            column = _nearest_told(table)
+            wanted.append(Filter(column=column, against=REFERENCE, by_length=False))
     return [_reject(table, wish) for wish in wanted]
+
+
+def _nearest_told(table: ScoreTable) -> str:
+    """The column of nearness in which the reference rows lie furthest from the pool."""
+    apart = control_areas.areas(table, by_length=False)
+    columns = nearness_columns(table)
+    return max(columns, key=lambda name: apart.get(name, {}).get(REFERENCE, 0.0))
 
 
 def _reject(table: ScoreTable, wish: Filter) -> Rejection:
@@ -58,9 +79,14 @@ def _reject(table: ScoreTable, wish: Filter) -> Rejection:
     side, cut = wish.reject, wish.cut
     numbers: dict[str, Any] = {"column": wish.column, "by_length": wish.by_length}
     why = ""
+    if table.no_controls and "auto" in (side, cut):
+        numbers |= {"rejected": 0, "why_none": "the probe could make no controls"}
+        return Rejection(np.zeros(len(table), bool), "", numbers)
     if side == "auto" or cut == "auto":
         kind, bad, area = _control(table, wish)
         numbers |= {"against": kind, "area": round(area, 4)}
+        if kind == REFERENCE:
+            return _unlike(wish, values, bad, area, numbers)
         why = f", like {kind} controls"
         if max(area, 1 - area) < control_areas.SEES:
             numbers |= {"rejected": 0, "why_none": f"area within {control_areas.SEES} of blind"}
@@ -81,9 +107,47 @@ def _reject(table: ScoreTable, wish: Filter) -> Rejection:
     return Rejection(rows, f"out: {wish.column}{among} {edge} {cut:.4g}{why}", numbers)
 
 
+def _unlike(
+    wish: Filter, values: Floats, known: Floats, area: float, numbers: dict[str, Any]
+) -> Rejection:
+    """What is unlike the reference rows: see the top of this file.
+
+    Args:
+        wish: side and cut as wanted; a cut of its own is taken as it is.
+        values: of the pool's rows [N].
+        known: of the reference rows, finite [n].
+        area: the reference rows' against the pool.
+        numbers: what is known of the filter so far; the rest is added.
+    """
+    side = wish.reject
+    if side == "auto":  # low nearness is unlike, whatever a few rows say
+        side = "low" if area >= 0.5 or wish.column.startswith(NEARNESS) else "high"
+    sign = 1.0 if side == "low" else -1.0
+    allowed = int(_FALSE * (len(known) + 1))
+    cut: float | None = None
+    if wish.cut != "auto":
+        cut = sign * wish.cut
+    elif allowed and max(area, 1 - area) >= control_areas.SEES:
+        cut, share, _ = auto_cut(sign * values, sign * known)
+        numbers["estimated_share"] = round(share, 4)
+    if cut is None and allowed:
+        cut = float(np.sort(sign * known)[allowed - 1])
+    if cut is None:
+        numbers |= {"rejected": 0, "why_none": f"{len(known)} reference rows; 19 allow a cut"}
+        return Rejection(np.zeros(len(values), bool), "", numbers)
+    rows = sign * values < cut
+    false = max(int(np.count_nonzero(sign * known < cut)), allowed) / (len(known) + 1)
+    numbers |= {"reject": side, "cut": sign * cut, "rejected": int(np.count_nonzero(rows))}
+    numbers |= {"false_rejection": round(float(false), 4)}
+    among = " among rows of like length" if wish.by_length else ""
+    edge = "below" if side == "low" else "above"
+    reason = f"out: {wish.column}{among} {edge} {sign * cut:.4g}, unlike the reference rows"
+    return Rejection(rows, reason, numbers)
+
+
 def _control(table: ScoreTable, wish: Filter) -> tuple[str, Floats, float]:
     """The kind of control that the filter goes by, its values and the column's area against it."""
-    kinds = [wish.against] if wish.against is not None else list(table.controls)
+    kinds = [wish.against] if wish.against is not None else control_areas.wrong_kinds(table)
     found: list[tuple[float, str, Floats, float]] = []
     for kind in kinds:
         both = (

@@ -3,9 +3,9 @@
 The probe scores controls, rows known to be wrong, and the columns' areas against the pool say which
 of them sees what. Rows that are more like the controls than like the pool are rejected
 (`filters`). What is left is ordered by the ranks, among rows of like length, of the signals that
-see, with nearness to the reference set if you ask for it, or drawn (`select.spread`), and taken
-in strata of length. With no signal that sees, it is a
-random choice in strata of length, and says so.
+see, or drawn (`select.spread`), and taken in strata of length. With `spread: reference` nearness to
+the reference set counts as a signal, and rows unlike its rows are rejected too. With no signal that
+sees, it is a random choice in strata of length, and says so.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from grads_ds.selection.region import weighted_draw
 from grads_ds.statistics import Floats
 
 HIDDEN = "anchor_hidden_cosine"
+NEARNESS = (HIDDEN, CONTRAST, "anchor_cosine_")  # columns that are high near the reference set
 
 
 def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     """The order of `select.spread`; the filters are applied by `choose`. Raises UserError without
     controls, unless the settings name filters.
     """
-    if not table.controls and not settings.filters:
+    if not table.controls and not table.no_controls and not settings.filters:
         raise UserError(
             "select.method: guided wants controls in scores/controls; found none; set"
             " probe.controls: 0.05 and run the probe again, or name select.filters"
@@ -39,10 +40,15 @@ def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     notes: dict[str, object] = {"signals": dict(seeing), "spread": settings.spread}
     warnings: tuple[str, ...] = ()
     if not seeing:
-        warnings = (
-            "no recorded signal tells the controls from the pool (area 0.75 or more): a random"
-            " choice in strata of length",
+        why = (
+            "the probe made no controls that are wrong (its log says why): no signal is believed"
+            if not control_areas.wrong_kinds(table)
+            else "no recorded signal tells the controls from the pool (area 0.75 or more)"
         )
+        by = (
+            "nearness to the reference set" if settings.spread == "reference" else "a random choice"
+        )
+        warnings = (f"{why}: {by} in strata of length",)
     if settings.spread == "density":
         signal, density = signal_and_density(table, settings)
         preference = weighted_draw(density.at_samples, table.sample_id, seed)
@@ -70,7 +76,7 @@ def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:
     """For each kind of control the column that sees it best, with the side that is wrong."""
     like = control_areas.areas(table, by_length=True)
     found: dict[str, str] = {}
-    for kind in table.controls:
+    for kind in control_areas.wrong_kinds(table):
         best = control_areas.best_column(like, kind)
         if best is not None:
             found[best[0]] = "high" if best[1] > 0.5 else "low"
@@ -84,5 +90,6 @@ def rank_mean(table: ScoreTable, seeing: list[tuple[str, str]]) -> Floats:
     for column, wrong in seeing:
         values = table.floats(column)
         share = control_areas.within_length(values, lengths, values, lengths)
+        share = np.where(np.isfinite(share), share, 0.5)  # a row that the column says nothing of
         total += 1 - share if wrong == "high" else share
     return rounded(total / len(seeing))

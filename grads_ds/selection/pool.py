@@ -8,7 +8,7 @@ loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,24 +92,29 @@ class Pool:
 
 def read_pool(folder: Path) -> Pool:
     """Map the folder's Arrow files. Raises UserError when it is not a prepared pool."""
+    table = _read(folder, ("sample_id", "source", "row", "metadata"), ("metadata",))
+    return Pool(table, np.asarray(table["sample_id"].to_numpy(), dtype=np.int64))
+
+
+def _read(folder: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
     try:
         names = [
             item["filename"]
             for item in json.loads((folder / "state.json").read_text())["_data_files"]
         ]
-        table = pa.concat_tables([_stream(folder / name) for name in names])
+        table = pa.concat_tables([_stream(folder / name, columns) for name in names])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError) as error:
         raise UserError(
             f"select: wanted the prepared pool at {folder}; found none that can be read ({error});"
             " run prepare first"
         ) from None
-    lacking = [name for name in ("sample_id", "source", "row") if name not in table.column_names]
+    lacking = [name for name in columns if name not in (*table.column_names, *optional)]
     if lacking:
         raise UserError(
             f"select: wanted columns {', '.join(lacking)} in {folder}; found "
             f"{', '.join(table.column_names)}; prepare again"
         )
-    return Pool(table, np.asarray(table["sample_id"].to_numpy(), dtype=np.int64))
+    return table
 
 
 def composition(
@@ -144,13 +149,29 @@ def _shares(pool: int, total: int, kept: int, chosen: int) -> dict[str, Any]:
     }
 
 
-def _stream(path: Path) -> pa.Table:
+def read_tokens(folder: Path, sample_ids: Collection[int]) -> dict[int, tuple[Ints, Ints]]:
+    """(input_ids, labels), int64 [T] each, of these samples of a prepared pool, by id.
+
+    Raises UserError when it is not a prepared pool.
+    """
+    table = _read(folder, ("sample_id", "input_ids", "labels"))
+    rows = np.flatnonzero(
+        np.isin(table["sample_id"].to_numpy(), np.array(list(sample_ids), dtype=np.int64))
+    )
+    ids = table["sample_id"].to_numpy()
+    found = {}
+    for row in rows.tolist():
+        tokens, labels = (
+            np.asarray(table[name][row].values.to_numpy(), dtype=np.int64)
+            for name in ("input_ids", "labels")
+        )
+        found[int(ids[row])] = tokens, labels
+    return found
+
+
+def _stream(path: Path, names: Sequence[str]) -> pa.Table:
     with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
-        keep = [
-            name
-            for name in ("sample_id", "source", "row", "metadata")
-            if name in reader.schema.names
-        ]
+        keep = [name for name in names if name in reader.schema.names]
         return pa.Table.from_batches(list(reader), schema=reader.schema).select(keep)
 
 

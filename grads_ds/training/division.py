@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import WRONG_PATH, UserError
 from grads_ds.config.training import SftConfig, TrainingConfig
 
 
@@ -84,7 +84,7 @@ def _heads_problems(model: Path, section: str, sequence: int) -> list[str]:
     """
     try:
         shape = json.loads((model / "config.json").read_text())
-    except (OSError, ValueError):
+    except (*WRONG_PATH, ValueError):
         return []
     problem = unshared_heads(shape, sequence)
     return [f"{section}.sequence_parallel: {model}/config.json: {problem}"] if problem else []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import ModelCardData
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import printable
@@ -71,21 +72,21 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             ("scores' fingerprint", f"sha256 {sha256(run_dir / 'scores/table.parquet')}"),
         ]
     facts.append(("source commit", source_commit() or "unknown"))
-    head = {
-        "base_model": config.model.path,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-    }
-    head["tags"] = ["grads-ds", "sft", name]  # type: ignore[assignment]
+    head = ModelCardData(
+        base_model=config.model.path,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["grads-ds", "sft", name],
+    )
     versions = ", ".join(f"{package} {version}" for package, version in package_versions().items())
     return "\n".join(
         [
             "---",
-            yaml.safe_dump(head, sort_keys=False).strip(),
+            head.to_yaml(),
             "---",
             "",
             (
-                f"# {_cell(Path(config.model.path).name)}, fine-tuned on"
+                f"# {cell(Path(config.model.path).name)}, fine-tuned on"
                 f" {'the whole pool' if name == 'full' else f'the subset {name}'}"
             ),
             "",
@@ -96,7 +97,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             "",
             "| | |",
             "|---|---|",
-            *(f"| {what} | {_cell(value)} |" for what, value in facts),
+            *(f"| {what} | {cell(value)} |" for what, value in facts),
             "",
             "Settings of the training:",
             "",
@@ -110,7 +111,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
     )
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """A value as it is read in a table of Markdown: no mark of Markdown or HTML acts."""
     text = html.escape(printable(str(value)), quote=False).replace("\n", " ")
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)

@@ -26,12 +26,14 @@ from deepspeed.utils import zero_to_fp32 as reader
 
 from grads_ds.run_dir.digests import sha256
 from grads_ds.run_dir.publish import publish_json, sync_tree
+from grads_ds.training.checkpoint_content import tensors_alone
 
 VERIFIED = "verified"
 KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 SHOWN = 5
 
 
+@tensors_alone()  # DeepSpeed's own readers, too
 def convert(source: Path, target: Path) -> None:
     """Write the universal checkpoint."""
     converter.main(
@@ -55,8 +57,7 @@ def parts(source: Path) -> dict[str, Mapping[str, Any]]:
     models = reader.parse_model_states(reader.get_model_state_files(str(source)))
     stage, world, weights, paddings = reader.parse_optim_states(files, str(source))
     saved = [
-        torch.load(file, map_location="cpu", mmap=True, weights_only=False)["optimizer_state_dict"]
-        for file in files
+        torch.load(file, map_location="cpu", mmap=True)["optimizer_state_dict"] for file in files
     ]
     found = {}
     for kind in KINDS:
@@ -78,6 +79,7 @@ def parts(source: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+@tensors_alone()
 def differences(source: Path, target: Path) -> list[str]:
     """What of TARGET is not what SOURCE holds, a line each; empty when it is all the same."""
     unequal = []
@@ -94,7 +96,7 @@ def differences(source: Path, target: Path) -> list[str]:
             if not file.is_file():
                 unequal.append(f"{name}: no {kind}")
                 continue
-            read = torch.load(file, map_location="cpu", weights_only=False)
+            read = torch.load(file, map_location="cpu")
             read = read["param"] if isinstance(read, dict) else read
             if not torch.equal(read.flatten(), found[kind][name].contiguous().flatten()):
                 unequal.append(f"{name}: another {kind}")

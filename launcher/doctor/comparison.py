@@ -58,7 +58,7 @@ def compare_hosts(facts: Mapping[str, Facts]) -> list[Finding]:
                 )
             if differing:
                 odd = True
-                findings.append(Finding(check, name, "fault", "; ".join(differing), advice))
+                findings.append(Finding(check, name, "problem", "; ".join(differing), advice))
         if not odd:
             findings.append(Finding(check, "*", "ok", _same_words(check, wanted)))
     return findings
@@ -89,7 +89,7 @@ def one_machine(facts: Mapping[str, Facts]) -> list[Finding]:
         Finding(
             "machine",
             name,
-            "fault",
+            "problem",
             f"is the same machine as {first}; ranks of both would compute on the same accelerators",
             "name every machine once, with all of its slots on that line",
         )

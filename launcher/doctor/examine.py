@@ -49,14 +49,16 @@ def examine(
     backend = backends.load(place.backend)
     if backend.ENTRY != "here":
         if problems := backend.problems(place.hosts):
-            return [Finding("start", "*", "fault", problem) for problem in problems]
+            return [Finding("start", "*", "problem", problem) for problem in problems]
         quick = json.dumps(question | {"files": []})
         answers = backend.ask(place.hosts, [*_WORDS, "--quick"], quick, place.ssh_port)
         for host in place.hosts:
             answer = answers[host.name]
             lost = isinstance(answer, str)
             found = str(answer) if lost else "entered without a password"
-            findings.append(Finding(backend.ENTRY, host.address, "fault" if lost else "ok", found))
+            findings.append(
+                Finding(backend.ENTRY, host.address, "problem" if lost else "ok", found)
+            )
         if any(isinstance(answer, str) for answer in answers.values()):
             return findings
     limited = replace(place, limits=LIMITS)
@@ -66,16 +68,16 @@ def examine(
             "doctor", [*_WORDS, json.dumps(question)], limited, run_dir / "logs", shown=False
         )
     except UserError as error:
-        return findings + [Finding("start", "*", "fault", problem) for problem in error.problems]
+        return findings + [Finding("start", "*", "problem", problem) for problem in error.problems]
     except OSError as error:
         found = f"{run_dir}: {error.strerror or error}"
-        return [*findings, Finding("run directory", "*", "fault", found, "make it writable here")]
+        return [*findings, Finding("run directory", "*", "problem", found, "make it writable here")]
     folder = max((run_dir / "logs/doctor").iterdir())
     if outcome.status == DONE:
         findings.append(Finding("start", "*", "ok", f"every rank started, by {place.backend}"))
     else:
         found = f"{outcome.sentence}: {_core(outcome.error)}".rstrip(": ")
-        findings.append(Finding("start", outcome.host or "*", "fault", found, f"see {folder}"))
+        findings.append(Finding("start", outcome.host or "*", "problem", found, f"see {folder}"))
     return findings + judge_hosts(place.hosts, folder, ops)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grads_ds.launcher.doctor.facts import wrong_interfaces
+from grads_ds.launcher.doctor.gpu_health import ailing
 
 FREE_DISK, FREE_SHARED_MEMORY, OPEN_FILES = 20 * 2**30, 2**30, 4096
 LOCK_SECONDS = 900.0  # no op takes as long to compile
@@ -21,7 +22,7 @@ Facts = Mapping[str, Any]
 class Finding:
     """One thing that was looked at on one host (or on all: `*`).
 
-    `level` is ok, warning or fault.
+    `level` is ok, warning or problem.
     """
 
     check: str
@@ -47,7 +48,7 @@ def check_host(
     those that DeepSpeed will load.
     """
 
-    def row(check: str, good: bool, found: str, advice: str, level: str = "fault") -> Finding:
+    def row(check: str, good: bool, found: str, advice: str, level: str = "problem") -> Finding:
         return Finding(check, name, "ok" if good else level, found, "" if good else advice)
 
     gpus, place, visible = fact["gpus"], fact["run_dir"], fact.get("visible_devices")
@@ -92,7 +93,7 @@ def check_host(
             advice = "copy it there, or mount the shared file system"
             rows.append(
                 Finding(
-                    "files", name, "fault", f"{path} cannot be read: {content['error']}", advice
+                    "files", name, "problem", f"{path} cannot be read: {content['error']}", advice
                 )
             )
     if several:
@@ -121,6 +122,7 @@ def check_host(
                     "warning",
                 )
             )
+    rows += [Finding("GPU health", name, *told) for told in ailing(fact)]
     return rows + _ops(row, fact, ops)
 
 
@@ -164,7 +166,7 @@ def _ops(row: Callable[..., Finding], fact: Facts, ops: Sequence[str]) -> list[F
                     False,
                     found,
                     advice,
-                    "fault" if lock["seconds"] > LOCK_SECONDS else "warning",
+                    "problem" if lock["seconds"] > LOCK_SECONDS else "warning",
                 )
             )
     return rows

@@ -29,7 +29,7 @@ def check_connectivity(name: str, reach: Mapping[str, Any]) -> list[Finding]:
     )
     return [
         (
-            Finding(f"way to {other}", name, "fault", reason, advice)
+            Finding(f"way to {other}", name, "problem", reason, advice)
             if reason
             else Finding(f"way to {other}", name, "ok", f"reached through {reach['interface']}")
         )
@@ -58,7 +58,7 @@ def check_collectives(
             rate += f" (usual: {usual / 1e9:.2f} and more)"
         if not correct:
             advice = "a rank or link corrupts data: take hosts out one by one"
-            rows.append(Finding(name, "*", "fault", rate + ", and the result is WRONG", advice))
+            rows.append(Finding(name, "*", "problem", rate + ", and the result is WRONG", advice))
         elif several and speed < usual:
             rows.append(
                 Finding(

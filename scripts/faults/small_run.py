@@ -1,7 +1,7 @@
 """A run small enough to be torn down a thousand times: real prepare, merge, select, export and
 report; what a GPU would make (scores, a model, an evaluation) is made up and recorded as done.
 
-Used by torture.py. `make(folder)` writes model, data and config; `STAGES` are the steps, in order,
+Used by torture.py. `make(folder)` writes model, data and config; `STEPS` are the stages, in order,
 each a function of the config that leaves files in the run directory.
 """
 
@@ -192,3 +192,9 @@ def outputs(folder: Path) -> dict[str, bytes]:
         if file.is_file() and not name.startswith("run/scores/part-"):  # the table is compared
             found[name] = file.read_bytes()
     return found
+
+
+def differences(wanted: dict[str, bytes], folder: Path) -> list[str]:
+    """Names of what is now not as in `wanted`, `outputs` of the undisturbed run."""
+    now = outputs(folder)
+    return sorted(n for n in wanted.keys() | now.keys() if wanted.get(n) != now.get(n))

@@ -6,8 +6,10 @@
  *
  * Armed from the environment (SHIM_ROOT, SHIM_AT, SHIM_MODE, SHIM_ERRNO) or by storage_shim_arm.
  * Modes: 0 count alone, 1 SIGKILL at the n-th call (half of a write is written), 2 the n-th call
- * fails, 3 the n-th and all later ones fail, 4 the same for reads. */
+ * fails, 3 the n-th and all later ones fail, 4 the same for calls that read (read, open, stat,
+ * opendir). What is mapped into memory is read without a call. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -134,8 +136,24 @@ int mkdir(const char *path, mode_t rights) {
             rights = va_arg(rest, mode_t);                                    \
             va_end(rest);                                                     \
             if (below_at(AT_FDCWD, path) && strike(0)) return -1;             \
+        } else if (mode == 4 && below_at(AT_FDCWD, path) && strike(1)) {      \
+            return -1;                                                        \
         }                                                                     \
         return real(path, flags, rights);                                     \
     }
 OPEN(open)
 OPEN(open64)
+#define LOOK(name, buffer)                                                    \
+    int name(const char *path, struct buffer *state) {                        \
+        static int (*real)(const char *, struct buffer *);                    \
+        if (!real) real = dlsym(RTLD_NEXT, #name);                            \
+        return mode == 4 && below_at(AT_FDCWD, path) && strike(1) ? -1 : real(path, state); \
+    }
+LOOK(stat, stat)
+LOOK(stat64, stat64)
+LOOK(lstat, stat)
+LOOK(lstat64, stat64)
+DIR *opendir(const char *path) {
+    REAL(opendir);
+    return mode == 4 && below_at(AT_FDCWD, path) && strike(1) ? NULL : real(path);
+}

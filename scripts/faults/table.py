@@ -57,6 +57,12 @@ def table(measured: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def put(page: Path, marks: tuple[str, str], text: str) -> None:
+    """Replace what stands between two marks of a page."""
+    above, _, rest = page.read_text().partition(marks[0])
+    page.write_text(f"{above}{marks[0]}\n{text}\n{marks[1]}{rest.partition(marks[1])[2]}")
+
+
 def main(options: list[str]) -> None:
     """Run the tests, write the table."""
     numbers = REPO / "docs/results/launcher_faults.json"
@@ -79,11 +85,7 @@ def main(options: list[str]) -> None:
             f" {absent or 'none'}"
         )
     numbers.write_text(json.dumps(measured, indent=1) + "\n")
-    page = REPO / "docs/launcher.md"
-    above, _, rest = page.read_text().partition(MARKS[0])
-    page.write_text(
-        f"{above}{MARKS[0]}\n{table(measured)}\n{MARKS[1]}{rest.partition(MARKS[1])[2]}"
-    )
+    put(REPO / "docs/launcher.md", MARKS, table(measured))
 
 
 if __name__ == "__main__":

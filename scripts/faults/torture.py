@@ -2,84 +2,46 @@
 bits in everything it leaves; after each, a new start must end with the undisturbed run's bytes or
 with a clear error.
 
-    python scripts/faults/torture.py [--every 1] [--flips 200] [--stages prepare select]
+    python scripts/faults/torture.py [--every 1] [--flips 200] [--only prepare flips] [--write]
 
 Needs a C compiler and Linux. Every attempt is a forked process on a copy of the run directory; the
-calls are counted and broken by storage_shim.c, preloaded. Prints a table of Markdown
-(docs/torture.md) and exits 1 when anything was silently wrong, stuck, or left behind.
+calls are counted and broken by storage_shim.c, preloaded. Prints tables of Markdown and exits 1
+when anything was silently wrong, stuck, or left behind. --write puts what was measured into
+docs/results/torture.json (what was not stays as it was) and its tables into docs/trust.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
-import os
-import random
+import gc
+import json
+import platform
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-REPO = Path(__file__).resolve().parent.parent.parent
-SHIM = Path(tempfile.gettempdir()) / f"storage_shim.{os.getuid()}.so"
-KILL, FAIL, FULL = 1, 2, 3  # modes of the shim
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[2])]
+from scripts.faults import broken_calls
+from scripts.faults.broken_calls import COUNT, FAIL, FULL, KILL, REPO, STUCK, armed, attempt
+from scripts.faults.table import put
+
 ATTEMPTS = (("killed", KILL, 0), ("EIO", FAIL, errno.EIO), ("disk full", FULL, errno.ENOSPC))
-SECONDS = 120  # a start that takes longer is stuck
-WHOLE, REFUSED, WRONG, STUCK = "same bytes", "clear error", "WRONG", "STUCK"
+WHOLE, REFUSED, WRONG = "same bytes", "clear error", "WRONG"
+GOOD = (WHOLE, REFUSED)
+NUMBERS, PAGE = REPO / "docs/results/torture.json", REPO / "docs/trust.md"
+CRASHES = ("<!-- crash points: scripts/faults/torture.py -->", "<!-- end of crash points -->")
+FLIPS = ("<!-- flips: scripts/faults/torture.py -->", "<!-- end of flips -->")
 
 
-def build_shim() -> Path:
-    """Compile the shim, unless that was done since it changed."""
-    source = Path(__file__).with_name("storage_shim.c")
-    if not SHIM.exists() or SHIM.stat().st_mtime < source.stat().st_mtime:
-        aside = SHIM.with_suffix(f".{os.getpid()}")
-        command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(aside), str(source), "-ldl"]
-        subprocess.run(command, check=True)
-        aside.replace(SHIM)
-    return SHIM
-
-
-def attempt(work: Callable[[], None], arm: Callable[[], None] | None = None) -> int | str:
-    """Exit status of `work` in a forked process, as the command line would give it; "killed"."""
-    child = os.fork()
-    if child == 0:
-        status = 70
-        try:
-            _quiet()
-            if arm is not None:
-                arm()
-            status = _status_of(work)
-        finally:
-            os._exit(status)
-    deadline = time.time() + SECONDS
-    while time.time() < deadline:
-        done, ended = os.waitpid(child, os.WNOHANG)
-        if done:
-            return "killed" if os.WIFSIGNALED(ended) else os.WEXITSTATUS(ended)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return STUCK
-
-
-def _quiet() -> None:
-    sink = os.open(os.devnull, os.O_WRONLY)
-    log = os.environ.get("TORTURE_LOG")
-    if log:
-        sink = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
-
-
-def _status_of(work: Callable[[], None]) -> int:
-    import traceback
-
+def status_of(work: Callable[[], Any]) -> int:
+    """Do the work under a clock that stands still; its exit status, as the command line's."""
     import small_run
 
     from grads_ds.config.errors import UserError
@@ -97,59 +59,46 @@ def _status_of(work: Callable[[], None]) -> int:
     return 0
 
 
-def crash_points(
-    folder: Path, name: str, config: object, every: int, library: ctypes.CDLL
-) -> tuple[int, Counter[tuple[str, str]]]:
-    """(calls of the undisturbed stage, how the attempts ended by kind): `folder` holds the run just
-    before stage `name`.
+def copied(source: Path, target: Path) -> None:
+    """`target` is what `source` is."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, symlinks=True)
+
+
+def crash_points(folder: Path, name: str, config: object, every: int) -> dict[str, Any]:
+    """The calls of a stage, and how the attempts to break it ended, by kind: `folder` holds the run
+    just before the stage, and afterwards with it done.
     """
     import small_run
 
-    step = small_run.STEPS[name]
-    before = folder.with_name("before")
-    shutil.rmtree(before, ignore_errors=True)
-    shutil.copytree(folder, before, symlinks=True)
+    def work() -> int:
+        return status_of(lambda: small_run.STEPS[name](config))
 
-    def reset() -> None:
-        shutil.rmtree(folder)
-        shutil.copytree(before, folder, symlinks=True)
-
-    def counted() -> None:
-        step(config)
-        Path(folder.with_name("count")).write_text(str(library.storage_shim_seen()))
-
-    root = str(folder).encode()
-    assert attempt(counted, lambda: library.storage_shim_arm(root, 0, 0, 0)) == 0
-    calls = int(folder.with_name("count").read_text())
+    before, after = folder.with_name("before"), folder.with_name("after")
+    copied(folder, before)
+    calls = broken_calls.calls_of(work, folder, COUNT)
+    copied(folder, after)
     wanted = small_run.outputs(folder)
-    found: Counter[tuple[str, str]] = Counter()
+    found: dict[str, Counter[str]] = {kind: Counter() for kind, *_ in ATTEMPTS}
     for kind, mode, number in ATTEMPTS:
         for n in range(1, calls + 1, every):
-            reset()
-            first = attempt(
-                lambda: step(config),
-                lambda n=n, mode=mode, number=number: library.storage_shim_arm(
-                    root, n, mode, number
-                ),
-            )
-            end, said = _ending(first, mode, number), ""
+            copied(before, folder)
+            first = attempt(work, armed(folder, n, mode, number))
+            end, said = _ending(first, mode), ""
             if end is None:
-                again = attempt(lambda: step(config))
-                end = STUCK if again == STUCK else WHOLE if again == 0 else WRONG
-                now, said = small_run.outputs(folder), ""
-                changed = {n for n in wanted.keys() | now.keys() if wanted.get(n) != now.get(n)}
-                if again == 0 and changed:
-                    end, said = WRONG, f"; not the same: {', '.join(sorted(changed))}"
+                again = attempt(work)
+                changed = small_run.differences(wanted, folder) if again == 0 else []
+                end = STUCK if again == STUCK else WRONG if again or changed else WHOLE
+                said = f"; then {again}; not the same: {', '.join(changed)}"
             if end != WHOLE:
                 text = f"{name}: {kind} at call {n}: {end} (first start {first}{said})"
                 print(text, file=sys.stderr, flush=True)
-            found[kind, end] += 1
-    reset()
-    assert attempt(lambda: step(config)) == 0
-    return calls, found
+            found[kind][end] += 1
+    copied(after, folder)
+    return {"calls": calls, "every": every, **{kind: dict(ends) for kind, ends in found.items()}}
 
 
-def _ending(first: int | str, mode: int, number: int) -> str | None:
+def _ending(first: int | str, mode: int) -> str | None:
     """What is wrong with how the broken start itself ended, or None."""
     if first == STUCK:
         return STUCK
@@ -158,79 +107,73 @@ def _ending(first: int | str, mode: int, number: int) -> str | None:
     return None if first in allowed else f"{WRONG} status"
 
 
-def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, Counter[str]]:
-    """Flip `draws` single bits in each kind of output; after each, a whole new start."""
+def crash_table(points: dict[str, dict[str, Any]]) -> str:
+    """The crash points as Markdown."""
+    lines = ["| stage | calls | broken at | attempts | how they ended |", "|---|---|---|---|---|"]
+    for stage, found in points.items():
+        for kind, *_ in ATTEMPTS:
+            ends = found[kind]
+            lines.append(
+                f"| {stage} | {found['calls']} | {kind} | {sum(ends.values())} | {_told(ends)} |"
+            )
+    return "\n".join(lines)
+
+
+def flip_table(flips: dict[str, dict[str, int]]) -> str:
+    """The flips as Markdown."""
+    lines = ["| output | flips | how the starts ended |", "|---|---|---|"]
+    lines += [f"| `{kind}` | {sum(e.values())} | {_told(e)} |" for kind, e in flips.items()]
+    return "\n".join(lines)
+
+
+def _told(ends: dict[str, int]) -> str:
+    return ", ".join(f"{end} {count:,}" for end, count in sorted(ends.items(), reverse=True))
+
+
+def write(crashes: dict[str, dict[str, Any]], flipped: dict[str, dict[str, int]]) -> None:
+    """Add what was measured to the record, and both tables to the page."""
     import small_run
 
-    from scripts.faults.bit_flips import flip, kind_of
-
-    draw = random.Random(seed)
-    before = folder.with_name("finished")
-    shutil.rmtree(before, ignore_errors=True)
-    shutil.copytree(folder, before, symlinks=True)
-    wanted = small_run.outputs(folder)
-    kinds: dict[str, list[Path]] = {}
-    for file in sorted(before.rglob("*")):
-        relative = file.relative_to(before)
-        if file.is_file() and relative.parts[0] == "run" and file.stat().st_size:
-            kinds.setdefault(kind_of(relative), []).append(relative)
-    found: dict[str, Counter[str]] = {}
-    for kind, files in kinds.items():
-        found[kind] = Counter()
-        for _ in range(draws):
-            shutil.rmtree(folder)
-            shutil.copytree(before, folder, symlinks=True)
-            file = folder / draw.choice(files)
-            flip(file, draw)
-            if kind.startswith("scores/part"):  # read when the table has to be made again
-                (folder / "run/state/probe.record.json").unlink()
-
-            def start() -> None:
-                for step in small_run.STEPS.values():
-                    step(config)
-
-            status = attempt(start)
-            # the export lies outside the run: made before the damage, it is not made again
-            now = small_run.outputs(folder)
-            end = REFUSED if status in (1, 2, 8) else STUCK if status == STUCK else WHOLE
-            changed = {n for n in wanted.keys() | now.keys() if wanted.get(n) != now.get(n)}
-            if status == 0 and changed:
-                end = WRONG
-                print(f"{file.relative_to(folder)}: {sorted(changed)}", file=sys.stderr)
-            found[kind][end] += 1
-    return found
+    record = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    points = record.get("crash points", {}) | crashes
+    found = record.get("flips", {}) | flipped
+    record = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform()}
+    record["crash points"] = {name: points[name] for name in small_run.STEPS if name in points}
+    record["flips"] = dict(sorted(found.items()))
+    NUMBERS.write_text(json.dumps(record, indent=1) + "\n")
+    put(PAGE, CRASHES, crash_table(record["crash points"]))
+    put(PAGE, FLIPS, flip_table(record["flips"]))
 
 
 def main(options: argparse.Namespace) -> int:
-    """Run both parts, print the tables; the exit status."""
+    """Run what is asked for, print the tables; the exit status."""
     import small_run
 
     from conftest import make_tiny_model
+    from scripts.faults.bit_flips import flips
 
-    library = ctypes.CDLL(str(build_shim()))
-    bad = 0
-    with tempfile.TemporaryDirectory() as base:
+    began, crashes, flipped = time.process_time(), {}, {}
+    with broken_calls.scratch() as base:
         folder = Path(base, "job")
         folder.mkdir()
-        made = attempt(lambda: (make_tiny_model(Path(base, "model")), None)[1])
-        assert made == 0, made
+        assert attempt(lambda: bool(make_tiny_model(Path(base, "model"))) - 1) == 0
         config = small_run.make(folder, Path(base, "model"))
         small_run.warm(config)
-        print("| stage | calls | broken at | ended |\n|---|---|---|---|")
-        for name in small_run.STEPS:
-            if options.stages and name not in options.stages:
-                assert attempt(lambda name=name: small_run.STEPS[name](config)) == 0
-                continue
-            calls, found = crash_points(folder, name, config, options.every, library)
-            for (kind, end), count in sorted(found.items()):
-                print(f"| {name} | {calls} | {kind} | {end} {count} |", flush=True)
-                bad += count if end != WHOLE else 0
-        if options.flips:
-            print("\n| output | flips | ended |\n|---|---|---|")
-            for kind, ends in flips(folder, config, options.flips).items():
-                text = ", ".join(f"{end} {count}" for end, count in sorted(ends.items()))
-                print(f"| {kind} | {options.flips} | {text} |", flush=True)
-                bad += ends[WRONG] + ends[STUCK]
+        gc.freeze()  # pages that no collector of a forked process touches are not copied for it
+        for name, step in small_run.STEPS.items():
+            if options.only and name not in options.only:
+                assert attempt(lambda step=step: status_of(lambda: step(config))) == 0  # type: ignore[misc]
+            else:
+                crashes[name] = crash_points(folder, name, config, options.every)
+                write({name: crashes[name]}, {}) if options.write else None
+        if options.flips and (not options.only or "flips" in options.only):
+            for kind, ends in flips(folder, config, options.flips):
+                flipped[kind] = ends
+                write({}, {kind: ends}) if options.write else None
+    print(f"{crash_table(crashes)}\n\n{flip_table(flipped)}", flush=True)
+    ends = [found[kind] for found in crashes.values() for kind, *_ in ATTEMPTS]
+    bad = [end for found in (*ends, *flipped.values()) for end in found if end not in GOOD]
+    print(f"{time.process_time() - began:.0f} s of this process", file=sys.stderr)
     return 1 if bad else 0
 
 
@@ -238,16 +181,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--every", type=int, default=1, help="only every n-th call")
     parser.add_argument("--flips", type=int, default=200, help="bits per kind of output")
-    parser.add_argument("--stages", nargs="*", default=[], help="only these stages")
-    if os.environ.get("LD_PRELOAD") != str(SHIM):
-        build_shim()
-        sys.path[:0] = [str(REPO)]
-        environment = os.environ | {
-            "LD_PRELOAD": str(SHIM),
-            "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")]),
-            "TOKENIZERS_PARALLELISM": "false",
-            "OMP_NUM_THREADS": "1",
-            "HF_DATASETS_CACHE": str(Path(tempfile.gettempdir()) / "torture-cache"),
-        }
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-    sys.exit(main(parser.parse_args()))
+    parser.add_argument("--only", nargs="*", default=[], help="only these stages; flips")
+    parser.add_argument("--write", action="store_true", help="into docs/")
+    chosen = parser.parse_args()
+    broken_calls.preload()
+    sys.exit(main(chosen))

@@ -1,6 +1,7 @@
 """The study on a real model: runs the cells, and gathers what a real model's signals see.
 
-    python scripts/study/real.py configs/study/real_small.yaml --material FOLDER [--collect]
+    python scripts/study/real.py configs/study/real_small.yaml --material FOLDER
+        [--to probe] [--cells medicine-noise0.4-seed0 ...] [--collect]
 
 Runs what scripts/study/run.py runs (resumable: what is finished is skipped) and writes to `results`
 (JSON), of every cell whose pool is scored, finished or not: each column's area under the curve for
@@ -31,8 +32,10 @@ from grads_ds.selection import control_areas
 from grads_ds.selection.pool import read_pool
 from grads_ds.selection.stage import decide
 from grads_ds.statistics import area_under_curve, bootstrap_interval
+from scripts.study import orders
 from scripts.study.design import Study, cells, footings, pairs, read, variant
 from scripts.study.run import run_cell
+from scripts.study.run_configs import method_settings
 
 RESAMPLES = 10_000
 
@@ -57,7 +60,8 @@ def kept_by_kind(
     config: Any, run: Path, settings: Mapping[str, Any], kinds: np.ndarray
 ) -> dict[str, Any]:
     """How many rows of each kind a method's settings choose, and what was rejected."""
-    chosen = config.model_copy(update={"select": type(config.select)(**settings)})
+    given = method_settings(dict(settings), run.parent)
+    chosen = config.model_copy(update={"select": type(config.select)(**given)})
     try:
         _, _, _, choice, report = decide(chosen, None, run)
     except UserError as error:
@@ -159,11 +163,18 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--material", type=Path, required=True, help="folder of models and data")
     parser.add_argument("--threads", type=int, default=2, help="of one cell")
+    parser.add_argument(
+        "--to", default="evaluate", help="last stage; probe: no training, what each method chooses"
+    )
+    parser.add_argument("--cells", nargs="+", help="these alone, by the names of their folders")
     parser.add_argument("--collect", action="store_true", help="gather what is finished")
     options = parser.parse_args()
     study = read(options.study)
+    orders.register(Path(study.out))
     for cell in () if options.collect else cells(study):
-        run_cell(study, options.material.resolve(), cell, 1, options.threads)
+        if options.cells and cell.folder not in options.cells:
+            continue
+        run_cell(study, options.material.resolve(), cell, 1, options.threads, options.to)
         publish_json(Path(study.results), collect(study))
     results = collect(study)
     publish_json(Path(study.results), results)

@@ -23,38 +23,33 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from scripts.study import pools
+from scripts.study import orders, pools
 from scripts.study.collect import collect
-from scripts.study.design import REPO, Cell, Study, cells, footings, read, run_config
+from scripts.study.design import REPO, Cell, Study, cells, footings, read
+from scripts.study.run_configs import run_config
 
 Work = TypeVar("Work")
 
 
-def run_cell(study: Study, material: Path, cell: Cell, ranks: int, threads: int) -> None:
-    """Make the cell's pool and run it on every footing.
+def run_cell(
+    study: Study, material: Path, cell: Cell, ranks: int, threads: int, last: str = "evaluate"
+) -> None:
+    """Make the cell's pool and run it on every footing, up to the stage `last`.
 
     The probe and the model of the whole pool are made once and shared.
     """
+    orders.register(Path(study.out))
     folder = Path(study.out).resolve() / cell.folder
     if not (folder / "anchor.jsonl").is_file():
-        domain = study.domains[cell.domain]
-        pools.write_cell(
-            folder,
-            pools.read_rows([material / file for file in domain.files], domain.skip_every),
-            pools.read_rows([material / study.off_domain]),
-            pools.read_rows([material / study.general]),
-            pool=study.pool,
-            held_out=study.held_out,
-            anchor=study.anchor,
-            anchor_from=study.anchor_from,
-            noise=cell.noise,
-            seed=cell.seed,
-        )
+        make_pool(study, material, cell, folder)
+    wanted_orders = {given.get("plugin_options", {}).get("order") for given in _methods(study)}
+    if wanted_orders - {None} and not (folder / orders.FILE).is_file():
+        orders.write_orders(folder, cell.seed, "bm25" in wanted_orders)
     first, *rest = wanted = footings(study, cell)
     for equal in wanted:
         config = folder / f"{equal}.yaml"
@@ -71,11 +66,55 @@ def run_cell(study: Study, material: Path, cell: Cell, ranks: int, threads: int)
             )
             aside.rename(run)
         if not (run / "evaluation.json").is_file():
-            grads_ds(config, ranks, threads)
+            grads_ds(config, ranks, threads, last)
+        if last != "evaluate":
+            return
     # the numbers are kept, gigabytes of models are not
     for weights in folder.rglob("*.safetensors"):
         if "sft" in weights.parts:
             weights.write_bytes(b"")
+
+
+def make_pool(study: Study, material: Path, cell: Cell, folder: Path) -> None:
+    """Write the cell's files, see scripts/study/pools.py."""
+    domain = study.domains[cell.domain]
+    pools.write_cell(
+        folder,
+        pools.read_rows([material / file for file in domain.files], domain.skip_every),
+        pools.read_rows([material / study.off_domain]),
+        pools.read_rows([material / study.general]),
+        pool=study.pool,
+        held_out=study.held_out,
+        anchor=study.anchor,
+        anchor_from=study.anchor_from,
+        noise=cell.noise,
+        seed=cell.seed,
+        needle=_needle(study, material, cell),
+        choices=study.choices,
+        like_topic=study.like_topic,
+        tasks={name: pools.read_rows([material / file]) for name, file in study.tasks.items()},
+    )
+
+
+def _needle(
+    study: Study, material: Path, cell: Cell
+) -> tuple[float, dict[str, list[pools.Row]]] | None:
+    """The share of the domain's rows in a needle pool, and the rows of the other sources by name;
+    None where noise is planted.
+    """
+    if study.needle is None:
+        return None
+    domains = {name: domain.files for name, domain in study.domains.items() if name != cell.domain}
+    sources = {"off_domain": [study.off_domain], **domains, **study.other_sources}
+    rows = {
+        name: pools.read_rows([material / file for file in files])
+        for name, files in sources.items()
+    }
+    return study.needle, rows
+
+
+def _methods(study: Study) -> list[dict[str, Any]]:
+    return [*study.methods.values(), *study.chosen.values()]
 
 
 def _of_subsets(folder: str, names: list[str]) -> set[str]:

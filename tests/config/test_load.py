@@ -84,12 +84,34 @@ def test_variants_must_exist_and_be_valid(tmp_path: Path) -> None:
     assert "did you mean half?" in text
 
 
+def test_a_run_directory_in_what_the_run_reads_is_refused(tmp_path: Path) -> None:
+    """It would change its own inputs; also by another name of the folder."""
+    (tmp_path / "rows/more").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "rows/more")
+    for run_dir in ("rows", "rows/run", "rows/more/run", "link/run", "rows/../rows/run"):
+        path = write(
+            tmp_path, run_dir=f"{tmp_path}/{run_dir}", data={"train": [f"{tmp_path}/rows"]}
+        )
+        assert any("a folder outside of what the run reads" in text for text in faults(path))
+    path = write(tmp_path, run_dir=f"{tmp_path}/rows2", data={"train": [f"{tmp_path}/rows"]})
+    assert load_config(path).run_dir
+
+
+@pytest.mark.parametrize("name", ["..", ".", ".hidden", "a/b", "pool", "prepared.json", "a\n", ""])
+def test_names_of_sets_and_subsets_name_no_other_folder(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, data={"train": ["r.jsonl"], "validation": {name: "r.jsonl"}})
+    assert "set name" in faults(path)[0]
+    if name not in ("pool", "prepared.json"):
+        path = write(tmp_path, select={"variants": {name: {"method": "random"}}})
+        assert "the name must be" in faults(path)[0]
+
+
 def test_broken_yaml_names_its_line_and_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("run_dir: x\nmodel: {path: [\n")
     assert f"{path}:" in faults(path)[0]
     path.write_text("run_dir: x\nrun_dir: y\n")
-    assert "stands twice" in faults(path)[0]
+    assert "duplicate key" in faults(path)[0]
     assert "wanted a configuration file" in faults(tmp_path / "absent.yaml")[0]
     path.write_text("")
     assert "empty file" in faults(path)[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample, detect, normalise
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokens import Encoded, Encoder
 
@@ -19,7 +19,7 @@ OPENING = [Sample("", "", {}, messages=TURNS, tools=tools) for tools in (None, [
 def encode(
     base: Any, template: str, row: dict[str, Any], dropped: str = "refuse", style: str | None = None
 ) -> Encoded:
-    """The row under the template. Raises RowFault."""
+    """The row under the template. Raises RowProblem."""
     sample = normalise(RawRow("s", "f:1", "f", row), style or detect(row) or "")
     key = id(base), template, dropped
     if key not in _ENCODERS:
@@ -27,7 +27,7 @@ def encode(
         _ENCODERS[key] = base, Encoder(base, 4096, dropped_content=dropped)
         _ENCODERS[key][1].encode(OPENING)  # it asks for the template once
     (result,) = _ENCODERS[key][1].encode([sample])
-    if isinstance(result, RowFault):
+    if isinstance(result, RowProblem):
         raise result
     return result
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grads_ds.config.model_and_data import ModelConfig
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.tokenizer import load_tokenizer
 from tests.data import twins
 from tests.data.rows import chat, encode, targets, text
@@ -50,7 +50,7 @@ def test_a_lost_system_prompt_is_refused_or_counted(
         row["messages"].insert(0, {"role": role, "content": prompt})
     else:
         row[key] = prompt
-    with pytest.raises(RowFault, match="system prompt"):
+    with pytest.raises(RowProblem, match="system prompt"):
         encode(base, template, row)
     counted = encode(base, template, row, "count")
     assert counted.left_out == {"system prompt": 1}
@@ -70,7 +70,7 @@ def test_a_system_prompt_beside_any_format_leads_the_conversation(base: Any, nam
     for row in rows:
         encoded = encode(base, twins.CHATML, row | {name: "Be kind."})
         assert text(base, encoded).startswith(wanted) and targets(base, encoded) == "Yo<|im_end|>"
-    with pytest.raises(RowFault, match="one system prompt"):
+    with pytest.raises(RowProblem, match="one system prompt"):
         own = [{"role": "system", "content": "Be rude."}, *chat("Hi", "Yo")["messages"]]
         encode(base, twins.CHATML, {"messages": own, name: "Be kind."})
 
@@ -84,7 +84,7 @@ def test_a_later_system_turn_that_the_template_ignores_is_refused(base: Any) -> 
     leading = {"messages": [{"role": "system", "content": "Be kind."}, *row["messages"]]}
     assert "Be kind." in text(base, encode(base, first_alone, leading))
     row["messages"].insert(2, {"role": "system", "content": "Be kind."})
-    with pytest.raises(RowFault, match="system prompt of turn 3"):
+    with pytest.raises(RowProblem, match="system prompt of turn 3"):
         encode(base, first_alone, row)
 
 
@@ -149,7 +149,7 @@ def test_reasoning_in_every_form_is_learned(base: Any, form: str, marked: bool) 
 @pytest.mark.parametrize("form", REASONED)
 def test_stripped_reasoning_is_refused_or_counted(base: Any, form: str, marked: bool) -> None:
     template = thinking(False, marked)
-    with pytest.raises(RowFault, match="reasoning of turn 2"):
+    with pytest.raises(RowProblem, match="reasoning of turn 2"):
         encode(base, template, reasoned(form))
     counted = encode(base, template, reasoned(form), "count")
     assert counted.left_out == {"reasoning": 1}
@@ -158,7 +158,7 @@ def test_stripped_reasoning_is_refused_or_counted(base: Any, form: str, marked: 
 
 def test_reasoning_for_a_template_without_reasoning_is_refused(base: Any) -> None:
     for template in (twins.CHATML, twins.CHATML_MARKED):
-        with pytest.raises(RowFault, match="reasoning of turn 2"):
+        with pytest.raises(RowProblem, match="reasoning of turn 2"):
             encode(base, template, reasoned("thinking"))
         # as text of the answer it is carried like any other
         assert "FIRST" in targets(base, encode(base, template, reasoned("content")))
@@ -172,7 +172,7 @@ def test_marks_around_more_or_less_than_the_answers_are_refused(base: Any) -> No
     around_all = twins.CHATML.replace(
         "{% for m in messages %}", "{% generation %}{% for m in messages %}"
     ).replace("{% endfor %}", "{% endfor %}{% endgeneration %}", 1)
-    with pytest.raises(RowFault, match="around answers alone"):
+    with pytest.raises(RowProblem, match="around answers alone"):
         encode(base, around_all, row)
     headed = twins.CHATML.replace("<|im_start|>{{ m['role'] }}", "HEAD", 1)
     headed = headed.replace(
@@ -181,12 +181,12 @@ def test_marks_around_more_or_less_than_the_answers_are_refused(base: Any) -> No
         "<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
         "{% endif %}",
     )
-    with pytest.raises(RowFault, match="begin with the answer"):
+    with pytest.raises(RowProblem, match="begin with the answer"):
         encode(base, headed, row)
     last_alone = twins.CHATML_MARKED.replace(
         "{% if m['role'] == 'assistant' %}", "{% if m['role'] == 'assistant' and loop.last %}"
     )
-    with pytest.raises(RowFault, match="around every answer"):
+    with pytest.raises(RowProblem, match="around every answer"):
         encode(base, last_alone, row)
     row["messages"][1]["weight"] = 0
     assert targets(base, encode(base, twins.CHATML_MARKED, row)) == "No<|im_end|>"

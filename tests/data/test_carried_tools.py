@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from grads_ds.config.model_and_data import ModelConfig
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.tokenizer import load_tokenizer
 from tests.data import twins
 from tests.data.rows import encode, targets, text
@@ -104,7 +104,7 @@ def test_schemas_for_a_template_without_tools_are_refused_or_counted(
     base: Any, template: str
 ) -> None:
     row = calling(**FORMS["object"]) | {"tools": [SCHEMA]}
-    with pytest.raises(RowFault, match="tool schema"):
+    with pytest.raises(RowProblem, match="tool schema"):
         encode(base, template, row)
     counted = encode(base, template, row, "count")
     assert counted.left_out == {"tool schema": 1} and len(counted.notes) == 1
@@ -115,17 +115,30 @@ def test_schemas_for_a_template_without_tools_are_refused_or_counted(
 def test_a_schema_of_which_the_template_writes_names_alone_is_refused(base: Any) -> None:
     """Though the words it leaves out stand in the conversation."""
     names = TOOLS.replace("{{ t | tojson }}", "{{ t.function.name }}: {{ t.function.description }}")
-    with pytest.raises(RowFault, match="tool schema"):
+    with pytest.raises(RowProblem, match="tool schema"):
         encode(base, names, calling(**FORMS["object"]) | {"tools": [SCHEMA]})
 
 
 def test_a_call_or_the_text_beside_it_is_not_lost(base: Any) -> None:
     either = TOOLS.replace("{{ m.content }}", "{% if not m.tool_calls %}{{ m.content }}{% endif %}")
-    with pytest.raises(RowFault, match="answer of turn 2"):
+    with pytest.raises(RowProblem, match="answer of turn 2"):
         encode(base, either, calling(**FORMS["object"]), "count")
     without = TOOLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:0]")
-    with pytest.raises(RowFault, match="tool call of turn 2"):
+    with pytest.raises(RowProblem, match="tool call of turn 2"):
         encode(base, without, calling(**FORMS["object"]))
+
+
+def test_an_argument_in_json_is_not_taken_for_a_later_turn(base: Any) -> None:
+    """The call stands escaped in the text; the answer after it has the same words as they are."""
+    row = calling(
+        tool_calls=[{"function": {"name": "rain", "arguments": {"x": '{"a": "\u00e9"}'}}}]
+    )
+    answer = '{"a": "\u00e9"}'
+    row["messages"] += [
+        {"role": "tool", "content": "dry"},
+        {"role": "assistant", "content": answer},
+    ]
+    assert targets(base, encode(base, TOOLS, row)).endswith(f"{answer}<|im_end|>")
 
 
 def test_a_template_that_wants_arguments_as_text_gets_text(base: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.formats import load_samples
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoded, Encoder
 from tests.data import twins
@@ -68,9 +68,9 @@ def test_every_format_and_file_gives_the_same_tokens_and_targets(tmp_path: Path,
     results = {}
     for name in ("messages", "messages, system beside", "sharegpt", "alpaca"):
         path = write(tmp_path / f"rows.{kind}", in_format(name), kind)
-        faults = Faults()
-        samples = list(load_samples([str(path)], "auto", faults))
-        assert not faults.count, faults.shown
+        problems = Problems()
+        samples = list(load_samples([str(path)], "auto", problems))
+        assert not problems.count, problems.shown
         results[name] = Encoder(tokenizer, 4096).encode(samples)
     assert all(isinstance(row, Encoded) for row in results["messages"])
     assert len(results["messages"]) == len(TALKS)
@@ -98,7 +98,7 @@ def test_tools_through_parquet_and_json_give_the_same_tokens(tmp_path: Path) -> 
     found = []
     for kind in ("jsonl", "parquet", "arrow", "csv"):
         path = write(tmp_path / f"rows.{kind}", rows, kind)
-        samples = list(load_samples([str(path)], "auto", Faults()))
+        samples = list(load_samples([str(path)], "auto", Problems()))
         found.append(Encoder(tokenizer, 4096).encode(samples))
     assert all(result == found[0] for result in found)
     text = tokenizer.decode(found[0][1].input_ids)  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import pytest
 
 from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.formats import detect, normalise
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.export.subset import TOOLS
@@ -69,7 +69,7 @@ def test_a_marked_turn_is_context(
     ids=str,
 )
 def test_a_mark_that_says_neither_is_refused(base: Any, mark: dict[str, Any]) -> None:
-    with pytest.raises(RowFault, match="turn 2 of"):
+    with pytest.raises(RowProblem, match="turn 2 of"):
         encode(base, twins.CHATML, marked(mark, {}))
 
 

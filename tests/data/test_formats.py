@@ -16,7 +16,7 @@ import pytest
 
 from grads_ds.config.errors import UserError
 from grads_ds.data.formats import Sample, load_samples
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 
 TALK = [
     {"role": "user", "content": "Which colour?\n\nOf the sky"},
@@ -79,9 +79,9 @@ def write(path: Path, rows: list[dict[str, Any]], kind: str) -> Path:
 
 
 def load(*entries: Path | str, style: str = "auto") -> list[Sample]:
-    faults = Faults()
-    samples = list(load_samples([str(e) for e in entries], style, faults))
-    faults.raise_if_any()
+    problems = Problems()
+    samples = list(load_samples([str(e) for e in entries], style, problems))
+    problems.raise_if_any()
     return samples
 
 

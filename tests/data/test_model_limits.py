@@ -13,7 +13,7 @@ from conftest import make_tiny_model
 from grads_ds.cli import main
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.data.model_limits import fit_faults, model_limits
+from grads_ds.data.model_limits import fit_problems, model_limits
 from grads_ds.data.stage import run_prepare
 
 
@@ -71,7 +71,7 @@ def told(config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["doctor", str(file), "--json"]) == 2
     said = json.loads(capsys.readouterr().out)
     for fault in caught.value.problems:
-        assert any(fault in f"{f['found']}; {f['advice']}" for f in said if f["level"] == "fault")
+        assert any(fault in f"{f['found']}; {f['advice']}" for f in said if f["level"] == "problem")
     return caught.value.problems
 
 
@@ -86,7 +86,7 @@ def test_tokens_beyond_the_embedding_are_found(
 def test_a_special_token_that_no_text_leads_to_may_lie_beyond(tmp_path: Path, model: Path) -> None:
     """As an image's token does in models of text alone."""
     add_tokens(model, ["<image>"], special=True)
-    assert fit_faults(config_of(tmp_path, model)) == []
+    assert fit_problems(config_of(tmp_path, model)) == []
     text = tmp_path / "t.jsonl"
     text.write_text('{"text": "see <image> there"}\n')
     config = config_of(tmp_path, model, train=str(text))
@@ -100,7 +100,7 @@ def test_max_length_beyond_learned_positions_is_found(
     positions(model, 64)
     (fault,) = told(config_of(tmp_path, model), tmp_path, capsys)
     assert "the 64 positions" in fault and "set it to 64" in fault
-    assert fit_faults(config_of(tmp_path, model, max_length=64)) == []
+    assert fit_problems(config_of(tmp_path, model, max_length=64)) == []
 
 
 def test_rows_longer_than_rotary_positions_are_found(tmp_path: Path, model: Path) -> None:

@@ -18,7 +18,7 @@ from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.conversation import Message
 from grads_ds.data.formats import Sample, load_samples
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoded, Encoder
 from tests.data import twins
@@ -115,11 +115,11 @@ def compare_files(material: Path, kind: str, rows: int) -> None:
     for name in FILES:
         tokenizer = load_tokenizer(ModelConfig(path=str(material / kind)))
         (file,) = (material / "data").glob(f"{name}.json*")
-        faults = Faults()
-        samples = list(islice(load_samples([str(file)], "auto", faults), rows))
+        problems = Problems()
+        samples = list(islice(load_samples([str(file)], "auto", problems), rows))
         counts = compared(tokenizer, kind, samples)
         print(kind, name, counts)
-        assert sum(counts.values()) == len(samples) > 0 and not faults.count
+        assert sum(counts.values()) == len(samples) > 0 and not problems.count
         assert counts["equal"] or counts["calls"] == len(samples) or counts["trl alone"]
 
 
@@ -147,7 +147,7 @@ def test_rows_made_here_have_the_tokens_and_targets_of_other_tools(tmp_path: Pat
     ]
     rows.append([{"role": "system", "content": "Be kind."}, *rows[0]])
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"messages": r}) + "\n" for r in rows))
-    samples = list(load_samples([str(tmp_path / "x.jsonl")], "auto", Faults()))
+    samples = list(load_samples([str(tmp_path / "x.jsonl")], "auto", Problems()))
     for kind, template in (("tokenizers/qwen", twins.CHATML), ("tokenizers/llama3", twins.LLAMA3)):
         folder = twins.make_tokenizer(tmp_path / kind, template)
         tokenizer = load_tokenizer(ModelConfig(path=str(folder)))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.collate import IGNORE_INDEX
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoded
 from tests.data import twins
@@ -209,7 +209,7 @@ def test_what_is_given_is_what_is_trained_on(base: Any, name: str, drawn: Any) -
     results = []
     for row in rows_of(messages, tools):
         if lost and learned:
-            with pytest.raises(RowFault, match=r"keep the (tool|system|reasoning)"):
+            with pytest.raises(RowProblem, match=r"keep the (tool|system|reasoning)"):
                 encode(base, template, row)
         results.append(encode(base, template, row, "count"))
     if not learned:

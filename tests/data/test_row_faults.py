@@ -77,7 +77,7 @@ def test_hub_ids_go_to_the_hub_and_failures_say_so(
     assert "neither here nor could it be fetched" in fault and "cannot reach it" in fault
 
 
-# ---- faults --------------------------------------------------------------------------------------
+# ---- problems ----------------------------------------------------------------------------------
 
 BAD_LINES = {
     "broken json": ('{"messages": [', "valid JSON"),

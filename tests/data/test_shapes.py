@@ -14,16 +14,16 @@ import pytest
 
 from grads_ds.config.errors import UserError
 from grads_ds.data.formats import Sample, load_samples
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 
 ROW = '{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}'
 TALK = json.loads(ROW)["messages"]
 
 
 def load(path: Path, style: str = "auto") -> list[Sample]:
-    faults = Faults()
-    samples = list(load_samples([str(path)], style, faults))
-    faults.raise_if_any()
+    problems = Problems()
+    samples = list(load_samples([str(path)], style, problems))
+    problems.raise_if_any()
     return samples
 
 

@@ -17,7 +17,7 @@ import zstandard
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import DataConfig
 from grads_ds.data.formats import load_samples
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 
 PACKINGS: dict[str, Callable[[bytes], bytes]] = {
     "gz": gzip.compress,
@@ -35,10 +35,10 @@ def write(path: Path, *texts: str) -> Path:
 
 def read(*entries: Path | str) -> tuple[list[str | None], list[str]]:
     """(texts in order, what is said). Raises UserError."""
-    faults = Faults()
-    texts = [sample.text for sample in load_samples([str(e) for e in entries], "auto", faults)]
-    faults.raise_if_any()
-    return texts, faults.notes
+    problems = Problems()
+    texts = [sample.text for sample in load_samples([str(e) for e in entries], "auto", problems)]
+    problems.raise_if_any()
+    return texts, problems.notes
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -10,7 +10,7 @@ import pytest
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.formats import Sample, load_samples
-from grads_ds.data.problems import Faults
+from grads_ds.data.problems import Problems
 from grads_ds.data.tokenizer import PLAIN_TEMPLATE, fingerprint, load_tokenizer
 from grads_ds.data.tokens import Encoded, Encoder
 from tests.data import twins
@@ -89,7 +89,7 @@ REAL = {
 def test_real_tokenizers_label_real_rows(material: Path, name: str) -> None:
     """On rows nobody made for it, the target text is the answer and its end token, turn by turn."""
     tokenizer = load_tokenizer(ModelConfig(path=str(material / name)))
-    faults = Faults()
+    problems = Problems()
     files = [
         "general_glaive_multiturn.jsonl",
         "medicine_medquad6k.jsonl",
@@ -99,7 +99,7 @@ def test_real_tokenizers_label_real_rows(material: Path, name: str) -> None:
         samples = [
             s
             for s, _ in zip(
-                load_samples([str(material / "data" / file)], "auto", faults),
+                load_samples([str(material / "data" / file)], "auto", problems),
                 range(15),
                 strict=False,
             )
@@ -114,7 +114,7 @@ def test_real_tokenizers_label_real_rows(material: Path, name: str) -> None:
             bos = tokenizer.bos_token_id
             if bos is not None and bos != tokenizer.eos_token_id:
                 assert encoded.input_ids.count(bos) <= 1
-    assert not faults.count
+    assert not problems.count
 
 
 def _plain(text: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
-from grads_ds.data.problems import RowFault
+from grads_ds.data.problems import RowProblem
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoded, Encoder
 from tests.data import twins
@@ -37,7 +37,7 @@ def encode(
     dropped: str = "refuse",
 ) -> Encoded:
     (result,) = Encoder(tokenizer, max_length, overlong, dropped).encode([sample])
-    if isinstance(result, RowFault):
+    if isinstance(result, RowProblem):
         raise result
     return result
 
@@ -167,7 +167,7 @@ def test_the_next_turns_header_is_never_taken_for_an_end_token(twin: Any) -> Non
     open_ended = twins.CHATML.replace("<|im_end|>\n", "{{ '<|im_end|>' if loop.last else '' }}")
     tokenizer = twin(open_ended)
     assert answers(tokenizer, encode(tokenizer, chat(CHAT[:2]))) == [SAID[0] + "<|im_end|>"]
-    with pytest.raises(RowFault, match="turn 2"):
+    with pytest.raises(RowProblem, match="turn 2"):
         encode(tokenizer, chat(CHAT))
 
 
@@ -175,7 +175,7 @@ def test_a_turn_that_is_not_trained_on_may_lose_its_reasoning(twin: Any) -> None
     reasoned = {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBlue.", "weight": 0}
     tokenizer = twin(twins.REASONING)
     sample = chat([CHAT[0], reasoned, *CHAT[2:]])
-    with pytest.raises(RowFault, match="reasoning of turn 2"):
+    with pytest.raises(RowProblem, match="reasoning of turn 2"):
         encode(tokenizer, sample)
     encoded = encode(tokenizer, sample, dropped="count")
     assert answers(tokenizer, encoded) == ["<think>\n\n</think>\n\n" + SAID[1] + "<|im_end|>"]
@@ -188,7 +188,7 @@ def test_a_template_that_drops_earlier_reasoning_is_refused(twin: Any) -> None:
         {"role": "assistant", "content": "<think>\nhm\n</think>\n\nBlue."},
         *CHAT[2:],
     ]
-    with pytest.raises(RowFault, match="turn 2") as caught:
+    with pytest.raises(RowProblem, match="turn 2") as caught:
         encode(twin(twins.REASONING), chat(messages))
     assert "data.dropped_content: count" in caught.value.change
     counted = encode(twin(twins.REASONING), chat(messages), dropped="count")
@@ -197,12 +197,12 @@ def test_a_template_that_drops_earlier_reasoning_is_refused(twin: Any) -> None:
 
 
 def test_a_template_that_reorders_turns_is_refused(twin: Any) -> None:
-    with pytest.raises(RowFault, match="rewrites"):
+    with pytest.raises(RowProblem, match="rewrites"):
         encode(twin(twins.NEWEST_FIRST), chat(CHAT))
 
 
 def test_a_template_that_refuses_a_role_says_so(twin: Any) -> None:
-    with pytest.raises(RowFault, match="only user and assistant"):
+    with pytest.raises(RowProblem, match="only user and assistant"):
         encode(twin(twins.LLAMA2), chat([SYSTEM, *CHAT]))
 
 

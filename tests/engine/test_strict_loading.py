@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,13 +88,22 @@ def test_a_folder_is_looked_at_before_anything_is_loaded(tmp_path: Path) -> None
     assert "an adapter" in found and "somebody/else" in found
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors"])
-def test_an_index_names_files_of_its_own_folder_alone(tmp_path: Path, name: str) -> None:
-    folder = make_tiny_model(tmp_path / "model")
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "..", "", 7, None]
+)
+def test_an_index_names_files_of_its_own_folder_alone(
+    tmp_path: Path, tiny_model: Path, name: object, kind: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
     index = {"metadata": {}, "weight_map": {NORM: name, LAYER: "gone.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / f"{kind}.index.json").write_text(json.dumps(index))
+    if kind == "model.safetensors":
+        assert check_model(str(folder)) == []  # the whole file is what transformers loads
+    (folder / "model.safetensors").unlink()
     outside, gone = sorted(check_model(str(folder)), key=lambda text: "gone" in text)
-    assert name in outside and "elsewhere" in outside and "gone.safetensors" in gone
+    assert str(name) in outside and "elsewhere" in outside and "gone.safetensors" in gone
 
 
 def test_real_models_are_loaded_as_they_are(material: Path, tmp_path: Path) -> None:

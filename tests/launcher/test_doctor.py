@@ -55,38 +55,38 @@ def findings_of(folder: Path, **changes: Any) -> list[Finding]:
 
 # what differs on host b -> (the check that tells, its level, what the finding or its advice names)
 DIFFERENCES: dict[str, tuple[dict[str, Any], str, str, str]] = {
-    "another Python": ({"python": "3.12.1"}, "python", "fault", "3.12.1, a has 3.11.7"),
+    "another Python": ({"python": "3.12.1"}, "python", "problem", "3.12.1, a has 3.11.7"),
     "another torch": (
         {"packages": {"torch": "2.6.0", "deepspeed": "0.19.8"}},
         "packages",
-        "fault",
+        "problem",
         "torch 2.6.0, a has 2.13.0",
     ),
     "no deepspeed": (
         {"packages": {"torch": "2.13.0", "deepspeed": None}},
         "packages",
-        "fault",
+        "problem",
         "deepspeed None",
     ),
-    "another commit": ({"code": "def"}, "code", "fault", "same commit"),
-    "fewer GPUs": ({"gpus": GOOD["gpus"][:1]}, "accelerators", "fault", "slots=2"),
+    "another commit": ({"code": "def"}, "code", "problem", "same commit"),
+    "fewer GPUs": ({"gpus": GOOD["gpus"][:1]}, "accelerators", "problem", "slots=2"),
     "smaller GPUs": (
         {"gpus": [{"name": "A10", "driver": "550", "memory": "24000"}] * 2},
         "accelerators",
-        "fault",
+        "problem",
         "A10",
     ),
     "a read-only run directory": (
         {"run_dir": {"free": 2**40, "writable": "Permission denied"}},
         "run directory",
-        "fault",
+        "problem",
         "Permission",
     ),
     "a full disk": ({"run_dir": {"free": 2**20, "writable": None}}, "disk", "warning", "make room"),
     "no compiler": (
         {"tools": {"g++": None, "ninja": "x", "nvcc": None}},
         "compilers",
-        "fault",
+        "problem",
         "no g++, nvcc",
     ),
     "a loopback name": ({"resolved": "127.0.1.1"}, "host name", "warning", "127.0.1.1"),
@@ -96,7 +96,7 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "a lock left behind": (
         {"op_locks": {"cpu_adam": {"path": "/c/lock", "seconds": 3600.0}}},
         "op lock",
-        "fault",
+        "problem",
         "rm /c/lock",
     ),
     "a lock of now": (
@@ -108,13 +108,13 @@ DIFFERENCES: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "no model": (
         {"files": {"/models/m": {"error": "gone"}}},
         "files",
-        "fault",
+        "problem",
         "cannot be read: gone",
     ),
     "another model": (
         {"files": {"/models/m": {"digest": "d2"}}},
         "files",
-        "fault",
+        "problem",
         "differs from a's",
     ),
 }
@@ -198,7 +198,7 @@ def test_a_closed_way_and_a_slow_or_wrong_collective(tmp_path: Path) -> None:
         if finding.level != "ok"
     }
     assert bad["way to a"].host == "b" and "timed out" in bad["way to a"].found
-    assert (bad["all_reduce"].level, bad["all_gather"].level) == ("warning", "fault")
+    assert (bad["all_reduce"].level, bad["all_gather"].level) == ("warning", "problem")
     assert "chrony" in bad["clocks"].advice
 
 

@@ -156,7 +156,7 @@ def test_one_machine_under_two_names_is_told(hosts: Cluster, tmp_path: Path) -> 
 
     one, again, two = facts(1), facts(1), facts(2)
     bad = [f for f in compare_hosts({"a": one, "a.example": again, "b": two}) if f.level != "ok"]
-    assert [(f.check, f.host, f.level) for f in bad] == [("machine", "a.example", "fault")]
+    assert [(f.check, f.host, f.level) for f in bad] == [("machine", "a.example", "problem")]
     assert "same machine as a" in bad[0].found and "once" in bad[0].advice
 
 
@@ -165,7 +165,7 @@ def test_fewer_chosen_accelerators_than_slots_are_a_fault(tmp_path: Path) -> Non
     asked = {"run_dir": str(tmp_path), "files": []}
     done = subprocess.run(LOOK, input=json.dumps(asked), capture_output=True, text=True, check=True)
     fact = json.loads(done.stdout.partition("grads-ds-host:")[2]) | {"gpus": gpus}
-    for visible, level in ((None, "ok"), ("2,3", "fault"), ("0,1,2,3", "ok")):
+    for visible, level in ((None, "ok"), ("2,3", "problem"), ("0,1,2,3", "ok")):
         rows = check_host("a", fact | {"visible_devices": visible}, 4, False, [])
         assert next(row for row in rows if row.check == "accelerators").level == level
 

@@ -28,7 +28,7 @@ def test_two_good_hosts_are_good(
     hosts: Cluster, job: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found, status, _ = examined(capsys, hosts.hostfile)
-    assert status == 0 and "FAULT" not in found
+    assert status == 0 and "PROBLEM" not in found
 
 
 def test_hosts_that_differ(

@@ -142,7 +142,7 @@ def test_every_contrast_column_is_its_definition_on_two_sharded_ranks(
 
 
 def test_controls_are_scored_as_the_pool_is_and_kept_out_of_it(tmp_path: Path) -> None:
-    config = make_job(tmp_path, tied=True, controls=0.2, extras=["ifd", "prompt_gain", "contrast"])
+    config = make_job(tmp_path, tied=True, controls=0.2, extras=["ifd", *NEW])
     stage("prepare", config)
     run_on_ranks(2, stage, "probe", config)
     run = Path(config.run_dir)
@@ -151,7 +151,7 @@ def test_controls_are_scored_as_the_pool_is_and_kept_out_of_it(tmp_path: Path) -
     kinds = pd.read_parquet(run / "scores/controls/kinds.parquet").set_index("sample_id")
     assert list(controls.columns) == list(table.columns)
     assert not set(controls["sample_id"]) & set(table["sample_id"]) and len(table) == len(pool)
-    assert set(kinds["kind"]) == {"swapped", "general"}
+    assert set(kinds["kind"]) == {"swapped", "general", "reference"}
     rows = {row["sample_id"]: row for row in load_from_disk(str(run / "probe/controls"))}
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
     targets = {tuple(row["labels"]) for row in pool}
@@ -163,6 +163,34 @@ def test_controls_are_scored_as_the_pool_is_and_kept_out_of_it(tmp_path: Path) -
             start = row["labels"].index(next(label for label in row["labels"] if label != -100))
             assert row["input_ids"][:start] == own["input_ids"][:start]
             assert tuple(row["labels"]) not in targets
+
+    # a row of the reference set is compared with the mean of the others
+    anchors: Rows = list(load_from_disk(str(run / "prepared/anchor")))
+    hidden = [at_targets(model, row)[2].mean(0) for row in anchors]
+    drawn = drawn_rows(len(pool), config).tolist()
+    centre = torch.stack([at_targets(model, pool[i])[2].mean(0) for i in drawn]).mean(0)
+    each = [gradient_of(model, row) for row in anchors]
+    common = torch.stack([gradient_of(model, pool[i]) for i in drawn]).mean(0)
+    known = controls[controls["sample_id"].map(kinds["kind"]) == "reference"]
+    assert len(known) == len(anchors) == 5
+    cosine = torch.nn.functional.cosine_similarity
+    for _, found in known.iterrows():
+        place = rows[found["sample_id"]]["reference_row"]
+        assert rows[found["sample_id"]]["input_ids"] == anchors[place]["input_ids"]
+        others = [i for i in range(5) if i != place]
+        direction = torch.stack([hidden[i] for i in others]).mean(0) - centre
+        value = cosine(hidden[place] - centre, direction, dim=0).item()
+        np.testing.assert_allclose(found["anchor_hidden_cosine"], value, atol=1e-5)
+        rest = torch.stack([each[i] for i in others]).mean(0)
+        own = cosine(each[place].flatten(), rest.flatten(), dim=0).item()
+        np.testing.assert_allclose(found["anchor_cosine_embedding"], own, atol=1e-5)
+        against = cosine(each[place].flatten(), common.flatten(), dim=0).item()
+        np.testing.assert_allclose(found["anchor_contrast_embedding"], own - against, atol=2e-5)
+        assert np.isnan(found["row_fisher"]) and np.isnan(found["anchor_inner_product_embedding"])
+
+
+def gradient_of(model: Any, row: dict[str, Any]) -> torch.Tensor:
+    return reference_gradients(model, single(row))[0][1]["model.embed_tokens.weight"]
 
 
 def test_the_config_names_the_recorders_groups_and_every_extra_has_a_column() -> None:

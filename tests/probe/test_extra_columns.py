@@ -17,19 +17,20 @@ from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
 from conftest import write_rows
-from grads_ds.config.columns import extra_columns
+from grads_ds.config.columns import TOKEN_LOSSES, extra_columns
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.flow.stages import STAGES, due_units
 from grads_ds.gradnorm.reference import reference_gradients
 from grads_ds.probe.prompts import without_prompt
+from grads_ds.scores.token_losses import read_token_losses
 from ranks import run_on_ranks
 from selection.pools import run_select
 from tests.probe.jobs import leave_unfinished, make_config, stage, table_of
 
 ANCHOR_ROWS = 7
-ALL = ["ifd", "el2n", "anchor", "early"]
+ALL = ["ifd", "el2n", "anchor", "early", TOKEN_LOSSES]
 
 
 def make_job(folder: Path, tied: bool, **probe: Any) -> Config:
@@ -62,6 +63,14 @@ def error_of(model: Any, row: dict[str, Any]) -> float:
     return float(np.mean(lengths))
 
 
+def losses_of(model: Any, row: dict[str, Any]) -> list[float]:
+    """The cross-entropy of each target token, in the order of the text."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0]
+    places = [t for t, label in enumerate(row["labels"]) if t and label != -100]
+    return [-logits[t - 1].log_softmax(-1)[row["labels"][t]].item() for t in places]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_extra_column_is_its_definition_on_two_sharded_ranks(
     tmp_path: Path, tied: bool
@@ -72,7 +81,10 @@ def test_every_extra_column_is_its_definition_on_two_sharded_ranks(
     run = Path(config.run_dir)
     table = table_of(config).set_index("sample_id")
     assert list(table.columns)[-1] == "status"
-    assert set(extra_columns(config.probe.extras, config.probe.layers)) <= set(table.columns)
+    wanted = set(extra_columns(config.probe.extras, config.probe.layers))
+    assert wanted - set(table.columns) == {TOKEN_LOSSES}  # in the parts alone
+    by_token = read_token_losses(run / "scores", table.index.tolist())
+    assert len(by_token) == len(table)
     assert set(table["status"]) == {"ok"}
     now = AutoModelForCausalLM.from_pretrained(run / "probe/model", dtype=torch.float64)
     before = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=torch.float64)
@@ -95,6 +107,7 @@ def test_every_extra_column_is_its_definition_on_two_sharded_ranks(
         ((_, earlier),) = reference_gradients(before, single(row))
         np.testing.assert_allclose(found["ifd"], loss / alone, rtol=1e-5)
         np.testing.assert_allclose(found["el2n"], error_of(now, row), rtol=1e-5)
+        np.testing.assert_allclose(by_token[row["sample_id"]], losses_of(now, row), rtol=1e-4)
         for group, name in names.items():
             inner = (grads[name] * anchor[group]).sum().item()
             cosine = inner / (grads[name].norm() * anchor[group].norm()).item()

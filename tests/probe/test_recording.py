@@ -203,28 +203,33 @@ def refused(config: Config) -> str:
     return ""
 
 
-def test_unfinished_scores_of_another_model_or_pool_are_refused_and_kept(tmp_path: Path) -> None:
+def test_unfinished_scores_of_another_model_or_pool_are_set_aside(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     config = make_config(tmp_path, probe={"flush_seconds": 0})
     stage("prepare", config)
     run_on_ranks(1, stage, "probe", config)
     folder = Path(config.run_dir) / "scores"
     leave_unfinished(folder, 1)
     (folder / "manifest.json").unlink()
+    (kept,) = folder.glob("part-*")
     weights = tmp_path / "model/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    (fault,) = run_on_ranks(1, refused, config)
-    assert re.search(
-        r"1 parts of an unfinished probe.*model files was \w+, now \w+; restore it", fault
-    )
-    assert len(list(folder.glob("*.parquet"))) == 1
-    content[-1] ^= 1
-    weights.write_bytes(bytes(content))
+    run_on_ranks(1, stage, "probe", config)
+    said = capfd.readouterr().out
+    assert re.search(r"1 part of an unfinished probe.*model files was \w+, now \w+", said)
+    (aside,) = folder.glob("other-inputs.*/part-*")
+    assert aside.name == kept.name and len(table_of(config)) == ROWS
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["starts"] and "scored already" not in said
+    leave_unfinished(folder, 1)
+    (folder / "manifest.json").unlink()
     longer = config.model_copy(update={"data": config.data.model_copy(update={"max_length": 20})})
     stage("prepare", longer)
-    (fault,) = run_on_ranks(1, refused, longer)
-    assert "pool was" in fault
+    run_on_ranks(1, stage, "probe", longer)
+    assert "pool was" in capfd.readouterr().out
     (folder / "part-00000-bbbb.parquet").write_bytes(b"not a part")
     stage("prepare", config)
     (fault,) = run_on_ranks(1, refused, config)

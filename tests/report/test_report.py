@@ -4,6 +4,8 @@ plain-text table.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import subprocess
@@ -145,8 +147,10 @@ def test_hostile_rows_stay_text(run: tuple[Config, Page]) -> None:
     assert not [
         tag
         for tag, _ in page.elements
-        if tag in ("script", "img", "iframe", "object", "embed", "base", "form")
+        if tag in ("img", "iframe", "object", "embed", "base", "form")
     ]
+    scripts = [attrs for tag, attrs in page.elements if tag == "script"]
+    assert scripts == [{"type": "application/json", "class": "row-data"}, {}]  # data, and our own
     assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page.html)
 
@@ -163,7 +167,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         "<script>1</script>" in page.text["composition"]
         and "<b onclick=1>careful</b>" in page.text["signal"]
     )
-    assert not [attrs for tag, attrs in page.elements if tag == "script" or "onclick" in attrs]
+    assert not [attrs for _, attrs in page.elements if "onclick" in attrs]
+    assert sum(tag == "script" for tag, _ in page.elements) == 2
 
 
 def test_nothing_is_loaded_from_outside(run: tuple[Config, Page]) -> None:
@@ -178,7 +183,13 @@ def test_nothing_is_loaded_from_outside(run: tuple[Config, Page]) -> None:
     policy = [
         attrs["content"] for tag, attrs in page.elements if tag == "meta" and "http-equiv" in attrs
     ]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    script = re.findall(r"<script>(.*?)</script>", page.html, re.S)
+    assert len(script) == 1  # the policy lets it run by its digest, and no other
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert policy == [
+        "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
+        f"script-src 'sha256-{digest}'"
+    ]
 
 
 def test_the_report_imports_no_torch(tmp_path: Path) -> None:

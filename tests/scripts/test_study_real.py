@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
 from conftest import REPO
 from grads_ds.config.config import Config
+from grads_ds.config.errors import UserError
+from grads_ds.config.select import SelectConfig
+from grads_ds.selection.choose import choose
 from grads_ds.selection.requirements import check_select
-from scripts.study.design import cells, footings, read, run_config
+from scripts.study import orders, pools
+from scripts.study.design import Study, cells, footings, read
 from scripts.study.real import margins, planted_areas
+from scripts.study.run_configs import method_settings, run_config
 from selection.pools import score_table
+from tests.scripts.test_study_pools import rows as pool_rows
 
 
-@pytest.mark.parametrize("name", ["real", "real_small"])
+@pytest.fixture
+def given_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study's own selection method, registered for one test."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    orders.register(tmp_path)
+
+
+@pytest.mark.usefixtures("given_orders")
+@pytest.mark.parametrize("name", ["real", "real_small", "purity", "needle"])
 def test_every_cell_of_the_studys_files_is_a_run_that_can_be_made(
     name: str, tmp_path: Path
 ) -> None:
@@ -27,7 +46,10 @@ def test_every_cell_of_the_studys_files_is_a_run_that_can_be_made(
         for equal in footings(study, cell):
             config = Config.model_validate(run_config(study, tmp_path, cell, tmp_path, equal))
             methods = {**study.methods, **study.chosen}
-            variants = {name: {"budget": 0.25, **given} for name, given in methods.items()}
+            variants = {
+                name: {"budget": 0.25, **method_settings(given, tmp_path)}
+                for name, given in methods.items()
+            }
             whole = config.model_copy(
                 update={"select": config.select.model_copy(update={"variants": variants})}
             )
@@ -71,3 +93,63 @@ def test_planted_noise_is_held_against_the_clean_rows_alone() -> None:
         kinds,
     )["loss"]
     assert found["off_domain"] > 0.95 and abs(found["wrong_answer"] - 0.5) < 0.1
+
+
+def rows_to(file: Path, rows: list[dict[str, str]]) -> None:
+    turns = [
+        {
+            "kind": row["kind"],
+            "messages": [
+                {"role": "user", "content": row["ask"]},
+                {"role": "assistant", "content": row["answer"]},
+            ],
+        }
+        for row in rows
+    ]
+    file.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+
+
+@pytest.mark.usefixtures("given_orders")
+def test_the_oracle_draws_clean_rows_alone_through_the_products_own_choice(tmp_path: Path) -> None:
+    kinds = ["clean", "wrong_answer", "off_domain"] * 20
+    rows_to(tmp_path / "pool.jsonl", [{"kind": k, "ask": "a", "answer": "b"} for k in kinds])
+    orders.write_orders(tmp_path, seed=1, with_words=False)
+    given = {"method": orders.METHOD, "plugin_options": {"order": "oracle"}, "budget": 0.25}
+    settings = SelectConfig(**method_settings(given, tmp_path))
+    choice = choose(score_table(60), settings, 0)
+    assert choice.selected.sum() == 15
+    assert {kinds[i] for i in np.flatnonzero(choice.selected)} == {"clean"}
+    wrong = SelectConfig(**method_settings({**given, "plugin_options": {"order": "x"}}, tmp_path))
+    with pytest.raises(UserError, match="wanted one of oracle"):
+        choose(score_table(60), wrong, 0)
+    with pytest.raises(UserError, match="found 60, and sample_id 60"):
+        choose(score_table(61), settings, 0)
+    # and in the processes that the study starts
+    code = "from grads_ds.config.select import SelectConfig; SelectConfig(method='given_order')"
+    command = [sys.executable, "-c", code]
+    path = os.pathsep.join([os.environ["PYTHONPATH"], str(REPO)])
+    subprocess.run(command, check=True, cwd=REPO, env=os.environ | {"PYTHONPATH": path})
+
+
+def test_bm25_finds_the_rows_with_the_reference_rows_words(tmp_path: Path) -> None:
+    pytest.importorskip("bm25s", reason="of the scripts extra")
+    pool = ["fever and cough in winter", "shares fell on the market", "a dog ran to the park"]
+    found = orders.word_likeness(pool, ["what helps against a cough", "high fever"])
+    assert found.argmax() == 0 and found[0] > 2 * max(found[1:])
+
+
+def test_a_needle_pool_holds_the_share_that_its_study_names() -> None:
+    clean = pool_rows(60, seed=1)
+    others = {"law": pool_rows(200, seed=2), "stories": pool_rows(200, seed=3)}
+    pool = pools.needles(clean, others, 120, 0.1, seed=5)
+    counts = {kind: sum(row["kind"] == kind for row in pool) for kind in ("clean", *others)}
+    assert counts == {"clean": 12, "law": 54, "stories": 54}
+    assert pool == pools.needles(clean, others, 120, 0.1, seed=5)
+    assert [row["kind"] for row in pool[:12]] != ["clean"] * 12
+    with pytest.raises(ValidationError, match="noise"):
+        read_needle_with_noise()
+
+
+def read_needle_with_noise() -> Study:
+    study = read(REPO / "configs/study/needle.yaml")
+    return Study.model_validate(study.model_dump() | {"noise": [0.4]})

@@ -91,6 +91,69 @@ def test_nearness_to_the_reference_set_orders_what_the_filters_leave() -> None:
     assert nearest.report["notes"]["nearness"] == ["anchor_hidden_cosine"]
 
 
+def with_reference(
+    share: float, known: int, gap: float = 6.0, seed: int = 0
+) -> tuple[ScoreTable, np.ndarray]:
+    """A pool whose ifd is blind, of which `share` lie `gap` further from the reference set than its
+    own rows do.
+    """
+    draw = np.random.default_rng(seed)
+    table, _ = pool_with_controls(gap=0.0, with_general=False, seed=seed)
+    off = draw.random(N) < share
+    near = draw.normal(-gap * off, 1.0)
+    control = score_table(known, seed + 3)
+    own = {"anchor_hidden_cosine": draw.normal(0.0, 1.0, known), "ifd": np.zeros(known)}
+    controls = {"reference": replace(control, columns={**control.columns, **own})}
+    table = replace(table, columns={**table.columns, "anchor_hidden_cosine": near})
+    return replace(table, controls=dict(table.controls) | controls), off
+
+
+def test_rows_unlike_the_reference_rows_are_rejected_and_few_others() -> None:
+    lost, found, rejected = [], [], 0
+    for seed in range(20):
+        table, off = with_reference(share=0.15, known=32, seed=seed)
+        choice = chosen(table, budget="auto", spread="reference")
+        (entry,) = choice.report["filters"]
+        assert (entry["column"], entry["reject"]) == ("anchor_hidden_cosine", "low")
+        assert entry["false_rejection"] == pytest.approx(1 / 33, abs=1e-4)
+        out = np.array(["unlike the reference" in choice.reasons[i] for i in choice.reason])
+        assert entry["rejected"] == out.sum()
+        lost.append(out[~off].mean())
+        found.append(out[off].mean())
+        rejected += entry["rejected"]
+    assert np.mean(lost) < 0.05 and np.mean(found) > 0.9 and rejected
+    # only where nearness is wanted, or by name
+    table, off = with_reference(share=0.15, known=32)
+    assert chosen(table, budget=0.5).report["filters"] == []
+    named = [{"column": "anchor_hidden_cosine", "against": "reference", "by_length": False}]
+    assert chosen(table, budget=0.5, filters=named).report["filters"][0]["rejected"] > 50
+
+
+def test_where_most_of_the_pool_is_unlike_the_reference_rows_their_share_is_kept() -> None:
+    table, off = with_reference(share=0.9, known=32)
+    choice = chosen(table, budget="auto", spread="reference")
+    (entry,) = choice.report["filters"]
+    assert abs(entry["estimated_share"] - (~off).mean()) < 0.06
+    assert (~off)[choice.selected].mean() > 0.95
+    assert choice.selected.sum() > 0.8 * (~off).sum()
+
+
+def test_few_reference_rows_make_no_cut_and_it_says_how_many_would() -> None:
+    table, _ = with_reference(share=0.15, known=12)
+    (entry,) = chosen(table, budget=0.5, spread="reference").report["filters"]
+    assert entry["rejected"] == 0 and "12 reference rows; 19 allow a cut" in entry["why_none"]
+
+
+def test_the_reference_rows_are_no_kind_that_is_wrong() -> None:
+    table, _ = with_reference(share=0.5, known=32)
+    choice = chosen(table, budget=0.5)
+    assert set(choice.report["signals"]["best"]) == {"swapped"}
+    assert "reference" in choice.report["signals"]["controls"]
+    table = replace(table, controls={"reference": table.controls["reference"]})
+    with pytest.raises(UserError, match="controls"):
+        chosen(table, filters=[{"column": "ifd"}])
+
+
 def test_blind_signals_reject_nothing_and_leave_a_random_choice_that_says_so() -> None:
     table, _ = pool_with_controls(gap=0.0)
     choice = chosen(table, budget=0.25)

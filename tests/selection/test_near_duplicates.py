@@ -38,6 +38,33 @@ def test_near_duplicates_are_dropped_and_their_places_refilled(tmp_path: Path) -
     assert any("all others are near-duplicates" in text for text in told["warnings"])
 
 
+def test_the_likeliest_of_near_duplicates_stays_at_every_budget(tmp_path: Path) -> None:
+    rows = [{"text": passage(i // 4) + (f" tail {i}" if i % 4 else "")} for i in range(80)]
+    loss = np.random.default_rng(1).permutation(80) / 10.0
+    write_run(tmp_path, arrow_table(80, loss=loss.astype(np.float32)), rows)
+    best = {min(range(4 * g, 4 * g + 4), key=lambda i: loss[i]) for g in range(20)}
+    smaller: set[int] = set()
+    for budget in (3, 11, 20):
+        kept = {"near_duplicates": 0.8, "near_duplicate_kept": "likeliest"}
+        run_select(config(tmp_path, budget=budget, **kept), tmp_path)
+        table = pq.read_table(tmp_path / "selection/selection.parquet").to_pylist()
+        chosen = {row["sample_id"] for row in table if row["selected"]}
+        assert len(chosen) == budget and smaller <= chosen <= best
+        smaller = chosen
+        for row in table:
+            if "near-duplicate" in row["reason"]:
+                like = int(row["reason"].rsplit(" ", 1)[1])
+                assert like // 4 == row["sample_id"] // 4 and like in best
+    # of equal losses the first in the order stays, as without the wish
+    write_run(equal := tmp_path / "equal", arrow_table(80, loss=np.ones(80, np.float32)), rows)
+    choices = []
+    for which in ("first", "likeliest"):
+        settings = {"near_duplicates": 0.8, "near_duplicate_kept": which, "budget": 9}
+        run_select(config(equal, **settings), equal)
+        choices.append(pq.read_table(equal / "selection/selection.parquet")["selected"].to_pylist())
+    assert choices[0] == choices[1]
+
+
 def test_shingles_pass_over_roles_and_punctuation() -> None:
     one = json.dumps({"messages": [{"role": "user", "content": "One two, three four five SIX."}]})
     assert shingles(one) == {"one two three four five", "two three four five six"}

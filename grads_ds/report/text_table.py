@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from grads_ds.report.forgetting import read_forgetting
 from grads_ds.report.outcome import outcome_of
+from grads_ds.report.read_run import read_yaml
 from grads_ds.report.run_logs import read_json
 from grads_ds.report.verdict import verdict
+from grads_ds.report.what_to_do import advice
+from grads_ds.run_dir.provenance import RESOLVED
 
 
 def report_table(run_dir: Path) -> str:
@@ -36,14 +41,35 @@ def report_table(run_dir: Path) -> str:
             gap = found.against_base if found else None
             line += [f"{found.loss:.4f}" if found else "-", f"{gap.value:+.4f}" if gap else "-"]
         lines.append(line)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = aligned(lines, left=2)
+    said = [f"* {sentence.text}" for sentence in verdict(outcome, prepared)]
+    first = _advice(run_dir, evaluation)
+    return "\n".join([*first, *text, "loss: nats per target token, lower is better", "", *said])
+
+
+def _advice(run_dir: Path, evaluation: dict[str, Any]) -> list[str]:
+    """What to do and why, a line each, and an empty one; none where it was not measured."""
+    found = read_forgetting(run_dir, evaluation, read_yaml(run_dir / RESOLVED))
+    if found is None:
+        return []
+    told = advice(found)
+    return [told.headline, *(f"* {reason}" for reason in told.reasons), ""]
+
+
+def aligned(rows: list[list[str]], left: int) -> list[str]:
+    """A table's lines, a rule below the first: the first `left` columns begin together, the others
+    end together. A row may have fewer cells than the first.
+    """
+    widths = [
+        max((len(row[i]) for row in rows if i < len(row) > 1), default=0)
+        for i in range(len(rows[0]))
+    ]
     text = []
-    for line in lines:
+    for row in rows:
         cells = [
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
         ]
         text.append("  ".join(cells).rstrip())
     text.insert(1, "-" * max(len(line) for line in text))
-    said = [f"* {sentence.text}" for sentence in verdict(outcome, prepared)]
-    return "\n".join([*text, "loss: nats per target token, lower is better", "", *said])
+    return text

@@ -1,0 +1,153 @@
+"""The whole of `grads-ds init`: look, split, choose, write, and check that what was written loads.
+
+Writes the configuration and its folder of rows; the folder as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grads_ds import __version__
+from grads_ds.config.errors import UserError, problem
+from grads_ds.config.load import load_config
+from grads_ds.config.model_and_data import ModelConfig
+from grads_ds.data.leaks import SHARED
+from grads_ds.data.tokenizer import load_tokenizer
+from grads_ds.first_config.choose_values import Facts, choose, longest
+from grads_ds.first_config.hold_out import Split, candidates, hold_out, write_split
+from grads_ds.first_config.look_at_rows import Rows, format_words, read_rows, sampled, tokenise
+from grads_ds.first_config.machine import Machine, Model, look_at_model, this_machine
+from grads_ds.first_config.setting import as_yaml
+from grads_ds.run_dir.publish import atomic_path
+
+FEWEST = 4  # rows that a run needs: two to choose from, two to judge by
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `grads-ds init` was asked for: sources of the pool and of general rows, the model's
+    folder or hub id, the configuration to write, the seed of the split.
+    """
+
+    data: Sequence[str]
+    model: str
+    general: Sequence[str]
+    out: Path
+    seed: int = 0
+
+
+def write_config(request: Request, machine: Machine | None = None) -> list[str]:
+    """Write the configuration and its folder of rows; what to tell the user, line by line.
+
+    Raises UserError where nothing can be made of the files or the model, or `out` exists.
+    """
+    folder = request.out.with_name(f"{request.out.stem}_data")
+    if taken := [place for place in (request.out, folder) if place.exists()]:
+        fix = "remove it or give another --out"
+        raise UserError([problem(str(p), "a new place", "something there", fix) for p in taken])
+    machine = machine or this_machine()
+    asked = ModelConfig(path=request.model)
+    tokenizer = load_tokenizer(asked)
+    model = look_at_model(asked, tokenizer)
+    with atomic_path(folder) as aside:
+        aside.mkdir()
+        rows, split, max_length = _look(request, aside / "spool", tokenizer, model, machine)
+        train, kept = write_split(rows, split, aside)
+        held_out = {"domain": f"{folder}/held_out"} if kept else {}
+        why = _why_split(rows, split, kept, request.seed)
+        if request.general:
+            number = _general(request, aside, tokenizer, max_length)
+            held_out["general"] = f"{folder}/general/held_out"
+            why += f"; general: {number:,} rows"
+        facts = Facts(rows, train, held_out, why, [f"{folder}/train"], model, machine, max_length)
+        settings = choose(facts, request.out.stem)
+        (aside / "spool").unlink()
+        with atomic_path(request.out) as draft:
+            draft.write_text(as_yaml(settings, _heading(request, machine)), encoding="utf-8")
+            load_config(draft)
+    return [
+        model.words(),
+        *format_words(rows),
+        *_dropped(rows),
+        f"{kept:,} rows held out, {train:,} left as the pool: {folder}/",
+        f"{request.out}: {len(settings)} values, each with its reason",
+        *([] if request.general else [_NO_GENERAL]),
+        f"next: grads-ds plan {request.out}, then grads-ds run {request.out}",
+    ]
+
+
+_NO_GENERAL = (
+    "no general rows were given (--general DATA), so the report cannot say what is forgotten"
+)
+
+
+def _look(
+    request: Request, spool: Path, tokenizer: Any, model: Model, machine: Machine
+) -> tuple[Rows, Split, int]:
+    """(the rows, which of them are held out, data.max_length)."""
+    rows = read_rows(request.data, spool, request.seed)
+    tried = candidates(rows)
+    tokenise(rows, tokenizer, tried | sampled(rows))
+    if not (rows.lengths > 0).any():
+        reasons = ", ".join(f"{why}: {n:,}" for why, n in sorted(rows.unusable.items()))
+        raise UserError([*rows.refused.shown, f"DATA: no row can be learned from ({reasons})"])
+    max_length, _ = longest(rows, model, machine)
+    usable = int(rows.usable(max_length).sum())
+    if usable < FEWEST:
+        wanted = f"at least {FEWEST} rows with an answer within {max_length:,} tokens"
+        fix = "give shorter rows or a model with more positions"
+        raise UserError(problem("DATA", wanted, f"{usable} of {len(rows.keys):,}", fix))
+    return rows, hold_out(rows, tried, max_length), max_length
+
+
+def _general(request: Request, folder: Path, tokenizer: Any, max_length: int) -> int:
+    """Write the held-out rows of the general data; how many."""
+    spool = folder / "general_spool"
+    rows = read_rows(request.general, spool, request.seed)
+    tried = candidates(rows)
+    tokenise(rows, tokenizer, tried)
+    split = hold_out(rows, tried, max_length)
+    if not split.held_out.any():
+        wanted = f"rows with an answer within {max_length:,} tokens"
+        raise UserError(problem("--general", wanted, "none", "give other general data"))
+    _, kept = write_split(rows, split, folder / "general", parts=("held_out",))
+    spool.unlink()
+    return kept
+
+
+def _why_split(rows: Rows, split: Split, kept: int, seed: int) -> str:
+    if not kept:
+        return f"nothing held out: {len(rows.keys):,} rows are too few, so nothing can be judged"
+    words = f"{kept:,} rows held out of every source in proportion, by seed {seed}"
+    if split.near:
+        return words + (
+            "; the rows repeat each other so much that near-duplicates of the pool are among them"
+        )
+    return words + (
+        f"; none repeats a row of the pool or more than {SHARED:.0%} of its answer's word 8-grams"
+        f" ({split.repeated:,} of {split.looked_at:,} looked at did, and stay in the pool)"
+    )
+
+
+def _heading(request: Request, machine: Machine) -> list[str]:
+    sources = ", ".join([*request.data, *(f"{source} (general)" for source in request.general)])
+    return [
+        f"Written by grads-ds {__version__} init for {sources} on a machine with"
+        f" {machine.words()}.",
+        f"Run it: grads-ds run {request.out}. Every key: docs/config.md.",
+    ]
+
+
+def _dropped(rows: Rows) -> list[str]:
+    """What is not used, each kind with its count."""
+    said = []
+    if rows.pieces:
+        said.append(f"{rows.pieces:,} rows were cut out of longer plain texts, at line ends")
+    if rows.refused.count:
+        first = rows.refused.shown[0]
+        said.append(f"{rows.refused.count:,} rows are left out; the first: {first}")
+    said += [f"{n:,} rows cannot be learned ({why})" for why, n in sorted(rows.unusable.items())]
+    return said
