@@ -208,12 +208,8 @@ def without_sharded_loading() -> Iterator[None]:
 
 
 def release_leftovers(engine: Any, passes_differed: bool = True) -> None:
-    """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding).
-
-    passes_differed: the model was run in another way in between; see `forget_release_plans`.
-    """
-    leftovers = getattr(engine.optimizer, "release_backward_leftovers", None)
-    if leftovers is not None:
+    """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding)."""
+    if (leftovers := getattr(engine.optimizer, "release_backward_leftovers", None)) is not None:
         leftovers()
         if passes_differed:
             forget_release_plans()
