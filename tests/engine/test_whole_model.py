@@ -53,7 +53,9 @@ def asked(config: Config) -> list[dict[str, Any]]:
             apart = all(p.numel() == 0 for p in model.parameters())
             after = score_batch(recorder, engine, batch).norms
         same = all(torch.equal(before[name], after[name]) for name in before)
-        found.append({"whole": whole, "texts": texts, "gathers": count, "apart": apart and same})
+        found.append(
+            {"whole": whole, "texts": texts, "gathers": count, "apart": apart, "same": same}
+        )
     return found
 
 
@@ -62,4 +64,4 @@ def test_generation_gathers_the_layers_once_where_memory_allows(tmp_path: Path) 
         assert kept["whole"] and not sharded["whole"]
         assert kept["texts"] == sharded["texts"] and len(kept["texts"]) == 2
         assert kept["gathers"] == 0 < sharded["gathers"]
-        assert kept["apart"] and sharded["apart"]
+        assert kept["apart"] and kept["same"] and sharded["same"]
