@@ -165,9 +165,9 @@ def _faster(task: _Training, choice: _Choice, section: str) -> list[str]:
         others = [
             replace(choice, micro=micro, hpz=hpz, checkpointed=checkpointed, kept=kept)
             for micro in sizes
+            for kept in ((False, True) if sharded else (False,))
             for hpz in sorted({choice.hpz, several or choice.hpz})
             for checkpointed in sorted({choice.checkpointed, False}, reverse=True)
-            for kept in ((False, True) if sharded else (False,))
         ]
     best = choice
     for other in others:
