@@ -204,7 +204,7 @@ def _faster(task: _Recording, choice: _Choice) -> list[str]:
     best = choice
     for in_host in sorted(places):
         rows = choice.rows
-        tried = {1, rows, max(1, rows // 2), max(1, rows // 4)}
+        tried = {1, rows, max(1, rows // 4)}
         for count in sorted(tried):
             other = replace(choice, rows=count, in_host=in_host)
             again = task.fewest_recomputed(other)
