@@ -42,7 +42,8 @@ def score_base(config: Config, rows: Any, folder: Path, what: str, entropies: bo
 
     Rows that a whole part holds already are not scored again.
     """
-    lengths, budget = lengths_of(rows), config.probe.tokens_per_microbatch
+    # forwards alone, as in an evaluation
+    lengths, budget = lengths_of(rows), config.evaluate.tokens_per_microbatch
     done = np.isin(np.arange(len(lengths)), ranks.from_main(lambda: _finished(folder)))
     planned = plan_batches(lengths, 1, budget, config.seed).batches[0]
     left = [tuple(row for row in batch if not done[row]) for batch in planned]
