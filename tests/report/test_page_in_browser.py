@@ -115,6 +115,8 @@ def test_a_row_opens_with_its_text_its_reason_and_shaded_tokens(page: Browser) -
     assert "by grads: " in said and "in the rule's order" in said
     # hostile text is shown as it stands and is no element
     assert '<script>alert("x")</script>' in page.text(".detail dd")[0]
+    ways = page.evaluate("[...document.querySelectorAll('.detail dd, .tokens')].map((e) => e.dir)")
+    assert set(ways) == {"auto"}  # Arabic reads from the right, and turns nothing else round
     assert page.text(".tokens") == ["".join(words for words, _ in TOKENS)]
     assert page.text(".tokens *") == [words for words, _ in TOKENS]
     colours = page.evaluate(
