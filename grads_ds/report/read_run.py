@@ -108,7 +108,7 @@ def read_files(
             f"report: {run_dir / RESOLVED} was altered; remove it, the page then shows the config"
             " given"
         )
-    saved = _yaml(run_dir / RESOLVED)
+    saved = read_yaml(run_dir / RESOLVED)
     provenance = saved.pop("provenance", None) or {}
     scores = read_scores(run_dir / "scores/table.parquet")
     subsets = [read_subset(run_dir / "selection", MAIN, scores)]
@@ -206,7 +206,8 @@ def read_rows(run_dir: Path, sample_ids: list[int]) -> dict[int, dict[str, str]]
     }
 
 
-def _yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, empty when the file is missing or is not one."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (*WRONG_PATH, yaml.YAMLError):

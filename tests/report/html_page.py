@@ -13,6 +13,7 @@ from grads_ds.report.stage import run_report
 
 SECTIONS = [
     "headline",
+    "forgetting",
     "verdict",
     "evaluation",
     "signal",
