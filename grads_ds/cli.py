@@ -42,6 +42,7 @@ COMMANDS = {
     "check": ("check:add", "read every output again: is it as it was written?"),
     "stop": ("stop:add", "end a run from any machine; training writes a checkpoint first"),
     "export": ("export:add", "write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron"),
+    "merge": ("merge_models:add", "write base + a (trained - base): forgets less, learns less"),
     "config": ("config_schema:add", "the config file's JSON schema, for editors"),
 }
 
@@ -117,7 +118,18 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    _print_next_step(args, status)
     return status
+
+
+def _print_next_step(args: argparse.Namespace, status: int) -> None:
+    if not sys.stderr.isatty():
+        return
+    from grads_ds.commands.next_step import next_step
+
+    if line := next_step(args, status):
+        sys.stdout.flush()
+        print(f"next: {line}", file=sys.stderr, flush=True)
 
 
 def _print_problems(error: UserError, command: str) -> None:

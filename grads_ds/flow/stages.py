@@ -18,6 +18,7 @@ from grads_ds.config.errors import UserError, problem
 from grads_ds.engine.model_check import check_model
 from grads_ds.evaluate.task_files import task_problems
 from grads_ds.flow.unit_inputs import (
+    BEST,
     Unit,
     evaluate_units,
     prepare_units,
@@ -107,6 +108,8 @@ STAGES = (
 )
 
 
+# units that read what another unit of their stage writes
+FOLLOWING = ("probe/record", BEST)
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -120,8 +123,8 @@ def due_units(
     due: list[tuple[Unit, str]] = []
     for unit in stage.units(config, run_dir):
         reason = why_due(run_dir, unit.name, unit.inputs, thorough=unit.name in read)
-        if reason is None and due and stage.name == "probe":
-            # the recording follows the training inside one stage
+        if reason is None and due and unit.name in FOLLOWING:
+            # it follows what is due inside one stage
             reason = f"{due[0][0].name} runs again"
         if reason:
             due.append((unit, reason))
