@@ -81,8 +81,17 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
         f"{kept:,} rows held out, {train:,} left as the pool: {folder}/",
         f"{request.out}: {len(settings)} values, each with its reason",
         *([] if request.general else [_NO_GENERAL]),
-        f"next: grads-ds plan {request.out}, then grads-ds run {request.out}",
+        f"next: {_next(request.out, machine)}",
     ]
+
+
+def _next(out: Path, machine: Machine) -> str:
+    """What to type now; a plan of this machine's GPUs where it has some."""
+    run = f"grads-ds run {out}"
+    if not machine.gpus:
+        return run
+    cluster = f"--cluster 1x{machine.gpus} --gpu-memory {machine.gib:.0f} --calibrate"
+    return f"grads-ds plan {out} {cluster}, then {run}"
 
 
 _NO_GENERAL = (
