@@ -18,7 +18,8 @@ from conftest import WORDS, write_rows
 from grads_ds.cli import main
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
-from grads_ds.first_config.machine import Machine
+from grads_ds.first_config import write_config as writing
+from grads_ds.first_config.machine import Machine, Model
 from grads_ds.first_config.write_config import Request, write_config
 from grads_ds.training.division import check_training
 
@@ -207,6 +208,21 @@ def test_the_values_fit_the_machine(tiny_model: Path) -> None:
         assert config.model.dtype == ("bfloat16" if gpus else "float32")
         for name, settings in (("probe", config.probe), ("sft", config.sft)):
             assert check_training(config, name, settings, gpus or 2) == []
+
+
+@pytest.mark.parametrize(("gpus", "adapts"), [(1, True), (8, False)])
+def test_a_model_too_large_for_the_gpus_is_given_adapters(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, adapts: bool
+) -> None:
+    write_rows(Path("a.jsonl"), 60)
+    large = Model(str(tiny_model), 7_000_000_000, 4096, "chat template of its own")
+    monkeypatch.setattr(writing, "look_at_model", lambda *_: large)
+    asked = Request(["a.jsonl"], str(tiny_model), [], Path("c.yaml"))
+    write_config(asked, Machine(gpus, "A100", 80.0, 8))
+    config = load_config("c.yaml")
+    assert (config.model.lora is not None) == adapts
+    assert config.sft.learning_rate == (2e-4 if adapts else 1e-5)
+    assert config.sft.gradient_checkpointing
 
 
 def test_a_model_without_tokenizer_is_told_before_any_row_is_read() -> None:
