@@ -104,7 +104,9 @@ def test_what_cannot_work_here_is_told_before_any_work(
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     asked = {"optim": "adamw_8bit", "use_liger_kernel": True, "tf32": True}
-    config = make_config(tmp_path, tmp_path, sft={"trainer": asked | {"report_to": ["trackio"]}})
+    config = make_config(
+        tmp_path / "base", tmp_path, sft={"trainer": asked | {"report_to": ["trackio"]}}
+    )
     found = "\n".join(check_trainer(config))
     for name in asked:
         assert f"sft.trainer.{name}: wanted a CUDA device" in found
@@ -116,7 +118,7 @@ def test_what_cannot_work_here_is_told_before_any_work(
 def test_what_the_deepspeed_file_takes_over_is_not_set_twice(tmp_path: Path) -> None:
     file = tmp_path / "own.json"
     config = make_config(
-        tmp_path,
+        tmp_path / "base",
         tmp_path,
         sft={"trainer": {"optim": "sgd", "adam_beta1": 0.5, "lr_scheduler_kwargs": {"a": 1}}},
     ).model_copy(update={"deepspeed": str(file)})
@@ -219,7 +221,9 @@ def test_a_tracker_that_is_installed_keeps_the_run_offline(tmp_path: Path, track
 def test_a_tracker_changes_no_result_and_a_seed_does(tmp_path: Path) -> None:
     options = TrainerOptions(report_to=["tensorboard", "mlflow"], seed=3)
     assert options.arguments()["report_to"] == ["mlflow"]
-    plain = make_config(tmp_path, tmp_path).sft
-    tracked = make_config(tmp_path, tmp_path, sft={"trainer": {"report_to": ["mlflow"]}}).sft
-    seeded = make_config(tmp_path, tmp_path, sft={"trainer": {"seed": 3}}).sft
+    plain = make_config(tmp_path / "base", tmp_path).sft
+    tracked = make_config(
+        tmp_path / "base", tmp_path, sft={"trainer": {"report_to": ["mlflow"]}}
+    ).sft
+    seeded = make_config(tmp_path / "base", tmp_path, sft={"trainer": {"seed": 3}}).sft
     assert plain.inputs() == tracked.inputs() != seeded.inputs()
