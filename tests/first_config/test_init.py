@@ -108,7 +108,19 @@ def test_repeated_answers_stay_in_the_pool_and_the_config_says_so(tiny_model: Pa
     assert main(["init", "rows.jsonl", "--model", str(tiny_model)]) == 0
     kept = {json.loads(line)["completion"] for line in held_out()}
     assert len(kept) == 40 and kept <= {a for _, a in once}
-    assert "stay in the pool)" in " ".join(Path("grads.yaml").read_text().split())
+    assert "stay in the pool)" in " ".join(Path("grads.yaml").read_text().replace("#", "").split())
+
+
+def test_a_pool_that_repeats_itself_throughout_is_split_and_says_so(tiny_model: Path) -> None:
+    draw = random.Random(4)
+    stock = words(draw, 30, 30)
+    rows = [{"prompt": words(draw), "completion": f"{stock} {i}"} for i in range(60)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["init", "rows.jsonl", "--model", str(tiny_model)]) == 0
+    assert "near-duplicates of the pool are among them" in " ".join(
+        Path("grads.yaml").read_text().replace("#", "").split()
+    )
+    assert len(held_out()) == 20
 
 
 def test_the_split_follows_the_seed_and_the_rows_and_not_their_order(tiny_model: Path) -> None:
