@@ -24,8 +24,8 @@ from grads_ds.config.load import load_config
 from grads_ds.first_config.look_at_rows import read_rows, spooled
 
 START = 25.0  # seconds that a stage's ranks take until they compute
-# forward passes' worth of each token, a backward pass counted as two. Training: the optimizer's step
-# and ZeRO's copies are guessed as two more. Scoring: with a pass each for ifd and prompt_gain
+# forward passes' worth of each token, a backward pass counted as two. Training: the optimizer's
+# step and ZeRO's copies are guessed as two more. Scoring: ifd and prompt_gain take a pass each
 TRAINED, SCORED, JUDGED = 5.0, 5.5, 1.2
 
 
