@@ -189,6 +189,21 @@ def test_controls_are_scored_as_the_pool_is_and_kept_out_of_it(tmp_path: Path) -
         assert np.isnan(found["row_fisher"]) and np.isnan(found["anchor_inner_product_embedding"])
 
 
+def test_forwards_alone_give_the_same_columns_as_a_pass_with_norms(tmp_path: Path) -> None:
+    extras = ["ifd", "el2n", "surprise", "prompt_gain", "hidden", "fisher"]
+    tables = []
+    for layers in (["lm_head"], []):
+        (folder := tmp_path / str(len(layers))).mkdir()
+        config = make_job(folder, True, extras=extras, layers=layers)
+        stage("prepare", config)
+        stage("probe", config)
+        tables.append(table_of(config))
+    with_norms, bare = tables
+    assert "lm_head_grad_norm" in with_norms and not any("_grad_norm" in n for n in bare.columns)
+    for name in ["loss", *extra_columns(extras, [])]:
+        np.testing.assert_allclose(bare[name], with_norms[name], rtol=1e-5, atol=1e-6)
+
+
 def gradient_of(model: Any, row: dict[str, Any]) -> torch.Tensor:
     return reference_gradients(model, single(row))[0][1]["model.embed_tokens.weight"]
 

@@ -11,9 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, load_from_disk
+from pydantic import ValidationError
 
+from grads_ds.config.columns import extra_columns
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
+from grads_ds.config.probe import ProbeConfig
 from grads_ds.config.select import SelectConfig
 from grads_ds.probe.controls import FOLDER, SCORES, prepare_controls
 from grads_ds.probe.prompts import has_prompt, partners
@@ -138,3 +141,20 @@ def test_nearness_without_a_reference_set_is_refused_before_the_probe(tmp_path: 
     named = SelectConfig(filters=[{"column": "loss", "against": "reference"}])
     (problem,) = check_select(config.model_copy(update={"select": named}), tmp_path)
     assert "reference rows" in problem and "probe.anchor" in problem
+
+
+def test_without_layers_what_is_recorded_per_group_is_refused() -> None:
+    for extras in (["anchor"], ["hidden", "contrast"]):
+        with pytest.raises(ValidationError, match=rf"{extras[-1]} are recorded per layer group"):
+            ProbeConfig(layers=[], extras=extras, anchor="x")
+    with pytest.raises(ValidationError, match="record: during records the norms of layers"):
+        ProbeConfig(layers=[], record="during")
+    bare = ProbeConfig(layers=[], extras=["ifd", "hidden"], anchor="x", epochs=0)
+    assert extra_columns(bare.extras, bare.layers) == ["ifd", "anchor_hidden_cosine"]
+
+
+def test_norms_are_asked_for_by_name_where_none_are_recorded(tmp_path: Path) -> None:
+    config = job(tmp_path, chats(4), layers=[])
+    problems = check_select(config, tmp_path)
+    assert len(problems) == 2 and all("probe.layers records none" in text for text in problems)
+    assert "set probe.layers: [embedding]" in problems[0]
