@@ -107,8 +107,7 @@ def test_every_contrast_column_is_its_definition_on_two_sharded_ranks(
         return reference_gradients(model, single(row))[0][1][names[group]]
 
     hidden = [at_targets(model, row)[2].mean(0) for row in pool]
-    centre = torch.stack([hidden[i] for i in sorted(drawn)]).mean(0)
-    direction = torch.stack([at_targets(model, row)[2].mean(0) for row in anchors]).mean(0) - centre
+    like = torch.stack([at_targets(model, row)[2].mean(0) for row in anchors]).mean(0)
     fisher = sum(head_gradient(model, row).square().sum(-1) for row in anchors)
     fisher = fisher / fisher.mean()
     others = partners(len(pool), 2, config.seed)
@@ -120,7 +119,8 @@ def test_every_contrast_column_is_its_definition_on_two_sharded_ranks(
             if column.endswith("gain"):
                 value = np.mean([statistics(model, other)[column] for other in behind]) - value
             np.testing.assert_allclose(found[column], value, rtol=1e-4, atol=1e-5)
-        cosine = torch.cosine_similarity(hidden[place] - centre, direction, dim=0).item()
+        centre = torch.stack([hidden[i] for i in sorted(drawn - {place})]).mean(0)
+        cosine = torch.cosine_similarity(hidden[place] - centre, like - centre, dim=0).item()
         np.testing.assert_allclose(found["anchor_hidden_cosine"], cosine, atol=1e-5)
         weighted = (fisher * head_gradient(model, row).square().sum(-1)).sum().item()
         np.testing.assert_allclose(found["row_fisher"], weighted, rtol=1e-4)
