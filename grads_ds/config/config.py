@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError, model_validator
 
 from grads_ds.config.deepspeed_file import read_deepspeed
 from grads_ds.config.errors import UserError, nearest, problem
-from grads_ds.config.evaluate import EvaluateConfig
+from grads_ds.config.evaluate import EvaluateConfig, forgetting_problems
+from grads_ds.config.frontier_variants import with_frontier
 from grads_ds.config.model_and_data import DataConfig, ModelConfig
 from grads_ds.config.probe import ProbeConfig
 from grads_ds.config.record import NAME, Record
@@ -51,11 +52,17 @@ class Config(Record):
         description="written into the saved copy of a config, ignored when read",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _frontier_is_variants(cls, given: Any) -> Any:
+        return with_frontier(given)
+
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
         problems = (
             variant_problems(self.select, self.sft) + _sft_problems(self) + _nested_problems(self)
         )
+        problems += forgetting_problems(self.evaluate, list(self.data.validation))
         if self.anchor_sources() and ANCHOR_SET in self.data.validation:
             problems.append(
                 f"probe.anchor: its own files are prepared under the name {ANCHOR_SET}, which"
@@ -169,6 +176,13 @@ def _sft_problems(config: Config) -> list[str]:
         problems.append(
             "sft.packing: wanted false with sft.sequence_parallel, whose attention keeps no packed"
             " samples apart; found true; set one of them back"
+        )
+    lora, trains = config.model.lora, config.probe.epochs > 0
+    if lora and (lora.dora or lora.modules_to_save) and trains and config.probe.record == "during":
+        key = "dora" if lora.dora else "modules_to_save"
+        problems.append(
+            f"model.lora.{key}: wanted probe.record: after, as norms are not recorded while such"
+            " adapters train; found during; set probe.record"
         )
     watched = sft.early_stopping.set if sft.early_stopping else None
     if watched is not None and watched not in config.data.validation:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from grads_ds.config.frontier_variants import is_frontier
 from grads_ds.config.record import NO_RESULT, Record
+from grads_ds.config.trainer_options import TrainerOptions
 
 
 class TrainingConfig(Record):
@@ -18,8 +20,18 @@ class TrainingConfig(Record):
     micro_batch_size: int = Field(
         4, ge=1, description="samples per rank and forward pass (at most)"
     )
-    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="decay of the learning rate"
+    lr_scheduler: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field(
+        "cosine",
+        description="decay of the learning rate; its settings are sft.trainer.lr_scheduler_kwargs",
     )
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps spent warming up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -104,3 +116,35 @@ class SftConfig(TrainingConfig):
         description="share of the training rows that are drawn from data.replay; 0.1 is one in ten",
     )
     early_stopping: EarlyStoppingConfig | None = Field(None, description="null trains all steps")
+    trainer: TrainerOptions = Field(
+        default_factory=TrainerOptions, description="further settings of transformers' trainer"
+    )
+    snapshots: list[float] = Field(
+        default_factory=list,
+        description=(
+            "shares of the steps, within 0 and 1, after which the model is also written and"
+            " evaluated: is it better to stop earlier?"
+        ),
+    )
+    frontier: bool | list[float] = Field(
+        False,
+        description=(
+            "also train random subsets, which every other model is compared with at the same gain:"
+            " true, or budgets as fractions below 1; the whole pool with them"
+        ),
+        json_schema_extra=NO_RESULT,
+    )
+
+    @field_validator("frontier", "snapshots")
+    @classmethod
+    def _fractions(cls, value: bool | list[float]) -> bool | list[float]:
+        for budget in value if isinstance(value, list) else []:
+            if not 0 < budget < 1:
+                raise ValueError(f"wanted fractions above 0 and below 1; found {budget:g}")
+        return value
+
+    def followed(self, names: list[str]) -> list[str]:
+        """Of the trained models those that are also looked at on their way and between them and the
+        base: all but the frontier's.
+        """
+        return [name for name in names if not is_frontier(name)]

@@ -105,19 +105,38 @@ def score_plan(
     """
     if not plan.steps:
         return
-    if ranks.is_main():
-        print(f"{what}: {plan.summary()}", flush=True)
-    with frozen_model(config, model_path) as (model, engine), attached(model):
+    # without layers there is no backward to compute anything again in
+    with frozen_model(config, model_path, bool(layers)) as (model, engine):
         recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction)
         extras = beside(recorder, engine) if beside is not None else None
+
+        def score(samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, Any]]:
+            if extras is not None:
+                return extras.score(samples)
+            return score_batch(recorder, engine, to_device(samples)), {}
+
+        yield from score_batches(model, rows, plan, lengths, what, score, log_dir)
+
+
+def score_batches(
+    model: Any,
+    rows: Any,
+    plan: BatchPlan,
+    lengths: np.ndarray,
+    what: str,
+    score: Callable[[Sequence[Mapping[str, Any]]], tuple[GradNorms, dict[str, Any]]],
+    log_dir: Path | None = None,
+) -> Iterator[tuple[list[int], GradNorms, dict[str, Any]]]:
+    """As `score_plan`, with a loaded model and `score`, which makes one micro-batch's results."""
+    if not plan.steps:
+        return
+    if ranks.is_main():
+        print(f"{what}: {plan.summary()}", flush=True)
+    with attached(model):
         for mine in with_progress(plan, lengths, what, log_dir):
             with reading():
                 samples = [rows[i] for i in mine]
-            columns: dict[str, Any] = {}
-            if extras is not None:
-                norms, columns = extras.score(samples)
-            else:
-                norms = score_batch(recorder, engine, to_device(samples))
+            norms, columns = score(samples)
             if mine:
                 yield list(mine), norms, columns
 

@@ -95,17 +95,37 @@ def generate(
     """Greedy continuations of the prompts, each cut before the first of `until` and after
     `new_tokens` tokens.
     """
+    rows = [tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
+    answers = generate_tokens(model, tokenizer, rows, new_tokens, batch_size, what)
+    texts = []
+    for ids in answers:
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        found = [place for stop in until if (place := text.find(stop)) >= 0]
+        texts.append(text[: min(found, default=len(text))])
+    return texts
+
+
+def generate_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    batch_size: int,
+    what: str,
+) -> list[list[int]]:
+    """Greedy continuations of prompts given as token ids, each up to and with the first end token,
+    of at most `new_tokens` tokens. Of a prompt that leaves no room the beginning is cut off.
+    """
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     longest = max(1, getattr(model.config, "max_position_embeddings", 2**31) - new_tokens)
-    mine: dict[int, str] = {}
+    given = model.generation_config.eos_token_id
+    ends = set() if given is None else {given} if isinstance(given, int) else set(given)
+    mine: dict[int, list[int]] = {}
     share = batch_size * ranks.world()
     for start in range(0, len(prompts), share):
         heartbeat.beat(what, start, len(prompts))
         indices = list(range(len(prompts)))[start + ranks.rank() : start + share : ranks.world()]
-        ids = [
-            tokenizer.encode(prompts[i], add_special_tokens=False)[-longest:] or [pad]
-            for i in indices
-        ] or [[pad]]
+        ids = [list(prompts[i])[-longest:] or [pad] for i in indices] or [[pad]]
         rows = pad_batch(
             [{"input_ids": row, "labels": [IGNORE_INDEX] * len(row)} for row in ids], pad, "left"
         )
@@ -122,15 +142,10 @@ def generate(
                 synced_gpus=ranks.world() > 1,
             )
         for place, i in enumerate(indices):
-            text = tokenizer.decode(
-                out[place, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-            )
-            mine[i] = text[
-                : min(
-                    (found for stop in until if (found := text.find(stop)) >= 0), default=len(text)
-                )
-            ]
-    every = {index: text for part in ranks.all_gather_object(mine) for index, text in part.items()}
+            said = out[place, inputs["input_ids"].shape[1] :].tolist()
+            stop = next((n + 1 for n, token in enumerate(said) if token in ends), len(said))
+            mine[i] = said[:stop]
+    every = {index: ids for part in ranks.all_gather_object(mine) for index, ids in part.items()}
     return [every[i] for i in range(len(prompts))]
 
 

@@ -8,6 +8,7 @@ harness needs the extra: pip install 'grads-ds[eval]'.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ import numpy as np
 from grads_ds.config.config import Config
 from grads_ds.config.evaluate import EvaluateConfig
 from grads_ds.data.tokenizer import load_tokenizer
-from grads_ds.engine.model import frozen_model
 from grads_ds.evaluate.generation import encode_pair, generate, log_likelihoods
 from grads_ds.evaluate.task_files import read_choices, read_prompts
 from grads_ds.statistics import bootstrap_interval
@@ -27,32 +27,44 @@ def wants_tasks(settings: EvaluateConfig) -> bool:
     return bool(settings.multiple_choice or settings.exact_match or settings.lm_eval)
 
 
-def run_tasks(config: Config, model_path: str, model_name: str) -> dict[str, dict[str, Any]]:
-    """Every task's result for the model at `model_path`, by task name. Every rank calls this."""
-    settings, results = config.evaluate, {}
-    tokenizer = load_tokenizer(config.model)
-    with frozen_model(config, model_path) as (model, _):
-        for name, file in settings.multiple_choice.items():
-            results[name] = multiple_choice(
-                model, tokenizer, read_choices(Path(file)), config, f"{model_name} on {name}"
-            )
-        for name, file in settings.exact_match.items():
-            results[name] = exact_match(
-                model, tokenizer, read_prompts(Path(file)), config, f"{model_name} on {name}"
-            )
-        if settings.lm_eval:
-            from grads_ds.evaluate.lm_eval import run_lm_eval
+@dataclass(frozen=True)
+class TaskResults:
+    """Every task's numbers by name, and of multiple choice which questions [N] were answered
+    rightly (0 or 1).
+    """
 
-            results |= run_lm_eval(model, tokenizer, config, model_name)
-    return results
+    numbers: dict[str, dict[str, Any]]
+    right: dict[str, np.ndarray]
+
+
+def run_tasks(config: Config, model: Any, model_name: str) -> TaskResults:
+    """Every task's result for a model on an engine. Every rank calls this."""
+    settings = config.evaluate
+    numbers: dict[str, dict[str, Any]] = {}
+    right: dict[str, np.ndarray] = {}
+    tokenizer = load_tokenizer(config.model)
+    for name, file in settings.multiple_choice.items():
+        numbers[name], right[name] = multiple_choice(
+            model, tokenizer, read_choices(Path(file)), config, f"{model_name} on {name}"
+        )
+    for name, file in settings.exact_match.items():
+        numbers[name] = exact_match(
+            model, tokenizer, read_prompts(Path(file)), config, f"{model_name} on {name}"
+        )
+    if settings.lm_eval:
+        from grads_ds.evaluate.lm_eval import run_lm_eval
+
+        numbers |= run_lm_eval(model, tokenizer, config, model_name)
+    return TaskResults(numbers, right)
 
 
 def multiple_choice(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], config: Config, what: str
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Accuracy when the choice of the highest log-likelihood after the question is taken; also with
     it divided by the choice's characters. Question and choice are joined by a space, or follow the
-    chat template's assistant turn.
+    chat template's assistant turn. The array says which questions were answered rightly by
+    likelihood alone.
     """
     pairs, owners = [], []
     for number, row in enumerate(rows):
@@ -73,11 +85,8 @@ def multiple_choice(
         mine = owner == number
         right[number] = np.argmax(values[mine]) == row["answer"]
         right_by_size[number] = np.argmax(values[mine] / sizes[mine]) == row["answer"]
-    return (
-        {"kind": "multiple_choice"}
-        | _accuracy(right, config)
-        | {"accuracy_by_characters": float(right_by_size.mean())}
-    )
+    numbers = {"kind": "multiple_choice"} | _accuracy(right, config)
+    return numbers | {"accuracy_by_characters": float(right_by_size.mean())}, right
 
 
 def exact_match(

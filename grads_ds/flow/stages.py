@@ -18,6 +18,7 @@ from grads_ds.config.errors import UserError, problem
 from grads_ds.engine.model_check import check_model
 from grads_ds.evaluate.task_files import task_problems
 from grads_ds.flow.unit_inputs import (
+    BEST,
     Unit,
     evaluate_units,
     prepare_units,
@@ -28,6 +29,7 @@ from grads_ds.flow.unit_inputs import (
 )
 from grads_ds.run_dir.units import record_file, why_due
 from grads_ds.training.division import check_training
+from grads_ds.training.trainer_problems import check_trainer
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ def _budget_problems(config: Config, run_dir: Path) -> list[str]:
 
 
 def _sft_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
-    return check_model(config.model.path) + check_training(config, "sft", config.sft, ranks)
+    return [
+        *check_model(config.model.path),
+        *check_training(config, "sft", config.sft, ranks),
+        *check_trainer(config),
+    ]
 
 
 def _evaluate_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
@@ -102,6 +108,8 @@ STAGES = (
 )
 
 
+# units that read what another unit of their stage writes
+FOLLOWING = ("probe/record", BEST)
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
 
@@ -115,8 +123,8 @@ def due_units(
     due: list[tuple[Unit, str]] = []
     for unit in stage.units(config, run_dir):
         reason = why_due(run_dir, unit.name, unit.inputs, thorough=unit.name in read)
-        if reason is None and due and stage.name == "probe":
-            # the recording follows the training inside one stage
+        if reason is None and due and unit.name in FOLLOWING:
+            # it follows what is due inside one stage
             reason = f"{due[0][0].name} runs again"
         if reason:
             due.append((unit, reason))

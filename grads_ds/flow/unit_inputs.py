@@ -19,11 +19,13 @@ from grads_ds.run_dir.layout import (
     model_folder,
     scores_unit,
     selection_folder,
+    snapshot_folders,
     trained_names,
 )
 from grads_ds.run_dir.units import unit_id
 
 _RECORDING = ("layers", "loss_reduction")  # keys of probe that only the recording depends on
+BEST = "evaluate/best"  # the unit that publishes a model within a limit
 _SELECTION = ("selected.jsonl", "selected.parquet", "selection.parquet", "selection.json")
 
 
@@ -62,7 +64,7 @@ def prepare_units(config: Config, run_dir: Path) -> list[Unit]:
         "model.path": config.model.path,
         "model.chat_template": config.model.chat_template,
         "tokenizer files": content_digest(config.model.path, weights=False),
-        "data files": {source: content_digest(source) for source in sources},
+        "data files": {source: content_digest(source, whole=True) for source in sources},
         "chat template file": content_digest(config.model.chat_template),
     }
     return [Unit("prepare", inputs, ("prepared",), work)]
@@ -135,8 +137,9 @@ def sft_units(config: Config, run_dir: Path) -> list[Unit]:
 
         # the whole pool takes the same steps on every footing
         footing = {"equal"} if name == "full" else set()
+        idle = set() if snapshot_folders(config, name) else {"snapshots"}
         inputs = _model_inputs(config) | {
-            "sft": config.sft.inputs(exclude={"variants", *footing}),
+            "sft": config.sft.inputs(exclude={"variants", *footing, *idle}),
             "seed": config.seed,
             "deepspeed": config.deepspeed_json(),
             "prepare": unit_id(run_dir, "prepare"),
@@ -147,7 +150,8 @@ def sft_units(config: Config, run_dir: Path) -> list[Unit]:
             reads = ("prepare", f"select/{name}")
         outputs = (model_folder(name), *([adapter_folder(name)] if config.sft.adapter else []))
         scratch = (checkpoints_folder(f"sft/{name}"),)
-        return Unit(f"sft/{name}", inputs, outputs, work, reads, scratch)
+        snapshots = tuple(snapshot_folders(config, name).values())
+        return Unit(f"sft/{name}", inputs, outputs, work, reads, scratch, snapshots)
 
     return [unit(name) for name in trained_names(config)]
 
@@ -164,7 +168,7 @@ def evaluate_units(config: Config, run_dir: Path) -> list[Unit]:
         files.append(tasks.lm_eval.include_path)
     names = trained_names(config)
     inputs = _model_inputs(config) | {
-        "evaluate": config.evaluate.inputs(),
+        "evaluate": config.evaluate.inputs(exclude={"max_forgetting", "forgetting"}),
         "task files": {file: content_digest(file) for file in files},
         "seed": config.seed,
         "prepare": unit_id(run_dir, "prepare"),
@@ -172,7 +176,28 @@ def evaluate_units(config: Config, run_dir: Path) -> list[Unit]:
     }
     reads = ("prepare", *(f"sft/{name}" for name in names))
     reads += tuple(f"select/{name}" for name in names if name != "full")  # their numbers of rows
-    return [Unit("evaluate", inputs, ("evaluation.json", "evaluation"), work, reads)]
+    measured = Unit("evaluate", inputs, ("evaluation.json", "evaluation"), work, reads)
+    return [measured, *_best_units(config, run_dir)]
+
+
+def _best_units(config: Config, run_dir: Path) -> list[Unit]:
+    """The publication of the best model, where a limit to forgetting is set."""
+
+    def work(config: Config, run_dir: Path, identity: str) -> None:
+        from grads_ds.evaluate.best import run_best
+
+        run_best(config, run_dir)
+
+    settings = config.evaluate
+    if settings.max_forgetting is None:
+        return []
+    inputs = {
+        "max_forgetting": settings.max_forgetting,
+        "forgetting": settings.forgetting,
+        "evaluate": unit_id(run_dir, "evaluate"),
+    }
+    reads = ("evaluate", *(f"sft/{name}" for name in trained_names(config)))
+    return [Unit(BEST, inputs, ("best/choice.json",), work, reads, optional=("best/model",))]
 
 
 def report_units(config: Config, run_dir: Path) -> list[Unit]:
@@ -188,6 +213,9 @@ def report_units(config: Config, run_dir: Path) -> list[Unit]:
         "evaluate": unit_id(run_dir, "evaluate"),
     }
     reads = ("prepare", scores_unit(config), *(f"select/{name}" for name in chosen), "evaluate")
+    if config.evaluate.max_forgetting is not None:
+        inputs["best"] = unit_id(run_dir, BEST)
+        reads += (BEST,)
     return [Unit("report", inputs, ("report.html",), work, reads)]
 
 

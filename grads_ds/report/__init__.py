@@ -2,9 +2,10 @@
 
 read_run.py   the run's files -> arrays and records
 outcome.py    evaluation.json -> table, differences, intervals;  verdict.py  the same in words
+forgetting.py  gain and forgetting;  what_to_do.py  in words;  forgetting_figure.py  the picture
 composition.py, method_comparison.py, task_table.py  tables;  examples.py  samples as text
 row_table.py  rows to look up: row_choice.py (which), row_words.py (why), shaded_tokens.py (losses)
 plot.py       axes and marks as inline SVG;  figures.py  the page's figures
 sections.py   what each section shows;  page.py  all of it -> HTML, by templates/
-terminal.py   the plain-text table
+text_table.py the plain-text tables
 """

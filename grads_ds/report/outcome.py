@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from grads_ds.config.evaluate import set_roles
 from grads_ds.run_dir.layout import MAIN
 from grads_ds.statistics import bootstrap_interval
 
@@ -131,10 +132,7 @@ def outcome_of(evaluation: Mapping[str, Any], run_dir: Path) -> Outcome:
                 sorted(randoms),
             )
         )
-    domain = _kind(sets, "domain") or sets[:1]
-    general = _kind([s for s in sets if s not in domain], "general") or [
-        s for s in sets if s not in domain
-    ]
+    domain, general = set_roles(sets)
     paired = bool(losses) and all(pair is not None for pair in losses.values())
     return Outcome(built, sets, domain, general, paired)
 
@@ -197,7 +195,3 @@ def sample_losses(run_dir: Path, found: Mapping[str, Any]) -> tuple[np.ndarray, 
     return table["loss"].to_numpy().astype(np.float64), table[
         "num_target_tokens"
     ].to_numpy().astype(np.int64)
-
-
-def _kind(sets: list[str], word: str) -> list[str]:
-    return [s for s in sets if s == word] or [s for s in sets if s.startswith(word)]

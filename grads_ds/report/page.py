@@ -34,6 +34,7 @@ class Section:
 
 
 SECTIONS = (
+    Section("forgetting", "In short", sections.forgetting),
     Section("verdict", "Verdict", sections.verdict),
     Section("evaluation", "Evaluation", sections.evaluation),
     Section("signal", "Gradient signal", sections.signal),

@@ -13,17 +13,36 @@ from grads_ds.report import figures
 from grads_ds.report.composition import QUANTILES, norm_table, rank_correlation
 from grads_ds.report.composition import composition as composition_of
 from grads_ds.report.examples import examples
+from grads_ds.report.forgetting import candidates_of, read_forgetting
+from grads_ds.report.forgetting_figure import key, picture
 from grads_ds.report.method_comparison import method_comparison
 from grads_ds.report.outcome import Outcome
 from grads_ds.report.read_run import Run, Scores, Subset, read_rows
 from grads_ds.report.task_table import task_rows, tradeoff
 from grads_ds.report.verdict import verdict as verdict_of
+from grads_ds.report.what_to_do import advice
 
 Shown = dict[str, Any]
 
 # norms drawn against length; the others only in the table
 DRAWN_GROUPS = ("embedding", "lm_head", "total")
 SMALL_HISTOGRAMS = 12
+
+
+def forgetting(run: Run, outcome: Outcome | None) -> Shown:
+    """What to do and why; the picture of gain and forgetting; each model against random's line."""
+    found = read_forgetting(run.run_dir, run.evaluation, run.config)
+    if found is None:
+        return {"found": None}
+    return {
+        "found": found,
+        "advice": advice(found),
+        "picture": picture(found),
+        "narrow": picture(found, narrow=True),
+        "key": key(found),
+        "excess": found.frontier.excess if found.frontier is not None else {},
+        "plan": (run.evaluation or {}).get("retention"),
+    }
 
 
 def verdict(run: Run, outcome: Outcome | None) -> Shown:
@@ -33,10 +52,12 @@ def verdict(run: Run, outcome: Outcome | None) -> Shown:
 
 def evaluation(run: Run, outcome: Outcome | None) -> Shown:
     """Every model's held-out losses, their differences, and the tasks."""
+    drawn = candidates_of(run.run_dir, run.evaluation, run.config) is not None
     return {
         "outcome": outcome,
         "forests": [figures.loss_forest(outcome, s) for s in outcome.sets] if outcome else [],
-        "tradeoff": tradeoff(outcome) if outcome else None,
+        # the picture of gain and forgetting says more, where it can be drawn
+        "tradeoff": tradeoff(outcome) if outcome and not drawn else None,
         "tasks": task_rows(run.evaluation),
     }
 

@@ -43,3 +43,15 @@ def checkpoints_folder(unit: str) -> str:
     if unit == "probe/train":
         return "probe/checkpoints"
     return str(Path(model_folder(unit.removeprefix("sft/"))).parent / "checkpoints")
+
+
+def snapshot_folder(name: str, share: float) -> str:
+    """Where a trained model lies as it was after a share of its steps."""
+    return str(Path(model_folder(name)).parent / "snapshots" / f"{share:g}")
+
+
+def snapshot_folders(config: Config, name: str) -> dict[float, str]:
+    """Share of the steps -> folder, of one trained model."""
+    if name not in config.sft.followed([name]):
+        return {}
+    return {share: snapshot_folder(name, share) for share in sorted(set(config.sft.snapshots))}

@@ -86,7 +86,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             "---",
             "",
             (
-                f"# {_cell(Path(config.model.path).name)}, fine-tuned on"
+                f"# {cell(Path(config.model.path).name)}, fine-tuned on"
                 f" {'the whole pool' if name == 'full' else f'the subset {name}'}"
             ),
             "",
@@ -97,7 +97,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             "",
             "| | |",
             "|---|---|",
-            *(f"| {what} | {_cell(value)} |" for what, value in facts),
+            *(f"| {what} | {cell(value)} |" for what, value in facts),
             "",
             "Settings of the training:",
             "",
@@ -111,7 +111,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
     )
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """A value as it is read in a table of Markdown: no mark of Markdown or HTML acts."""
     text = html.escape(printable(str(value)), quote=False).replace("\n", " ")
     return re.sub(r"([\\`*\[\]|])", r"\\\1", text)

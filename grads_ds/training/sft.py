@@ -21,8 +21,10 @@ from grads_ds.run_dir.layout import (
     checkpoints_folder,
     model_folder,
     selection_folder,
+    snapshot_folders,
 )
 from grads_ds.training.model_card import model_card
+from grads_ds.training.snapshots import Snapshots, snapshot_steps
 from grads_ds.training.train import TrainingJob, optimizer_steps, train_model
 
 
@@ -43,6 +45,7 @@ def run_sft(config: Config, run_dir: Path, name: str, identity: str) -> None:
     # equal steps: every variant gets the optimizer steps of the whole pool, repeating its rows as
     # needed
     steps = optimizer_steps(pool if sft.equal == "steps" else len(rows), sft)
+    shares = {a: run_dir / folder for a, folder in snapshot_folders(config, name).items()}
     job = TrainingJob(
         config,
         sft,
@@ -60,6 +63,7 @@ def run_sft(config: Config, run_dir: Path, name: str, identity: str) -> None:
         card=ranks.from_main(lambda: model_card(config, run_dir, name, len(rows), steps)),
         adapter_dir=run_dir / adapter_folder(name) if sft.adapter else None,
         sequence=sft.sequence_parallel,
+        callbacks=[Snapshots(config, snapshot_steps(shares, steps))] if shares else [],
     )
     train_model(job)
 

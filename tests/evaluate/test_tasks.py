@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,25 @@ def write_prompts(folder: Path, model: Any, tokenizer: Any) -> Path:
 
 
 def measure(config: Config) -> dict[str, dict[str, Any]]:
+    from grads_ds.engine.model import frozen_model
     from grads_ds.evaluate.tasks import run_tasks
 
-    return run_tasks(config, config.model.path, "base")
+    with frozen_model(config, config.model.path) as (model, _):
+        return run_tasks(config, model, "base").numbers
 
 
-def slow_accuracy(model: Any, tokenizer: Any, file: Path) -> tuple[float, float]:
-    right = by_size = 0
-    rows = read_choices(file)
-    for row in rows:
+def slow_right(model: Any, tokenizer: Any, file: Path) -> list[int]:
+    """Which questions are answered rightly, by likelihood alone."""
+    return [
+        int(scores.argmax() == row["answer"]) for row, scores in _scores(model, tokenizer, file)
+    ]
+
+
+def _scores(
+    model: Any, tokenizer: Any, file: Path
+) -> Iterator[tuple[dict[str, Any], torch.Tensor]]:
+    """Each question and its choices' log-likelihoods."""
+    for row in read_choices(file):
         scores = []
         for choice in row["choices"]:
             asked = len(tokenizer.encode(row["question"], add_special_tokens=False))
@@ -88,13 +99,16 @@ def slow_accuracy(model: Any, tokenizer: Any, file: Path) -> tuple[float, float]
             )
             with torch.no_grad():
                 logs = model(ids).logits[0].log_softmax(-1)
-            scores.append(float(logs[asked - 1 : -1].gather(1, ids[0, asked:, None]).sum()))
-        right += max(range(len(scores)), key=scores.__getitem__) == row["answer"]
-        by_size += (
-            max(range(len(scores)), key=lambda i: scores[i] / len(row["choices"][i]))
-            == row["answer"]
-        )
-    return right / len(rows), by_size / len(rows)
+            scores.append(logs[asked - 1 : -1].gather(1, ids[0, asked:, None]).sum())
+        yield row, torch.stack(scores)
+
+
+def slow_accuracy(model: Any, tokenizer: Any, file: Path) -> tuple[float, float]:
+    right, by_size = slow_right(model, tokenizer, file), []
+    for row, scores in _scores(model, tokenizer, file):
+        sizes = torch.tensor([len(choice) for choice in row["choices"]])
+        by_size.append(int((scores / sizes).argmax() == row["answer"]))
+    return sum(right) / len(right), sum(by_size) / len(right)
 
 
 def test_tasks_on_two_ranks_agree_with_a_loop_and_with_the_harness_to_the_digit(

@@ -110,6 +110,8 @@ CHANGES = {
     "select.variants.random.budget=0.5": ["select/random", "sft/random", "evaluate", "report"],
     "sft.learning_rate=0.02": ["sft/selected", "sft/full", "sft/random", "evaluate", "report"],
     "evaluate.bootstrap=50": ["evaluate", "report"],
+    # nothing is evaluated again for a limit to forgetting
+    "evaluate={max_forgetting: 1.0, forgetting: loss}": ["evaluate/best", "report"],
     "probe.layers=[lm_head]": ["probe/record", *FROM_SELECT],
     "probe.learning_rate=0.02": ["probe/train", "probe/record", *FROM_SELECT],
     "run_dir=run": [],

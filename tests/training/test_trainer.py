@@ -67,17 +67,27 @@ def train(config: Config, name: str, rows: Any, steps: int, **options: Any) -> L
     return logs
 
 
+def evaluated_loss(config: Config, path: str, rows: Any) -> float:
+    """The evaluate stage's loss of a set."""
+    from grads_ds.data.tokenizer import load_tokenizer
+    from grads_ds.evaluate.measured_sets import measured_set
+    from grads_ds.evaluate.token_pass import pass_over, reading
+
+    measured = measured_set("rows", rows, load_tokenizer(config.model))
+    with reading(config, path) as reader:
+        result, _ = pass_over(reader, config, measured, "evaluate")
+    return float((result.loss * result.targets).sum() / result.targets.sum())
+
+
 def four_losses(config: Config) -> dict[str, float]:
     from grads_ds.distributed import ranks
     from grads_ds.engine.frozen_pass import score_samples
     from grads_ds.engine.model import frozen_model
-    from grads_ds.evaluate.stage import sample_losses
     from grads_ds.training.trainer import held_out_loss
 
     rows = uneven_rows()
     found = {}
-    loss, tokens = sample_losses(config, config.model.path, rows, "evaluate")
-    found["evaluate"] = float((loss * tokens).sum() / tokens.sum())
+    found["evaluate"] = evaluated_loss(config, config.model.path, rows)
     probe = [
         (s.loss * s.num_target_tokens, s.num_target_tokens)
         for _, s in score_samples(
@@ -141,12 +151,8 @@ def train_until_it_rises(config: Config) -> tuple[list[float], list[float]]:
         early_stopping=stopping,
         held_out=uneven_rows().select(range(5)),
     )
-    from grads_ds.evaluate.stage import sample_losses
-
-    loss, tokens = sample_losses(
-        config, str(Path(config.run_dir) / "stopped"), uneven_rows().select(range(5)), "after"
-    )
-    return logs.held_out, [float((loss * tokens).sum() / tokens.sum())]
+    folder = str(Path(config.run_dir) / "stopped")
+    return logs.held_out, [evaluated_loss(config, folder, uneven_rows().select(range(5)))]
 
 
 def test_training_ends_when_the_watched_loss_rises_and_keeps_the_best_model(tmp_path: Path) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from grads_ds.report.forgetting import read_forgetting
 from grads_ds.report.outcome import outcome_of
+from grads_ds.report.read_run import read_yaml
 from grads_ds.report.run_logs import read_json
 from grads_ds.report.verdict import verdict
+from grads_ds.report.what_to_do import advice
+from grads_ds.run_dir.provenance import RESOLVED
 
 
 def report_table(run_dir: Path) -> str:
@@ -38,7 +43,17 @@ def report_table(run_dir: Path) -> str:
         lines.append(line)
     text = aligned(lines, left=2)
     said = [f"* {sentence.text}" for sentence in verdict(outcome, prepared)]
-    return "\n".join([*text, "loss: nats per target token, lower is better", "", *said])
+    first = _advice(run_dir, evaluation)
+    return "\n".join([*first, *text, "loss: nats per target token, lower is better", "", *said])
+
+
+def _advice(run_dir: Path, evaluation: dict[str, Any]) -> list[str]:
+    """What to do and why, a line each, and an empty one; none where it was not measured."""
+    found = read_forgetting(run_dir, evaluation, read_yaml(run_dir / RESOLVED))
+    if found is None:
+        return []
+    told = advice(found)
+    return [told.headline, *(f"* {reason}" for reason in told.reasons), ""]
 
 
 def aligned(rows: list[list[str]], left: int) -> list[str]:
