@@ -197,7 +197,7 @@ def divergence(base: BaseStream, rows: Tensor, head: Head, budget: int = LOGITS)
     """KL(p || q) at each row, float64 [n] on host: p from the base's stream, q from `rows` [n, D]
     through `head`.
     """
-    found = []
+    found: list[Tensor] = []
     weight = base.head.weight
     vocabulary = base.rows.shape[-1] if weight is None else len(weight)
     step = max(1, budget // max(1, vocabulary))
