@@ -53,14 +53,21 @@ def parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         prog="grads-ds",
         description="Gradient-aware data selection and fine-tuning on DeepSpeed: "
         "prepare -> probe -> select -> sft -> evaluate -> report.",
+        epilog="start here: grads-ds init DATA... --model M; every command has examples: grads-ds"
+        " COMMAND --help; pages: docs/index.md",
     )
     top.add_argument("--version", action="version", version=f"grads-ds {__version__}")
     # deepspeed puts it before the sub-command
     top.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (declared, description) in COMMANDS.items():
-        command = commands.add_parser(name, help=description)
+        command = commands.add_parser(
+            name, help=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         if name in argv:
+            from grads_ds.commands.guidance import epilog
+
+            command.epilog = epilog(name, statuses=name == "run")
             module, function = declared.split(":")
             add = getattr(importlib.import_module(f"grads_ds.commands.{module}"), function)
             add(command)
@@ -84,7 +91,7 @@ def _main(argv: Sequence[str] | None) -> int:
         status = int(args.handler(args))
     except UserError as error:
         if ranks.launched_rank() == 0:
-            _print_problems(error)
+            _print_problems(error, args.command)
         heartbeat.failed("\n".join(error.problems), 2)
         status = 2
     except StoppedBySignal as told:
@@ -111,12 +118,26 @@ def _main(argv: Sequence[str] | None) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    _print_next_step(args, status)
     return status
 
 
-def _print_problems(error: UserError) -> None:
+def _print_next_step(args: argparse.Namespace, status: int) -> None:
+    if not sys.stderr.isatty():
+        return
+    from grads_ds.commands.next_step import next_step
+
+    if line := next_step(args, status):
+        sys.stdout.flush()
+        print(f"next: {line}", file=sys.stderr, flush=True)
+
+
+def _print_problems(error: UserError, command: str) -> None:
+    from grads_ds.commands.guidance import pages_for
+
     count = len(error.problems)
     print(f"grads-ds: {count} problem{'s' if count > 1 else ''} in the input", file=sys.stderr)
     for problem in error.problems:
         print(f"  - {problem}", file=sys.stderr)
+    print(f"  see {', '.join(pages_for(error.problems, command))}", file=sys.stderr)
     sys.stderr.flush()

@@ -1,9 +1,8 @@
 """What DeepSpeed, torch, transformers and pyarrow get wrong, and what is done about it: each with
 the version it was seen with and the test that would retire it.
 
-Those that are a few lines of their own stand here; those that are a line inside somebody's loop
-stand in the file named. `warn_of_other_versions` says once, when a job starts, that an installed
-version is another. No torch import until a function is called.
+Those of a few lines of their own stand here, others in the file named. `warn_of_other_versions`
+says once, when a job starts, that an installed version is another. No torch import until a call.
 """
 
 from __future__ import annotations
@@ -41,6 +40,11 @@ WORKAROUNDS = (
         "0.19",
         _HERE,
         "tests/test_workarounds.py",
+    ),
+    Workaround(
+        "modules release parameters that GatheredParameters holds",
+        *("deepspeed", "0.19"),
+        *("grads_ds/engine/whole_model.py", "tests/engine/test_whole_model.py"),
     ),
     Workaround(
         "what a module releases is cached beyond the order of modules it was found for",
@@ -242,9 +246,8 @@ def close(engine: Any) -> None:
 def forget_release_plans() -> None:
     """Clear DeepSpeed's cache of which parameters a module releases at which step of a pass.
 
-    It outlives the order of modules that it was made for (seen with DeepSpeed 0.19.8): after a
-    forward without a backward, as the recorder's trials are, weights are released at once and
-    gathered again in every later pass. Of engines that live on as well: they fill it again.
+    It outlives the order of modules it was made for (DeepSpeed 0.19.8): after a forward without a
+    backward, as in a trial, later passes gather weights again. Engines that live on refill it.
     """
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from grads_ds.config.errors import UserError
-from grads_ds.launcher import backends
+from grads_ds.launcher import backends, rank_log
 from grads_ds.launcher.environment import (
     for_runner,
     forwarded,
@@ -146,6 +146,7 @@ def describe(command: Sequence[str], place: Placement) -> dict[str, Any]:
         "ports": list(place.ports),
         "master_addr": place.master_addr,
         "runner_sets": backends.load(place.backend).RUNNER_SETS,
+        "log_bytes": rank_log.LOG_BYTES,
         "grace_seconds": place.limits.grace,
         "checkpoint_seconds": place.limits.checkpoint,
         "pace_seconds": place.limits.straggler_window,

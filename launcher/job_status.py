@@ -1,5 +1,5 @@
-"""How a run is getting on, from its files alone: `snapshot` reads, `to_text` words it
-(metrics.py has it for Prometheus).
+"""How a run is getting on, from its files alone (status_text.py words it, metrics.py has it for
+Prometheus).
 
 Reads `state/`, `lock.json`, `logs/<stage>/<time>/` and checkpoints of a run directory, from any
 machine that sees it; writes nothing. Times of other hosts are compared with this one's clock, to
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from grads_ds.config.errors import UserError, printable
+from grads_ds.config.errors import UserError
 from grads_ds.launcher import orphans, stragglers
 from grads_ds.launcher.records import read
 from grads_ds.run_dir.lock import lock_holder
@@ -87,6 +87,9 @@ def _job(folder: Path, now: float) -> dict[str, Any]:
         "done": lead.get("done"),
         "total": lead.get("total"),
         "eta_seconds": _eta(lead),
+        "steps_per_second": _rate(lead),
+        "memory": _memory(alive),
+        "losses": next((record["losses"] for record in records if record.get("losses")), []),
         "silent": [
             {"rank": r["rank"], "host": r["host"], "seconds": round(now - r["time"])}
             for r in silent
@@ -106,11 +109,33 @@ def _job(folder: Path, now: float) -> dict[str, Any]:
 
 def _eta(progress: dict[str, Any]) -> float | None:
     """Seconds until the last step, at the rate since the first one; None before there is one."""
-    done, total = progress.get("done"), progress.get("total")
-    if not done or not total or done <= progress.get("first", 0):
+    rate, total = _rate(progress), progress.get("total")
+    if not rate or not total:
         return None
-    step_seconds = (progress["time"] - progress["since"]) / (done - progress["first"])
-    return round(float(step_seconds * (total - done)), 1)
+    return round(float((total - progress["done"]) / rate), 1)
+
+
+def _rate(progress: dict[str, Any]) -> float | None:
+    """Steps a second since the first one; None before there is one."""
+    done = progress.get("done")
+    if not done or done <= progress.get("first", 0):
+        return None
+    return float((done - progress["first"]) / max(1e-9, progress["time"] - progress["since"]))
+
+
+def _memory(alive: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Bytes of the rank that holds most now, and what any of them held at most."""
+    known = [record for record in alive if record.get("memory")]
+    if not known:
+        return None
+    top = max(known, key=lambda record: int(record["memory"].get("resident", 0)))
+    return {
+        "rank": top["rank"],
+        "host": top["host"],
+        "resident": int(top["memory"].get("resident", 0)),
+        "resident_most": max(int(record["memory"].get("resident_most", 0)) for record in known),
+        "gpu_most": max(int(record.get("gpu_most", 0)) for record in known),
+    }
 
 
 def _lag(records: list[dict[str, Any]]) -> float:
@@ -132,73 +157,3 @@ def _checkpoint(run_dir: Path, now: float) -> dict[str, Any] | None:
         "step": step,
         "age_seconds": round(now - last.stat().st_mtime),
     }
-
-
-def to_text(seen: dict[str, Any], stages: tuple[str, ...]) -> str:
-    """A few lines for people."""
-    done = {str(record["unit"]).split("/")[0] for record in seen["finished"]}
-    job, holder = seen["job"], seen["holder"]
-    lines = [
-        f"{seen['run_dir']}: "
-        + (
-            f"{holder['what']} on {holder['host']} since {holder['since']}"
-            if holder
-            else "nobody at work"
-        )
-    ]
-    if seen["orphans"]:
-        named = ", ".join(f"rank {one['rank']} on {one['host']}" for one in seen["orphans"])
-        lines.append(
-            f"  without a launcher: {named} still at work; grads-ds stop"
-            f" {seen['run_dir']} ends them"
-        )
-    for stage in stages:
-        units = [
-            f"{r['unit']} in {_span(r['seconds'])}"
-            for r in seen["finished"]
-            if str(r["unit"]).split("/")[0] == stage
-        ]
-        if job and job["stage"] == stage and job["outcome"] is None and holder:
-            units.append(_working(job))
-        elif job and job["stage"] == stage and job["outcome"] and job["outcome"]["status"]:
-            units.append(
-                f"ended with status {job['outcome']['status']}: {job['outcome']['sentence']}"
-            )
-        lines.append(f"  {stage:<9} {'; '.join(units) or ('done' if stage in done else '-')}")
-    if seen["checkpoint"]:
-        mark = seen["checkpoint"]
-        lines.append(
-            f"  last checkpoint: step {mark['step']}, {_span(mark['age_seconds'])} ago,"
-            f" {mark['path']}"
-        )
-    return printable("\n".join(lines))
-
-
-def _working(job: dict[str, Any]) -> str:
-    parts = [str(job["doing"] or "starting")]
-    if job["total"]:
-        parts.append(
-            f"step {job['done']} of {job['total']} ({100 * job['done'] / job['total']:.0f} %)"
-        )
-    if job["eta_seconds"] is not None:
-        parts.append(f"{_span(job['eta_seconds'])} left")
-    parts.append(f"{job['states'].get('running', 0)} of {job['ranks']} ranks run")
-    if job["slowest"] and job["slowest"]["lag_seconds"] >= 1:
-        parts.append(
-            f"rank {job['slowest']['rank']} on {job['slowest']['host']} lags by"
-            f" {job['slowest']['lag_seconds']:.0f} s"
-        )
-    parts += [one["sentence"] for one in job["slow"]]
-    parts += [f"rank {r['rank']} on {r['host']} silent for {r['seconds']} s" for r in job["silent"]]
-    return ", ".join(parts)
-
-
-def _span(seconds: float) -> str:
-    seconds = int(seconds)
-    if seconds < 120:
-        return f"{seconds} s"
-    return (
-        f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
-        if seconds >= 3600
-        else f"{seconds // 60} min"
-    )

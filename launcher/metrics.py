@@ -38,6 +38,11 @@ def prometheus(seen: dict[str, Any]) -> str:
         gauge("step", "Steps done of the work at hand.", job["done"], **stage)
         gauge("steps", "Steps of the work at hand.", job["total"], **stage)
         gauge("eta_seconds", "Time left of the work at hand.", job["eta_seconds"], **stage)
+        gauge("steps_per_second", "Of the work at hand.", job["steps_per_second"], **stage)
+        memory = job["memory"] or {}
+        gauge("resident_bytes", "Of the rank that holds most.", memory.get("resident"), **stage)
+        gauge("gpu_most_bytes", "Of any rank so far.", memory.get("gpu_most"), **stage)
+        gauge("loss", "The training's last.", (job["losses"] or [[0, None]])[-1][1], **stage)
         gauge("ranks", "Ranks wanted.", job["ranks"], **stage)
         for state in _STATES:
             count = job["states"].get(state, 0)

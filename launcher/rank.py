@@ -30,7 +30,9 @@ if __name__ == "__main__":
     # started by its path: the folder to import from is the one above the package
     sys.path[0] = str(Path(__file__).absolute().parents[2])
 
+from grads_ds.launcher.process_memory import memory_of
 from grads_ds.launcher.rank_environment import environment_of, take
+from grads_ds.launcher.rank_log import RankLog
 from grads_ds.launcher.records import UNSEEN, publish, read
 from grads_ds.launcher.runners import rank_of
 from grads_ds.run_dir.processes import oom_kills, this_process
@@ -49,6 +51,7 @@ class Supervisor:
         slots = [slots for _, slots in self.job["hosts"]]
         self.rank, self.local_rank, self.world = rank_of(dict(os.environ), slots)
         self.stem = folder / f"rank{self.rank:05d}"
+        self.log = RankLog(self.stem.with_suffix(".log"), int(self.job["log_bytes"]))
         self.process: subprocess.Popen[bytes] | None = None
         self.stopping: str | None = None  # why, once somebody asked
         self.by_launcher = False  # it was the launcher that asked
@@ -90,6 +93,8 @@ class Supervisor:
     def tell(self) -> None:
         """Publish the record."""
         self.record["beats"] += 1
+        if self.process is not None:
+            self.record["memory"] = memory_of(self.process.pid) or self.record.get("memory", {})
         self.record["time"] = time.time()
         publish(self.stem.with_suffix(".json"), self.record)
 
@@ -150,6 +155,7 @@ class Supervisor:
             if now - published >= BEAT_SECONDS:
                 published = now
                 self.tell()
+                self.log.keep_small(self.process.pid)
                 latest = read(self.folder / "control.json")
                 if latest and latest.get("beat") != control.get("beat"):
                     control, beaten = latest, time.monotonic()

@@ -20,6 +20,7 @@ from grads_ds.config.errors import printable
 from grads_ds.launcher import stacks, stragglers
 from grads_ds.launcher.hosts import Host
 from grads_ds.launcher.job_outcome import DONE, HANG, NOT_STARTED, STOPPED, Outcome, judge
+from grads_ds.launcher.rank_log import LogReader
 from grads_ds.launcher.rank_records import RankRecords, Seen
 from grads_ds.launcher.records import UNSEEN, publish
 from grads_ds.launcher.reporting import Reporter
@@ -50,7 +51,7 @@ class JobMonitor:
         self.hurried = False  # it got a second one
         self.slow: dict[int, stragglers.Straggler] = {}
         self._notes: Counter[str] = Counter()
-        self._log_position = 0
+        self._log = LogReader(folder / "rank00000.log")
         self._published = 0.0
         self.tell()
 
@@ -106,11 +107,8 @@ class JobMonitor:
         self.slow = slow
 
     def _pass_on_log(self) -> None:
-        with contextlib.suppress(OSError), open(self.folder / "rank00000.log", "rb") as file:
-            file.seek(self._log_position)
-            text = file.read()
-            self._log_position += len(text)
-            if text:
+        with contextlib.suppress(OSError):
+            if text := self._log.new():
                 # progress bars redraw their line; nothing else of it acts on the terminal
                 lines = text.decode(errors="replace").split("\r")
                 self.show("\r".join(printable(line) for line in lines))

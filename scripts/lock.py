@@ -22,7 +22,8 @@ REPO = Path(__file__).resolve().parent.parent
 PINS, HASHES = REPO / "constraints.txt", REPO / "constraints.hashes.txt"
 LEFT_OUT = {"torch": "its builds for CPUs and for each CUDA are different files of one version"}
 HEAD = """# The files behind constraints.txt for CPython 3.11 on Linux x86_64, by sha256; written by
-# scripts/lock.py. Without {names}: {why}.
+# scripts/lock.py. Without {names}:
+# {why}.
 """
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
+from scripts import lock
 from tests.report.synthetic_run import make_run
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -172,3 +173,18 @@ def test_an_installed_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Pa
     )
     run(str(python), "-c", USE, str(tmp_path / "config.yaml"))
     assert "</html>" in (tmp_path / "run/report.html").read_text()
+
+
+def test_every_pinned_version_has_the_hash_of_its_file() -> None:
+    """But those that scripts/lock.py names with a reason."""
+
+    def normal(found: dict[str, str]) -> dict[str, str]:
+        return {re.sub(r"[-_.]+", "-", name).lower(): value for name, value in found.items()}
+
+    text = lock.HASHES.read_text()
+    hashed = dict(re.findall(r"^(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}$", text, flags=re.M))
+    wanted = normal(lock.pins(lock.PINS.read_text()))
+    assert normal(hashed) == {n: v for n, v in wanted.items() if n not in lock.LEFT_OUT}
+    assert all(name in text and reason in text for name, reason in lock.LEFT_OUT.items())
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) == len(hashed)  # nothing stands there without a hash

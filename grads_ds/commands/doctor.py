@@ -11,15 +11,17 @@ from pathlib import Path
 
 from grads_ds.commands.options import add_placement, placement
 from grads_ds.commands.run import add_config
+from grads_ds.commands.watching import add_watch, watched
 from grads_ds.config.config import Config
 from grads_ds.config.errors import printable
 from grads_ds.config.load import load_config
 from grads_ds.flow.host_needs import compiled_ops, input_paths
-from grads_ds.launcher.doctor.examine import examine
+from grads_ds.launcher.doctor.examine import examine, glance
 from grads_ds.launcher.doctor.findings import Finding
 from grads_ds.launcher.job_outcome import DONE, WRONG_INPUT
 from grads_ds.run_dir.ownership import claim
 
+WATCH_SECONDS = 60.0
 _MARKS = {"ok": "ok", "warning": "WARNING", "problem": "PROBLEM"}
 
 
@@ -27,7 +29,9 @@ def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
     add_config(command)
     add_placement(command)
-    command.add_argument("--json", action="store_true", help="findings as JSON")
+    shape = command.add_mutually_exclusive_group()
+    shape.add_argument("--json", action="store_true", help="findings as JSON")
+    add_watch(shape, "again and again, beside a run: starts nothing on the hosts", WATCH_SECONDS)
     command.set_defaults(handler=handle)
 
 
@@ -35,15 +39,25 @@ def handle(args: argparse.Namespace) -> int:
     """Examine, print, and say by the status whether a run may start."""
     config = load_config(args.config, args.set)
     claim(Path(config.run_dir))  # every host is to write there
-    findings = examine(
-        placement(args), Path(config.run_dir), input_paths(config), compiled_ops(config)
-    )
+    place, run_dir = placement(args), Path(config.run_dir)
+    files, ops = input_paths(config), compiled_ops(config)
+    if args.watch is not None:
+        return watched(lambda: (_changes(*glance(place, run_dir, files, ops)), True), args.watch)
+    findings = examine(place, run_dir, files, ops)
     findings += _fit(config)
     if args.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         _print_table(findings)
     return WRONG_INPUT if any(finding.level == "problem" for finding in findings) else DONE
+
+
+def _changes(lost: dict[str, str], findings: list[Finding]) -> str:
+    """What is not as it should be, and how much is: the same text while nothing changes."""
+    wrong = [finding for finding in findings if finding.level != "ok"]
+    lines = [f"{_MARKS['problem']}  {problem}" for problem in lost.values()]
+    lines += [f"{_MARKS[finding.level]}  {finding}" for finding in wrong]
+    return "\n".join([*lines, f"checks that are fine: {len(findings) - len(wrong)}"])
 
 
 def _fit(config: Config) -> list[Finding]:

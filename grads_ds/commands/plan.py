@@ -55,6 +55,12 @@ def add(command: argparse.ArgumentParser) -> None:
         help="of one host to the others (default: %(default)g)",
     )
     command.add_argument(
+        "--inside",
+        type=float,
+        metavar="GB/S",
+        help="that a rank receives from the others of its host (default: 80 %% of the GPU's links)",
+    )
+    command.add_argument(
         "--tokens",
         type=float,
         metavar="N",
@@ -68,7 +74,7 @@ def handle(args: argparse.Namespace) -> int:
     """Predict and print; 0 when everything fits, 2 when something does not."""
     config = load_config(args.config, args.set)
     # torch: only once the input is read
-    from grads_ds.plan.cluster import GPUS, USUAL_SHARE, Cluster
+    from grads_ds.plan.cluster import GPUS, LINK_SHARE, USUAL_SHARE, Cluster
     from grads_ds.plan.forecast import forecasts
     from grads_ds.plan.shapes import model_config
 
@@ -78,7 +84,7 @@ def handle(args: argparse.Namespace) -> int:
             " --tflops"
         )
     hosts, ranks = _cluster(args)
-    peak, memory = GPUS[args.gpu]
+    peak, memory, links = GPUS[args.gpu]
     model = model_config(args.model or config.model.path)
     if args.calibrate:
         import torch
@@ -94,7 +100,15 @@ def handle(args: argparse.Namespace) -> int:
         print(f"this host trains at {rate / 1e12:.3g} TFLOP/s", file=sys.stderr)
     else:
         rate = args.tflops * 1e12 if args.tflops else peak * USUAL_SHARE
-    cluster = Cluster(hosts, ranks, (args.gpu_memory or memory) * 2**30, rate, args.network * 1e9)
+    cluster = Cluster(
+        hosts,
+        ranks,
+        (args.gpu_memory or memory) * 2**30,
+        rate,
+        args.network * 1e9,
+        args.inside * 1e9 if args.inside else LINK_SHARE * links,
+        0.0 if args.calibrate or args.tflops else peak,
+    )
     tokens = args.tokens or _pool_tokens(Path(config.run_dir)) or 1e9
     found = forecasts(config, model, cluster, tokens)
     if args.json:
@@ -131,6 +145,8 @@ def _pool_tokens(run_dir: Path) -> float | None:
 
 
 def _print(item: Any, budget: float) -> None:
+    from grads_ds.plan.stage_time import duration
+
     gib = {key: value / 2**30 for key, value in asdict(item.memory).items()}
     parts = ", ".join(
         f"{key} {value:.1f}" for key, value in gib.items() if key != "host" and value >= 0.05
@@ -142,16 +158,21 @@ def _print(item: Any, budget: float) -> None:
     )
     if gib["host"]:
         print(f"  host memory {gib['host']:.0f} GiB a host")
+    again = f", {item.recomputed} layers computed again" if item.recomputed else ""
     print(
-        f"  micro-batch {item.micro_batch} x {item.micro_batches} accumulation"
-        f" steps{', checkpointed' if item.checkpointed else ''}"
+        f"  micro-batch {item.micro_batch} x {item.micro_batches} accumulation steps{again};"
+        f" parameters over {item.shards} ranks"
     )
     step = item.traffic.step(item.micro_batches) / 1e9
-    between = item.traffic.between_hosts * item.micro_batches / 1e9
+    between = item.traffic.between_step(item.micro_batches) / 1e9
     print(
         f"  {step:.1f} GB received by a rank in one step, {between:.1f} GB of them over a host's"
         " links"
     )
-    print(f"  {item.tokens_per_second:,.0f} tokens/s, {item.hours:.1f} h")
+    reached = f", {item.share_of_peak:.0%} of the GPU's peak" if item.share_of_peak else ""
+    print(
+        f"  {item.tokens_per_second:,.0f} tokens/s, {duration(3600 * item.hours)}; bound by"
+        f" {'' if item.binds == 'arithmetic' else 'the '}{item.binds}{reached}"
+    )
     for line in item.advice:
         print(f"  -> {line}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
+from grads_ds.commands.detach import start_detached
 from grads_ds.commands.options import add_placement, placement, placement_words
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
@@ -92,6 +94,11 @@ def add_stage(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--wait", action="store_true", help="with --slurm: stay until the batch job is over"
     )
+    command.add_argument(
+        "--detach",
+        action="store_true",
+        help="go on without this terminal; grads-ds status and grads-ds stop reach it",
+    )
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
@@ -136,6 +143,8 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
         raise UserError(problems)
     if not args.dry_run and (queued or args.backend == "kubernetes"):
         claim(run_dir)
+    if args.detach and (queued or args.backend == "kubernetes"):
+        raise UserError("--detach: wanted ranks started from here; a batch job needs no terminal")
     if queued:
         return _submit(args, run_dir)
     if args.backend == "kubernetes":
@@ -160,6 +169,9 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
         return DONE
     ranks_in_all = sum(host.slots for host in place.hosts)
     claim(run_dir)
+    if args.detach:
+        find_problems(config, run_dir, stages, ranks_in_all)  # here, where somebody reads them
+        return start_detached([sys.executable, "-m", "grads_ds", *same_words(args)], run_dir)
     with lock(run_dir, f"grads-ds {args.command}"):
         clear_after_killed_start(run_dir)
         if args.command == "run":
@@ -176,6 +188,15 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     if stages[-1].name in ("evaluate", "report"):
         _print_outcome(run_dir)
     return 0
+
+
+def same_words(args: argparse.Namespace) -> list[str]:
+    """This very command without --detach, the hosts named in it included."""
+    words = _rerun_arguments(args)
+    for name in ("hosts", "include", "exclude", "ranks", "backend"):
+        if value := getattr(args, name):
+            words += [f"--{name}", str(value)]
+    return words
 
 
 def _rerun_arguments(args: argparse.Namespace) -> list[str]:
@@ -207,7 +228,7 @@ def _submit(args: argparse.Namespace, run_dir: Path) -> int:
 
 
 def _print_outcome(run_dir: Path) -> None:
-    from grads_ds.report.terminal import report_table
+    from grads_ds.report.text_table import report_table
 
     print(report_table(run_dir))
     page = run_dir / "report.html"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from grads_ds.commands import scores_compare, scores_export, scores_show, scores_verify
+from grads_ds.commands.guidance import epilog
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -16,6 +17,9 @@ def add(command: argparse.ArgumentParser) -> None:
     actions = command.add_subparsers(dest="action", required=True, metavar="ACTION")
     for action in (scores_show, scores_compare, scores_export, scores_verify):
         action.add(actions)
+    for name, action_parser in actions.choices.items():
+        action_parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        action_parser.epilog = epilog(f"scores {name}")
     command.set_defaults(handler=handle)
 
 

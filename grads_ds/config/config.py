@@ -177,6 +177,13 @@ def _sft_problems(config: Config) -> list[str]:
             "sft.packing: wanted false with sft.sequence_parallel, whose attention keeps no packed"
             " samples apart; found true; set one of them back"
         )
+    lora, trains = config.model.lora, config.probe.epochs > 0
+    if lora and (lora.dora or lora.modules_to_save) and trains and config.probe.record == "during":
+        key = "dora" if lora.dora else "modules_to_save"
+        problems.append(
+            f"model.lora.{key}: wanted probe.record: after, as norms are not recorded while such"
+            " adapters train; found during; set probe.record"
+        )
     watched = sft.early_stopping.set if sft.early_stopping else None
     if watched is not None and watched not in config.data.validation:
         names = list(config.data.validation)

@@ -30,8 +30,17 @@ class LoraConfig(Record):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout on the adapters' input during training"
     )
-    target_modules: str | list[str] = Field(
+    target_modules: str | tuple[str, ...] = Field(
         "all-linear", description="module names, or 'all-linear'"
+    )
+    rslora: bool = Field(
+        False, description="rank-stabilised: alpha over the root of r multiplies the output"
+    )
+    dora: bool = Field(
+        False, description="magnitude and direction of each weight are trained apart (DoRA)"
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), description="modules trained whole beside the adapters, e.g. [lm_head, embed_tokens]"
     )
 
 

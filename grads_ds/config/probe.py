@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,13 +27,34 @@ class ProbeConfig(TrainingConfig):
     layers: list[str] | Literal["all"] = Field(
         default_factory=lambda: ["embedding", "lm_head"],
         description=(
-            f"parameter groups whose norms are recorded: any of {', '.join(LAYER_GROUPS)}, or all"
+            f"parameter groups whose norms are recorded: any of {', '.join(LAYER_GROUPS)}, or all;"
+            " [] records losses and the extras that want no gradient, without a backward"
         ),
     )
-    tokens_per_microbatch: int = Field(
+    tokens_per_microbatch: Annotated[int, Field(ge=8)] | Literal["auto"] = Field(
         16384,
-        ge=8,
-        description="tokens of one frozen micro-batch per rank, padding included",
+        description=(
+            "tokens of one frozen micro-batch per rank, padding included; auto: as many as fit,"
+            " measured with the pool's longest sample"
+        ),
+        json_schema_extra=NO_RESULT,
+    )
+    shard_within: Literal["world", "host", "auto"] = Field(
+        "world",
+        description=(
+            "whose ranks share out the parameters while recording and evaluating under ZeRO-3:"
+            " all, or those of one host, so that no parameter crosses between hosts; auto: host"
+            " where a host's memory holds the model twice over"
+        ),
+        json_schema_extra=NO_RESULT,
+    )
+    recompute_layers: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "with gradient_checkpointing: how many layers, from the first, the recording computes"
+            " again; null: all"
+        ),
         json_schema_extra=NO_RESULT,
     )
     flush_seconds: float = Field(
@@ -112,7 +133,7 @@ class ProbeConfig(TrainingConfig):
         if value == "all" or value == ["all"]:
             return "all"
         names = [value] if isinstance(value, str) else value
-        if not isinstance(names, list) or not names:
+        if not isinstance(names, list):
             raise ValueError(f"wanted a list of {', '.join(LAYER_GROUPS)}, or all")
         for name in names:
             if name not in LAYER_GROUPS:

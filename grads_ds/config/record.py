@@ -26,7 +26,11 @@ class Record(BaseModel):
             for name, field in type(self).model_fields.items()
             if field.json_schema_extra == NO_RESULT
         }
-        return self.model_dump(mode="json", exclude=marked | exclude)
+        found = self.model_dump(mode="json", exclude=marked | exclude)
+        for name in found:
+            if isinstance(value := getattr(self, name), Record):
+                found[name] = value.inputs()
+        return found
 
 
 def expanded(value: Any) -> Any:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from grads_ds.config.frontier_variants import is_frontier
 from grads_ds.config.record import NO_RESULT, Record
+from grads_ds.config.trainer_options import TrainerOptions
 
 
 class TrainingConfig(Record):
@@ -19,8 +20,18 @@ class TrainingConfig(Record):
     micro_batch_size: int = Field(
         4, ge=1, description="samples per rank and forward pass (at most)"
     )
-    lr_scheduler: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="decay of the learning rate"
+    lr_scheduler: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = Field(
+        "cosine",
+        description="decay of the learning rate; its settings are sft.trainer.lr_scheduler_kwargs",
     )
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps spent warming up")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
@@ -105,6 +116,9 @@ class SftConfig(TrainingConfig):
         description="share of the training rows that are drawn from data.replay; 0.1 is one in ten",
     )
     early_stopping: EarlyStoppingConfig | None = Field(None, description="null trains all steps")
+    trainer: TrainerOptions = Field(
+        default_factory=TrainerOptions, description="further settings of transformers' trainer"
+    )
     snapshots: list[float] = Field(
         default_factory=list,
         description=(

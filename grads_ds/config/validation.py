@@ -22,7 +22,10 @@ def validation_sentence(item: Any, root: type[BaseModel], prefix: str = "") -> s
     ]
     key = ".".join(([prefix] if prefix else []) + keys) or "(top level)"
     if item["type"] == "extra_forbidden":
-        names = _field_names(root, keys[:-1])
+        record = _record(root, keys[:-1])
+        if reason := getattr(record, "REFUSED", {}).get(keys[-1]):
+            return f"{key}: cannot be set; {reason}"
+        names = list(record.model_fields) if record else []
         return f"{key}: unknown key{nearest(keys[-1], names)}"
     if item["type"] == "missing":
         return f"{key}: missing; add it"
@@ -32,11 +35,12 @@ def validation_sentence(item: Any, root: type[BaseModel], prefix: str = "") -> s
     return f"{key}: {message}{shown}"
 
 
-def _field_names(model: type[BaseModel], keys: list[str]) -> list[str]:
+def _record(model: type[BaseModel], keys: list[str]) -> type[BaseModel] | None:
+    """The section that the keys lead to from `model`; None where they lead elsewhere."""
     for key in keys:
         field = model.model_fields.get(key)
         if field is None:
-            return []
+            return None
         inner = [
             t
             for t in (field.annotation, *getattr(field.annotation, "__args__", ()))
@@ -44,6 +48,6 @@ def _field_names(model: type[BaseModel], keys: list[str]) -> list[str]:
         ]
         models = [t for t in inner if issubclass(t, BaseModel)]
         if not models:
-            return []
+            return None
         model = models[0]
-    return list(model.model_fields)
+    return model

@@ -21,6 +21,8 @@ from grads_ds.data.conversation import Message
 
 # what templates take for the borders of reasoning inside a content
 TAGS = re.compile(r"</?(?:think|thinking|thought|reasoning)>|\[/?THINK\]")
+# a text that JSON writes as it is
+_AS_IT_IS = re.compile(r"[ !#-\[\]-~]*")
 # values of a schema that say what kind a field is, which templates word in their own way
 _KINDS = {"string", "number", "integer", "boolean", "object", "array", "null", "function"}
 
@@ -133,7 +135,7 @@ def _find(text: str, piece: str, at: int) -> tuple[int, int] | None:
     The first of all forms: a later text may hold the form that this piece has not.
     """
     place, length = text.find(piece, at), len(piece)
-    for ascii_only in (False, True):
+    for ascii_only in () if _AS_IT_IS.fullmatch(piece) else (False, True):
         form = json.dumps(piece, ensure_ascii=ascii_only)[1:-1]
         if form == piece:
             continue

@@ -16,7 +16,7 @@ from typing import Any
 
 from grads_ds.config.config import Config
 from grads_ds.config.model_and_data import ModelConfig
-from grads_ds.data.template import EndlessTemplateError, time_limit
+from grads_ds.data.template import EndlessTemplateError, bounded
 from grads_ds.data.tokenizer import load_tokenizer
 
 _LEARNED = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings)\.weight$")
@@ -124,7 +124,7 @@ def _beginnings(tokenizer: Any) -> list[tuple[str, list[int]]]:
     found = [("plain text", list(tokenizer("a")["input_ids"]))]
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        with time_limit():
+        with bounded():
             text = tokenizer.apply_chat_template(turns, tokenize=False)
     except EndlessTemplateError:  # the first row tells it
         return found

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from grads_ds.data import input_files
 from grads_ds.data.input_files import Input, lines
 from grads_ds.data.problems import Problems
 from grads_ds.data.strict_json import decode_at, loads
@@ -20,6 +21,7 @@ from grads_ds.data.tables import arrow_rows, csv_rows, hub_rows, parquet_rows, s
 # fields of a row that hold lists of objects: a file of one such object is one row, not a table
 _ROW_FIELDS = {"messages", "conversations", "conversation", "prompt", "completion"}
 _LONGEST_OBJECT = 2000  # lines looked ahead for the end of an object that a line leaves open
+TEXT_LARGEST = 2**30  # characters of one JSON text, which is read as a whole
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -72,16 +74,24 @@ def _look_ahead(line: str, rest: Iterator[tuple[int, str]]) -> tuple[list[tuple[
             except json.JSONDecodeError as error:
                 if not _left_open(text, error):
                     return ahead, False
-        if len(ahead) >= _LONGEST_OBJECT:
+        if len(ahead) >= _LONGEST_OBJECT or len(text) > input_files.LINE_LARGEST:
             break
     return ahead, False
 
 
 def _json(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
-    before = problems.count
-    text = "".join(line for _, line in lines(item, problems))
+    before, size, kept = problems.count, 0, []
+    for number, line in lines(item, problems):
+        kept.append(line)
+        size += len(line)
+        if size > TEXT_LARGEST:
+            wanted = f"at most {TEXT_LARGEST:,} characters in one JSON text"
+            fix = "write one row per line, for instance by: jq -c '.[]' FILE"
+            problems.add(f"{item.path}:{number}", wanted, "more", fix)
+            return
     if problems.count > before:
         return
+    text = "".join(kept)
     start = text.lstrip()[:1]
     if start == "[":
         yield from _json_array(item, text, problems)
@@ -150,11 +160,16 @@ def _json_array(
 
 
 def _paragraphs(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
-    begins, kept = 0, []  # type: tuple[int, list[str]]
+    begins, size, kept = 0, 0, []  # type: tuple[int, int, list[str]]
     for number, line in lines(item, problems):
         if line.strip():
-            begins = begins if kept else number
+            begins, size = (begins, size + len(line)) if kept else (number, len(line))
             kept.append(line.rstrip("\r\n"))
+            if size > input_files.LINE_LARGEST:
+                wanted = f"texts of at most {input_files.LINE_LARGEST:,} characters"
+                fix = "put blank lines between texts"
+                problems.add(f"{item.path}:{begins}", wanted, "a longer one", fix)
+                return
         elif kept:
             yield begins, {"text": "\n".join(kept)}
             kept = []

@@ -7,6 +7,7 @@ thousands deep end in other exceptions; here each is a `json.JSONDecodeError`. P
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 DEEPEST = 100  # brackets inside brackets; every later reader has to go down as far
@@ -19,8 +20,8 @@ class _Unusable(ValueError):
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        counts = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
         raise _Unusable(f"The key {twice!r} twice in one object")
     return value
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import csv
 import logging
 import re
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+from grads_ds.data import input_files
 from grads_ds.data.input_files import Input, lines
 from grads_ds.data.problems import Problems
 from grads_ds.run_dir.storage import raise_if_storage
@@ -41,7 +41,7 @@ def without_padding(value: Any) -> Any:
 
 
 def csv_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(sys.maxsize)
+    csv.field_size_limit(input_files.LINE_LARGEST)
     reader = csv.DictReader(
         (line for _, line in lines(item, problems)), delimiter="\t" if item.kind == ".tsv" else ","
     )
@@ -111,6 +111,7 @@ def saved_rows(item: Input, problems: Problems) -> Iterator[tuple[int, Any]]:
         data = datasets.load_from_disk(item.path)
     # whatever a damaged folder makes the library raise is the user's folder's problem
     except Exception as error:
+        raise_if_storage(error)
         problems.add(
             item.path,
             "a folder written by datasets.save_to_disk",

@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from grads_ds.data.conversation import Message
 from grads_ds.data.problems import RowProblem
 
 SECONDS = 30.0  # for one conversation; the longest real ones take a few milliseconds
+BYTES = 2 * 2**30  # of memory beyond what the process has, likewise
 Span = tuple[int, int]  # [start, end) in characters
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
@@ -29,23 +32,44 @@ class EndlessTemplateError(BaseException):
     """
 
 
+_bounded = False
+
+
 @contextlib.contextmanager
-def time_limit() -> Iterator[None]:
-    """Ends what takes longer than SECONDS; not in a thread, which gets no signal."""
+def bounded() -> Iterator[None]:
+    """Ends what takes longer than SECONDS, or wants more than BYTES (MemoryError); not in a thread,
+    which gets no signal.
+
+    Inside of another one the time begins anew and the memory does not: that around many rows makes
+    those of the rows cheap.
+    """
+    global _bounded
     if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    if _bounded:
+        signal.setitimer(signal.ITIMER_REAL, SECONDS)
         yield
         return
 
     def late(number: int, frame: Any) -> None:
         raise EndlessTemplateError
 
-    before = signal.signal(signal.SIGALRM, late)
+    before, memory = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(FileNotFoundError):  # no Linux
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        allowed = pages * resource.getpagesize() + BYTES
+        if memory[0] == resource.RLIM_INFINITY or allowed < memory[0]:
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, memory[1]))
+    _bounded = True
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, memory)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        _bounded = False
 
 
 class Template:
@@ -66,7 +90,7 @@ class Template:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with time_limit():
+        with bounded():
             texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,

@@ -26,7 +26,7 @@ from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.data.formats import Sample
 from grads_ds.data.problems import RowProblem
 from grads_ds.data.rendering import Rendered, Renderer, says, teaches
-from grads_ds.data.template import Span
+from grads_ds.data.template import Span, bounded
 
 ENDLESS = "answers end without a token that stops generation"
 
@@ -75,25 +75,17 @@ class Encoder:
         """
         results: list[Encoded | RowProblem | None] = [None] * len(samples)
         chats: list[tuple[int, Rendered]] = []
-        for i, sample in enumerate(samples):
-            try:
-                if sample.messages is None:
-                    results[i] = self._text(sample.text or "", sample.context)
-                elif not any(teaches(m) for m in sample.messages):
-                    weighted = any(says(m) for m in sample.messages if m["role"] == "assistant")
-                    reason = "no answer is to be learned" if weighted else "every answer is empty"
-                    results[i] = Encoded([], [], dropped=reason)
+        with bounded():
+            for i, sample in enumerate(samples):
+                found: Rendered | Encoded | RowProblem
+                try:
+                    found = self._rendered(sample)
+                except RowProblem as problem:
+                    found = problem
+                if isinstance(found, Rendered):
+                    chats.append((i, found))
                 else:
-                    rendered = self.renderer.render(sample)
-                    if rendered.typed:
-                        ids, offsets, spans = self.renderer.control.encode(
-                            rendered.text, rendered.spans
-                        )
-                        results[i] = self._chat(rendered, ids, offsets, spans)
-                    else:
-                        chats.append((i, rendered))
-            except RowProblem as problem:
-                results[i] = problem
+                    results[i] = found
         for (i, rendered), (ids, offsets) in zip(
             chats, self._tokenise([rendered.text for _, rendered in chats]), strict=True
         ):
@@ -102,6 +94,20 @@ class Encoder:
             except RowProblem as problem:
                 results[i] = problem
         return results  # type: ignore[return-value]
+
+    def _rendered(self, sample: Sample) -> Rendered | Encoded:
+        """A chat that is to be tokenised with others, or what needs no such step."""
+        if sample.messages is None:
+            return self._text(sample.text or "", sample.context)
+        if not any(teaches(m) for m in sample.messages):
+            weighted = any(says(m) for m in sample.messages if m["role"] == "assistant")
+            reason = "no answer is to be learned" if weighted else "every answer is empty"
+            return Encoded([], [], dropped=reason)
+        rendered = self.renderer.render(sample)
+        if not rendered.typed:
+            return rendered
+        ids, offsets, spans = self.renderer.control.encode(rendered.text, rendered.spans)
+        return self._chat(rendered, ids, offsets, spans)
 
     def _tokenise(self, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
         if not texts:

@@ -15,11 +15,13 @@ import faulthandler
 import json
 import os
 import signal
+import sys
 import time
 from typing import Any
 
 VARIABLE = "GRADS_DS_SUPERVISOR"
 INTERVAL_SECONDS = 0.5  # at most so often; a step may be shorter
+LOSSES = 5  # kept of a training
 ERROR_CHARACTERS = 16_000  # a pipe holds 64 KiB and a rank never waits for its supervisor
 _pipe: int | None = None
 _last = 0.0
@@ -54,6 +56,7 @@ class _StepWindows:
 
 
 _windows = _StepWindows(float("inf"))
+_losses: list[tuple[int, float]] = []  # (step, training loss), the last few
 
 
 def start() -> None:
@@ -90,7 +93,13 @@ def beat(doing: str, done: int | None = None, total: int | None = None) -> None:
             _work = {"doing": doing, "total": total, "first": done or 0, "since": time.time()}
             _windows.forget()  # another kind of work takes another time
         _windows.close()
-        _write({"progress": _work | {"done": done, "time": time.time()}, "pace": _windows.closed})
+        _write(
+            {
+                "progress": _work | {"done": done, "time": time.time()},
+                "pace": _windows.closed,
+                **_gpu_memory(),
+            }
+        )
 
 
 def worked(kind: str, seconds: float) -> None:
@@ -103,6 +112,21 @@ def worked(kind: str, seconds: float) -> None:
 def stepped() -> None:
     """Another step of it begins."""
     _windows.steps += 1
+
+
+def logged(step: int, loss: float) -> None:
+    """The training logged its loss at a step."""
+    _losses.append((step, loss))
+    del _losses[:-LOSSES]
+    _write({"losses": _losses})
+
+
+def _gpu_memory() -> dict[str, int]:
+    """The most bytes of GPU memory that this rank has held, once it uses a GPU."""
+    torch = sys.modules.get("torch")  # not imported for this
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"gpu_most": int(torch.cuda.max_memory_allocated())}
 
 
 def failed(error: str, status: int) -> None:

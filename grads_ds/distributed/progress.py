@@ -1,5 +1,5 @@
-"""How a pass over planned micro-batches is getting on, over all ranks: rates, time left, padding,
-who lags behind.
+"""How a pass over planned micro-batches is getting on, over all ranks that go in step (those of one
+host where each host has the parameters to itself): rates, time left, padding, who lags behind.
 
 Prints one progress bar on rank 0 and writes TensorBoard scalars where a folder is given.
 """
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from grads_ds.data.batches import BatchPlan
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.distributed.device import device
+from grads_ds.distributed.host_group import sign_of_life
 
 LOOKS = 100  # how often the ranks compare notes in one pass: a tiny all-gather each time
 
@@ -31,13 +32,15 @@ def with_progress(
     The bar counts tokens with their padding, which the work goes by: steps run from the costliest
     to the cheapest.
     """
-    batches = plan.batches[ranks.rank()]
+    batches, together = plan.batches[ranks.rank()], ranks.in_step()
+    if len(together) < ranks.world():
+        what += f" (of {len(together)} ranks that go in step)"
     every = max(1, len(batches) // LOOKS)
     longest = np.array([lengths[list(batch)].max() if batch else 0 for batch in batches], np.int64)
     all_padded = sum(
         len(batch) * int(lengths[list(batch)].max())
-        for rank in plan.batches
-        for batch in rank
+        for rank in together
+        for batch in plan.batches[rank]
         if batch
     )
     main = ranks.is_main()
@@ -53,6 +56,7 @@ def with_progress(
         before = np.zeros(3)
         for step, batch in enumerate(batches):
             heartbeat.beat(what, step, len(batches))
+            sign_of_life()
             yield batch
             mine[:3] += len(batch), lengths[list(batch)].sum(), len(batch) * longest[step]
             if (step + 1) % every and step + 1 < len(batches):
@@ -62,7 +66,7 @@ def with_progress(
             samples, tokens, padded = notes[:, :3].sum(0)
             now = time.monotonic()
             if main:
-                slowest, lag = int(notes[:, 3].argmax()), float(np.ptp(notes[:, 3]))
+                slowest, lag = together[int(notes[:, 3].argmax())], float(np.ptp(notes[:, 3]))
                 span, since = max(now - began, 1e-9), max(now - looked, 1e-9)
                 bar.set_postfix_str(
                     f"{samples:,.0f} samples, {samples / span:,.1f}/s, padding"
@@ -83,10 +87,11 @@ def with_progress(
 
 
 def _all(mine: np.ndarray) -> np.ndarray:
-    """Every rank's float64 [4], as [world, 4]."""
-    if ranks.world() == 1:
+    """The float64 [4] of every rank that goes in step, as [ranks, 4]."""
+    together = ranks.in_step()
+    if len(together) == 1:
         return mine[None]
     tensor = torch.from_numpy(mine).to(device())
-    every = [torch.empty_like(tensor) for _ in range(ranks.world())]
+    every = [torch.empty_like(tensor) for _ in together]
     torch.distributed.all_gather(every, tensor)
     return torch.stack(every).cpu().numpy()

@@ -19,6 +19,7 @@ from grads_ds.launcher.process_group import join
 from grads_ds.workarounds import quote_torch_lib_path, skip_shared_memory_op, warn_of_other_versions
 
 T = TypeVar("T")
+_job: Any = None  # the group of all ranks, while libraries see a part of them
 
 
 def launched() -> bool:
@@ -96,16 +97,58 @@ def finish() -> None:
             mpi.Finalize()
 
 
+@contextlib.contextmanager
+def libraries_see(group: Any) -> Iterator[None]:
+    """Inside, torch's default process group, which libraries take where they name none, is `group`,
+    a part of the job to which this rank belongs; the functions of this file go on to mean all
+    ranks.
+    """
+    global _job
+    assert _job is None, "a part of a part of the job"
+    world = _torch().group
+    _job, world.WORLD = world.WORLD, group
+    try:
+        yield
+    finally:
+        _job, world.WORLD = None, _job
+
+
+@contextlib.contextmanager
+def everyone() -> Iterator[Any]:
+    """torch.distributed, whose default group is that of all ranks of the job; None outside one."""
+    dist = _dist()
+    if dist is None or _job is None:
+        yield dist
+        return
+    part, dist.group.WORLD = dist.group.WORLD, _job
+    try:
+        yield dist
+    finally:
+        dist.group.WORLD = part
+
+
+def in_step() -> list[int]:
+    """The ranks that go in step with this one: those that libraries see."""
+    dist = _dist()
+    return dist.get_process_group_ranks(dist.group.WORLD) if dist else [0]
+
+
+def store() -> Any:
+    """The store through which the job's ranks met: small values, readable at any time."""
+    with everyone() as dist:
+        return dist.distributed_c10d._get_default_store()
+
+
 def rank() -> int:
     """This process's rank; 0 outside a job."""
-    dist = _dist()
-    return dist.get_rank() if dist else 0
+    with everyone() as dist:
+        return dist.get_rank() if dist else 0
 
 
 def world() -> int:
     """The number of ranks; 1 outside a job."""
-    dist = _dist()
-    return dist.get_world_size() if dist else 1
+    with everyone() as dist:
+        return dist.get_world_size() if dist else 1
 
 
 def is_main() -> bool:
@@ -115,9 +158,9 @@ def is_main() -> bool:
 
 def barrier() -> None:
     """Wait for every rank."""
-    dist = _dist()
-    if dist:
-        dist.barrier()
+    with everyone() as dist:
+        if dist:
+            dist.barrier()
 
 
 def from_main(find: Callable[[], T]) -> T:
@@ -125,16 +168,16 @@ def from_main(find: Callable[[], T]) -> T:
 
     A UserError raised there is raised everywhere.
     """
-    dist = _dist()
-    if not dist:
+    if not _dist():
         return find()
     box: list[Any] = [None, None]
-    if dist.get_rank() == 0:
+    if rank() == 0:
         try:
             box[0] = find()
         except UserError as error:
             box[1] = error.problems
-    dist.broadcast_object_list(box, src=0)
+    with everyone() as dist:
+        dist.broadcast_object_list(box, src=0)
     if box[1] is not None:
         raise UserError(box[1])
     return box[0]
@@ -150,17 +193,19 @@ def on_main(make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
 
 def all_gather_object(value: T) -> list[T]:
     """Every rank's value, on every rank, in rank order."""
-    dist = _dist()
-    if not dist:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    with everyone() as dist:
+        if not dist:
+            return [value]
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
     return values
 
 
 def _dist() -> Any:
+    dist = _torch()
+    return dist if dist and dist.is_available() and dist.is_initialized() else None
+
+
+def _torch() -> Any:
     torch = sys.modules.get("torch")
-    if torch is None:
-        return None
-    dist = torch.distributed
-    return dist if dist.is_available() and dist.is_initialized() else None
+    return torch.distributed if torch is not None else None

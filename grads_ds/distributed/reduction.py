@@ -35,7 +35,8 @@ def all_reduce_sum(values: np.ndarray) -> np.ndarray:
     from grads_ds.distributed.device import device
 
     tensor = torch.from_numpy(np.ascontiguousarray(values).copy()).to(device())
-    torch.distributed.all_reduce(tensor)
+    with ranks.everyone():
+        torch.distributed.all_reduce(tensor)
     summed: np.ndarray = tensor.cpu().numpy()
     return summed
 

@@ -105,7 +105,8 @@ def score_plan(
     """
     if not plan.steps:
         return
-    with frozen_model(config, model_path) as (model, engine):
+    # without layers there is no backward to compute anything again in
+    with frozen_model(config, model_path, bool(layers)) as (model, engine):
         recorder = GradNormRecorder(model, layers=layers, loss_reduction=loss_reduction)
         extras = beside(recorder, engine) if beside is not None else None
 

@@ -20,7 +20,14 @@ def with_lora(model: Any, lora: LoraConfig) -> Any:
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=lora.target_modules,
+            target_modules=(
+                lora.target_modules
+                if isinstance(lora.target_modules, str)
+                else list(lora.target_modules)
+            ),
+            use_rslora=lora.rslora,
+            use_dora=lora.dora,
+            modules_to_save=list(lora.modules_to_save) or None,
             task_type="CAUSAL_LM",
         ),
     )

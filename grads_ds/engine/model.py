@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from grads_ds.config.config import Config
+from grads_ds.distributed.host_group import within_host
 from grads_ds.engine.attention import attention_of
+from grads_ds.engine.placement import stays_in_host
+from grads_ds.engine.recompute import recompute_activations
 from grads_ds.engine.settings import scoring_settings
 from grads_ds.engine.strict_loading import check_loaded, check_tensors
 from grads_ds.workarounds import close
@@ -40,23 +43,32 @@ def load_model(config: Config, path: str | Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def frozen_model(config: Config, path: str | Path) -> Iterator[tuple[nn.Module, Any]]:
+def frozen_model(
+    config: Config, path: str | Path, recompute: bool = False
+) -> Iterator[tuple[nn.Module, Any]]:
     """The model at `path` on an engine without optimizer or gradients. Yields (module, engine).
 
     Under ZeRO-3 each rank holds its share of the parameters only. Call the module, not the engine,
-    whose output hook refuses a backward that the engine did not start.
+    whose output hook refuses a backward that the engine did not start. recompute: layers keep
+    their input alone and compute their activations again in the backward, as far as
+    `probe.gradient_checkpointing` and `probe.recompute_layers` say.
     """
     settings = scoring_settings(config)
-    holder = HfDeepSpeedConfig(settings)  # transformers looks at it while it lives, to load sharded
-    model = load_model(config, path)
-    model.requires_grad_(False)
-    model.eval()
-    engine, *_ = deepspeed.initialize(model=model, config=settings)
-    try:
+    with contextlib.ExitStack() as stack:
+        if stays_in_host(config, path, settings):
+            # a second copy of the shards within a group, where there is no larger one
+            settings["zero_optimization"].pop("zero_hpz_partition_size", None)
+            stack.enter_context(within_host())
+        # transformers looks at it while it lives, to load sharded
+        stack.enter_context(contextlib.nullcontext(HfDeepSpeedConfig(settings)))
+        model = load_model(config, path)
+        model.requires_grad_(False)
+        model.eval()
+        if recompute and config.probe.gradient_checkpointing and config.probe.recompute_layers != 0:
+            recompute_activations(model, config.probe.recompute_layers)
+        engine, *_ = deepspeed.initialize(model=model, config=settings)
+        stack.callback(close, engine)
         yield engine.module, engine
-    finally:
-        close(engine)
-        del holder
 
 
 def gathered_parameters(parameters: Sequence[torch.Tensor]) -> AbstractContextManager[Any]:

@@ -27,6 +27,7 @@ from grads_ds.run_dir.storage import raise_if_storage
 
 # one safetensors file holds about this much; also the writer's peak host memory
 SHARD_BYTES = 4 * 2**30
+_COPY, _ORIGINAL = ".modules_to_save.", ".original_module."  # PEFT's two of a module trained whole
 
 
 def save_model(model: nn.Module, config: Config, folder: Path, card: str | None = None) -> None:
@@ -42,7 +43,10 @@ def save_model(model: nn.Module, config: Config, folder: Path, card: str | None 
 
     tensors = list(_saved_tensors(model))
     shared = Counter(id(needed[0]) for needed in {_identity(t[1]): t[1] for t in tensors}.values())
-    untied = any(uses > 1 for uses in shared.values())
+    plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    # a module trained whole is a copy of its own, whatever the original was tied to
+    copies = any(_COPY in name for name, _ in plain.named_parameters())
+    untied = copies or any(uses > 1 for uses in shared.values())
 
     main = ranks.is_main()
     publish: AbstractContextManager[Path] = (
@@ -80,7 +84,6 @@ def save_model(model: nn.Module, config: Config, folder: Path, card: str | None 
         if main:
             flush()
             _write_index(aside, files, index, written)
-            plain: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
             (_untied(plain.config) if untied else plain.config).save_pretrained(aside)
             _save_companions(config, plain.config, aside)
             if card is not None:
@@ -97,7 +100,7 @@ def save_adapter(model: Any, config: Config, folder: Path) -> None:
     from safetensors.torch import save_file
 
     names, tensors = zip(
-        *((n, p) for n, p in model.named_parameters() if ".lora_" in n), strict=True
+        *((n, p) for n, p in model.named_parameters() if ".lora_" in n or _COPY in n), strict=True
     )
     with gathered_parameters(tensors):
         if not ranks.is_main():
@@ -126,7 +129,12 @@ def _saved_tensors(
     adapted = {name: module for name, module in plain.named_modules() if hasattr(module, "lora_A")}
     for name, parameter in plain.named_parameters(remove_duplicate=False):
         owner = next((prefix for prefix in adapted if name.startswith(prefix + ".")), None)
-        if owner is None:
+        if _ORIGINAL in name:
+            continue
+        if _COPY in name:  # module.modules_to_save.default.weight is saved as module.weight
+            before, _, after = name.partition(_COPY)
+            yield f"{before}.{after.partition('.')[2]}", [parameter], partial(_itself, parameter)
+        elif owner is None:
             yield name, [parameter], partial(_itself, parameter)
         elif ".base_layer." in name:
             layer = adapted[owner]
@@ -158,9 +166,16 @@ def _itself(tensor: torch.Tensor) -> torch.Tensor:
 
 def _with_adapter(weight: torch.Tensor, layer: Any) -> torch.Tensor:
     # summed in float32 at least: adapters are small beside the weights they change
-    return (weight.float() + layer.get_delta_weight(layer.active_adapters[0]).float()).to(
-        weight.dtype
-    )
+    adapter = layer.active_adapters[0]
+    delta = layer.get_delta_weight(adapter).float()
+    whole = weight.float() + delta
+    if layer.use_dora.get(adapter):
+        # DoRA: the direction of the sum, with a trained magnitude for each output, which of an
+        # embedding are its columns
+        magnitude = layer.lora_magnitude_vector[adapter].weight.float()
+        dim = 0 if adapter in layer.lora_embedding_A else 1
+        whole = whole * (magnitude / torch.linalg.norm(whole, dim=dim)).unsqueeze(dim)
+    return whole.to(weight.dtype)
 
 
 def _write_index(folder: Path, files: list[Path], index: dict[str, str], written: int) -> None:

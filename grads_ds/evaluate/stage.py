@@ -22,6 +22,7 @@ from grads_ds.config.config import Config
 from grads_ds.config.evaluate import set_roles
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import ranks
+from grads_ds.engine.whole_model import whole_model
 from grads_ds.evaluate.made_models import BASE, MadeModel, made_models, model_path
 from grads_ds.evaluate.measured_sets import MeasuredSet, measured_set
 from grads_ds.evaluate.own_answers import answer_rows, draw_prompts, own_answers
@@ -147,7 +148,8 @@ def _measure(state: Evaluation, reader: TargetReader, name: str) -> None:
             write_rows(state.run_dir / rows_file(name, measured.name), measured, result, base)
         _summarise_set(state, name, measured, result)
     if wants_tasks(config.evaluate):
-        found = run_tasks(config, reader.model, name)
+        with whole_model(reader.engine):
+            found = run_tasks(config, reader.model, name)
         state.tasks[name] = found.numbers
         for task, right in found.right.items():
             if base:

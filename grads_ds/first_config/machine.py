@@ -19,7 +19,9 @@ from grads_ds.data.tokenizer import PLAIN_TEMPLATE
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs of this host (none: two ranks on the CPU), the memory of one in GiB, cores."""
+    """GPUs of this host (none: two ranks on the CPU, one on a single core), the memory of one in
+    GiB, cores.
+    """
 
     gpus: int
     gpu: str
@@ -29,7 +31,7 @@ class Machine:
     @property
     def ranks(self) -> int:
         """Ranks that `grads-ds run` starts here."""
-        return self.gpus or 2
+        return self.gpus or min(2, self.cores)
 
     def words(self) -> str:
         """In a phrase."""

@@ -28,18 +28,6 @@ def override(settings: Sequence[Setting], given: Sequence[Setting]) -> list[Sett
     return mine + list(new.values())
 
 
-def as_tree(settings: Sequence[Setting]) -> dict[str, Any]:
-    """The nested mapping that the settings are."""
-    tree: dict[str, Any] = {}
-    for one in settings:
-        *path, last = one.key.split(".")
-        node = tree
-        for key in path:
-            node = node.setdefault(key, {})
-        node[last] = one.value
-    return tree
-
-
 def as_yaml(settings: Sequence[Setting], heading: Sequence[str]) -> str:
     """The configuration file: heading as comments, then every section with its reasons."""
     lines = [part for text in heading for part in _comment(text, 0)]

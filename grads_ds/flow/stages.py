@@ -29,6 +29,7 @@ from grads_ds.flow.unit_inputs import (
 )
 from grads_ds.run_dir.units import record_file, why_due
 from grads_ds.training.division import check_training
+from grads_ds.training.trainer_problems import check_trainer
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,11 @@ def _budget_problems(config: Config, run_dir: Path) -> list[str]:
 
 
 def _sft_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
-    return check_model(config.model.path) + check_training(config, "sft", config.sft, ranks)
+    return [
+        *check_model(config.model.path),
+        *check_training(config, "sft", config.sft, ranks),
+        *check_trainer(config),
+    ]
 
 
 def _evaluate_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:

@@ -64,7 +64,7 @@ def prepare_units(config: Config, run_dir: Path) -> list[Unit]:
         "model.path": config.model.path,
         "model.chat_template": config.model.chat_template,
         "tokenizer files": content_digest(config.model.path, weights=False),
-        "data files": {source: content_digest(source) for source in sources},
+        "data files": {source: content_digest(source, whole=True) for source in sources},
         "chat template file": content_digest(config.model.chat_template),
     }
     return [Unit("prepare", inputs, ("prepared",), work)]

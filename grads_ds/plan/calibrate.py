@@ -24,7 +24,7 @@ def layer_flop(parameters: int, width: int, tokens: int, length: int) -> float:
     """Of training one layer on `tokens` tokens: 6 for each parameter, and attention's own with its
     masked half left out.
     """
-    return 6.0 * tokens * (parameters + 2 * length * width)
+    return 6.0 * tokens * (parameters + length * width)
 
 
 def calibrate(

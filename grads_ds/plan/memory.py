@@ -180,22 +180,27 @@ def scoring_memory(
     zero: Mapping[str, Any],
     ranks_per_host: int,
     anchor: float,
+    rows: int,
+    check: float,
 ) -> Memory:
-    """A rank that records norms on frozen weights: no gradients, no optimizer. anchor: elements of
-    a reference gradient, whole on every rank in float32.
+    """A rank that records norms on frozen weights: no gradients, no optimizer.
+
+    Args:
+        timeline, replayed: of a micro-batch.
+        limits: what governs ZeRO.
+        zero: the JSON's zero_optimization.
+        ranks_per_host: which share the host's memory.
+        anchor: elements of a reference gradient, whole on every rank in float32.
+        rows: samples of the micro-batch.
+        check: bytes that the first micro-batch's check of one sample takes at its head, beside
+            that sample's activations.
     """
     weights, host = _weights(timeline, limits, zero), 0.0
     if limits.stage >= 3 and zero.get("offload_param", {}).get("device", "none") == "cpu":
         weights, host = 0.0, weights * ranks_per_host
+    activations, head = replayed.activations, replayed.head
+    if activations / rows + check > activations + head:
+        activations, head = activations / rows, check
     return Memory(
-        weights,
-        0.0,
-        0.0,
-        replayed.gathered,
-        0.0,
-        replayed.activations,
-        replayed.head,
-        0.0,
-        4 * anchor,
-        host,
+        weights, 0.0, 0.0, replayed.gathered, 0.0, activations, head, 0.0, 4 * anchor, host
     )

@@ -16,13 +16,14 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, L
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.model_and_data import LoraConfig
+from grads_ds.engine.live_bytes import LiveBytes
 from grads_ds.engine.lora import with_lora
+from grads_ds.engine.recompute import recompute_activations
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
-from grads_ds.gradnorm.measure.frozen import head_replaced, stand_in_logits
+from grads_ds.gradnorm.measure.frozen import frozen, head_replaced, stand_in_logits
 from grads_ds.gradnorm.trial.site_plan import plan_sites
-from grads_ds.plan.live_bytes import LiveBytes
 from grads_ds.plan.meta_kernels import ATTENTION, attend, inputs_kept
-from grads_ds.plan.timeline import EventTracer, Timeline, repeat_middle_layer
+from grads_ds.plan.timeline import EventTracer, Timeline, repeat_layers
 
 # (layers, width, inner width, heads, key-value heads, vocabulary)
 NAMED = {
@@ -37,24 +38,27 @@ NAMED = {
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-RUN_LAYERS = 3  # the outer two, and one that stands for all between
-
-
 @dataclass(frozen=True)
 class Shape:
-    """Parameters, repeated layers, width and vocabulary."""
+    """Parameters, those of the repeated layers (`body`), repeated layers, width and vocabulary."""
 
     parameters: int
+    body: int
     layers: int
     width: int
     vocabulary: int
+
+    @property
+    def head(self) -> int:
+        """Parameters that the head multiplies by, tied to the embedding or not."""
+        return self.width * self.vocabulary
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch: rows of `length` tokens. mode: train, checkpointed or score. lora: adapters
     instead of all parameters. layers: the groups that score records. sharded: ZeRO-3's linear
-    layers are used.
+    layers are used. recomputed: how many layers, from the first, score computes again.
     """
 
     rows: int
@@ -64,6 +68,7 @@ class Batch:
     lora: LoraConfig | None = None
     layers: tuple[str, ...] = ("embedding", "lm_head")
     sharded: bool = False
+    recomputed: int = 0
 
 
 def model_config(path: str) -> Any:
@@ -108,7 +113,8 @@ def shape_of(config: Any) -> Shape:
     first, second = one.num_parameters(), two.num_parameters()
     table = one.get_input_embeddings().weight
     layers = config.num_hidden_layers
-    return Shape(first + (layers - 1) * (second - first), layers, table.shape[1], table.shape[0])
+    each = second - first
+    return Shape(first + (layers - 1) * each, layers * each, layers, table.shape[1], table.shape[0])
 
 
 AttentionInterface.register(ATTENTION, attend)  # and no mask of that name, so that none is made
@@ -122,8 +128,8 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
     parameters and lets the gradient enter at the last hidden state, behind the recorder's own pass
     over the head (every position taken for a target).
     """
-    layers = min(config.num_hidden_layers, RUN_LAYERS)
-    model = on_meta(config, batch.dtype, layers)
+    copies = _copies_of(config.num_hidden_layers, batch.recomputed)
+    model = on_meta(config, batch.dtype, len(copies))
     if batch.lora is not None:
         model = with_lora(model, batch.lora)
     model.train(batch.mode != "score")
@@ -131,6 +137,9 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
         model.activation_checkpointing_enable()
     if batch.mode == "score":
         model.requires_grad_(False)
+        if batch.recomputed:
+            again = batch.recomputed == config.num_hidden_layers
+            recompute_activations(model, None if again else min(3, batch.recomputed))
     counter = LiveBytes("meta")
     watch = EventTracer(model, counter)
     tokens = torch.zeros((batch.rows, batch.length), dtype=torch.int64, device="meta")
@@ -141,15 +150,24 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
             # DeepSpeed's own linear layers, and those that are recorded, keep their input though
             # their weight is frozen
             keeping = batch.sharded or set(batch.layers) - {"embedding", "lm_head"}
-            with inputs_kept() if keeping else contextlib.nullcontext():
+            with inputs_kept() if keeping else contextlib.nullcontext(), frozen(model):
                 _score(model, watch, batch, {"input_ids": tokens, "use_cache": False})
         else:
             loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
             watch.backward_begins()
             loss.backward()
-    if layers < RUN_LAYERS:
-        return Timeline(watch.events, watch.weights)
-    return repeat_middle_layer(watch.events, watch.weights, config.num_hidden_layers)
+    return repeat_layers(watch.events, watch.weights, copies)
+
+
+def _copies_of(layers: int, recomputed: int) -> list[int]:
+    """The layers that are run, and how many each stands for: the outer two of those that are
+    computed again and of those that are not by themselves, one for all between.
+    """
+    runs = []
+    for count in (recomputed, layers - recomputed):
+        outer_alone = [1, count - 2, 1] if count > 2 else [1] * count
+        runs += outer_alone
+    return runs
 
 
 def _score(model: Any, watch: EventTracer, batch: Batch, inputs: dict[str, Any]) -> None:
@@ -202,6 +220,13 @@ def head_bytes(
     upcast = chunk * width if dtype_bytes < 4 else 0
     product = chunk * width if length >= width else length * length
     return 4 * (logits + upcast + product)
+
+
+def check_bytes(length: int, vocabulary: int, dtype_bytes: int) -> int:
+    """What the backward of one sample by itself (grads_ds/gradnorm/trial/guard.py) holds at its
+    head: logits and their gradient, and in fp32 log-softmax and two gradients of it.
+    """
+    return length * vocabulary * (2 * dtype_bytes + 12)
 
 
 def recorded_elements(config: Any, layers: tuple[str, ...]) -> int:

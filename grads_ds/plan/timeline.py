@@ -1,16 +1,16 @@
 """What happens in one micro-batch, event by event: when modules want their weights, when gradients
 come, how much is alive between.
 
-Runs the model's own code on the meta device: no weights, any size. Two or three layers are run, and
-the events of the middle one repeated for all the others, which are equal. The hooks sit where
-DeepSpeed's ZeRO-3 has its own (seen in 0.19.8, runtime/zero/parameter_offload.py): before and after
-each module's forward, at its outputs' and its inputs' gradients.
+Runs the model's own code on the meta device: no weights, any size. A few layers are run, and the
+events of one repeated for all that are equal. The hooks sit where DeepSpeed's ZeRO-3 has its own
+(seen in 0.19.8, runtime/zero/parameter_offload.py): before and after each module's forward, at its
+outputs' and its inputs' gradients.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from grads_ds.plan.live_bytes import LiveBytes
+from grads_ds.engine.live_bytes import LiveBytes
 
 Name = tuple[int | None, str]  # (layer, name in it), or (None, name) outside the repeated layers
 
@@ -183,22 +183,23 @@ class EventTracer:
         return taken
 
 
-def repeat_middle_layer(
-    events: Iterable[Event], weights: Mapping[Name, Weight], layers: int
+def repeat_layers(
+    events: Iterable[Event], weights: Mapping[Name, Weight], copies: Sequence[int]
 ) -> Timeline:
-    """The timeline of a model of `layers` from that of one of three: what happens in the middle one
-    happens in all but the outer two.
+    """The timeline of a whole model from that of one of few layers, of which the i-th stands for
+    `copies[i]` equal ones in a row.
     """
-    last = layers - 1
+    starts = [sum(copies[:i]) for i in range(len(copies))]
     found: list[Event] = []
     for layer, run in groupby(events, key=lambda event: event.module[0]):
         own = list(run)
-        if layer == 1:
-            order = range(last - 1, 0, -1) if own[0].in_backward else range(1, last)
-            found += [_moved(event, number) for number in order for event in own]
-        else:
-            found += [_moved(event, last) for event in own] if layer == 2 else own
-    return Timeline(found, dict(_copies(weights, layers)))
+        if layer is None:
+            found += own
+            continue
+        order = range(starts[layer], starts[layer] + copies[layer])
+        for number in reversed(order) if own[0].in_backward else order:
+            found += [_moved(event, number) for event in own]
+    return Timeline(found, dict(_copies(weights, sum(copies))))
 
 
 def _moved(event: Event, layer: int) -> Event:
@@ -208,12 +209,8 @@ def _moved(event: Event, layer: int) -> Event:
 
 def _copies(weights: Mapping[Name, Weight], layers: int) -> Iterator[tuple[Name, Weight]]:
     for (layer, name), weight in weights.items():
-        if layer == 0:  # in the model's order: layer by layer
-            continue
-        yield from (
-            [((n, name), weight) for n in range(layers)]
-            if layer == 1
-            else [((layer, name), weight)]
-            if layer is None
-            else []
-        )
+        # in the model's order: name by name of the layers
+        if layer is None:
+            yield (layer, name), weight
+        elif layer == 0:
+            yield from (((number, name), weight) for number in range(layers))

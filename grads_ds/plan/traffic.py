@@ -4,8 +4,11 @@ hosts: pure arithmetic.
 Ring collectives over N ranks move (N-1)/N of the whole through every rank, an all-reduce twice
 that. Under ZeRO-3 a micro-batch gathers what the replay says
 (grads_ds/plan/replay_deepspeed_0_19.py) and scatters the gradients; ZeRO-1 and 2 all-reduce them
-(DeepSpeed 0.19.8 does not scatter there) and gather the updated weights once a step. With hpZ the
-backward gathers stay inside a host. Sequence parallelism exchanges tokens for heads around every
+(DeepSpeed 0.19.8 does not scatter there) and gather the updated weights once a step. A ring crosses
+a host's links once, so that they carry what one rank receives. With hpZ a weight crosses between
+hosts once a step, when it is first gathered: its second set of shards, whole within a host, lasts
+until the optimizer's step. Recording within a host gathers from its ranks alone. Sequence
+parallelism exchanges tokens for heads around every
 attention, within groups of neighbouring ranks.
 """
 
@@ -25,8 +28,9 @@ from grads_ds.plan.zero_settings import ZeroSettings
 class Traffic:
     """Bytes received by one rank. first, later: weights gathered for the first micro-batch of a
     step, and for any later one; reductions: gradients of one micro-batch; once_a_step: what a step
-    adds; between_hosts: of a later micro-batch, over a rank's links; exchanged: tokens for heads
-    and back, of one micro-batch.
+    adds; between_hosts: of a later micro-batch, over a host's links; between_once: what a step
+    sends over them beside its micro-batches; exchanged: tokens for heads and back, of one
+    micro-batch.
     """
 
     first: float
@@ -35,6 +39,11 @@ class Traffic:
     once_a_step: float
     between_hosts: float
     exchanged: float = 0.0
+    between_once: float = 0.0
+
+    def between_step(self, micro_batches: int) -> float:
+        """Bytes of one optimizer step over a host's links."""
+        return micro_batches * self.between_hosts + self.between_once
 
     def step(self, micro_batches: int) -> float:
         """Bytes of one optimizer step."""
@@ -58,7 +67,10 @@ def training_traffic(
         reduced = 2 * trained * scale
         every = reduced if limits.stage == 2 else 0.0
         once = (0.0 if limits.stage == 2 else reduced) + (trained * scale if limits.stage else 0.0)
-        return Traffic(0.0, 0.0, every, once, every if hosts > 1 else 0.0)
+        over = hosts > 1
+        return Traffic(
+            0.0, 0.0, every, once, every if over else 0.0, between_once=once if over else 0.0
+        )
     once = persistent(timeline, limits) * scale  # kept whole, gathered again after each step
     found = _gathered(replayed, scale, zero, hosts)
     reduced = trained * scale
@@ -68,6 +80,7 @@ def training_traffic(
         reduced,
         once,
         found.between_hosts + (reduced if hosts > 1 else 0.0),
+        between_once=found.between_once + (once if hosts > 1 else 0.0),
     )
 
 
@@ -101,7 +114,8 @@ def with_exchange(
 def scoring_traffic(
     replayed: Replayed, limits: ZeroSettings, zero: Mapping[str, Any], hosts: int
 ) -> Traffic:
-    """Recording norms: the weights for forward and backward, nothing to reduce.
+    """Recording norms: the weights for forward and backward, nothing to reduce. `limits.ranks` is
+    the number of those that share them out; hosts: 1 where these are of one host.
 
     There are no steps: every micro-batch is a later one.
     """
@@ -115,7 +129,8 @@ def _gathered(replayed: Replayed, scale: float, zero: Mapping[str, Any], hosts: 
     first, later = (
         (f + b) * scale for f, b in zip(replayed.forward, replayed.backward, strict=True)
     )
-    inside = (
-        replayed.backward[1] * scale if int(zero.get("zero_hpz_partition_size", 1)) > 1 else 0.0
-    )
-    return Traffic(first, later, 0.0, 0.0, later - inside if hosts > 1 else 0.0)
+    if hosts == 1:
+        return Traffic(first, later, 0.0, 0.0, 0.0)
+    if int(zero.get("zero_hpz_partition_size", 1)) > 1:
+        return Traffic(first, later, 0.0, 0.0, 0.0, between_once=replayed.forward[0] * scale)
+    return Traffic(first, later, 0.0, 0.0, later, between_once=first - later)

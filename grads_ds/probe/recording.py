@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from grads_ds.data.batches import BatchPlan, deal_batches, plan_batches
 from grads_ds.distributed import ranks
 from grads_ds.distributed.host_consistency import hub_commit
 from grads_ds.distributed.reduction import all_reduce_sum, reduction_backend
+from grads_ds.engine.fitting import tokens_that_fit
 from grads_ds.engine.frozen_pass import lengths_of, score_plan
 from grads_ds.gradnorm import GradNorms
 from grads_ds.probe.dense_check import DenseCheck
@@ -70,12 +71,17 @@ def record_remaining(job: Pass) -> None:
     table_schema = scores.schema(names, with_step=job.step is not None)
     done, earlier, first = ranks.from_main(lambda: _resume(job, table_schema))
     ids, lengths = np.asarray(rows["sample_id"], np.int64), lengths_of(rows)
+    budget = job.config.probe.tokens_per_microbatch
+    if budget == "auto":
+        budget = first.get("tokens_per_microbatch") or _what_fits(job, rows, lengths)
+        job = replace(job, config=with_probe(job.config, tokens_per_microbatch=budget))
     # the first start's micro-batches, whatever the number of ranks is now: the same batches give
     # the same bits
     planned_for = first.get("planned_for", ranks.world())
-    plan = _plan(job.config, lengths, np.isin(ids, done), planned_for)
+    plan = _plan(job.config, budget, lengths, np.isin(ids, done), planned_for)
     recording = scores.Recording(
-        job.recording.inputs, job.recording.start | {"planned_for": planned_for}
+        job.recording.inputs,
+        job.recording.start | {"planned_for": planned_for, "tokens_per_microbatch": budget},
     )
     writer = scores.PartWriter(
         job.path, ranks.rank(), recording, table_schema, job.config.probe.flush_seconds
@@ -168,8 +174,22 @@ def rows_of(
     )
 
 
-def _plan(config: Config, lengths: np.ndarray, done: np.ndarray, planned_for: int) -> BatchPlan:
-    budget = config.probe.tokens_per_microbatch
+def with_probe(config: Config, **changes: Any) -> Config:
+    """The config with other values of section probe."""
+    return config.model_copy(update={"probe": config.probe.model_copy(update=changes)})
+
+
+def _what_fits(job: Pass, rows: Any, lengths: np.ndarray) -> int:
+    """The tokens of a micro-batch for `tokens_per_microbatch: auto`. Every rank calls this."""
+    longest = rows[int(lengths.argmax())]["input_ids"]
+    probe = job.config.probe
+    held = len({"anchor", "contrast"} & set(probe.extras))  # reference gradients
+    return tokens_that_fit(job.config, job.model_path, longest, probe.layers, held)
+
+
+def _plan(
+    config: Config, budget: int, lengths: np.ndarray, done: np.ndarray, planned_for: int
+) -> BatchPlan:
     plan = plan_batches(lengths, planned_for, budget, config.seed)
     if planned_for == ranks.world() and not done.any():
         return plan

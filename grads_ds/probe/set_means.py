@@ -37,7 +37,9 @@ def planned_batches(
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """This rank's planned micro-batches of `rows`: indices and tensors. Every rank exhausts it."""
     lengths = lengths_of(rows)
-    plan = plan_batches(lengths, ranks.world(), config.probe.tokens_per_microbatch, config.seed)
+    budget = config.probe.tokens_per_microbatch
+    assert budget != "auto"  # measured before the pass began
+    plan = plan_batches(lengths, ranks.world(), budget, config.seed)
     if ranks.is_main():
         print(f"{what}: {plan.summary()}", flush=True)
     for local in with_progress(plan, lengths, what):
@@ -102,8 +104,9 @@ def means_of(
         if value is not None:
             value /= len(rows)
             sums.append(value)
-    for value in sums if ranks.world() > 1 else ():
-        torch.distributed.all_reduce(value)
+    with ranks.everyone():
+        for value in sums if ranks.world() > 1 else ():
+            torch.distributed.all_reduce(value)
     if not all(bool(torch.isfinite(value).all()) for value in sums):
         raise UserError(
             f"probe.anchor: wanted samples with finite gradients; found one without in {what}; look"

@@ -13,7 +13,7 @@ from grads_ds.probe.callback import GradNormCallback
 from grads_ds.probe.controls import FOLDER as CONTROLS
 from grads_ds.probe.controls import prepare_controls
 from grads_ds.probe.identity import recording_of, trained_with
-from grads_ds.probe.recording import Pass, record_remaining
+from grads_ds.probe.recording import Pass, record_remaining, with_probe
 from grads_ds.run_dir.layout import checkpoints_folder
 from grads_ds.run_dir.publish import publish_json
 from grads_ds.scores import Recording
@@ -88,7 +88,7 @@ def run_recording(config: Config, run_dir: Path) -> None:
     """
     model_path = str(run_dir / "probe/model") if config.probe.epochs > 0 else config.model.path
     if "early" in config.probe.extras:
-        earlier = _with_extras(config, [])
+        earlier = with_probe(config, extras=[])
         recording = recording_of(earlier, run_dir, config.model.path)
         record_remaining(
             Pass(earlier, run_dir, recording, config.model.path, folder="scores/early")
@@ -111,7 +111,7 @@ def _record_controls(config: Config, run_dir: Path, recording: Recording, model_
     inputs = recording.inputs | {"rows": "controls", "controls": config.probe.controls}
     record_remaining(
         Pass(
-            _with_extras(config, extras),
+            with_probe(config, extras=extras),
             run_dir,
             Recording(inputs, recording.start),
             model_path,
@@ -120,10 +120,6 @@ def _record_controls(config: Config, run_dir: Path, recording: Recording, model_
             references=recording.key,
         )
     )
-
-
-def _with_extras(config: Config, extras: list[str]) -> Config:
-    return config.model_copy(update={"probe": config.probe.model_copy(update={"extras": extras})})
 
 
 def _begin_training(work_dir: Path, folder: Path, identity: str) -> None:

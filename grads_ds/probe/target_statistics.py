@@ -64,6 +64,8 @@ def target_statistics(
     """
     dtype = torch.float64 if rows_ND.dtype == torch.float64 else torch.float32
     rows_ND = rows_ND.to(dtype)
+    if weight_VD is not None and weight_VD.numel() <= budget:
+        weight_VD = weight_VD.to(dtype)  # once, not for every sample
     vocabulary = rows_ND.shape[1] if weight_VD is None else len(weight_VD)
     out = {
         name: torch.zeros(len(slices), dtype=torch.float64, device=rows_ND.device)

@@ -7,5 +7,5 @@ composition.py, method_comparison.py, task_table.py  tables;  examples.py  sampl
 row_table.py  rows to look up: row_choice.py (which), row_words.py (why), shaded_tokens.py (losses)
 plot.py       axes and marks as inline SVG;  figures.py  the page's figures
 sections.py   what each section shows;  page.py  all of it -> HTML, by templates/
-terminal.py   the plain-text table
+text_table.py the plain-text tables
 """

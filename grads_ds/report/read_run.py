@@ -8,6 +8,7 @@ made of a run that stopped half-way.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,21 @@ def read_run(config: Config, run_dir: Path) -> Run:
     """Read the run. Raises UserError when there is no score table or no selection, or they do not
     fit each other.
     """
+    trained = [MAIN, *config.sft.variants]
+    return read_files(run_dir, config.select.variants, trained, config.model_dump(mode="json"))
+
+
+def read_files(
+    run_dir: Path, variants: Iterable[str], trained: Iterable[str], given: dict[str, Any]
+) -> Run:
+    """As `read_run`, without a config of this version.
+
+    Args:
+        run_dir: the run directory.
+        variants: names of the subsets beside the main one.
+        trained: names of the models whose curves are read.
+        given: the config where the run directory holds none.
+    """
     if not resolved_is_whole(run_dir):
         raise UserError(
             f"report: {run_dir / RESOLVED} was altered; remove it, the page then shows the config"
@@ -97,21 +113,18 @@ def read_run(config: Config, run_dir: Path) -> Run:
     scores = read_scores(run_dir / "scores/table.parquet")
     subsets = [read_subset(run_dir / "selection", MAIN, scores)]
     # a variant of an earlier config may have left its folder: it is not shown
-    for name in config.select.variants:
+    for name in variants:
         folder = run_dir / "selection/variants" / name
         if (folder / "selection.json").is_file():
             subsets.append(read_subset(folder, name, scores))
     folders = {"probe": run_dir / "tensorboard/probe"}
-    folders |= {
-        name: run_dir / "tensorboard/sft" / name
-        for name in dict.fromkeys([MAIN, *config.sft.variants])
-    }
+    folders |= {name: run_dir / "tensorboard/sft" / name for name in dict.fromkeys(trained)}
     curves = {
         name: curve for name, folder in folders.items() if (curve := read_curve(folder)) is not None
     }
     return Run(
         run_dir=run_dir,
-        config=saved or config.model_dump(mode="json"),
+        config=saved or given,
         provenance=provenance,
         scores=scores,
         subsets=subsets,

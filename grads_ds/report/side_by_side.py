@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from grads_ds.report.number_words import duration, percent, signed
 from grads_ds.report.outcome import Difference
 from grads_ds.report.page import templates
 from grads_ds.report.run_comparison import Loss, RunComparison
-from grads_ds.report.terminal import aligned
+from grads_ds.report.text_table import aligned
+from grads_ds.run_dir.layout import MAIN
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ def comparison_lines(compared: RunComparison) -> dict[str, list[Line]]:
     for name, losses in compared.losses.items():
         kind = "forgetting" if name in compared.forgetting else "loss"
         groups[f"{name} ({kind})"] = _loss_lines(losses, runs[0].name)
+    kept = [_retention((run.run.evaluation or {}).get("retention") or {}) for run in runs]
+    if measures := list(dict.fromkeys(name for one in kept for name in one)):
+        groups["kept of the base model"] = [
+            _plain(name, [one.get(name, "–") for one in kept]) for name in measures
+        ]
     stages = list(dict.fromkeys(stage for run in runs for stage in run.seconds))
     groups["time"] = [
         _plain(stage, [duration(run.seconds.get(stage)) for run in runs]) for stage in stages
@@ -57,17 +65,31 @@ def comparison_lines(compared: RunComparison) -> dict[str, list[Line]]:
     return groups
 
 
+def _retention(retention: Mapping[str, Any]) -> dict[str, str]:
+    """What evaluation.json says of the selected model's distance to its base: measure -> text."""
+    models = retention.get("models", {})
+    own, base = models.get(MAIN, {}), models.get("base", {})
+    found = {
+        f"divergence from base on {name}": _between(value["value"], value.get("ci95"))
+        for name, value in own.get("kl", {}).items()
+    }
+    if "own_answers" in own and "own_answers" in base:
+        gap = own["own_answers"]["loss"] - base["own_answers"]["loss"]
+        found["loss on the base's own answers less base"] = signed(gap)
+    return found
+
+
+def _between(value: float, interval: Sequence[float] | None) -> str:
+    if not interval:
+        return f"{value:.4f}"
+    return f"{value:.4f} ({interval[0]:.4f}–{interval[1]:.4f})"
+
+
 def _loss_lines(losses: list[Loss | None], first: str) -> list[Line]:
     lines = [
         _plain(
             "loss of the selected model",
-            [
-                "–"
-                if one is None
-                else f"{one.value:.4f}"
-                + (f" ({one.interval[0]:.4f}–{one.interval[1]:.4f})" if one.interval else "")
-                for one in losses
-            ],
+            ["–" if one is None else _between(one.value, one.interval) for one in losses],
         )
     ]
     for label, name in (("base", "to_base"), ("random", "to_random"), (first, "to_first")):

@@ -1,7 +1,8 @@
 """Digests of content: do two hosts, or two moments, see the same files?
 
-One rule for all of them: files below 64 MiB are read whole, of larger ones the size and 64 blocks
-of 64 KiB spread over them, since other weights differ everywhere. Standard library only.
+One rule for models, and for what hosts compare: files below 64 MiB are read whole, of larger ones
+the size and 64 blocks of 64 KiB spread over them, since other weights differ everywhere. Rows do
+not: a run's sources are read whole. Standard library only.
 """
 
 from __future__ import annotations
@@ -57,10 +58,13 @@ def file_digest(file: Path) -> str:
     return digest.hexdigest()
 
 
-def content_digest(path: str | Path | None, weights: bool = True) -> str | None:
+def content_digest(
+    path: str | Path | None, weights: bool = True, whole: bool = False
+) -> str | None:
     """A digest of what a file or folder holds, by relative names: the same on every host.
 
-    Hidden files (caches, half-written ones) do not count; `weights=False` leaves weight files out.
+    Hidden files (caches, half-written ones) do not count; `weights=False` leaves weight files out,
+    `whole` reads large files to their end.
     None for a hub id, nothing there, or what is no file or folder (a pipe, a device: reading it
     might never end). Raises OSError for a file that cannot be read.
     """
@@ -73,7 +77,9 @@ def content_digest(path: str | Path | None, weights: bool = True) -> str | None:
         if any(part.startswith(".") for part in relative.parts):
             continue
         if weights or file.suffix not in WEIGHTS:
-            digest.update(f"{relative}:{file_digest(file)}\n".encode())
+            content = sha256_once(file) if whole else file_digest(file)
+            # a name need not be text
+            digest.update(f"{relative}:{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:DIGITS]
 
 

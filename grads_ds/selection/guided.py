@@ -41,8 +41,8 @@ def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     warnings: tuple[str, ...] = ()
     if not seeing:
         why = (
-            "the probe could make no controls (its log says why), so no signal is believed"
-            if table.no_controls
+            "the probe made no controls that are wrong (its log says why): no signal is believed"
+            if not control_areas.wrong_kinds(table)
             else "no recorded signal tells the controls from the pool (area 0.75 or more)"
         )
         by = (

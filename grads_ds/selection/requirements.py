@@ -16,9 +16,11 @@ from grads_ds.config.columns import (
     GROUP,
     LAYER_GROUPS,
     NORM_SUFFIX,
+    REFERENCE,
     extra_columns,
     how_to_record,
     norm_columns,
+    wants_reference,
 )
 from grads_ds.config.config import Config
 from grads_ds.config.select import COSINE, SelectConfig
@@ -40,6 +42,12 @@ def check_select(config: Config, run_dir: Path) -> list[str]:
             problems.append(
                 f"{where}: wanted controls, by which guided and filters on auto go; found"
                 " probe.controls 0; set probe.controls: 0.05, or give every filter a side and a cut"
+            )
+        if _lacks_reference(config, settings, run_dir):
+            problems.append(
+                f"{where}.filters: wanted reference rows as controls; found no probe.anchor that"
+                " any of probe.extras asks for; add hidden to probe.extras and name their set in"
+                " probe.anchor"
             )
         known = ["source", *config.data.metadata, "length"]
         if settings.strata is not None and settings.strata not in known:
@@ -109,6 +117,13 @@ def _lacks_controls(config: Config, settings: SelectConfig, run_dir: Path) -> bo
     by_controls = bool(automatic) or (settings.method == "guided" and not settings.filters)
     there = (run_dir / "scores/controls/table.parquet").is_file()
     return by_controls and not config.probe.controls and not there
+
+
+def _lacks_reference(config: Config, settings: SelectConfig, run_dir: Path) -> bool:
+    """Whether a filter goes by reference rows that neither the probe records nor the run holds."""
+    wanted = any(f.against == REFERENCE and "auto" in (f.reject, f.cut) for f in settings.filters)
+    there = (run_dir / "scores/controls/table.parquet").is_file()
+    return wanted and not wants_reference(config.probe.extras) and not there
 
 
 def anchor_leak(config: Config, settings: SelectConfig) -> str | None:

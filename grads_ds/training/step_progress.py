@@ -57,6 +57,12 @@ class StepBeats(TrainerCallback):
     ) -> None:
         heartbeat.beat(self.what, state.global_step, state.max_steps)
 
+    def on_log(
+        self, args: TrainingArguments, state: Any, control: Any, logs: Any = None, **kwargs: Any
+    ) -> None:
+        if logs and "loss" in logs:
+            heartbeat.logged(state.global_step, float(logs["loss"]))
+
     def on_substep_end(
         self, args: TrainingArguments, state: Any, control: Any, **kwargs: Any
     ) -> None:

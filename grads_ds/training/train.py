@@ -30,7 +30,7 @@ from transformers.integrations import TensorBoardCallback
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import StoppedBySignal
-from grads_ds.config.training import EarlyStoppingConfig, TrainingConfig
+from grads_ds.config.training import EarlyStoppingConfig, SftConfig, TrainingConfig
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import ranks
 from grads_ds.engine.attention import attention_of
@@ -119,7 +119,7 @@ def train_model(job: TrainingJob) -> None:
             sharing = stack.enter_context(sequence_parallel(job.sequence, attention_of(config)))
         arguments = _arguments(job, sharing, universal)
         # new adapters are drawn at random: every training of a seed begins with the same ones
-        set_seed(config.seed)
+        set_seed(arguments.seed)
         model = load_model(config, job.model_path)
         if config.model.lora is not None:
             model = with_lora(model, config.model.lora)
@@ -158,38 +158,42 @@ def _arguments(
     if job.sequence > 1:
         # transformers takes every rank for a reader; accelerate puts it right
         settings_json["train_batch_size"] = "auto"
-    return TrainingArguments(
-        output_dir=str(job.work_dir),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // readers // micro,
-        max_steps=job.steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.lr_scheduler,
-        warmup_steps=math.ceil(job.steps * settings.warmup_ratio),
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        activation_checkpointing=settings.gradient_checkpointing,
-        bf16=job.config.model.dtype == "bfloat16",
-        fp16=job.config.model.dtype == "float16",
-        use_cpu=not torch.cuda.is_available(),
-        seed=job.config.seed,
-        data_seed=job.config.seed,
-        deepspeed=settings_json,
-        parallelism_config=sharing,
-        save_strategy="steps",
-        save_steps=early_stopping.every if early_stopping else settings.checkpoint_steps,
-        eval_strategy="steps" if early_stopping else "no",
-        eval_steps=early_stopping.every if early_stopping else None,
-        load_best_model_at_end=early_stopping is not None,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        restore_callback_states_from_checkpoint=True,  # how long early stopping has been waiting
-        logging_strategy="steps",
-        logging_steps=max(1, job.steps // 100),
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-    )
+    values: dict[str, Any] = {
+        "output_dir": str(job.work_dir),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // readers // micro,
+        "max_steps": job.steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.lr_scheduler,
+        "warmup_steps": math.ceil(job.steps * settings.warmup_ratio),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "activation_checkpointing": settings.gradient_checkpointing,
+        "bf16": job.config.model.dtype == "bfloat16",
+        "fp16": job.config.model.dtype == "float16",
+        "use_cpu": not torch.cuda.is_available(),
+        "seed": job.config.seed,
+        "data_seed": job.config.seed,
+        "deepspeed": settings_json,
+        "parallelism_config": sharing,
+        "save_strategy": "steps",
+        "save_steps": early_stopping.every if early_stopping else settings.checkpoint_steps,
+        "eval_strategy": "steps" if early_stopping else "no",
+        "eval_steps": early_stopping.every if early_stopping else None,
+        "load_best_model_at_end": early_stopping is not None,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "restore_callback_states_from_checkpoint": True,  # how long early stopping has been waiting
+        "logging_strategy": "steps",
+        "logging_steps": max(1, job.steps // 100),
+        "report_to": [],
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+    chosen = settings.trainer.arguments() if isinstance(settings, SftConfig) else {}
+    if "seed" in chosen:
+        values["data_seed"] = chosen["seed"]
+    return TrainingArguments(**(values | chosen))
 
 
 def _trainer(

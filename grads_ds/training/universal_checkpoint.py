@@ -33,6 +33,7 @@ KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 SHOWN = 5
 
 
+@tensors_alone()  # DeepSpeed's own readers, too
 def convert(source: Path, target: Path) -> None:
     """Write the universal checkpoint."""
     converter.main(
@@ -78,6 +79,7 @@ def parts(source: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
+@tensors_alone()
 def differences(source: Path, target: Path) -> list[str]:
     """What of TARGET is not what SOURCE holds, a line each; empty when it is all the same."""
     unequal = []
@@ -102,11 +104,9 @@ def differences(source: Path, target: Path) -> list[str]:
 
 
 def main(source: Path, target: Path) -> int:
-    """Convert, compare, mark. DeepSpeed's readers, too, build tensors and known classes alone."""
-    with tensors_alone():
-        convert(source, target)
-        unequal = differences(source, target)
-    if unequal:
+    """Convert, compare, mark."""
+    convert(source, target)
+    if unequal := differences(source, target):
         more = f" and {len(unequal) - SHOWN} more" if len(unequal) > SHOWN else ""
         print(
             "the rewritten checkpoint is not the one it was made from:"

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from grads_ds.launcher.doctor.gpu_health import gpu_health
 from grads_ds.launcher.network import address_of, is_loopback
 from grads_ds.launcher.rendezvous import INTERFACES
 from grads_ds.run_dir.digests import code_digest, content_digest
@@ -59,6 +60,7 @@ def host_facts(asked: dict[str, Any]) -> dict[str, Any]:
         "packages": {package: _version(package) for package in PACKAGES},
         "code": code_digest(),
         "gpus": _gpus(environment),
+        "gpu_health": gpu_health(environment),
         "visible_devices": environment.get("CUDA_VISIBLE_DEVICES"),
         "run_dir": _run_dir(Path(asked["run_dir"])),
         "shared_memory": shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,

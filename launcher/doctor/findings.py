@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grads_ds.launcher.doctor.facts import wrong_interfaces
+from grads_ds.launcher.doctor.gpu_health import ailing
 
 FREE_DISK, FREE_SHARED_MEMORY, OPEN_FILES = 20 * 2**30, 2**30, 4096
 LOCK_SECONDS = 900.0  # no op takes as long to compile
@@ -121,6 +122,7 @@ def check_host(
                     "warning",
                 )
             )
+    rows += [Finding("GPU health", name, *told) for told in ailing(fact)]
     return rows + _ops(row, fact, ops)
 
 

@@ -28,6 +28,7 @@ class Case:
     zero: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    hosts: int = 1
 
     @property
     def name(self) -> str:
@@ -35,6 +36,7 @@ class Case:
         extra = [f"{key.split('.')[-1]} {value}" for key, value in self.config.items()] + (
             [self.note] if self.note else []
         )
+        extra += [f"{self.hosts} hosts"] if self.hosts > 1 else []
         return ", ".join([self.what, f"stage {self.zero['stage']}", f"{self.ranks} ranks", *extra])
 
 
@@ -48,6 +50,7 @@ def stage(number: int, **limits: Any) -> dict[str, Any]:
 
 CHECKPOINTED = {"sft.gradient_checkpointing": True}
 LORA = {"model.lora": {"r": 8}}
+RECOMPUTED = {"probe.gradient_checkpointing": True}
 CASES = [
     *(
         Case("sft", ranks, stage(number), kept)
@@ -93,6 +96,12 @@ CASES = [
     Case("sft", 2, stage(3), {"sft.sequence_parallel": 2} | CHECKPOINTED),
     *(Case("probe", ranks, stage(number)) for number in (2, 3) for ranks in (1, 2)),
     Case("probe", 2, stage(3), {"probe.layers": "all"}),
+    Case("probe", 2, stage(3), RECOMPUTED),
+    Case("probe", 2, stage(3), RECOMPUTED | {"probe.layers": "all"}),
+    Case("probe", 2, stage(3), RECOMPUTED | {"probe.recompute_layers": 4}),
+    Case("probe", 2, stage(3), RECOMPUTED | {"model.dtype": "bfloat16"}),
+    Case("probe", 4, stage(3), RECOMPUTED | {"probe.shard_within": "host"}, hosts=2),
+    Case("probe", 4, stage(3, zero_hpz_partition_size=2), note="hpZ", hosts=2),
     Case("probe", 2, stage(3), {"model.dtype": "bfloat16"}),
     Case(
         "probe",

@@ -9,6 +9,7 @@ import random
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from scripts.faults.broken_calls import STUCK, attempt
@@ -41,9 +42,11 @@ def flip(file: Path, draw: random.Random) -> None:
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a disk that rots
 
 
-def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, dict[str, int]]:
-    """Flip `draws` single bits in each kind of output; after each, a whole new start. How they
-    ended, by kind.
+def flips(
+    folder: Path, config: object, draws: int, seed: int = 0
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """Flip `draws` single bits in each kind of output; after each, a whole new start. Yields (kind,
+    how they ended).
     """
     import small_run
 
@@ -61,7 +64,6 @@ def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, 
         relative = file.relative_to(before)
         if file.is_file() and relative.parts[0] == "run" and file.stat().st_size:
             kinds.setdefault(kind_of(relative), []).append(relative)
-    found: dict[str, dict[str, int]] = {}
     for kind, files in sorted(kinds.items()):
         ends: Counter[str] = Counter()
         for _ in range(draws):
@@ -79,5 +81,4 @@ def flips(folder: Path, config: object, draws: int, seed: int = 0) -> dict[str, 
                 end = WRONG
                 print(f"{file.relative_to(folder)}: {changed}", file=sys.stderr, flush=True)
             ends[end] += 1
-        found[kind] = dict(ends)
-    return found
+        yield kind, dict(ends)

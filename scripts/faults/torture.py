@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import json
 import platform
 import shutil
@@ -129,6 +130,21 @@ def _told(ends: dict[str, int]) -> str:
     return ", ".join(f"{end} {count:,}" for end, count in sorted(ends.items(), reverse=True))
 
 
+def write(crashes: dict[str, dict[str, Any]], flipped: dict[str, dict[str, int]]) -> None:
+    """Add what was measured to the record, and both tables to the page."""
+    import small_run
+
+    record = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    points = record.get("crash points", {}) | crashes
+    found = record.get("flips", {}) | flipped
+    record = {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform()}
+    record["crash points"] = {name: points[name] for name in small_run.STEPS if name in points}
+    record["flips"] = dict(sorted(found.items()))
+    NUMBERS.write_text(json.dumps(record, indent=1) + "\n")
+    put(PAGE, CRASHES, crash_table(record["crash points"]))
+    put(PAGE, FLIPS, flip_table(record["flips"]))
+
+
 def main(options: argparse.Namespace) -> int:
     """Run what is asked for, print the tables; the exit status."""
     import small_run
@@ -143,26 +159,20 @@ def main(options: argparse.Namespace) -> int:
         assert attempt(lambda: bool(make_tiny_model(Path(base, "model"))) - 1) == 0
         config = small_run.make(folder, Path(base, "model"))
         small_run.warm(config)
+        gc.freeze()  # pages that no collector of a forked process touches are not copied for it
         for name, step in small_run.STEPS.items():
             if options.only and name not in options.only:
                 assert attempt(lambda step=step: status_of(lambda: step(config))) == 0  # type: ignore[misc]
             else:
                 crashes[name] = crash_points(folder, name, config, options.every)
+                write({name: crashes[name]}, {}) if options.write else None
         if options.flips and (not options.only or "flips" in options.only):
-            flipped = flips(folder, config, options.flips)
+            for kind, ends in flips(folder, config, options.flips):
+                flipped[kind] = ends
+                write({}, {kind: ends}) if options.write else None
     print(f"{crash_table(crashes)}\n\n{flip_table(flipped)}", flush=True)
     ends = [found[kind] for found in crashes.values() for kind, *_ in ATTEMPTS]
     bad = [end for found in (*ends, *flipped.values()) for end in found if end not in GOOD]
-    if options.write:
-        record = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
-        record.setdefault("crash points", {}).update(crashes)
-        record.setdefault("flips", {}).update(flipped)
-        record |= {"date": time.strftime("%Y-%m-%d"), "machine": platform.platform()}
-        order = {name: record["crash points"].get(name) for name in small_run.STEPS}
-        record["crash points"] = {name: found for name, found in order.items() if found}
-        NUMBERS.write_text(json.dumps(record, indent=1) + "\n")
-        put(PAGE, CRASHES, crash_table(record["crash points"]))
-        put(PAGE, FLIPS, flip_table(record["flips"]))
     print(f"{time.process_time() - began:.0f} s of this process", file=sys.stderr)
     return 1 if bad else 0
 

@@ -1,21 +1,17 @@
-"""A study's file: what it compares, its cells, and the config of every run.
+"""A study's file: what it compares, and its cells.
 
 Used by scripts/study/*.py.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from grads_ds.config.columns import wants_reference
-from scripts.study import orders
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -36,10 +32,12 @@ class Domain(BaseModel):
 
 class Footing(BaseModel):
     """What is trained on one footing: budgets, and the methods and shares of noise if not all of
-    the study's.
+    the study's. Its name says what is equal, or else `equal` does; `sft`: keys that differ.
     """
 
     model_config = ConfigDict(extra="forbid")
+    equal: Equal | None = None
+    sft: dict[str, Any] = {}
     budgets: list[float] = Field(min_length=1)
     methods: list[str] | None = None
     noise: list[float] | None = None
@@ -78,7 +76,10 @@ class Study(BaseModel):
     needle: float | None = Field(None, gt=0, lt=1)
     other_sources: dict[str, list[str]] = {}
     seeds: list[int] = [0, 1, 2]
-    footings: dict[Equal, Footing] = Field(min_length=1)
+    choices: int = Field(3, ge=2)  # answers that a held-out question is asked with
+    like_topic: bool = False  # the wrong ones are those of the most alike questions, not drawn
+    tasks: dict[str, str] = {}  # name -> rows whose answers begin with yes, no or maybe
+    footings: dict[str, Footing] = Field(min_length=1)
     methods: dict[str, dict[str, Any]]
     full: bool = True  # whether the whole pool is trained on too
     chosen: dict[str, dict[str, Any]] = {}  # of scripts/study/real.py: chosen, not trained
@@ -90,6 +91,13 @@ class Study(BaseModel):
     def _names_are_methods(self) -> Study:
         if self.needle and self.noise != [0.0]:
             raise ValueError(f"needle pools want noise: [0.0]; found {self.noise}; set it")
+        unsaid = [
+            name
+            for name, footing in self.footings.items()
+            if footing.equal is None and name not in get_args(Equal)
+        ]
+        if unsaid:
+            raise ValueError(f"wanted equal: epochs or steps in footings {unsaid}; found none")
         named = [
             *self.candidates,
             *(name for footing in self.footings.values() for name in footing.methods or []),
@@ -102,7 +110,7 @@ class Study(BaseModel):
 
 def read(file: Path) -> Study:
     """A study's YAML. `like: OTHER.yaml` (beside it) gives what it does not say itself; of `run`,
-    section by section.
+    section by section, where null takes a key away.
 
     Raises pydantic.ValidationError for what no study has.
     """
@@ -112,6 +120,10 @@ def read(file: Path) -> Study:
         sections = {
             name: {**base["run"].get(name, {}), **given.get("run", {}).get(name, {})}
             for name in base["run"]
+        }
+        sections = {
+            name: {key: value for key, value in section.items() if value is not None}
+            for name, section in sections.items()
         }
         given = {**base, **given, "run": {**given.get("run", {}), **sections}}
     return Study.model_validate(given)
@@ -161,7 +173,7 @@ def subsets(models: Iterable[str]) -> list[tuple[str, float]]:
     ]
 
 
-def footings(study: Study, cell: Cell) -> list[Equal]:
+def footings(study: Study, cell: Cell) -> list[str]:
     """The footings this cell is run on."""
     return [
         equal
@@ -170,7 +182,7 @@ def footings(study: Study, cell: Cell) -> list[Equal]:
     ]
 
 
-def pairs(study: Study, equal: Equal) -> list[tuple[str, float]]:
+def pairs(study: Study, equal: str) -> list[tuple[str, float]]:
     """Every method and budget of a footing."""
     footing = study.footings[equal]
     return [
@@ -178,78 +190,3 @@ def pairs(study: Study, equal: Equal) -> list[tuple[str, float]]:
         for budget in footing.budgets
         for method in footing.methods or study.methods
     ]
-
-
-def run_config(
-    study: Study, material: Path, cell: Cell, folder: Path, equal: Equal
-) -> dict[str, Any]:
-    """The config of one run: the first method at the first budget is the main selection, every
-    other pair a variant.
-    """
-    settings = {
-        variant(m, b): {**method_settings(study.methods[m], folder), "budget": b}
-        for m, b in pairs(study, equal)
-    }
-    main, *others = settings
-    config: dict[str, Any] = json.loads(json.dumps(study.run))
-    if study.anchor:
-        probe = config.setdefault("probe", {})
-        extras = probe.get("extras", [])
-        probe |= {
-            "anchor": str(folder / "anchor.jsonl"),
-            "extras": extras if wants_reference(extras) else [*extras, "anchor"],
-        }
-    if config.get("sft", {}).get("replay"):
-        config["data"] = config.get("data", {}) | {"replay": [str(folder / "replay.jsonl")]}
-    tasks = {name: str(folder / f"{name}_choice.jsonl") for name in ("domain", "general")}
-    config |= {
-        "run_dir": str(folder / equal),
-        "seed": cell.seed,
-        "model": placed(material, {"path": study.model, **config.get("model", {})}),
-        "data": {
-            "train": [str(folder / "pool.jsonl")],
-            "validation": {name: str(folder / f"{name}.jsonl") for name in SETS},
-            "metadata": ["kind"],
-            **config.get("data", {}),
-        },
-        "select": {
-            **settings[main],
-            "variants": {name: _against(settings[main], settings[name]) for name in others},
-        },
-        "sft": {
-            **config.get("sft", {}),
-            "variants": [*(["full"] if study.full else []), *others],
-            "equal": equal,
-        },
-        "evaluate": {"multiple_choice": tasks, "chat": True, **config.get("evaluate", {})},
-        "deepspeed": config.get("deepspeed", "zero3"),
-    }
-    return config
-
-
-def method_settings(given: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A method's settings; an order of the study's own (scripts/study/orders.py) is told its cell's
-    file.
-    """
-    if given.get("method") != orders.METHOD:
-        return given
-    file = {"file": str(folder / orders.FILE)}
-    return {**given, "plugin_options": {**given["plugin_options"], **file}}
-
-
-def placed(material: Path, model: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a model with its paths made absolute: weights lie below the material, templates
-    in the repository.
-    """
-    below = {"path": material, "chat_template": REPO}
-    return {key: str(below[key] / value) if key in below else value for key, value in model.items()}
-
-
-def _against(main: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A variant's settings, with the main selection's own settings put back to their defaults where
-    it does not name them.
-    """
-    from grads_ds.config.select import SelectConfig
-
-    defaults = SelectConfig().model_dump(mode="json")
-    return {**{key: defaults[key] for key in main}, **other}

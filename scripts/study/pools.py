@@ -11,8 +11,9 @@ Reads chat rows ({"messages": [...]} JSON lines). `write_cell` writes one folder
     anchor.jsonl     a few more clean rows of the domain (or of general text), in neither: what a
                      direction can be taken from
     replay.jsonl     the general rows that are not held out
-    domain_choice.jsonl, general_choice.jsonl    held-out questions with the true answer and two of
-                                                 other rows', to choose from
+    domain_choice.jsonl, general_choice.jsonl    held-out questions with the true answer and those
+                                                 of other rows, to choose from
+    <task>_choice.jsonl                          questions to be answered yes, no or maybe
 
 The same rows, sizes and seed give the same bytes. Used by scripts/study/run.py.
 """
@@ -99,18 +100,24 @@ def swapped(rows: Sequence[Row], seed: int) -> list[Row]:
     return [with_answer(row, answer(rows[partner[i]])) for i, row in enumerate(rows)]
 
 
-def multiple_choice(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
-    """Up to 60 of the rows as questions: the last answer's beginning among those of two other rows.
+def multiple_choice(
+    rows: Sequence[Row], seed: int, choices: int = CHOICES, like_topic: bool = False
+) -> list[dict[str, Any]]:
+    """Up to 60 of the rows as questions: the last answer's beginning among those of other rows,
+    `choices` in all, drawn or with `like_topic` of the questions that share most words.
 
-    Wants at least three rows.
+    Wants at least as many rows.
     """
+    words = [set(_WORD.findall(row["messages"][-2]["content"].lower())) for row in rows]
     draw = random.Random(seed)
     tasks = []
     for i, row in enumerate(rows[:ASKED]):
-        others = draw.sample(
-            [j for j in range(len(rows)) if answer(rows[j]) != answer(row)], CHOICES - 1
-        )
-        right = draw.randrange(CHOICES)
+        able = [j for j in range(len(rows)) if answer(rows[j]) != answer(row)]
+        others = draw.sample(able, len(able) if like_topic else choices - 1)
+        if like_topic:  # of equally alike ones the first drawn
+            alike = {j: len(words[i] & words[j]) / len(words[i] | words[j]) for j in others}
+            others = sorted(others, key=lambda j: -alike[j])[: choices - 1]
+        right = draw.randrange(choices)
         order = [*others[:right], i, *others[right:]]
         question = row["messages"][-2]["content"]
         tasks.append(
@@ -121,6 +128,21 @@ def multiple_choice(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
             }
         )
     return tasks
+
+
+def verdicts(rows: Sequence[Row], seed: int) -> list[dict[str, Any]]:
+    """Up to 60 drawn rows whose answers begin with yes, no or maybe, as questions for that word."""
+    words = ["yes", "no", "maybe"]
+    found = [
+        {
+            "question": row["messages"][-2]["content"],
+            "choices": words,
+            "answer": words.index(first[0].lower()),
+        }
+        for row in rows
+        if (first := _WORD.findall(answer(row))[:1]) and first[0].lower() in words
+    ]
+    return random.Random(seed).sample(found, min(ASKED, len(found)))
 
 
 def near_duplicate(row: Row, draw: random.Random) -> Row:
@@ -185,6 +207,9 @@ def write_cell(
     anchor_from: str = "domain",
     noise: float,
     seed: int,
+    choices: int = CHOICES,
+    like_topic: bool = False,
+    tasks: Mapping[str, Sequence[Row]] | None = None,
 ) -> None:
     """One cell's files (see the top of this file).
 
@@ -208,10 +233,11 @@ def write_cell(
         "domain": held,
         "swapped": swapped(held, seed),
         "general": known,
-        "domain_choice": multiple_choice(held, seed),
+        "domain_choice": multiple_choice(held, seed, choices, like_topic),
         "general_choice": multiple_choice(known, seed),
         "anchor": rest,
         "replay": others,
+        **{f"{name}_choice": verdicts(rows, seed) for name, rows in (tasks or {}).items()},
     }
     for name, content in files.items():
         (folder / f"{name}.jsonl").write_text(

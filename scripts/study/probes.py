@@ -27,19 +27,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.collect import MEASURED, choice, flops, parameters_of, probe_flops, seconds_of
-from scripts.study.design import (
-    Cell,
-    Equal,
-    Study,
-    cells,
-    footings,
-    pairs,
-    placed,
-    read,
-    run_config,
-    variant,
-)
+from scripts.study.design import Cell, Equal, Study, cells, footings, pairs, read, variant
 from scripts.study.run import grads_ds, side_by_side, threads_each
+from scripts.study.run_configs import placed, run_config
 from scripts.study.tables import spread
 
 EQUAL: Equal = "epochs"

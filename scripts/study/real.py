@@ -33,8 +33,9 @@ from grads_ds.selection.pool import read_pool
 from grads_ds.selection.stage import decide
 from grads_ds.statistics import area_under_curve, bootstrap_interval
 from scripts.study import orders
-from scripts.study.design import Study, cells, footings, method_settings, pairs, read, variant
+from scripts.study.design import Study, cells, footings, pairs, read, variant
 from scripts.study.run import run_cell
+from scripts.study.run_configs import method_settings
 
 RESAMPLES = 10_000
 

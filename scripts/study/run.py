@@ -30,7 +30,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study import orders, pools
 from scripts.study.collect import collect
-from scripts.study.design import REPO, Cell, Study, cells, footings, read, run_config
+from scripts.study.design import REPO, Cell, Study, cells, footings, read
+from scripts.study.run_configs import run_config
 
 Work = TypeVar("Work")
 
@@ -45,20 +46,7 @@ def run_cell(
     orders.register(Path(study.out))
     folder = Path(study.out).resolve() / cell.folder
     if not (folder / "anchor.jsonl").is_file():
-        domain = study.domains[cell.domain]
-        pools.write_cell(
-            folder,
-            pools.read_rows([material / file for file in domain.files], domain.skip_every),
-            pools.read_rows([material / study.off_domain]),
-            pools.read_rows([material / study.general]),
-            pool=study.pool,
-            held_out=study.held_out,
-            anchor=study.anchor,
-            anchor_from=study.anchor_from,
-            noise=cell.noise,
-            seed=cell.seed,
-            needle=_needle(study, material, cell),
-        )
+        make_pool(study, material, cell, folder)
     wanted_orders = {given.get("plugin_options", {}).get("order") for given in _methods(study)}
     if wanted_orders - {None} and not (folder / orders.FILE).is_file():
         orders.write_orders(folder, cell.seed, "bm25" in wanted_orders)
@@ -85,6 +73,27 @@ def run_cell(
     for weights in folder.rglob("*.safetensors"):
         if "sft" in weights.parts:
             weights.write_bytes(b"")
+
+
+def make_pool(study: Study, material: Path, cell: Cell, folder: Path) -> None:
+    """Write the cell's files, see scripts/study/pools.py."""
+    domain = study.domains[cell.domain]
+    pools.write_cell(
+        folder,
+        pools.read_rows([material / file for file in domain.files], domain.skip_every),
+        pools.read_rows([material / study.off_domain]),
+        pools.read_rows([material / study.general]),
+        pool=study.pool,
+        held_out=study.held_out,
+        anchor=study.anchor,
+        anchor_from=study.anchor_from,
+        noise=cell.noise,
+        seed=cell.seed,
+        needle=_needle(study, material, cell),
+        choices=study.choices,
+        like_topic=study.like_topic,
+        tasks={name: pools.read_rows([material / file]) for name, file in study.tasks.items()},
+    )
 
 
 def _needle(

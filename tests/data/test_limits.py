@@ -5,13 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.data import input_files, spool, template
+from grads_ds.data import input_files, readers, spool, template
 from grads_ds.data.stage import run_prepare
 from grads_ds.flow.unit_inputs import prepare_units
 
@@ -82,3 +84,37 @@ def test_a_template_that_does_not_end_is_ended(
         tmp_path, tiny_model, str(source), chat_template=str(tmp_path / "slow.jinja")
     )
     assert found.startswith("model.chat_template: wanted a template that renders")
+
+
+@pytest.mark.timeout(120, func_only=True)
+@pytest.mark.parametrize(
+    "text", ["{{ 'x' * 10 ** 11 }}", "{% set x = 10 ** 11 %}{{ messages[0].content * x }}"]
+)
+def test_a_template_that_wants_all_memory_is_refused(
+    tmp_path: Path, tiny_model: Path, text: str
+) -> None:
+    source = tmp_path / "rows.jsonl"
+    source.write_text((json.dumps(ROW) + "\n") * 2)
+    (tmp_path / "large.jinja").write_text(text)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    found = prepare(tmp_path, tiny_model, str(source), chat_template=str(tmp_path / "large.jinja"))
+    assert found and all("refuses them (MemoryError" in problem for problem in found)
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.txt.gz", "rows.csv.gz"])
+def test_many_short_lines_of_one_text_have_a_largest_size_too(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """An object, an array, a paragraph or a quoted field that goes on over all lines."""
+    monkeypatch.setattr(input_files, "LINE_LARGEST", 100_000)
+    monkeypatch.setattr(readers, "TEXT_LARGEST", 100_000)
+    opened = {"rows.jsonl.gz": '{"text":', "rows.json.gz": "[", "rows.csv.gz": 'text\n"'}
+    tracemalloc.start()
+    with gzip.open(tmp_path / name, "wt") as file:
+        file.write(opened.get(name, "") + "\n")
+        for _ in range(50):
+            file.write(('"' + "x" * 98 + '"\n' if "json" in name else "x" * 100 + "\n") * 1000)
+    assert prepare(tmp_path, tiny_model, str(tmp_path / name))
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000  # of 5 MB
+    tracemalloc.stop()

@@ -4,77 +4,40 @@ the next start goes on.
 
 from __future__ import annotations
 
-import errno
+import json
 import os
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
-from conftest import REPO, make_tiny_model, write_rows
-from scripts.faults.torture import FULL, build_shim
-
-# stage -> the error, and the folder of the run below which every write fails with it
-BROKEN = {
-    "prepare": (errno.ENOSPC, ""),
-    "probe": (errno.EIO, "scores"),
-    "select": (errno.EDQUOT, "selection"),
-    "sft": (errno.ENOSPC, "sft"),
-    "evaluate": (errno.ESTALE, "evaluation"),
-    "report": (errno.EIO, ""),
-}
-STATUS = {errno.ENOSPC: 7, errno.EDQUOT: 7, errno.EIO: 8, errno.ESTALE: 8}
-
-
-def stage(folder: Path, name: str, shim: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """One stage in one process, as `deepspeed --module grads_ds` starts it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "PYTHONPATH": str(REPO)}
-    quiet = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    return subprocess.run(
-        [sys.executable, "-m", "grads_ds", name, "config.yaml"],
-        cwd=folder,
-        env=os.environ | alone | place | quiet | shim,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
+from conftest import REPO
+from scripts.faults import storage_errors
 
 
 @pytest.mark.slow
-def test_every_stage_tells_a_failing_disk_and_goes_on_when_it_is_whole(tmp_path: Path) -> None:
-    make_tiny_model(tmp_path / "model")
-    for number, name in enumerate(("pool", "domain")):
-        write_rows(tmp_path / f"{name}.jsonl", 12, seed=number)
-    (tmp_path / "zero3.json").write_text('{"zero_optimization": {"stage": 3}}')
-    config = {
-        "run_dir": "run",
-        "model": {"path": "model", "dtype": "float32"},
-        "data": {"train": ["pool.jsonl"], "validation": {"domain": "domain.jsonl"}},
-        "probe": {"epochs": 0},
-        "select": {"budget": 0.5},
-        "sft": {"epochs": 1, "batch_size": 2, "checkpoint_steps": 1},
-        "deepspeed": "zero3.json",
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    for name, (number, below) in BROKEN.items():
-        shim = {
-            "LD_PRELOAD": str(build_shim()),
-            "SHIM_ROOT": str(tmp_path / "run" / below) if below else str(tmp_path / "run"),
-            "SHIM_AT": "12" if not below else "1",  # past the claim and the lock
-            "SHIM_MODE": str(FULL),
-            "SHIM_ERRNO": str(number),
-        }
-        broken = stage(tmp_path, name, shim)
-        said = broken.stderr[-3000:]
-        assert broken.returncode == STATUS[number], (name, said)
-        assert "Traceback" in said and f"exit status {STATUS[number]}" in said, (name, said)
-        assert "in the input" not in said
-        whole = stage(tmp_path, name, {})
-        assert whole.returncode == 0, (name, whole.stderr[-3000:])
+def test_every_stage_tells_a_failing_disk_and_goes_on_when_it_is_whole() -> None:
+    """An error of writing and one of reading for each stage, all stages forked from one process."""
+    script = [sys.executable, str(REPO / "scripts/faults/storage_errors.py")]
+    result = subprocess.run(
+        [*script, "--draw", "--points", "1"],
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=290,
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    rows = [line for line in result.stdout.splitlines() if "| told 1 |" in line]
+    assert {line.split(" | ")[0].strip("| ") for line in rows} == set(storage_errors.STAGES)
+    assert sum(" reads " in line for line in rows) == len(storage_errors.STAGES)
+
+
+def test_every_error_at_every_stage_is_on_record_and_was_told() -> None:
+    found = json.loads(storage_errors.NUMBERS.read_text())
+    cases = {(row["stage"], row["error"], row["calls"]) for row in found}
+    assert len(cases) == len(storage_errors.STAGES) * len(storage_errors.ERRORS)
+    for row in found:
+        ends = row["ends"]
+        assert ends.get(storage_errors.TOLD, 0) >= 1 and storage_errors.WRONG not in ends, row
+    marks, page = storage_errors.MARKS, storage_errors.PAGE.read_text()
+    assert f"{marks[0]}\n{storage_errors.table(found)}\n{marks[1]}" in page

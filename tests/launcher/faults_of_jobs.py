@@ -78,6 +78,13 @@ FAULTS_OF_JOBS = [
         8,
         30,
     ),
+    Fault(
+        "a mapped file that is cut short",
+        "a page that the file no longer has",
+        r"rank 1 .*was killed by SIGBUS: a file mapped into memory could not be read",
+        8,
+        30,
+    ),
     Fault("a rank out of memory", "a limit of its address space", r"ran out of memory", 3, 30),
     Fault(
         "a full disk in the middle",

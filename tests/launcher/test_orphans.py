@@ -18,7 +18,8 @@ from conftest import REPO
 from grads_ds.cli import main
 from grads_ds.flow.launch import clear_after_killed_start
 from grads_ds.launcher import orphans
-from grads_ds.launcher.job_status import snapshot, to_text
+from grads_ds.launcher.job_status import snapshot
+from grads_ds.launcher.status_text import status_text
 from tests.cluster import Cluster, cluster
 from tests.launcher.jobs import left_behind
 
@@ -65,7 +66,7 @@ def test_a_start_after_kill_9_of_the_launcher_waits_for_the_old_ranks(
     """DeepSpeed over pdsh goes on without its launcher for a minute. `status` names the ranks."""
     killed_launcher(hosts, tmp_path, "pdsh")
     first, second = hosts.host_names
-    text = to_text(snapshot(tmp_path), ("probe",))
+    text = status_text(snapshot(tmp_path), ("probe",))
     assert f"without a launcher: rank 0 on {first}, rank 1 on {second} still at work" in text
     began = time.monotonic()
     clear_after_killed_start(tmp_path)
@@ -75,7 +76,7 @@ def test_a_start_after_kill_9_of_the_launcher_waits_for_the_old_ranks(
     assert [record["state"] for record in records] == ["stopped", "stopped"]
     # DeepSpeed's runner takes some seconds to notice that its ranks have ended
     assert left_behind(str(tmp_path), seconds=30) == []
-    assert "without a launcher" not in to_text(snapshot(tmp_path), ("probe",))
+    assert "without a launcher" not in status_text(snapshot(tmp_path), ("probe",))
 
 
 @pytest.mark.cluster

@@ -78,6 +78,10 @@ FAILURES = {
     "a rank that is killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "a rank that leaves": "os._exit(3)",
     "a file system that fails": "raise OSError(5, 'Input/output error')",
+    "a mapped file that is cut short": (
+        "import mmap; f = open(sys.path[0] + '/f', 'w+b'); f.truncate(8192);"
+        " m = mmap.mmap(f.fileno(), 8192); f.truncate(0); m[0]"
+    ),
     "a rank out of memory": (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)); bytearray(2**31)"
     ),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from grads_ds.config.config import Config
 from grads_ds.report.stage import run_report
@@ -51,3 +53,11 @@ class Page(HTMLParser):
 def report(config: Config) -> Page:
     run_report(config, Path(config.run_dir))
     return Page((Path(config.run_dir) / "report.html").read_text(encoding="utf-8"))
+
+
+def block(page: Page) -> dict[str, Any]:
+    """The block of JSON that the page's script reads."""
+    found = re.findall(
+        r'<script type="application/json" class="row-data">(.*?)</script>', page.html
+    )
+    return dict(json.loads(found[0]))

@@ -13,9 +13,11 @@ import pytest
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
+from grads_ds.report.row_choice import HELD
 from grads_ds.report.stage import run_report
-from grads_ds.report.terminal import report_table
-from tests.report.html_page import SECTIONS, Page, report
+from grads_ds.report.text_table import report_table
+from tests.report.browser import PROGRAM, browser
+from tests.report.html_page import SECTIONS, Page, block, report
 from tests.report.synthetic_run import LOSSES, make_run, write_json
 
 
@@ -100,6 +102,14 @@ def test_a_million_samples_stay_small_and_quick(tmp_path: Path) -> None:
     assert time.process_time() - began < 30
     assert len(page.html.encode()) < 15_000_000
     assert "1,000,000" in page.text["headline"]
+    data = block(page)
+    assert sum(line[-2] for line in data["counts"]) == data["total"] == 1_000_000
+    assert sum(line[-1] for line in data["counts"]) == 50_000
+    assert 1_000 < len(data["ids"]) <= HELD and "and a seeded draw" in page.text["rows"]
+    if PROGRAM is not None:
+        with browser(tmp_path / "profile") as window:
+            assert window.open(Path(config.run_dir) / "report.html") < 2.0
+            assert window.text(".place") == ["1 to 50"]
 
 
 def test_plain_table_has_every_model_in_order_with_its_numbers(run: tuple[Config, Page]) -> None:

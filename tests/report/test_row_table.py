@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,16 +17,8 @@ from grads_ds.report.number_words import percent
 from grads_ds.report.read_run import read_run
 from grads_ds.report.row_choice import COUNTED, HELD, OTHER, Field, counted, folded, held_rows
 from grads_ds.report.row_table import as_data
-from tests.report.html_page import Page
+from tests.report.html_page import Page, block
 from tests.report.synthetic_run import make_run
-
-
-def block(page: Page) -> dict[str, Any]:
-    """The page's block of JSON."""
-    found = re.findall(
-        r'<script type="application/json" class="row-data">(.*?)</script>', page.html
-    )
-    return dict(json.loads(found[0]))
 
 
 def test_a_small_pool_is_held_whole_with_its_numbers(run: tuple[Config, Page]) -> None:

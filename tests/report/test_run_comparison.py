@@ -5,6 +5,7 @@ compare is said; the page is safe.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,22 @@ def test_the_text_and_the_page_hold_the_same_numbers(pair: list[Path]) -> None:
     for words in ("rows shared with one/run", "less base", "less one/run", "forgetting", "3.1 min"):
         assert words in text and words in seen
     assert not [tag for tag, _ in page.elements if tag in ("script", "img", "link")]
+
+
+def test_what_is_kept_of_the_base_is_shown_where_it_was_measured(pair: list[Path]) -> None:
+    path = pair[0] / "evaluation.json"
+    before = path.read_text()
+    kept = {"value": 0.25, "ci95": [0.2, 0.3], "targets": 7}
+    models = {
+        "base": {"own_answers": {"loss": 1.0}, "kl": {}},
+        "selected": {"own_answers": {"loss": 1.5}, "kl": {"general": kept}},
+    }
+    write_json(path, json.loads(before) | {"retention": {"models": models}})
+    text = comparison_text(compare_runs(pair))
+    path.write_text(before)
+    assert re.search(r"divergence from base on general +0.2500 \(0.2000–0.3000\) +–", text)
+    assert re.search(r"own answers less base +\+0.5000 +–", text)
+    assert "kept of the base" not in comparison_text(compare_runs(pair))
 
 
 def test_what_does_not_compare_is_said(pair: list[Path], tmp_path: Path) -> None:

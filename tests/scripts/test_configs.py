@@ -14,7 +14,13 @@ from grads_ds.config.load import load_config
 from grads_ds.training.division import check_training
 
 REPO = Path(__file__).resolve().parents[2]
-RANKS = {"quickstart": 2, "7b_one_node": 8, "70b_eight_nodes": 64, "lora_70b_one_node": 8}
+RANKS = {
+    "quickstart": 2,
+    "quickstart_real": 2,
+    "7b_one_node": 8,
+    "70b_eight_nodes": 64,
+    "lora_70b_one_node": 8,
+}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +37,7 @@ def test_config_and_its_batches_fit_the_ranks_it_is_for(
     assert set(config.sft.variants) <= {"full", *config.select.variants}
 
 
-@pytest.mark.parametrize("name", [name for name in RANKS if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in RANKS if "quickstart" not in name])
 def test_the_memory_a_config_states_is_what_the_plan_says_and_fits(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

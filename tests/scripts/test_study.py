@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import REPO
-from scripts.study import design, tables
+from scripts.study import design, orders, run_configs, tables
 from scripts.study import run as study
 
 
 @pytest.mark.parametrize(
     "path", sorted((REPO / "configs/study").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_study_is_made_of_configs_that_load(path: Path, tmp_path: Path) -> None:
+def test_every_study_is_made_of_configs_that_load(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from grads_ds.config.config import Config
 
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    orders.register(tmp_path)
     described = design.read(path)
     assert "random" in described.methods
     for cell_ in design.cells(described):
         for equal in design.footings(described, cell_):
-            given = design.run_config(described, tmp_path, cell_, tmp_path / cell_.folder, equal)
+            given = run_configs.run_config(
+                described, tmp_path, cell_, tmp_path / cell_.folder, equal
+            )
             config = Config.model_validate(given)
             main, *names = [design.variant(*pair) for pair in design.pairs(described, equal)]
             whole = ["full"] if described.full else []
+            footing = described.footings[equal]
+            assert config.sft.equal == (footing.equal or equal)
+            assert all(getattr(config.sft, key) == value for key, value in footing.sft.items())
+            assert set(described.tasks) <= set(config.evaluate.multiple_choice)
             assert config.sft.variants == [*whole, *names]
             settings = {main: config.select.resolve(None)} | {
                 name: config.select.resolve(name) for name in names
             }
             for method, budget in design.pairs(described, equal):
                 found = settings[design.variant(method, budget)].model_dump()
-                plain = type(config.select)(**described.methods[method], budget=budget).model_dump(
+                given_ = run_configs.method_settings(
+                    described.methods[method], tmp_path / cell_.folder
+                )
+                plain = type(config.select)(**given_, budget=budget).model_dump(
                     exclude={"variants"}
                 )
                 assert {key: found[key] for key in plain} == plain

@@ -158,3 +158,30 @@ def test_a_general_anchor_is_of_general_rows_that_are_not_held_out_and_moves_no_
     assert len(replayed) == 20 and not any(row in held_out for row in replayed)
     for name in ("pool", "domain", "general", "domain_choice", "replay"):
         assert written(tmp_path / "domain", name) == written(tmp_path / "general", name)
+
+
+def test_wrong_answers_of_like_topic_are_those_of_the_most_alike_questions() -> None:
+    asked = [
+        {
+            "messages": [
+                {"role": "user", "content": f"topic{i // 4} word{i // 4} number{i}"},
+                {"role": "assistant", "content": f"answer {i}"},
+            ]
+        }
+        for i in range(24)
+    ]
+    for number, task in enumerate(pools.multiple_choice(asked, 3, choices=4, like_topic=True)):
+        assert task["choices"][task["answer"]] == f"answer {number}"
+        assert {int(text.split()[1]) // 4 for text in task["choices"]} == {number // 4}
+    drawn = pools.multiple_choice(asked, 3)
+    assert [len(task["choices"]) for task in drawn] == [3] * 24
+
+
+def test_verdicts_are_the_first_words_of_answers() -> None:
+    answers = ["yes. It does.", "Maybe so", "No", "It depends", "yesterday"]
+    asked = [
+        {"messages": [{"role": "user", "content": a}, {"role": "assistant", "content": a}]}
+        for a in answers
+    ]
+    found = {task["question"]: task["answer"] for task in pools.verdicts(asked, 0)}
+    assert found == {"yes. It does.": 0, "Maybe so": 2, "No": 1}

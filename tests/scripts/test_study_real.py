@@ -21,8 +21,9 @@ from grads_ds.config.select import SelectConfig
 from grads_ds.selection.choose import choose
 from grads_ds.selection.requirements import check_select
 from scripts.study import orders, pools
-from scripts.study.design import Study, cells, footings, method_settings, read, run_config
+from scripts.study.design import Study, cells, footings, read
 from scripts.study.real import margins, planted_areas
+from scripts.study.run_configs import method_settings, run_config
 from selection.pools import score_table
 from tests.scripts.test_study_pools import rows as pool_rows
 
@@ -36,7 +37,7 @@ def given_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("given_orders")
-@pytest.mark.parametrize("name", ["real", "real_small", "needle"])
+@pytest.mark.parametrize("name", ["real", "real_small", "purity", "needle"])
 def test_every_cell_of_the_studys_files_is_a_run_that_can_be_made(
     name: str, tmp_path: Path
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,10 @@ from grads_ds import cli
 from grads_ds.commands import export
 from grads_ds.config.config import Config
 from grads_ds.config.errors import StoppedBySignal
+from grads_ds.run_dir.digests import sha256
+from grads_ds.training.checkpoint_mark import read_mark, write_mark
 from ranks import run_on_ranks
+from tests.training.test_checkpoint_content import plant
 from tests.training.test_train import logits, make_config, make_rows
 
 STEPS = 6
@@ -64,21 +69,42 @@ def train(config: Config, name: str, number: int | None, on_rank: int) -> tuple[
 
 
 def stop_and_go_on(config: Config) -> list[tuple[int, str]]:
-    return [
-        train(config, "stopped", signal.SIGTERM, on_rank=1),
-        train(config, "stopped", signal.SIGUSR1, on_rank=0),
-        train(config, "whole", None, 0),
-    ]
+    from grads_ds.distributed import ranks
+
+    told = train(config, "stopped", signal.SIGTERM, on_rank=1)
+    ranks.from_main(lambda: plant_code(Path(config.run_dir)))
+    again = train(config, "stopped", signal.SIGUSR1, on_rank=0)
+    whole = train(config, "whole", None, 0)
+    try:
+        hostile = train(config, "hostile", None, 0)
+    except pickle.UnpicklingError as refused:
+        hostile = (-1, str(refused))
+    return [told, again, whole, hostile]
+
+
+def plant_code(folder: Path) -> None:
+    """A copy of the stopped training whose optimizer parts are code, marked as whole."""
+    shutil.copytree(folder / "stopped-work", folder / "hostile-work")
+    checkpoint = folder / "hostile-work/checkpoint-3"
+    mark = read_mark(checkpoint)
+    assert mark is not None
+    for file in checkpoint.rglob("*optim_states.pt"):
+        plant(file, folder / "made")
+        state = {"size": file.stat().st_size, "sha256": sha256(file)}
+        mark["files"][str(file.relative_to(checkpoint))] = state
+    write_mark(checkpoint, mark)
 
 
 def test_every_rank_stops_with_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
     import torch
 
     config = make_config(make_tiny_model(tmp_path / "base"), tmp_path)
-    for told, again, whole in run_on_ranks(2, stop_and_go_on, config):
+    for told, again, whole, hostile in run_on_ranks(2, stop_and_go_on, config):
         assert told == (0, "stopped: told to stop; checkpoint-3 is written")
         # gone on from step 3, past the step at which it would be told again
         assert again == (3, "") and whole == (0, "")
+        assert hostile[0] == -1 and "posix.mkdir" in hostile[1]
+    assert not (tmp_path / "made").exists()
     torch.testing.assert_close(
         logits(tmp_path / "stopped"), logits(tmp_path / "whole"), atol=1e-5, rtol=0
     )

@@ -53,6 +53,19 @@ def frozen(model: nn.Module, checkpointing: bool = True) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def recomputes_reentrantly(model: nn.Module) -> bool:
+    """Whether activation checkpointing of any module is the reentrant kind, under which the
+    gradients of single parameters cannot be asked for.
+    """
+    return any(
+        getattr(getattr(module, "_gradient_checkpointing_func", None), "keywords", {}).get(
+            "use_reentrant", True
+        )
+        for module in model.modules()
+        if getattr(module, "gradient_checkpointing", False)
+    )
+
+
 def takes(model: nn.Module, name: str) -> bool:
     """Whether the model's forward knows an argument of that name."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.batch_kind import is_half
 from grads_ds.gradnorm.batch_layout import read_layout, unpad
 from grads_ds.gradnorm.formulas.linear import accumulate
-from grads_ds.gradnorm.measure.frozen import frozen, logits_of, model_inputs
+from grads_ds.gradnorm.measure.frozen import frozen, logits_of, model_inputs, recomputes_reentrantly
 from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
 from grads_ds.gradnorm.measure.measurement import Measurement
 
@@ -133,7 +133,7 @@ def _own_backward(
     layout = read_layout({"input_ids": ids[None], "labels": labels[None]})
     root = torch.zeros((), device=ids.device, requires_grad=True)
     with (
-        frozen(model, checkpointing=False),
+        frozen(model, checkpointing=not recomputes_reentrantly(model)),
         looked_up(embedding, requiring_grad(root)),
         torch.enable_grad(),
     ):

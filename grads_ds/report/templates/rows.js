@@ -16,7 +16,7 @@
   const state = { sort: 0, up: true, first: 0, open: new Set() };
   const count = (n) => n.toLocaleString("en");
   const number = (v) => (v === null ? "–" : Number(v.toPrecision(4)).toLocaleString("en",
-    { maximumSignificantDigits: 4 }));
+    { maximumSignificantDigits: 4 }).replace("-", "−"));
 
   // ---- controls, from the data ------------------------------------------------------------------
 
