@@ -127,6 +127,7 @@ ALLOWED = {
     "backend that starts ranks": 2,
     "data format": 2,
     "task of the evaluate stage": 2,
+    "measure of forgetting": 2,
     "checkpoint policy": 2,
     "optimizer": 3,
     "figure of the report": 3,
