@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_from_disk
@@ -131,6 +132,10 @@ def test_losses_divergence_and_bits_per_byte_are_those_of_a_float64_loop(
         assert found["loss"] == pytest.approx(loss, abs=1e-5)
         assert kl["value"] == pytest.approx(divergence, abs=1e-5) and divergence > 1e-3
         assert kl["ci95"][0] < kl["value"] < kl["ci95"][1]
+        # every token's loss of the base model is kept for later uses, once for the set
+        kept = pq.read_table(folder / rows_file("base", name))["token_losses"].to_pylist()
+        own, _ = slow_losses_and_divergence(base, base, rows)
+        assert float(np.mean(np.concatenate(kept))) == pytest.approx(own, abs=1e-5)
         texts = [json.loads(row["row"])["messages"][-1]["content"] for row in rows]
         wanted = loss * kl["targets"] / math.log(2) / sum(len(t.encode()) for t in texts)
         assert found["bits_per_byte"] == pytest.approx(wanted, rel=1e-5)
