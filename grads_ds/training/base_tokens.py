@@ -42,6 +42,7 @@ def score_base(config: Config, rows: Any, folder: Path, what: str, entropies: bo
 
     Rows that a whole part holds already are not scored again.
     """
+    # forwards alone, as in an evaluation
     lengths, budget = lengths_of(rows), config.evaluate.tokens_per_microbatch
     done = np.isin(np.arange(len(lengths)), ranks.from_main(lambda: _finished(folder)))
     planned = plan_batches(lengths, 1, budget, config.seed).batches[0]
