@@ -207,12 +207,12 @@ def without_sharded_loading() -> Iterator[None]:
         integration._hf_deepspeed_config_weak_ref = kept
 
 
-def release_leftovers(engine: Any) -> None:
+def release_leftovers(engine: Any, passes_differed: bool = True) -> None:
     """Release what ZeRO-3 keeps gathered after a backward it did not start (the embedding)."""
-    leftovers = getattr(engine.optimizer, "release_backward_leftovers", None)
-    if leftovers is not None:
+    if (leftovers := getattr(engine.optimizer, "release_backward_leftovers", None)) is not None:
         leftovers()
-        forget_release_plans()
+        if passes_differed:
+            forget_release_plans()
 
 
 def forget_sequence_parallel(attention: str, function: Any) -> None:

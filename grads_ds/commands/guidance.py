@@ -14,6 +14,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "init": (
         ("a.jsonl b.parquet --model models/llama", "writes grads.yaml and grads_data/"),
         ("data/ --model models/llama --general chats.jsonl", "and holds general rows out"),
+        ("--from axolotl.yaml", "model, data and values of another tool's configuration"),
     ),
     "run": (
         ("grads.yaml", "every stage that is due, on this machine"),

@@ -113,7 +113,7 @@ def score_plan(
         def score(samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, Any]]:
             if extras is not None:
                 return extras.score(samples)
-            return score_batch(recorder, engine, to_device(samples)), {}
+            return score_batch(recorder, engine, to_device(samples), alone=True), {}
 
         yield from score_batches(model, rows, plan, lengths, what, score, log_dir)
 
@@ -149,12 +149,13 @@ def to_device(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def score_batch(
-    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor]
+    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor], alone: bool = False
 ) -> GradNorms:
     """One step of the pass: this rank's micro-batch on the frozen engine.
 
-    Every rank calls this as often as the others.
+    Every rank calls this as often as the others. alone: nobody else runs the engine in between.
     """
+    before = recorder.other_passes
     norms = recorder.score(batch)
-    release_leftovers(engine)
+    release_leftovers(engine, passes_differed=not alone or recorder.other_passes > before)
     return norms

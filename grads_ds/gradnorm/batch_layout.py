@@ -8,7 +8,7 @@ position t predicts labels[t + 1].
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Layout:
     target_ids: Tensor  # int64 [N]
     target_samples: Tensor  # int64 [N]
     target_counts: Tensor  # int64 [S]
+    front: int = 0  # positions that the model adds in front of every row, part of T from here on
 
     @property
     def has_holes(self) -> bool:
@@ -44,11 +45,31 @@ class Layout:
     @property
     def token_counts(self) -> Tensor:
         """int64 [S]: how many tokens each sample has, without padding."""
-        return (self.real if self.packed_index is None else self.packed_index >= 0).sum(-1)
+        own = self.real if self.packed_index is None else self.packed_index >= 0
+        return own.sum(-1) - self.front
+
+    def behind(self, front: int) -> Layout:
+        """The same rows behind `front` positions of the model's own (prompt tuning)."""
+        if not front:
+            return self
+
+        def pad(tensor: Tensor, value: int) -> Tensor:
+            return torch.nn.functional.pad(tensor, (front, 0), value=value)
+
+        return replace(
+            self,
+            length=self.length + front,
+            input_ids=pad(self.input_ids, 0),
+            real=pad(self.real, True),
+            position_ids=pad(self.position_ids, 0),
+            target_positions=self.target_positions
+            + front * (self.target_positions // self.length + 1),
+            front=front,
+        )
 
     def per_sample(self, tensor: Tensor, flat_ok: bool = True) -> Tensor | None:
-        """[B, T, ...], [B, heads, T, ...] or [B * T, ...] -> [S, L, ...]; None if its rows cannot
-        be told apart by sample.
+        """[B, T, ...], [B, heads, T, ...], [B * T, ...] or, where rows are samples, [B, any, ...]
+        -> [S, L, ...]; None if its rows cannot be told apart by sample.
         """
         if tensor.dim() == 4 and tensor.shape[0] == self.rows and tensor.shape[2] == self.length:
             if self.packed_index is not None and tensor.shape[1] == self.length:
@@ -60,6 +81,8 @@ class Layout:
             tensor = tensor.reshape(self.rows, self.length, *tensor.shape[1:])
         elif self.rows == 1 and self.packed_index is None:  # one sample: every row is its own
             return tensor.reshape(1, -1, tensor.shape[-1])
+        elif self.packed_index is None and tensor.dim() >= 3 and tensor.shape[0] == self.rows:
+            return tensor
         else:
             return None
         if self.packed_index is None:

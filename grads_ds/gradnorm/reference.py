@@ -40,6 +40,7 @@ def reference_gradients(
     for input_ids, labels in unpad(batch):
         model.zero_grad(set_to_none=True)
         logits = model(input_ids=input_ids[None], **without_cache).logits[0]
+        logits = logits[-len(input_ids) :]  # without positions that the model adds in front
         keep = labels[1:] != IGNORE_INDEX
         losses = nn.functional.cross_entropy(
             logits[:-1][keep].to(dtype), labels[1:][keep], reduction="none"

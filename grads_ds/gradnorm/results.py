@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ class GradNorms:
     error_norms: Tensor | None = None
     tokens: TokenValues | None = None
     heads: tuple[HeadView, ...] = ()
+
+    def cpu(self) -> GradNorms:
+        """Losses, counts and norms on the host, in one transfer; the rest stays where it is."""
+        kept = [self.loss, self.num_tokens, self.num_target_tokens, *self.norms.values()]
+        loss, tokens, targets, *norms = torch.stack([value.double() for value in kept]).cpu()
+        named = dict(zip(self.norms, norms, strict=True))
+        counts = {"num_tokens": tokens.long(), "num_target_tokens": targets.long()}
+        return replace(self, loss=loss, norms=named, **counts)
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def token_values(plan: SitePlan, measurement: Measurement, losses_N: Tensor) -> 
     if measurement.head_sizes is not None and "lm_head" in plan.requested:
         sizes = losses_N.new_zeros(rows * length)
         sizes[label_places] = measurement.head_sizes
-        norms["lm_head"] = sizes.reshape(rows, length)
+        norms["lm_head"] = sizes.reshape(rows, length)[:, layout.front :]
     name = next((n for n, group in plan.groups.items() if group == "embedding"), "")
     if name in measurement.token_sizes and "embedding" in plan.requested:
         sizes_SL = measurement.token_sizes[name]
@@ -171,7 +179,7 @@ def token_values(plan: SitePlan, measurement: Measurement, losses_N: Tensor) -> 
             flat = sizes_SL.new_zeros(rows * length)
             flat[layout.packed_index[real]] = sizes_SL[real]
             norms["embedding"] = flat.reshape(rows, length)
-    return TokenValues(loss.reshape(rows, length), norms)
+    return TokenValues(loss.reshape(rows, length)[:, layout.front :], norms)
 
 
 def joined(parts: Sequence[GradNorms]) -> GradNorms:

@@ -1,8 +1,8 @@
 """What distributed training wraps around a model and takes apart of it: the model itself, and its
 parameters whole for a while.
 
-Knows DeepSpeed's engine and ZeRO-3, torch's DistributedDataParallel, and through them Accelerate;
-imports torch alone.
+Knows DeepSpeed's engine and ZeRO-3, torch's DistributedDataParallel and FSDP2, and through them
+Accelerate; imports torch alone.
 """
 
 from __future__ import annotations
@@ -26,15 +26,21 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """
     while isinstance(inner := model._modules.get("module"), nn.Module):
         model = inner
-    if any(
-        type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()
-    ) or any(type(parameter).__name__ == "DTensor" for parameter in model.parameters()):
+    flat = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if flat or has_dtensors(model):
         raise ValueError(
             "gradient norms need each parameter by itself, found them sharded by FSDP or as"
-            " DTensors; use DeepSpeed's ZeRO, any stage, or make the recorder before the model is"
-            " sharded and score with that"
+            " DTensors; make the recorder before fully_shard (FSDP2), or use DeepSpeed's ZeRO, any"
+            " stage"
         )
     return model
+
+
+def has_dtensors(model: nn.Module) -> bool:
+    """Whether FSDP2 (fully_shard) has taken the model's parameters apart. It makes each module's
+    whole while the module runs; nobody else can.
+    """
+    return any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
 
 
 def gather_of(model: nn.Module) -> Gather | None:

@@ -204,12 +204,13 @@ class GradNormCallback(TrainerCallback):
                 f"{len(numbers)} rows became {len(norms.loss)} samples in the batch: rows that hold"
                 " several samples each have no ids for them; record rows that are not packed"
             )
+        norms = norms.cpu()
         samples = {
             "sample_id": self.ids[numbers],
             "sample_hash": [self.hashes[i] for i in numbers]
             if self.hashes is not None
             else [""] * len(numbers),
-            "num_tokens": norms.num_tokens.cpu().numpy(),
+            "num_tokens": norms.num_tokens.numpy(),
         }
         self._writer.add(rows_of(samples, norms, self._columns, {}, step))
 

@@ -162,12 +162,13 @@ def rows_of(
         extras: extra column -> [B].
         step: see `Pass`.
     """
-    found = {f"{group}_grad_norm": value.cpu().numpy() for group, value in norms.norms.items()}
+    norms = norms.cpu()
+    found = {f"{group}_grad_norm": value.numpy() for group, value in norms.norms.items()}
     zero = np.zeros(len(norms.loss))
     return scores.make_rows(
         samples,
-        norms.loss.cpu().numpy(),
-        norms.num_target_tokens.cpu().numpy(),
+        norms.loss.numpy(),
+        norms.num_target_tokens.numpy(),
         {name: found.get(name, zero) for name in columns},
         extras,
         step,

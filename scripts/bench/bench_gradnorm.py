@@ -49,6 +49,9 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 from scripts.bench.gradnorm_modes import MODES, PEERS, SCORING, SHAPES, Shape, make
 
+# steps before anything is measured: the first batch of a kind is tried and one sample checked
+WARM_UP = 2
+
 
 def clock(device: str) -> float:
     """Seconds of processor time of this process, or of the wall where a GPU does the work, once it
@@ -76,8 +79,8 @@ def peak(device: str, restart: bool = False) -> float:
 
 
 def peak_memory(shape: Shape, mode: str) -> float | None:
-    """MiB above the loaded model at the peak of the mode's second step, in a process of its own;
-    None if it failed.
+    """MiB above the loaded model at the peak of one step of the mode, warmed up, in a process of
+    its own; None if it failed.
     """
     command = [sys.executable, __file__, "--memory", shape.name, mode]
     # no spare memory kept
@@ -97,7 +100,9 @@ def memory_of(shape: Shape, mode: str) -> float:
     model, batch = make(shape, attention)
     before = peak(shape.device, restart=True)
     step = prepare(model, batch)
-    step()
+    for _ in range(WARM_UP):
+        step()
+    peak(shape.device, restart=True)
     step()
     return peak(shape.device) - before
 
@@ -113,7 +118,8 @@ def bench(shape: Shape, rounds: int) -> dict[str, Any]:
         try:
             # peers change their model
             steps[mode] = prepare(*(make(shape, attention) if mode in PEERS else shared))
-            steps[mode]()
+            for _ in range(WARM_UP):
+                steps[mode]()
         except Exception as error:
             steps.pop(mode, None)
             failed[mode] = (
@@ -149,7 +155,8 @@ def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
         (
             f"Made by `scripts/bench/bench_gradnorm.py` on {about['date']}: {about['machine']},"
             f" torch {about['torch']}, transformers {about['transformers']}. {about['clock']}"
-            f" seconds, medians of {about['rounds']} interleaved rounds; the ratio is to the plain"
+            f" seconds, medians of {about['rounds']} interleaved rounds after {WARM_UP} steps of"
+            " each (the first batch of a kind is tried and checked); the ratio is to the plain"
             " forward + backward step of the same run. Memory: peak above the loaded model, in a"
             " process of its own."
         ),

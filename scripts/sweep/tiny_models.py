@@ -58,11 +58,79 @@ SIZES: dict[str, Any] = {
 }
 
 # sizes that must fit each other, by type
+_LATENT = {"num_key_value_heads": 4}  # latent attention: every head has keys of its own
+_LATENT_ROPE = {**_LATENT, "head_dim": 4}  # whose head_dim is that of the rotated part
+_HYBRID_DELTA = {"linear_head_dim": 8, "linear_num_heads": 4}
 OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 8},
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]},
+    "axk1": _LATENT_ROPE,
+    "axk2": _LATENT,
+    "deepseek_v2": {**_LATENT, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "deepseek_v3": _LATENT_ROPE,
+    "deepseek_v32": _LATENT,
+    "glm4_moe_lite": _LATENT,
+    "glm_moe_dsa": _LATENT,
+    "longcat_flash": _LATENT_ROPE,
+    "minicpm3": _LATENT,
+    "youtu": _LATENT_ROPE,
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "dots3_note": _LATENT,
+    "dots3_note_text": _LATENT,
+    "bailing_hybrid": {
+        **_LATENT,
+        **_HYBRID_DELTA,
+        "num_expert_group": 1,
+        "topk_group": 1,
+        "num_experts": 4,
+        "num_experts_per_token": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "kimi_linear": {
+        **_LATENT,
+        **_HYBRID_DELTA,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "zaya": {"num_experts_per_tok": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 5},
+    "xlm": {"emb_dim": 32, "causal": True, "is_encoder": True, "is_decoder": False},
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "reformer": {
+        "axial_pos_embds_dim": [8, 24],
+        "axial_pos_shape": [8, 8],
+        "attention_head_size": 8,
+        "feed_forward_size": 48,
+        "attn_layers": ["local", "lsh"],
+        "num_buckets": 2,
+        "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4,
+        "local_attention_probs_dropout_prob": 0.0,
+    },
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "deepseek_v4": {
+        "num_key_value_heads": 1,
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_topk": 4,
+        "hc_mult": 2,
+        "hc_sinkhorn_iters": 2,
+        "layer_types": ["sliding_attention", "sliding_attention"],
+        "mlp_layer_types": ["hash_moe", "moe"],
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    },
 }
 
 
@@ -95,6 +163,8 @@ def _small(kind: Any, own: dict[str, Any]) -> Any:
     """A config of that class with small sizes, in its parts too. own: settings over those."""
     known = vars(kind())
     settings = {name: value for name, value in SIZES.items() if _fits(name, known)}
+    for name in settings.keys() & {n for n, v in known.items() if type(v) is int}:
+        settings[name] = int(settings[name])  # rates of dropout that a class takes for whole
     for name, value in known.items():
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
             settings[name] = _small(type(value), {})

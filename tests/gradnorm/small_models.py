@@ -105,6 +105,16 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "n_shared_experts": 1,
         },
     ),
+    "llama4": (
+        "llama4_text",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 40,
+            "head_dim": 8,
+            "interleave_moe_layer_step": 1,
+        },
+    ),
     "gpt-oss": (
         "gpt_oss",
         {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "sliding_window": 5},

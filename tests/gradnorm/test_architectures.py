@@ -9,7 +9,7 @@ import torch
 
 from gradnorm import small_models as models
 from grads_ds.gradnorm import GradNormRecorder
-from grads_ds.gradnorm.scoring import micro_batch
+from grads_ds.gradnorm.scoring import one_sample
 
 LENGTHS, PROMPTS = [13, 9, 6, 13], [3, 2, 0, 12]
 
@@ -21,7 +21,7 @@ def test_all_groups_are_exact_without_the_one_sample_path(
     def refused(*args: object) -> None:
         raise AssertionError("the slow path was taken")
 
-    monkeypatch.setattr(micro_batch, "one_sample_norms", refused)
+    monkeypatch.setattr(one_sample, "one_sample_norms", refused)
     model = models.make_model(name)
     batch = models.make_batch(LENGTHS, PROMPTS)
     recording = GradNormRecorder(model, "all")

@@ -169,21 +169,37 @@ def every_case() -> dict[str, list[float]]:
     """All cases in one process group: starting ranks takes longer than all of them."""
     found = {f"frozen {case}": score_frozen(*case) for case in FROZEN}
     found |= {f"trained {case}": train_and_record(*case) for case in TRAINED}
-    _fsdp_is_refused()
+    found |= {f"fsdp2 {name}": under_fsdp2(name) for name in ("llama-tied", "mixtral")}
     return found | {"accelerate": record_under_accelerate("llama-tied")}
 
 
-def _fsdp_is_refused() -> None:
-    """It hides single parameters; a wrong norm must not come out instead."""
+def under_fsdp2(name: str) -> list[float]:
+    """The recorder made before fully_shard; made after it, it is refused. Scored twice, trained."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    sharded = fully_shard(
-        models.make_model("llama"), mesh=init_device_mesh("cpu", (dist.get_world_size(),))
-    )
-    with pytest.raises(ValueError, match="use DeepSpeed"):
-        GradNormRecorder(sharded)
+    model = models.make_model(name)
+    whole = copy.deepcopy(model)
+    plain, recorder = GradNormRecorder(whole, "all"), GradNormRecorder(model, "all")
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with pytest.raises(ValueError, match="before fully_shard"):
+        GradNormRecorder(model)
+    errors = []
+    for step in range(2):
+        batch = _batch(dist.get_rank(), step)
+        found = recorder.score(batch)
+        errors.append(max(models.worst(found, models.truth(plain, whole, batch)).values()))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    batch = _batch(dist.get_rank(), 0)
+    with recorder:
+        model(**batch).loss.backward()
+        found = recorder.collect()
+    errors.append(max(models.worst(found, models.truth(plain, whole, batch)).values()))
+    return errors
 
 
 def one_case() -> dict[str, list[float]]:

@@ -178,6 +178,35 @@ def test_losses_of_another_form_are_refused(loss: Any) -> None:
         recorder.collect()
 
 
+def one_row_without_weight(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    logits = model(**batch).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none"
+    )
+    return (losses.sum(1) * torch.tensor([1.0, 0.0, 1.0, 1.0])).sum()
+
+
+def test_a_sample_that_the_loss_weighs_by_nothing_has_no_norm_of_zero() -> None:
+    model, batch = models.make_model("llama"), models.make_batch(LENGTHS, PROMPTS)
+    with (
+        GradNormRecorder(model) as recorder,
+        pytest.raises(RuntimeError, match=r"weighs 1 samples that have targets by 0"),
+    ):
+        one_row_without_weight(model, batch).backward()
+        recorder.collect()
+
+
+def test_frozen_tables_are_measured_while_others_train() -> None:
+    model, batch = models.make_model("gpt2"), models.make_batch(LENGTHS, PROMPTS)
+    model.transformer.wpe.requires_grad_(False)
+    recorder = GradNormRecorder(model, "all")
+    true = models.truth(recorder, model, batch)
+    with recorder:
+        model(**batch).loss.backward()
+        assert max(models.worst(recorder.collect(), true).values()) < 1e-5
+    assert model.transformer.wpe.weight.grad is None
+
+
 def test_misuse_is_named() -> None:
     model, batch = models.make_model("llama"), models.make_batch(LENGTHS, PROMPTS)
     recorder = GradNormRecorder(model)

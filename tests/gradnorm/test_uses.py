@@ -14,6 +14,7 @@ from torch import nn
 
 from gradnorm import custom_models as custom
 from gradnorm import small_models as models
+from gradnorm.test_any_batch import packed
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.gradnorm.trial import guard
 
@@ -63,51 +64,20 @@ def test_samples_that_see_each_other_are_scored_apart_and_not_trained() -> None:
         recorded(model, batch)
 
 
-PEFT: dict[str, tuple[str, dict[str, Any], Any]] = {
-    "head saved": (
-        "llama",
-        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
-        ("embedding", "lm_head"),
-    ),
-    "head adapted": ("llama", {"target_modules": ["q_proj", "lm_head"]}, "all"),
-    "tied table adapted": (
-        "llama-tied",
-        {"target_modules": ["q_proj", "embed_tokens"]},
-        ("lora", "embedding", "lm_head"),
-    ),
-    "dora": ("llama", {"target_modules": ["q_proj"], "use_dora": True}, ("lora",)),
-    "upper layer": (
-        "llama",
-        {"target_modules": ["down_proj"], "layers_to_transform": [1]},
-        ("lora",),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", PEFT)
-def test_adapters_of_any_recipe_are_exact(case: str) -> None:
-    peft = pytest.importorskip("peft")
-    name, settings, layers = PEFT[case]
-    config = peft.LoraConfig(r=3, init_lora_weights=False, **settings)
-    torch.manual_seed(1)
-    model = peft.get_peft_model(models.make_model(name), config).eval()
-    both_exact(model, models.make_batch(LENGTHS, PROMPTS), layers)
-
-
-def test_other_kinds_of_adapters_are_exact() -> None:
-    peft = pytest.importorskip("peft")
-    targets = {"target_modules": ["k_proj", "down_proj"]}
-    for config in (
-        peft.IA3Config(feedforward_modules=["down_proj"], **targets),
-        peft.VeraConfig(r=4, target_modules=["q_proj"], init_weights=False),
-    ):
-        model = peft.get_peft_model(models.make_model("llama"), config).eval()
-        both_exact(model, models.make_batch(LENGTHS, PROMPTS))
-
-
-def test_adapters_asked_for_where_there_are_none_are_refused() -> None:
-    with pytest.raises(ValueError, match="wanted adapters"):
-        GradNormRecorder(models.make_model("llama"), ("lora",))
+@pytest.mark.parametrize("name", ["mixtral", "gpt-oss", "llama4"])
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_experts_in_one_tensor_are_measured_by_formula(name: str, layout: str) -> None:
+    """Routed with and without biases, transposed, and repeated for every expert."""
+    model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
+    recorder = GradNormRecorder(model, "all")
+    true = models.truth(recorder, model, batch)
+    if layout == "packed":
+        batch = packed(batch, [[0, 1], [2, 3]])
+    assert max(models.worst(recorder.score(batch), true).values()) < 1e-5
+    # of rows that were taken apart for models whose packed samples see each other, the last
+    trial = list(recorder.scorer.trials.values())[-1]
+    rules = {site.rule for site in trial.plan.sites if "experts" in site.name.rpartition(".")[2]}
+    assert rules == {"experts"}
 
 
 def test_a_wrong_rule_is_found_out_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:

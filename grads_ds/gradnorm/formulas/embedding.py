@@ -13,10 +13,12 @@ from torch import Tensor
 
 from grads_ds.gradnorm.formulas.linear import accumulate
 
+_SPAN = 2**32  # beyond every id
+
 
 def embedding_norm_squared(ids_SL: Tensor, grads_SLD: Tensor, padding_idx: int | None) -> Tensor:
-    """sum_v ||sum_{t: x_t = v} e_t||^2 per sample, by a segment sum over the distinct (sample, id)
-    pairs.
+    """sum_v ||sum_{t: x_t = v} e_t||^2 per sample, by a segment sum over equal (sample, id) pairs,
+    sorted; nothing is read by the host.
 
     The row `padding_idx` gets no gradient, as in `torch.nn.functional.embedding`. Returns float64
     [S].
@@ -25,18 +27,17 @@ def embedding_norm_squared(ids_SL: Tensor, grads_SLD: Tensor, padding_idx: int |
     total_S = grads_SLD.new_zeros(samples, dtype=torch.float64)
     if samples * length == 0:
         return total_S
-    ids_SL = ids_SL.long()
-    span = int(ids_SL.max()) + 1
-    keys_SL = ids_SL + span * torch.arange(samples, device=ids_SL.device)[:, None]
-    distinct_U, slot_R = torch.unique(keys_SL.reshape(-1), return_inverse=True)
-    grads = accumulate(grads_SLD)
-    rows_UD = grads.new_zeros(len(distinct_U), width).index_add_(
-        0, slot_R, grads.reshape(-1, width)
-    )
-    sizes_U = (rows_UD * rows_UD).sum(-1, dtype=torch.float64)
+    sample_S1 = torch.arange(samples, device=ids_SL.device)[:, None]
+    keys_R, order_R = torch.sort((ids_SL.long() + _SPAN * sample_S1).reshape(-1))
+    slot_R = torch.zeros_like(keys_R)  # of the pairs, 0, 1, 2, ...
+    slot_R[1:] = (keys_R[1:] != keys_R[:-1]).cumsum(0)
+    grads = accumulate(grads_SLD).reshape(-1, width)
+    rows_RD = torch.zeros_like(grads).index_add_(0, slot_R, grads[order_R])
+    sizes_R = (rows_RD * rows_RD).sum(-1, dtype=torch.float64)
+    keys_of_slot_R = torch.zeros_like(keys_R).scatter_(0, slot_R, keys_R)
     if padding_idx is not None:
-        sizes_U = sizes_U.masked_fill(distinct_U % span == padding_idx, 0)
-    return total_S.index_add_(0, distinct_U // span, sizes_U)
+        sizes_R = sizes_R.masked_fill(keys_of_slot_R % _SPAN == padding_idx, 0)
+    return total_S.index_add_(0, keys_of_slot_R // _SPAN, sizes_R)
 
 
 def tied_cross_term(

@@ -13,6 +13,14 @@ import torch
 from torch import Tensor
 
 
+def chunk_columns(ids_n: Tensor, first: int, size: int) -> tuple[Tensor, Tensor]:
+    """Where each id stands in a chunk of the vocabulary, [n, 1] (some column of it, where it does
+    not), and whether it does; without a read by the host.
+    """
+    local_n1 = ids_n[:, None] - first
+    return local_n1.clamp(0, size - 1), (local_n1 >= 0) & (local_n1 < size)
+
+
 class ErrorNorms:
     """Error norms of n targets, from their transformed logits z_nc, given in any chunks of the
     vocabulary.
@@ -26,9 +34,10 @@ class ErrorNorms:
     def add(self, z_nc: Tensor, first: int) -> None:
         """A chunk of logits whose rows of the vocabulary start at `first`; left unchanged."""
         z_nc = z_nc.clone()
-        here = ((self.ids_n >= first) & (self.ids_n < first + z_nc.shape[1])).nonzero()[:, 0]
-        self.target_n[here] = z_nc[here, self.ids_n[here] - first]
-        z_nc[here, self.ids_n[here] - first] = -math.inf
+        column_n1, inside_n1 = chunk_columns(self.ids_n, first, z_nc.shape[1])
+        own_n1 = z_nc.gather(1, column_n1)
+        self.target_n = torch.where(inside_n1[:, 0], own_n1[:, 0], self.target_n)
+        z_nc.scatter_(1, column_n1, own_n1.masked_fill(inside_n1, -math.inf))
         self.others_n = torch.logaddexp(self.others_n, z_nc.logsumexp(-1))
         self.doubled_n = torch.logaddexp(self.doubled_n, z_nc.mul_(2).logsumexp(-1))
 

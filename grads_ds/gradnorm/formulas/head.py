@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from grads_ds.gradnorm.formulas.error_norm import ErrorNorms
+from grads_ds.gradnorm.formulas.error_norm import ErrorNorms, chunk_columns
 from grads_ds.gradnorm.formulas.head_sums import (
     HeadPass,
     HeadSums,
@@ -118,13 +118,16 @@ def _by_chunks(sums: HeadSums, part: TargetGroup, transform: LogitTransform, chu
         return
     (sample,) = part.samples
     targets, width = part.h_nD.shape
-    gram_nn = part.h_nD.new_zeros(targets, targets) if targets < width and not sums.shards else None
+    # the Gram form's n^2 V against n D V, whose result is written, read and squared: with D =
+    # n = 1,024 and V = 32,000 it took 452 ms of processor time against 828 ms, one thread, AVX512
+    by_gram = 2 * targets < 3 * width and not sums.shards
+    gram_nn = part.h_nD.new_zeros(targets, targets) if by_gram else None
     for first in range(0, sums.weight_VD.shape[0], chunk):
         w_cD = accumulate(sums.weight_VD[first : first + chunk])
         z_nc = _logits(part.h_nD, w_cD, sums.bias_V, first, transform)
         g_nc = (z_nc - normaliser_n[:, None]).exp_().mul_(w_n[:, None])
-        inside = ((y_n >= first) & (y_n < first + len(w_cD))).nonzero()[:, 0]
-        g_nc[inside, y_n[inside] - first] -= w_n[inside]
+        column_n1, inside_n1 = chunk_columns(y_n, first, len(w_cD))
+        g_nc.scatter_add_(1, column_n1, -w_n[:, None] * inside_n1)
         g_nc = transform.backward(g_nc, z_nc)
         sums.add_gradients(part, g_nc, first)
         if not wanted.norm:
@@ -192,8 +195,8 @@ def _normaliser(
         w_cD = accumulate(sums.weight_VD[first : first + chunk])
         z_nc = _logits(h_nD, w_cD, sums.bias_V, first, transform)
         running_n = torch.logaddexp(running_n, z_nc.logsumexp(-1))
-        inside = ((y_n >= first) & (y_n < first + len(w_cD))).nonzero()[:, 0]
-        at_target_n[inside] = z_nc[inside, y_n[inside] - first]
+        column_n1, inside_n1 = chunk_columns(y_n, first, len(w_cD))
+        at_target_n = torch.where(inside_n1, z_nc.gather(1, column_n1), at_target_n[:, None])[:, 0]
         if errors is not None:
             errors.add(z_nc, first)
     return running_n, running_n - at_target_n

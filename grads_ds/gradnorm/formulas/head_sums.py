@@ -153,6 +153,9 @@ class HeadSums:
                 self.bias_norm[b] += squared(g_nc[None, a:z])[0]
             if self.rows_SLD is not None and wanted.row_ids_SL is not None:
                 ids_L = wanted.row_ids_SL[b]
+                if len(w_cD) == len(self.weight_VD):  # the whole vocabulary: no rows to look for
+                    self.rows_SLD[b] = g_nc[a:z][:, ids_L].T @ part.h_nD[a:z]
+                    continue
                 here = ((ids_L >= first) & (ids_L < first + len(w_cD))).nonzero()[:, 0]
                 self.rows_SLD[b, here] = g_nc[a:z][:, ids_L[here] - first].T @ part.h_nD[a:z]
 

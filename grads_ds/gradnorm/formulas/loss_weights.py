@@ -75,9 +75,10 @@ def expected_gradients(
         at_target.append(transform.backward(torch.expm1(-losses[-1].double()), own.double()))
     losses_N = torch.cat(losses)
     chosen = []
+    on_host_N = losses_N.cpu()  # one read, not one for each sample
     for start, stop in layout.split_targets():
         if stop > start:
-            chosen += [start + int(losses_N[start:stop].argmax()), start]
+            chosen += [start + int(on_host_N[start:stop].argmax()), start]
     index_P = torch.tensor(chosen, dtype=torch.long, device=logits_RV.device)
     rows = accumulate(logits_RV[layout.target_positions[index_P]]).double()
     transformed = transform.apply(rows)

@@ -204,11 +204,17 @@ def fitting_transform(
 
 
 def _explains(transform: LogitTransform, given: Tensor, logits: Tensor | None) -> bool:
-    return (
-        logits is not None
-        and logits.shape == given.shape
-        and torch.allclose(logits.float(), transform.apply(given.float().clone()), 2e-2, 1e-3)
+    if logits is None or logits.shape != given.shape:
+        return False
+    halves = (torch.float16, torch.bfloat16)
+    half = (
+        given.dtype in halves
+        or logits.dtype in halves
+        or torch.is_autocast_enabled(given.device.type)
     )
+    relative, absolute = (2e-2, 1e-3) if half else (1e-5, 1e-5)
+    expected = transform.apply(given.float().clone())
+    return torch.allclose(logits.float(), expected, relative, absolute)
 
 
 def logits_of(output: Any) -> Tensor | None:

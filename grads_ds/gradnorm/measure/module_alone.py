@@ -8,18 +8,20 @@ order of a causal model guarantee.
 
 from __future__ import annotations
 
-import contextlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas.linear import accumulate
-from grads_ds.gradnorm.groups import full_shape
-from grads_ds.gradnorm.sites import Site, substituted
+from grads_ds.gradnorm.measure.run_again import Alone, left_as_it_was
+from grads_ds.gradnorm.sites import Site
+
+_AT_ONCE = 2**27  # elements of all samples' gradients that are held at once
+# classes of modules that cannot be run for all samples at once
+_NOT_AT_ONCE: set[type] = set()
 
 
 def local_norms_squared(
@@ -46,94 +48,114 @@ def local_norms_squared(
         take: is given a parameter's name, a sample and its gradient [1, ...], and returns the
             squared norm, float64 [1].
     """
-    owners = [_owner_mask(grad, layout) for _, grad in grads]
+    owners = [owner_mask(grad, layout) for _, grad in grads]
     if any(owner is None for owner in owners):
         return None
-    split = bool(site.details) and _splits(inputs, layout)
     # one stand-in for each parameter, wherever in the module it stands
-    whole = {site.parameters[local]: tensor for local, tensor in own.items()}
+    whole = {site.parameters[local]: tensor.detach() for local, tensor in own.items()}
     totals = {
         name: torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
         for name in whole
     }
-    for sample in range(layout.num_samples):
-        rows = [_rows_of(tensor, sample, layout) for tensor in inputs] if split else list(inputs)
-        leaves = {name: tensor.detach().requires_grad_(True) for name, tensor in whole.items()}
-        stand_ins = {local: leaves[name] for local, name in site.parameters.items()}
-        with torch.enable_grad(), substituted(site.module, stand_ins):
-            outputs = call(rows)
-        outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-        pairs = []
-        for (position, grad), owner in zip(grads, owners, strict=True):
-            if split:
-                grad = _rows_of(grad, sample, layout)
+    alone = Alone(site, call, [position for position, _ in grads])
+    if bool(site.details) and _splits(inputs, layout):
+        found = _all_at_once(alone, whole, inputs, [grad for _, grad in grads], layout)
+        for sample in range(layout.num_samples):
+            if found is None:
+                rows = [_rows_of(tensor, sample, layout) for tensor in inputs]
+                parts = [_rows_of(grad, sample, layout) for _, grad in grads]
+                gradients = alone.gradients(whole, rows, parts)
             else:
-                assert owner is not None
-                here = (owner == sample).reshape(owner.shape + (1,) * (grad.dim() - owner.dim()))
-                grad = grad * here
-            if outputs[position].shape != grad.shape:
-                raise RuntimeError(
-                    f"{site.name} gave {tuple(outputs[position].shape)} when run again for one"
-                    f" sample, where {tuple(grad.shape)} was expected; record it with other layers"
-                    " left out"
-                )
-            if outputs[position].requires_grad:
-                pairs.append((outputs[position], grad))
-        if not pairs:
-            continue
-        found = torch.autograd.grad(
-            [o for o, _ in pairs],
-            list(leaves.values()),
-            [g.to(o.dtype) for o, g in pairs],
-            allow_unused=True,
-        )
-        for (name, leaf), gradient in zip(leaves.items(), found, strict=True):
-            whole_gradient = torch.zeros_like(leaf) if gradient is None else gradient
-            totals[name][sample] = take(name, sample, accumulate(whole_gradient)[None])[0]
+                gradients = {name: gradient[sample] for name, gradient in found.items()}
+            for name, gradient in gradients.items():
+                totals[name][sample] = take(name, sample, accumulate(gradient)[None])[0]
+        return totals
+    # the inputs stay whole: run once, and differentiated for each sample's rows of the outputs
+    outputs, leaves = alone.outputs(whole, list(inputs))
+    for sample in range(layout.num_samples):
+        parts = []
+        for (_, grad), owner in zip(grads, owners, strict=True):
+            assert owner is not None
+            here = (owner == sample).reshape(owner.shape + (1,) * (grad.dim() - owner.dim()))
+            parts.append(grad * here)
+        for name, gradient in alone.differentiated(outputs, leaves, parts).items():
+            totals[name][sample] = take(name, sample, accumulate(gradient)[None])[0]
     return totals
 
 
-@contextlib.contextmanager
-def isolated(
-    module: nn.Module, call: Callable[[list[Tensor]], Any], inputs: list[Tensor]
-) -> Iterator[None]:
-    """While active, `module` can be run again any number of times without a word to those who hook
-    its children.
-
-    Where parameters of its children are taken apart (ZeRO-3), one ordinary run on `inputs` lets
-    whoever took them apart make each whole in its turn, as in the recomputation of a checkpoint;
-    copies of them serve the runs that follow. It is one run whatever the number of samples, so that
-    ranks with more of them do not fall out of step.
+def _all_at_once(
+    alone: Alone,
+    whole: dict[str, Tensor],
+    inputs: list[Tensor],
+    grads: list[Tensor],
+    layout: Layout,
+) -> dict[str, Tensor] | None:
+    """Every sample's gradients in one run, [S, ...] by name; None where that would take much
+    memory, or the module does what cannot be done for all samples at once (it looks at values).
     """
-    children = [m for m in module.modules() if m is not module]
-    kept = [(m, m._forward_pre_hooks, m._forward_hooks, dict(m._parameters)) for m in children]
-    copies: dict[nn.Module, dict[str, Tensor]] = {}
-    if any(
-        p is not None and p.shape != full_shape(p) for _, _, _, own in kept for p in own.values()
-    ):
+    if layout.rows * sum(tensor.numel() for tensor in whole.values()) > _AT_ONCE:
+        return None
+    if type(alone.site.module) in _NOT_AT_ONCE:
+        return None
+    moved = [_by_row(tensor, layout) for tensor in inputs]
+    which = [None if tensor is None else 0 for tensor in moved]
+    given = [tensor if own is None else own for tensor, own in zip(inputs, moved, strict=True)]
 
-        def copy(child: nn.Module, args: Any) -> None:
-            copies[child] = {
-                local: p.detach().clone() for local, p in child._parameters.items() if p is not None
-            }
+    def one(rows: list[Tensor], parts: list[Tensor]) -> dict[str, Tensor]:
+        def outputs(tensors: dict[str, Tensor]) -> list[Tensor]:
+            found = alone.run(tensors, rows)
+            if any(o.shape != part.shape for o, part in zip(found, parts, strict=True)):
+                raise RuntimeError("another shape than in the model's own forward")
+            return found
 
-        handles = [m.register_forward_pre_hook(copy) for m in children]
-        with torch.no_grad():
-            call(inputs)
-        for handle in handles:
-            handle.remove()
+        values, backward = torch.func.vjp(outputs, whole)
+        matched = [p.to(v.dtype) for p, v in zip(parts, values, strict=True)]
+        return backward(matched)[0]  # type: ignore[no-any-return]
+
     try:
-        for m, *_ in kept:
-            m._forward_pre_hooks, m._forward_hooks = OrderedDict(), OrderedDict()
-            m._parameters.update(copies.get(m, {}))  # type: ignore[arg-type]
-        yield
-    finally:
-        for m, before, after, own in kept:
-            m._forward_pre_hooks, m._forward_hooks = before, after
-            m._parameters.update(own)
+        parts = [_by_row(grad, layout) for grad in grads]
+        with torch.no_grad(), left_as_it_was(alone.site.module):
+            return torch.func.vmap(one, (which, 0))(given, parts)  # type: ignore[no-any-return]
+    except Exception:
+        _NOT_AT_ONCE.add(type(alone.site.module))
+        return None
 
 
-def _owner_mask(tensor: Tensor, layout: Layout) -> Tensor | None:
+def _by_row(tensor: Tensor, layout: Layout) -> Tensor | None:
+    """[B, ...] or [B * T, ...] -> [B, 1, ...] or [B, T, ...]; None if it belongs to no sample."""
+    if tensor.dim() and tensor.shape[0] == layout.rows:
+        return tensor[:, None]
+    if tensor.dim() and tensor.shape[0] == layout.rows * layout.length:
+        return tensor.unflatten(0, (layout.rows, layout.length))
+    return None
+
+
+def shared_norms_squared(
+    site: Site,
+    own: dict[str, Tensor],
+    call: Callable[[list[Tensor]], Any],
+    inputs: list[Tensor],
+    grads_Sx: Tensor,
+    take: Callable[[str, int, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """The same for a module whose one output, [1, ...], all samples share: run again once.
+
+    grads_Sx: each sample's gradient of it, [S, ...]. The other arguments, and what comes back: see
+    `local_norms_squared`.
+    """
+    alone = Alone(site, call, [0])
+    whole = {site.parameters[local]: tensor.detach() for local, tensor in own.items()}
+    outputs, leaves = alone.outputs(whole, inputs)
+    zero_S = torch.zeros(len(grads_Sx), dtype=torch.float64, device=grads_Sx.device)
+    totals = {name: zero_S.clone() for name in leaves}
+    for sample in range(len(grads_Sx)):
+        part = grads_Sx[sample].reshape(outputs[0].shape)
+        for name, gradient in alone.differentiated(outputs, leaves, [part]).items():
+            totals[name][sample] = take(name, sample, accumulate(gradient)[None])[0]
+    return totals
+
+
+def owner_mask(tensor: Tensor, layout: Layout) -> Tensor | None:
     """The sample of each leading row of `tensor`: [B, T] or [B * T]; None if its rows cannot be
     told apart.
     """
@@ -149,6 +171,8 @@ def _owner_mask(tensor: Tensor, layout: Layout) -> Tensor | None:
         return owner
     if tensor.shape[0] == rows * length:
         return owner.reshape(-1)
+    if layout.packed_index is None and tensor.dim() >= 2 and tensor.shape[0] == rows:
+        return torch.arange(rows, device=tensor.device)
     if layout.num_samples == 1 and rows == 1:
         return torch.zeros((1,) * tensor.dim(), dtype=torch.long, device=tensor.device)
     return None

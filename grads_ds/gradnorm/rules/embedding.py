@@ -72,10 +72,12 @@ def _table(site: Site, measurement: Measurement, ids_SL: Tensor, grads_SLD: Tens
         measurement.add_token_sizes(name, sizes_SL)
     if name == measurement.tied_name and measurement.head_rows is not None:
         own_SL = layout.per_sample(layout.input_ids)
+        own_SL = None if own_SL is None else own_SL[:, layout.front :]
         if own_SL is None or not torch.equal(own_SL, ids_SL):
             measurement.unmeasured.add(name)  # rows of the head were kept for the batch's ids
             return
-        cross = embedding.tied_cross_term(ids_SL, grads_SLD, measurement.head_rows, padding_idx)
+        rows_SLD = measurement.head_rows[:, layout.front :]
+        cross = embedding.tied_cross_term(ids_SL, grads_SLD, rows_SLD, padding_idx)
         measurement.add(name, cross)
     if name in measurement.references:
         reference = measurement.references[name]

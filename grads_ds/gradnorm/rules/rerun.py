@@ -6,6 +6,7 @@ can be told apart by sample.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from grads_ds.gradnorm.measure.measurement import Measurement
-from grads_ds.gradnorm.measure.module_alone import isolated, local_norms_squared
+from grads_ds.gradnorm.measure.module_alone import local_norms_squared
+from grads_ds.gradnorm.measure.run_again import isolated
 from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.sharding import gathered
 from grads_ds.gradnorm.sites import Site, parameter_at
@@ -30,6 +32,15 @@ def recognise(name: str, module: nn.Module, own: dict[str, str]) -> Site | None:
 
 def attach(site: Site, measurement: Measurement) -> AbstractContextManager[None]:
     """Reads the module's inputs and the gradients of its outputs."""
+    return hooked(site, measurement, _sink)
+
+
+def hooked(
+    site: Site, measurement: Measurement, sink: Callable[..., None]
+) -> AbstractContextManager[None]:
+    """Hooks a module of any signature, called once: in the backward sink(again, places of outputs,
+    their gradients, tensors among the arguments).
+    """
     plan = measurement.plan
     if _drops(site.module):
         measurement.unmeasured.update(
@@ -61,14 +72,13 @@ def attach(site: Site, measurement: Measurement) -> AbstractContextManager[None]
         ]
         if not which or not torch.is_grad_enabled():
             return output
-        again = _Again(site, measurement, args, kwargs, outputs[which[0]].device.type, which)
+        again = Again(site, measurement, args, kwargs, outputs[which[0]].device.type)
         tapped = tap(
             tuple(outputs[i] for i in which),
-            tuple(again.leaves[i] for i in again.places),
-            again.sink,
+            again.given(),
+            lambda grads, saved: sink(again, which, grads, saved),
             measurement.root_of_sites,
         )
-        again.leaves = []  # autograd alone keeps the inputs
         if not isinstance(output, tuple):
             return tapped[0]
         replaced = list(output)
@@ -89,7 +99,7 @@ def _drops(module: nn.Module) -> bool:
     return any(part.training and rate(part) > 0 for part in module.modules())
 
 
-class _Again:
+class Again:
     """One call of a module, to be repeated in the backward: its arguments without their tensors,
     which autograd keeps.
     """
@@ -101,9 +111,8 @@ class _Again:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         device: str,
-        which: list[int],
     ) -> None:
-        self.site, self.measurement, self.which, self.device = site, measurement, which, device
+        self.site, self.measurement, self.device = site, measurement, device
         self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
@@ -120,23 +129,24 @@ class _Again:
         with torch.autocast(self.device, self.dtype, self.mixed):
             return self.site.module.forward(*args, **kwargs)
 
-    def sink(self, grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> None:
-        """Squared norms of the site's parameters, from the gradients of its outputs."""
-        site, measurement, inputs = self.site, self.measurement, list(saved)
+    def given(self) -> tuple[Tensor, ...]:
+        """The tensors among the arguments, which autograd alone is to keep from here on."""
+        tensors = tuple(self.leaves[place] for place in self.places)
+        self.leaves = []
+        return tensors
 
-        reached = [
-            (position, grad)
-            for position, grad in zip(self.which, grads, strict=True)
-            if grad is not None
-        ]
+    def measured(
+        self, inputs: list[Tensor], find: Callable[[dict[str, Tensor]], dict[str, Tensor] | None]
+    ) -> None:
+        """Adds the squares that find(whole parameters by path) gives by full name, [S] each; None
+        leaves the site unmeasured.
+        """
+        site, measurement = self.site, self.measurement
         measurement.replaying = True
         try:
             whole = gathered(list(site.module.parameters(recurse=False)), measurement.gather)
             with whole, isolated(site.module, self.call, inputs):
-                own = {local: parameter_at(site.module, local) for local in site.parameters}
-                found = local_norms_squared(
-                    site, own, self.call, inputs, reached, measurement.layout, measurement.take
-                )
+                found = find({local: parameter_at(site.module, local) for local in site.parameters})
         finally:
             measurement.replaying = False
         if found is None:
@@ -144,3 +154,17 @@ class _Again:
             return
         for name, squares_S in found.items():
             measurement.add(name, squares_S)
+
+
+def _sink(
+    again: Again, which: list[int], grads: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]
+) -> None:
+    """Squared norms of a site's parameters, from the gradients of its outputs at `which`."""
+    measurement, inputs = again.measurement, list(saved)
+    reached = [(i, grad) for i, grad in zip(which, grads, strict=True) if grad is not None]
+    again.measured(
+        inputs,
+        lambda own: local_norms_squared(
+            again.site, own, again.call, inputs, reached, measurement.layout, measurement.take
+        ),
+    )

@@ -11,10 +11,17 @@ from torch import nn
 
 from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
 from grads_ds.gradnorm.measure.measurement import Measurement
-from grads_ds.gradnorm.rules import embedding, linear, norm, rerun
+from grads_ds.gradnorm.rules import embedding, experts, linear, norm, rerun, shared
 from grads_ds.gradnorm.sites import Site
 
-RULES = {"embedding": embedding, "linear": linear, "norm": norm, "rerun": rerun}
+RULES = {
+    "embedding": embedding,
+    "linear": linear,
+    "norm": norm,
+    "experts": experts,
+    "shared": shared,
+    "rerun": rerun,
+}
 
 
 def recognise(name: str, module: nn.Module, own: dict[str, str]) -> Site:

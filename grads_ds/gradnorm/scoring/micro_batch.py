@@ -28,11 +28,13 @@ from grads_ds.gradnorm.results import (
 from grads_ds.gradnorm.scoring.forward_backward import TargetValues, score_frozen
 from grads_ds.gradnorm.scoring.head_run import HeadRun
 from grads_ds.gradnorm.scoring.in_step import Ranks
-from grads_ds.gradnorm.scoring.one_sample import one_sample_norms
+from grads_ds.gradnorm.scoring.one_sample import fill_in
+from grads_ds.gradnorm.sharding import has_dtensors
 from grads_ds.gradnorm.sites import SitePlan
 from grads_ds.gradnorm.trial.guard import (
     Verdict,
     check_one_sample,
+    refuse_loss,
     warn_one_by_one,
     warn_row_by_row,
 )
@@ -69,6 +71,7 @@ class Scorer:
         self.trials: dict[Hashable, Trial] = {}
         self._checked: dict[Hashable, int] = {}  # how often each kind was
         self.row_by_row: set[Hashable] = set()
+        self.other_passes = 0  # of the model, beside those that measured a micro-batch
 
     def score(
         self, batch: Mapping[str, Tensor], references: References, gradients: dict[str, Tensor]
@@ -116,7 +119,8 @@ class Scorer:
     def ranks(self, layout: Layout) -> Ranks:
         """The ranks that must run as many forwards as this one."""
         group, device = self.head.group, layout.input_ids.device
-        sharded = self.head.gather is not None and torch.distributed.is_initialized()
+        apart = self.head.gather is not None or has_dtensors(self.model)
+        sharded = apart and torch.distributed.is_initialized()
         return Ranks(sharded or group is not None, device, None if sharded else group)
 
     def _prepared(
@@ -135,6 +139,7 @@ class Scorer:
             if layout.packed_index is not None and not frozen.takes(self.model, "position_ids"):
                 self.trials[kind] = Trial(self.plan, None, True, False)
                 continue
+            self.other_passes += 1
             inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
             self.trials[kind] = try_model(self.model, self.plan, layout, inputs)
 
@@ -146,21 +151,27 @@ class Scorer:
         references: References,
         gradients: dict[str, Tensor],
     ) -> GradNorms | None:
-        """None where a check found, here or on another rank, that samples must be scored one row at
-        a time.
+        """None where a check found, here or on another rank, that samples must be scored in another
+        way: one row at a time, or by the model's own head.
         """
         ranks = self.ranks(layout)
         checks = self._must_check(layout, kind)
         measurement, values = self._frozen(layout, kind, references, {} if checks else gradients)
         if checks:
+            self.other_passes += 1
             loss_S = self.losses(layout, values)
             verdict = check_one_sample(self.model, measurement, batch, loss_S, self.loss_reduction)
             self._checked[kind] = self._checked.get(kind, 0) + (4 if verdict.checked else 1)
-            mixed = verdict.loss is not None and layout.num_samples > 1
-            if mixed:
+            differs = verdict.loss is not None
+            if differs and layout.num_samples > 1:
                 warn_row_by_row(verdict)
                 self.row_by_row.add(kind)
-            if ranks.largest(int(mixed)):
+            elif differs and self.trials[kind].own_head:
+                refuse_loss(verdict)
+            elif differs:  # the head's own pass gave another loss than the model's
+                self.trials[kind] = replace(self.trials[kind], own_head=True)
+                self._checked[kind] = 0
+            if ranks.largest(int(differs)):
                 return None
             if verdict.names:
                 self._distrust(kind, verdict)
@@ -168,7 +179,7 @@ class Scorer:
             if ranks.largest(int(bool(gradients))):  # nothing was added to them so far
                 measurement, values = self._frozen(layout, kind, references, gradients)
         loss_S = self.losses(layout, values)
-        self._one_by_one(batch, measurement)
+        fill_in(self.model, self.plan, measurement, batch, self.loss_reduction, ranks)
         if self.head.group is not None:
             measurement.sums = sequence_shards.all_reduce_sum(measurement.sums, self.head.group)
             measurement.inner = sequence_shards.all_reduce_sum(measurement.inner, self.head.group)
@@ -179,7 +190,7 @@ class Scorer:
         if self.tokens:
             norms = replace(norms, tokens=token_values(self.plan, measurement, values.losses))
         if self.want_heads and values.hidden is not None:
-            norms = replace(norms, heads=(self._view(layout, kind, values),))
+            norms = replace(norms, heads=(self._view(measurement.layout, kind, values),))
         if self.head.group is None:
             return norms
         counts = sequence_shards.all_reduce_sum(
@@ -191,7 +202,8 @@ class Scorer:
         self, layout: Layout, kind: Hashable, references: References, gradients: dict[str, Tensor]
     ) -> tuple[Measurement, TargetValues]:
         trial = self.trials[kind]
-        measurement = Measurement(trial.plan, layout, self.head.gather, self.head.group)
+        measured = layout.behind(trial.front)
+        measurement = Measurement(trial.plan, measured, self.head.gather, self.head.group)
         measurement.references, measurement.gradients = references.gradients, gradients
         measurement.want_tokens, measurement.want_heads = self.tokens, self.want_heads
         inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
@@ -221,40 +233,19 @@ class Scorer:
 
     def _must_check(self, layout: Layout, kind: Hashable) -> bool:
         # a rank whose first batches have no targets tries a few times, and all ranks with it
-        if not self.check or self.head.group is not None:
+        if not self.checks:
             return False
         return bool(self.ranks(layout).largest(int(self._checked.get(kind, 0) < 4)))
+
+    @property
+    def checks(self) -> bool:
+        """Whether samples are held against a backward of their own. FSDP2 would reduce it over the
+        ranks, and a part of a sequence has none.
+        """
+        return self.check and self.head.group is None and not has_dtensors(self.model)
 
     def _distrust(self, kind: Hashable, verdict: Verdict) -> None:
         trial = self.trials[kind]
         names = trial.plan.one_by_one | set(verdict.names)
         self.trials[kind] = replace(trial, plan=replace(trial.plan, one_by_one=names))
         warn_one_by_one(verdict)
-
-    def _one_by_one(self, batch: Mapping[str, Tensor], measurement: Measurement) -> None:
-        """Fills in what the rules left out. Ranks first agree on whether any of them needs it."""
-        ranks = self.ranks(measurement.layout)
-        names = measurement.left_out()
-        names = ranks.any_of(names, sorted(self.plan.groups))
-        if not names:
-            return
-        if self.head.group is not None:
-            raise ValueError(
-                f"no rule measures {', '.join(names[:5])} ({len(names)} parameters) under a"
-                " sequence group"
-            )
-        inexact = [n for n in names if n in measurement.references or n in measurement.gradients]
-        if inexact:
-            raise ValueError(
-                f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none"
-                " in this batch"
-            )
-        found = one_sample_norms(
-            self.model,
-            self.plan.embedding,
-            names,
-            unpad(batch),
-            self.loss_reduction,
-            ranks.together,
-        )
-        measurement.sums.update(found)

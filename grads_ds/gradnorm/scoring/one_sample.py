@@ -8,15 +8,19 @@ The gradient is read where autograd accumulates it, before anything could reduce
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, read_layout
+from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, read_layout, unpad
 from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.measure.frozen import frozen, model_inputs
 from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
+from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.scoring.in_step import Ranks
+from grads_ds.gradnorm.sharding import has_dtensors
+from grads_ds.gradnorm.sites import SitePlan
 
 
 def one_sample_norms(
@@ -48,7 +52,7 @@ def one_sample_norms(
             input_ids, labels = samples[min(turn, len(samples) - 1)]
             layout = read_layout({"input_ids": input_ids[None], "labels": labels[None]})
             with torch.enable_grad():
-                logits = model(**model_inputs(model, layout)).logits[0]
+                logits = model(**model_inputs(model, layout)).logits[0, -len(input_ids) :]
                 keep = labels[1:] != IGNORE_INDEX
                 loss = nn.functional.cross_entropy(
                     accumulate(logits[:-1][keep]), labels[1:][keep], reduction="sum"
@@ -63,6 +67,50 @@ def one_sample_norms(
                 for name, value in seen.items():
                     totals[name][turn] = value
     return {name: total.to(samples[0][0].device) for name, total in totals.items()}
+
+
+def fill_in(
+    model: nn.Module,
+    plan: SitePlan,
+    measurement: Measurement,
+    batch: Mapping[str, Tensor],
+    loss_reduction: str,
+    ranks: Ranks,
+) -> None:
+    """Measures what the rules left out of a batch. Ranks first agree on whether any needs it.
+
+    Raises ValueError where whole gradients are wanted, or sequences are shared.
+
+    Args:
+        model: that was measured.
+        plan: of all that is recorded.
+        measurement: of this batch, finished; its sums are completed.
+        batch: input_ids, labels and what else the layout was read from.
+        loss_reduction: "mean" or "sum" over a sample's targets.
+        ranks: those that go in step.
+    """
+    names = ranks.any_of(measurement.left_out(), sorted(plan.groups))
+    if not names:
+        return
+    if measurement.group is not None:
+        raise ValueError(
+            f"no rule measures {', '.join(names[:5])} ({len(names)} parameters) under a sequence"
+            " group"
+        )
+    if has_dtensors(model):
+        raise ValueError(
+            f"no rule measures {', '.join(names[:5])} ({len(names)} parameters), and FSDP2 gives no"
+            " sample's gradient by itself; record other layers"
+        )
+    inexact = [n for n in names if n in measurement.references or n in measurement.gradients]
+    if inexact:
+        raise ValueError(
+            f"directions need a formula for every parameter; {', '.join(inexact[:5])} have none in"
+            " this batch"
+        )
+    measurement.sums.update(
+        one_sample_norms(model, plan.embedding, names, unpad(batch), loss_reduction, ranks.together)
+    )
 
 
 @contextlib.contextmanager

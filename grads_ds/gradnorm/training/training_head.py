@@ -76,14 +76,15 @@ class TrainingHead:
         if measurement.tied_name:
             shape = (*ids_SL.shape, hidden_RD.shape[1])
             measurement.head_rows = accumulate(hidden_RD).new_zeros(shape)
+        places = layout.target_positions.tolist()  # one read, not one for each sample
         for sample, (start, stop) in enumerate(layout.split_targets()):
             if stop == start:
                 continue
             # this sample's targets, without a copy where they are neighbours
-            rows = layout.target_positions[start:stop]
-            contiguous = int(rows[-1] - rows[0]) + 1 == len(rows)
-            g_1tV = (grads_RV[rows[0] : rows[-1] + 1] if contiguous else grads_RV[rows])[None]
-            h_1tD = (hidden_RD[rows[0] : rows[-1] + 1] if contiguous else hidden_RD[rows])[None]
+            first, last = places[start], places[stop - 1]
+            neighbours = last - first + 1 == stop - start
+            rows = slice(first, last + 1) if neighbours else layout.target_positions[start:stop]
+            g_1tV, h_1tD = grads_RV[rows][None], hidden_RD[rows][None]
             if name:
                 weight_S[sample] = weight_norm_squared(h_1tD, g_1tV)[0]
                 if name in references:

@@ -55,7 +55,7 @@ def tried_for_training(
             "the samples of a batch see each other in this model, so none has a gradient of its"
             " own; train on one sample at a time, or use score()"
         )
-    if scorer.check:
+    if scorer.checks:
         _refuse(_verdict(scorer, trial, batch, layout, inputs), layout)
     scorer.trials[kind] = trial
     return trial
@@ -69,6 +69,8 @@ def _verdict(
     inputs: Mapping[str, Any],
 ) -> Verdict:
     """Scores the step's own batch, called as the step calls the model, and compares a sample."""
+    padded_left = _padded_left(layout)
+    layout = layout.behind(trial.front)
     measurement = Measurement(trial.plan, layout, scorer.head.gather)
     weights_S = scorer.sample_weights(layout)
     transform = None if trial.own_head else trial.transform
@@ -78,7 +80,13 @@ def _verdict(
         measurement = Measurement(trial.plan, layout, scorer.head.gather)
         values = score_frozen(scorer.model, measurement, scorer.head, inputs, weights_S, None)
     loss_S = scorer.losses(layout, values)
-    return check_one_sample(scorer.model, measurement, batch, loss_S, scorer.loss_reduction)
+    return check_one_sample(
+        scorer.model, measurement, batch, loss_S, scorer.loss_reduction, padded_left
+    )
+
+
+def _padded_left(layout: Layout) -> bool:
+    return layout.packed_index is None and not bool(layout.real[:, 0].all())
 
 
 def _refuse(verdict: Verdict, layout: Layout) -> None:
@@ -89,6 +97,12 @@ def _refuse(verdict: Verdict, layout: Layout) -> None:
         )
     if verdict.names:
         name, (measured, own) = next(iter(verdict.names.items()))
+        if _padded_left(layout):
+            raise ValueError(
+                f"the gradient norm of {name} is {measured:.6g} in this batch and {own:.6g} by"
+                f" itself ({len(verdict.names)} parameters differ): the model's samples may depend"
+                f" on their padding; {_PADDING}"
+            )
         raise RuntimeError(
             f"the gradient norm of {name} came out as {measured:.6g}, by itself it is {own:.6g}"
             f" ({len(verdict.names)} parameters differ): no rule measures it while training; record"

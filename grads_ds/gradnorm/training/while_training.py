@@ -95,13 +95,12 @@ class TrainingRecorder:
         finally:
             self.paused = False
         self._hooks.close()
-        plan = trial.plan
+        plan, layout = trial.plan, layout.behind(trial.front)
         measurement = Measurement(plan, layout, self.scorer.head.gather)
         measurement.references = self.references.gradients
-        weight = getattr(plan.embedding, "weight", None)
-        if weight is None or not weight.requires_grad:
-            device = layout.input_ids.device
-            measurement.grad_root = torch.zeros((), device=device, requires_grad=True)
+        # frozen tables whose rows nothing below makes require grad are measured too
+        device = layout.input_ids.device
+        measurement.grad_root = torch.zeros((), device=device, requires_grad=True)
         matrix = is_plain_linear(getattr(plan.head, "base_layer", plan.head))
         self.step = TrainingHead(measurement, trial.transform, self.scorer.head, matrix)
         self._hooks.enter_context(attached(measurement, plan.body() if matrix else plan.sites))
@@ -163,6 +162,12 @@ class TrainingRecorder:
                 "no backward through the model's head was seen since the last collect()"
             )
         measurement, weights_S = step.measurement, step.weights_S
+        unweighed = (weights_S == 0) & (measurement.layout.target_counts > 0)
+        if bool(unweighed.any()):
+            raise RuntimeError(
+                f"the step's loss weighs {int(unweighed.sum())} samples that have targets by 0, so"
+                " no gradient of their own comes back; leave them out of the batch, or use score()"
+            )
         measurement.finish()
         left_out = measurement.left_out()
         if left_out:

@@ -7,7 +7,7 @@ Costs a few numbers per row and module: of every tensor only a fingerprint of ea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,8 +59,11 @@ class Call:
 class CallLog:
     """The calls of one forward in order, and the calls that use each parameter."""
 
-    def __init__(self, names: dict[int, str]) -> None:
-        self.names = names  # id of a parameter -> its full name
+    def __init__(self, model: nn.Module, recorded: Container[str]) -> None:
+        self.model, self.recorded = model, recorded
+        self.names: dict[int, str] = {}  # id of a parameter -> its full name
+        self._known: list[Tensor] = []  # kept, so that no id is given to another tensor
+        self._name_parameters()
         self.calls: list[Call] = []
         self.uses: dict[str, list[Call | None]] = {}
         self._open: list[Call] = []
@@ -82,8 +85,20 @@ class CallLog:
         for value in values:
             if isinstance(value, list | tuple):
                 self.used(value)
-            elif (name := self.names.get(id(value))) is not None:
+            elif (name := self._name_of(value)) is not None:
                 self.uses.setdefault(name, []).append(self._open[-1] if self._open else None)
+
+    def _name_of(self, value: Any) -> str | None:
+        new = isinstance(value, nn.Parameter) and id(value) not in self.names
+        if new and not any(value is known for known in self._known):
+            self._name_parameters()  # FSDP2 puts others in their places while a module runs
+            self._known.append(value)
+        return self.names.get(id(value)) or None
+
+    def _name_parameters(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            self.names.setdefault(id(parameter), name if name in self.recorded else "")
+            self._known.append(parameter)
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         call = Call(module, self._open[-1] if self._open else None)
@@ -98,7 +113,7 @@ class CallLog:
             len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor)
         )
         call.plain = all(value is None or isinstance(value, Tensor) for value in outputs)
-        call.given_out = any(id(value) in self.names for value in outputs)
+        call.given_out = any(self._name_of(value) for value in outputs)
         leaves, _ = pytree.tree_flatten((args, kwargs))
         call.inputs, call.outputs = _fingerprints(leaves), _fingerprints(outputs)
 

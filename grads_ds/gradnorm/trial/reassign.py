@@ -8,87 +8,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.sites import Site, SitePlan
 from grads_ds.gradnorm.trial.call_log import Call, CallLog
-
-_NOISE = 1e-3  # share of a change (of squares) that may fall on other samples' rows
-
-
-class Checks:
-    """Whether tensors of the first run changed in the second where they may, and only there."""
-
-    def __init__(self, layout: Layout, touched_BT: Tensor, first: CallLog, second: CallLog) -> None:
-        # what padding does is nobody's
-        self.touched_BT = touched_BT | ~layout.real
-        self.alone = layout.num_samples == 1
-        again: dict[tuple[int, int], Call] = {}
-        for log in (second, first):
-            turns: Counter[int] = Counter()
-            for call in log.calls:
-                key = (id(call.module), turns[id(call.module)])
-                turns[id(call.module)] += 1
-                if log is second:
-                    again[key] = call
-                else:
-                    call.again = again.get(key)
-        self.counts = Counter(id(call.module) for call in first.calls)
-
-    def right(self, call: Call, which: str, shared: bool = False) -> bool:
-        """Whether the call's "inputs" or "outputs" change for the touched samples alone. shared:
-        tensors that belong to no sample are allowed, if they do not change.
-        """
-        if call.again is None:
-            return False
-        before, after = getattr(call, which), getattr(call.again, which)
-        if set(before) != set(after):
-            return False
-        return all(self._tensor(before[place], after[place], which, shared) for place in before)
-
-    def looked_up(self, call: Call) -> bool:
-        """Whether rows of a table belong to the samples by their place, or to the positions of one
-        row that all samples share.
-        """
-        rows, length = self.touched_BT.shape
-        if call.again is None or set(call.outputs) != {0} or self.alone:
-            return self.alone
-        before, after = call.outputs[0], call.again.outputs.get(0)
-        if after is None or before.shape != after.shape:
-            return False
-        if before.shape == (1, length):
-            return True
-        if torch.equal(before, after):  # positions, the same for all samples
-            return before.shape == (rows, length) and rows != length
-        return self._tensor(before, after, "outputs", False)
-
-    def _tensor(self, before: Tensor, after: Tensor, which: str, shared: bool) -> bool:
-        if before.shape != after.shape:
-            return False
-        if self.alone:
-            return True
-        change = (after - before).double().square()
-        moved = float(change.sum()) > 1e-9 * float(before.double().square().sum())
-        owner = self._owner(before.shape)
-        if owner is None:
-            return shared and not moved
-        if not moved:  # it depends on no sample: shared by all, unless it is nothing at all
-            return which == "inputs" or not bool(before.any())
-        owned = owner.reshape(owner.shape + (1,) * (change.dim() - owner.dim()))
-        return float((change * ~owned).sum()) <= _NOISE * float(change.sum())
-
-    def _owner(self, shape: torch.Size) -> Tensor | None:
-        """Which leading rows of a fingerprint the touched samples own, by their place."""
-        rows, length = self.touched_BT.shape
-        if shape[:2] == (rows, length):
-            return self.touched_BT
-        if shape[:1] == (rows * length,):
-            return self.touched_BT.reshape(-1)
-        if len(shape) == 3 and shape[0] == rows and shape[2] == length:
-            return self.touched_BT[:, None, :].expand(shape)
-        return None
+from grads_ds.gradnorm.trial.row_checks import Checks
 
 
 class _Places:
@@ -135,6 +59,7 @@ def reassigned(
     ruled = {id(site.module): site for site in plan.sites if site.rule != "rerun"}
     moved: dict[int, list[str]] = {}  # id of a module -> parameters it is run again for
     split: dict[int, bool] = {}
+    shared: dict[int, list[str]] = {}
     one_by_one, idle = set(), set()
     for name, sites in sites_of.items():
         calls = log.uses.get(name, [])
@@ -151,7 +76,10 @@ def reassigned(
         if all(_fits(name, call, ruled, checks) for call in calls):
             continue
         home = _home(plan, name, calls, checks, places)
-        if home is None:
+        common = None if home else _shared_home(name, calls, checks, places)
+        if common is not None:
+            shared.setdefault(id(common.module), []).append(name)
+        elif home is None:
             one_by_one.add(name)
         else:
             moved.setdefault(id(home.module), []).append(name)
@@ -162,7 +90,8 @@ def reassigned(
         if around:
             moved[max(around, key=lambda key: len(paths[key]))].append(name)
             idle.discard(name)
-    gone = one_by_one | {name for names in moved.values() for name in names}
+    elsewhere = [name for names in (*moved.values(), *shared.values()) for name in names]
+    gone = one_by_one | set(elsewhere)
     sites_kept = []
     for site in plan.sites:
         left = {local: name for local, name in site.parameters.items() if name not in gone}
@@ -171,6 +100,9 @@ def reassigned(
     for key, names in moved.items():
         inside = {p: name for name in names for p in places.inside(modules[key], name)}
         sites_kept.append(Site(paths[key], modules[key], "rerun", inside, split[key]))
+    for key, names in shared.items():
+        inside = {p: name for name in names for p in places.inside(modules[key], name)}
+        sites_kept.append(Site(paths[key], modules[key], "shared", inside))
     return replace(
         plan, sites=tuple(sites_kept), one_by_one=frozenset(one_by_one), unused=frozenset(idle)
     )
@@ -183,6 +115,9 @@ def _fits(name: str, call: Call | None, ruled: dict[int, Site], checks: Checks) 
         return False
     if site.rule == "embedding":
         return checks.looked_up(call)
+    if site.rule == "experts":
+        given = checks.right(call, "inputs") and checks.right(call, "outputs")
+        return given or (not site.details.routed and checks.repeated(call))
     return call.single and checks.right(call, "inputs") and checks.right(call, "outputs")
 
 
@@ -207,6 +142,25 @@ def _home(
             and call.outputs
             and places.inside(call.module, name)
             and checks.right(call, "outputs")
+        ):
+            return call
+    return None
+
+
+def _shared_home(
+    name: str, calls: Sequence[Call | None], checks: Checks, places: _Places
+) -> Call | None:
+    """The largest call around all uses of a parameter whose one output all samples share."""
+    if any(call is None for call in calls):
+        return None
+    chains = [call.chain() for call in calls if call is not None]
+    for steps in zip(*chains, strict=False):
+        call = steps[0]
+        if (
+            all(other is call for other in steps)
+            and checks.counts[id(call.module)] == 1
+            and checks.one_for_all(call)
+            and places.inside(call.module, name)
         ):
             return call
     return None

@@ -29,25 +29,27 @@ from grads_ds.gradnorm.measure.frozen import (
 )
 from grads_ds.gradnorm.sites import SitePlan
 from grads_ds.gradnorm.trial.call_log import CallLog
-from grads_ds.gradnorm.trial.reassign import Checks, reassigned
+from grads_ds.gradnorm.trial.reassign import reassigned
+from grads_ds.gradnorm.trial.row_checks import Checks
 
 
 @dataclass(frozen=True)
 class Trial:
     """plan: the plan as this kind of batch needs it. transform: what the model does to what its
     head gives, None: unknown. own_head: the head is no matrix, or the transform unknown, so that
-    the model's own has to run. apart: no sample sees another.
+    the model's own has to run. apart: no sample sees another. front: positions that the model adds
+    in front of every row (prompt tuning), as its head shows them.
     """
 
     plan: SitePlan
     transform: LogitTransform | None
     own_head: bool
     apart: bool
+    front: int = 0
 
 
 def try_model(model: nn.Module, plan: SitePlan, layout: Layout, inputs: Mapping[str, Any]) -> Trial:
     """Two forwards of the model with `inputs` (what it is called with; input_ids among them)."""
-    names = {id(p): name for name, p in model.named_parameters() if name in plan.groups}
     touched_BT, other_ids = _changed_ids(layout)
     given: list[Tensor] = []
     known = config_transform(model)
@@ -63,7 +65,7 @@ def try_model(model: nn.Module, plan: SitePlan, layout: Layout, inputs: Mapping[
 
     def run(ids: Tensor) -> CallLog:
         nonlocal transform
-        log = CallLog(names)
+        log = CallLog(model, plan.groups)
         given.clear()
         with frozen(model, checkpointing=False), torch.no_grad(), contextlib.ExitStack() as stack:
             if linear:
@@ -77,11 +79,14 @@ def try_model(model: nn.Module, plan: SitePlan, layout: Layout, inputs: Mapping[
         return log
 
     first, second = run(layout.input_ids), run(other_ids)
-    checks = Checks(layout, touched_BT, first, second)
+    longer = given[-1].shape[1] - layout.length if given and given[-1].dim() == 3 else 0
+    front = max(0, longer) if layout.packed_index is None else 0
+    touched_BT = nn.functional.pad(touched_BT, (front, 0))
+    checks = Checks(layout.behind(front), touched_BT, first, second)
     head_call = next((call for call in first.calls if call.module is plan.head), None)
     apart = head_call is None or checks.right(head_call, "inputs")
     reassigned_plan = reassigned(model, plan, first, checks, replaced_head=linear)
-    return Trial(reassigned_plan, transform, transform is None or not linear, apart)
+    return Trial(reassigned_plan, transform, transform is None or not linear, apart, front)
 
 
 def _changed_ids(layout: Layout) -> tuple[Tensor, Tensor]:
