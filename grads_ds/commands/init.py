@@ -1,7 +1,8 @@
 """`grads-ds init DATA... --model M`: a commented configuration that runs, with a held-out split.
 
-Reads the data files, the model's tokenizer and config, and looks for GPUs. Writes the configuration
-and, beside it, a folder with the pool and the held-out rows. Asks nothing; says why at every value.
+Reads the data files, the model's tokenizer and config, and looks for GPUs; with `--from`
+another tool's configuration too. Writes the configuration and, beside it, a folder with the pool
+and the held-out rows. Asks nothing; says why at every value.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ def add(command: argparse.ArgumentParser) -> None:
         help="general data, of which some rows are held out to see what is forgotten",
     )
     command.add_argument(
+        "--from",
+        dest="other",
+        metavar="FILE",
+        help="model, data and values of a configuration of Axolotl, LLaMA-Factory or TRL",
+    )
+    command.add_argument(
         "--out",
         type=Path,
         default=Path("grads.yaml"),
@@ -43,13 +50,20 @@ def handle(args: argparse.Namespace) -> int:
     problems = []
     if args.seed < 0:
         problems.append(f"--seed: wanted 0 or more; found {args.seed}; change it")
-    if not args.data:
+    if not args.data and not args.other:
         problems.append("DATA: wanted data files, folders or hub ids; found none; name one")
-    if not args.model:
+    if not args.model and not args.other:
         problems.append("--model: wanted a folder or hub id; found none; name one")
     if problems:
         raise UserError(problems)
-    request = Request(args.data, args.model, args.general, args.out, args.seed)
+    borrowed = None
+    if args.other:
+        from grads_ds.first_config.other_tools import read_other
+
+        borrowed = read_other(args.other)
+    data = args.data or (borrowed.data if borrowed else [])
+    model = args.model or (borrowed.model if borrowed else "")
+    request = Request(data, model, args.general, args.out, args.seed, borrowed)
     for line in write_config(request):
         print(f"init: {line}", flush=True)
     return 0

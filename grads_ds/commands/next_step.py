@@ -27,6 +27,7 @@ _NEXT = {
     "check": "grads-ds run CONFIG makes again what is altered or gone, and nothing else",
     "stop": "the same grads-ds run as before goes on from the last checkpoint",
     "export": "give {out} to {tool}; docs/exports.md has the lines of its config",
+    "merge": "load {out} as any model's folder; docs/forgetting.md says what to expect of it",
     "config": "name the schema in your editor's settings for YAML; docs/config.md has every key",
 }
 _AGAIN = "give the same command again: what is finished stays"
@@ -82,6 +83,8 @@ def _words(args: argparse.Namespace) -> dict[str, str]:
             pass  # it was wrong, or is no longer there
     if getattr(args, "run_dir", None):
         found["run"] = shlex.quote(str(args.run_dir))
+    if args.command in ("export", "merge"):
+        found["out"] = shlex.quote(str(args.out))
     if args.command == "export":
-        found |= {"out": shlex.quote(str(args.out)), "tool": args.to}
+        found["tool"] = args.to
     return found

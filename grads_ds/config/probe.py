@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from grads_ds.config.columns import EXTRAS, LAYER_GROUPS, wants_reference
+from grads_ds.config.columns import EXTRA_COLUMNS, EXTRAS, GROUP, LAYER_GROUPS, wants_reference
 from grads_ds.config.errors import nearest
 from grads_ds.config.record import NO_RESULT, expanded
 from grads_ds.config.training import TrainingConfig
@@ -123,6 +123,28 @@ class ProbeConfig(TrainingConfig):
         if (self.extras or self.controls) and self.record == "during" and self.epochs > 0:
             raise ValueError(
                 "extras and controls are recorded on frozen weights; found record: during; set"
+                " record: after"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _without_layers(self) -> ProbeConfig:
+        """What layers: [] leaves nothing of is refused."""
+        if self.layers:
+            return self
+        of_groups = dict.fromkeys(
+            column.extra
+            for column in EXTRA_COLUMNS
+            if GROUP in column.name and column.extra in self.extras
+        )
+        if of_groups:
+            raise ValueError(
+                f"extras {', '.join(of_groups)} are recorded per layer group; found layers: [];"
+                " name groups in layers, or leave these out"
+            )
+        if self.record == "during" and self.epochs > 0:
+            raise ValueError(
+                "record: during records the norms of layers; found layers: []; name groups, or set"
                 " record: after"
             )
         return self

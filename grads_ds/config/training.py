@@ -109,6 +109,13 @@ class SftConfig(TrainingConfig):
     weights: bool = Field(
         False, description="samples count by the weight that select.weights gave them"
     )
+    token_gate: Literal["none", "stm", "eaft", "flow"] = Field(
+        "none",
+        description=(
+            "target tokens count by what the base model says of them: stm leaves out those it finds"
+            " unlikely, eaft weighs by its uncertainty, flow weighs samples by exp(-loss)"
+        ),
+    )
     replay: float = Field(
         0.0,
         ge=0,

@@ -19,6 +19,7 @@ from typing import Any
 
 from grads_ds.config.model_and_data import ASKED_FOR, DATA_FORMATS
 from grads_ds.data.conversation import Message
+from grads_ds.data.input_files import Input
 from grads_ds.data.messages import SYSTEM_FIELDS, conversation_of, fits
 from grads_ds.data.problems import Problems, RowProblem, found_text
 from grads_ds.data.sources import RawRow, find_inputs, read
@@ -49,20 +50,28 @@ def load_samples(entries: Sequence[str], style: str, problems: Problems) -> Iter
     first row decides).
     """
     for item in find_inputs(entries, problems):
-        chosen = None if style == "auto" else style
-        for raw in read(item, problems):
-            try:
+        yield from samples_of(item, style, problems)
+
+
+def samples_of(item: Input, style: str, problems: Problems) -> Iterator[Sample]:
+    """Yield the samples of one source in order; see `load_samples`."""
+    chosen = None if style == "auto" else style
+    for raw in read(item, problems):
+        try:
+            if chosen is None:
+                chosen = detect(raw.row)
                 if chosen is None:
-                    chosen = detect(raw.row)
-                    if chosen is None:
-                        raise _unknown(raw.row)
-                _check_format(raw.row, chosen, forced=style != "auto")
-                yield normalise(raw, chosen)
-            except RowProblem as problem:
-                problems.add(raw.origin, problem.wanted, problem.found, problem.change)
+                    raise _unknown(raw.row)
+            check_format(raw.row, chosen, forced=style != "auto")
+            yield normalise(raw, chosen)
+        except RowProblem as problem:
+            problems.add(raw.origin, problem.wanted, problem.found, problem.change)
 
 
-def _check_format(row: dict[str, Any], chosen: str, forced: bool) -> None:
+def check_format(row: dict[str, Any], chosen: str, forced: bool) -> None:
+    """Raise RowProblem unless a row is of the format `chosen`, by its keys or because it was
+    `forced` on rows that fit.
+    """
     found = detect(row)
     if found == chosen or (forced and fits(row, chosen)):
         return

@@ -1,38 +1,28 @@
-"""One prepared set: normalised samples in a spool file -> a `datasets.load_from_disk` folder of
-tokenised rows.
+"""One prepared set: its parts -> a `datasets.load_from_disk` folder of tokenised rows, and what
+became of every row.
 
-Reads the spool that `spool_samples` wrote (one JSON line per sample, so that memory does not grow
-with the pool); writes the set's folder. Columns: sample_id int64 (0..N-1 over the kept rows, in the
-order read), input_ids and labels list<int32> (labels IGNORE_INDEX where no target), sample_hash (of
-the row as given), source (file stem, folder or hub name), origin (`file:line`), row (the row as
-given, JSON) and metadata (JSON of the fields asked for).
+Reads the parts that `encoding.make_part` wrote; writes the set's folder. Columns: sample_id int64
+(0..N-1 over the kept rows, in the order read), input_ids and labels list<int32> (labels
+IGNORE_INDEX where no target), sample_hash (of the row as given), source (file stem, folder or hub
+name), origin (`file:line`), row (the row as given, JSON) and metadata (JSON of the fields asked
+for).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tqdm import tqdm
+import numpy as np
+import pyarrow as pa
 
-from grads_ds.config.config import Config
-from grads_ds.data.encoding import COLUMNS, Chunk, set_worker, start_worker, work
-from grads_ds.data.leaks import Leaks
+from grads_ds.data.encoding import COLUMNS, Outcome
 from grads_ds.data.problems import Problems
-from grads_ds.data.tokens import num_target_tokens
-
-CHUNK = 512  # rows tokenised and written at a time
-# rows from which more processes pay (each takes 5 to 10 s to load the tokenizer)
-PROCESSES_FROM = 50_000
-MAX_PROCESSES = 16
 
 
 @dataclass
@@ -44,7 +34,7 @@ class Counts:
     row of the pool, `near_in_pool` further ones with answers much like the pool's.
     """
 
-    read: int
+    read: int = 0
     kept: int = 0
     truncated: int = 0
     tokens_cut: int = 0
@@ -58,6 +48,19 @@ class Counts:
     near_in_pool: int = 0
     also_held_out: dict[str, int] = field(default_factory=dict)
     sources: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def add(self, outcome: Outcome) -> None:
+        """Add what became of some rows."""
+        counted = outcome.counts
+        if not counted["read"]:
+            return
+        own = self.sources[outcome.source]
+        for name in ("read", "kept", "truncated", "tokens_cut", "num_tokens", "num_target_tokens"):
+            setattr(self, name, getattr(self, name) + counted[name])
+        own.update(read=counted["read"], kept=counted["kept"], truncated=counted["truncated"])
+        own.update({f"dropped: {reason}": n for reason, n in outcome.dropped.items()})
+        for name in ("dropped", "left_out", "notes", "answer_ends"):
+            getattr(self, name).update(getattr(outcome, name))
 
     def record(self) -> dict[str, Any]:
         """As plain JSON, keys in a stable order."""
@@ -92,39 +95,29 @@ class Counts:
         return lost + [f"{note}: {number:,}" for note, number in sorted(self.notes.items())]
 
 
-def write_set(
-    config: Config,
-    tokenizer: Any,
-    spool: Path,
-    rows: int,
-    folder: Path,
-    problems: Problems,
-    leaks: Leaks,
-) -> Counts:
-    """Tokenise the spool's `rows` samples into `folder`. The result does not depend on the number
-    of processes.
+def write_set(parts: Mapping[Path, Outcome], folder: Path, problems: Problems) -> Counts:
+    """Put the parts of a set together in `folder`; what is wrong goes to `problems`.
 
-    Nothing is written to `folder` when no row is kept or a problem is found.
-
-    Args:
-        config: the run's.
-        tokenizer: that of `config.model`.
-        spool: the file of `spool_samples`.
-        rows: the number of its samples.
-        folder: where the set goes.
-        problems: collects what is wrong with rows.
-        leaks: is given what is compared between sets.
+    Nothing is written when no row is kept or a problem is found.
     """
-    processes = min(MAX_PROCESSES, len(os.sched_getaffinity(0)))
-    bar = tqdm(total=rows, desc=f"tokenising {folder.name}", unit=" rows")
-    with spool.open(encoding="utf-8") as file, bar:
-        if rows < PROCESSES_FROM or processes < 2:
-            set_worker(config, tokenizer)
-            return _write(map(work, _chunks(file)), rows, folder, bar, problems, leaks)
-        # spawned, not forked: the tokenizer's threads do not survive a fork
-        with multiprocessing.get_context("spawn").Pool(processes, start_worker, (config,)) as pool:
-            chunks = pool.imap(work, _chunks(file))
-            return _write(chunks, rows, folder, bar, problems, leaks)
+    counts = Counts()
+    beyond = 0
+    for outcome in parts.values():
+        for problem in outcome.problems:
+            problems.add(*problem)
+        counts.add(outcome)
+        beyond += outcome.counts["beyond"]
+    if beyond:
+        problems.add(
+            "data.max_length",
+            "at most as many tokens as the model has positions (its config.json)",
+            f"{beyond:,} rows of {folder.name} with more",
+            "lower data.max_length to that number",
+        )
+    if counts.kept and not problems.count:
+        kept = [file for file, outcome in parts.items() if outcome.counts["kept"]]
+        _put_together(kept, [parts[file].digest for file in kept], folder)
+    return counts
 
 
 def trained_ends(run_dir: Path) -> list[int]:
@@ -139,73 +132,33 @@ def trained_ends(run_dir: Path) -> list[int]:
     return [int(end) for end in sorted(ends, key=lambda end: (-ends[end], int(end)))]
 
 
+def prints_in(parts: Mapping[Path, Outcome]) -> Iterator[tuple[np.ndarray, pa.ListArray]]:
+    """Of each part what is compared between sets: hashes of tokens where a row has one, uint64, and
+    of 8-grams, a list for each row.
+    """
+    for file, outcome in parts.items():
+        if not (outcome.digest and outcome.counts["kept"]):
+            continue
+        with pa.memory_map(str(file)) as content:
+            table = pa.ipc.open_stream(content).read_all().select(["print", "grams"])
+            tokens = table["print"].combine_chunks().drop_null().to_numpy()
+            yield tokens.astype(np.uint64), table["grams"].combine_chunks()
+
+
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def _chunks(file: IO[str]) -> Iterator[list[str]]:
-    while lines := list(islice(file, CHUNK)):
-        yield lines
-
-
-def _write(
-    chunks: Iterable[Chunk], rows: int, folder: Path, bar: Any, problems: Problems, leaks: Leaks
-) -> Counts:
+def _put_together(files: Sequence[Path], digests: Sequence[str], folder: Path) -> None:
+    """One copy of the rows, from the parts' own files; 8 bytes a row in memory."""
     import datasets
-    from datasets.arrow_writer import ArrowWriter
 
-    kinds = dict.fromkeys(COLUMNS, datasets.Value("string")) | {
-        "sample_id": datasets.Value("int64")
-    }
-    kinds |= dict.fromkeys(("input_ids", "labels"), datasets.List(datasets.Value("int32")))
-    features = datasets.Features({name: kinds[name] for name in ("sample_id", *COLUMNS)})
-    counts, aside, beyond = Counts(rows), folder.parent / f"{folder.name}.arrow", 0
-    with ArrowWriter(features=features, path=str(aside)) as writer:
-        for chunk in chunks:
-            for problem in chunk.problems:
-                problems.add(*problem)
-            new = len(chunk.columns["row"])
-            if new:
-                writer.write_batch(
-                    chunk.columns | {"sample_id": list(range(counts.kept, counts.kept + new))}
-                )
-            _count(counts, chunk)
-            beyond += chunk.beyond
-            leaks.add(folder.name, chunk.prints)
-            bar.update(len(chunk.outcomes) + len(chunk.problems))
-        if counts.kept:
-            writer.finalize()
-    if beyond:
-        problems.add(
-            "data.max_length",
-            "at most as many tokens as the model has positions (its config.json)",
-            f"{beyond:,} rows of {folder.name} with more",
-            "lower data.max_length to that number",
-        )
-    if counts.kept and not problems.count:
-        datasets.disable_progress_bars()
-        table = datasets.table.MemoryMappedTable.from_file(str(aside))
-        # the fingerprint would otherwise hang on the clock: the same input is to give the same
-        # bytes
-        with aside.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        datasets.Dataset(table, fingerprint=content).save_to_disk(str(folder))
-        datasets.enable_progress_bars()
-    aside.unlink(missing_ok=True)
-    return counts
-
-
-def _count(counts: Counts, chunk: Chunk) -> None:
-    for source, reason, cut in chunk.outcomes:
-        mine = counts.sources[source]
-        mine.update(read=1, kept=int(not reason), truncated=int(cut > 0))
-        if reason:
-            counts.dropped[reason] += 1
-            mine[f"dropped: {reason}"] += 1
-        counts.truncated += cut > 0
-        counts.tokens_cut += cut
-    counts.left_out += chunk.left_out
-    counts.notes += chunk.notes
-    counts.answer_ends += chunk.ends
-    counts.kept += len(chunk.columns["row"])
-    counts.num_tokens += sum(map(len, chunk.columns["input_ids"]))
-    counts.num_target_tokens += sum(map(num_target_tokens, chunk.columns["labels"]))
+    datasets.disable_progress_bars()
+    tables = [datasets.table.MemoryMappedTable.from_file(str(file)) for file in files]
+    rows = datasets.table.concat_tables(tables)
+    ids = pa.table({"sample_id": pa.array(np.arange(len(rows)))})
+    both = [datasets.table.InMemoryTable(ids), rows.select(list(COLUMNS))]
+    # the fingerprint would otherwise hang on the clock: the same input is to give the same bytes
+    content = hashlib.sha256("\n".join(digests).encode()).hexdigest()[:16]
+    whole = datasets.table.concat_tables(both, axis=1)
+    datasets.Dataset(whole, fingerprint=content).save_to_disk(str(folder))
+    datasets.enable_progress_bars()

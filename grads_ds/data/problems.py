@@ -33,6 +33,13 @@ class Problems:
         if len(self.shown) < SHOWN:
             self.shown.append(text)
 
+    def take(self, others: Problems) -> None:
+        """Add what another list holds, behind what is there."""
+        self.count += others.count
+        self.shown += others.shown[: SHOWN - len(self.shown)]
+        for text in others.notes:
+            self.note(text)
+
     def raise_if_any(self) -> None:
         """Raise UserError with the problems shown and the number of those left out."""
         if self.count:

@@ -42,7 +42,7 @@ class Rendered:
 
 
 class Renderer:
-    """Renders samples under a tokenizer's chat template. Remembers what twins showed."""
+    """Renders samples under a tokenizer's chat template. Remembers what earlier rows showed."""
 
     def __init__(self, tokenizer: Any, dropped_content: str):
         self.tokenizer, self.refuses = tokenizer, dropped_content == "refuse"
@@ -50,6 +50,10 @@ class Renderer:
         self.special = tuple(self.control.texts)
         added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._added = tuple(sorted((t for t in added if t.strip()), key=len, reverse=True))
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what rows showed of the template, so that what follows depends on none of them."""
         self._templates: dict[bool, tuple[Template, tuple[str, ...]]] = {}
         self._kinds: dict[Any, Findings] = {}
 

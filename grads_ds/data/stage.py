@@ -10,23 +10,26 @@ on one process of one host, by `grads-ds prepare CONFIG`, or first in `grads-ds 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from grads_ds.config.config import ANCHOR_SET, Config
 from grads_ds.config.errors import UserError
-from grads_ds.data.formats import load_samples
-from grads_ds.data.leaks import SHARED, Leaks
+from grads_ds.data.crew import Crew
+from grads_ds.data.leaks import SHARED, Known, Leaks
 from grads_ds.data.model_limits import fit_problems
-from grads_ds.data.prepared import Counts, write_set
+from grads_ds.data.prepared import Counts, prints_in, write_set
 from grads_ds.data.problems import Problems
+from grads_ds.data.set_parts import PartMaker, SetParts
 from grads_ds.data.sources import find_inputs
-from grads_ds.data.spool import spool_samples
 from grads_ds.data.tokenizer import check_tokenizer, fingerprint, load_tokenizer
 from grads_ds.data.tokens import ENDLESS
-from grads_ds.run_dir.publish import atomic_path, publish_json
+from grads_ds.run_dir.digests import code_digest, inputs_digest
+from grads_ds.run_dir.layout import PARTS
+from grads_ds.run_dir.provenance import package_versions
+from grads_ds.run_dir.publish import atomic_path, publish_json, publish_text
 
 
 def check_prepare(config: Config) -> list[str]:
@@ -52,38 +55,45 @@ def check_prepare(config: Config) -> list[str]:
     return problems.shown + check_tokenizer(config.model)
 
 
-def run_prepare(config: Config, run_dir: Path) -> None:
+def run_prepare(config: Config, run_dir: Path, identity: str | None = None) -> None:
     """Tokenise the pool and the validation sets into `run_dir`/prepared.
 
-    All rows of all sets are read and checked before the first is tokenised; on any problem nothing
-    is published and UserError lists what was found.
+    All rows of all sets are read and checked, also once one cannot be right; on any problem nothing
+    is published and UserError lists what was found. `identity`: digest of all that the result
+    depends on; with it, parts that an earlier start of the same identity left are taken over.
     """
     quick = check_prepare(config)
     if quick:
         raise UserError(quick)
+    work = run_dir / PARTS
+    _begin(work, identity)
+    try:
+        _prepare(config, run_dir, work)
+    except UserError:  # once it is put right, the parts are of other input
+        shutil.rmtree(work)
+        raise
+    shutil.rmtree(work)
+
+
+def _prepare(config: Config, run_dir: Path, work: Path) -> None:
+    tokenizer = load_tokenizer(config.model)
+    misfits = fit_problems(config, tokenizer)
+    leaks = Leaks()
+    with Crew(config, tokenizer) as crew:
+        sets = _make_parts(config, work, crew, leaks, wanted=not misfits)
+    reading = Problems()
+    for parts in sets.values():
+        reading.take(parts.read_problems(config.data.format))
+    _tell(reading.notes)
+    reading.raise_if_any()
+    if misfits:
+        raise UserError(misfits)
     with atomic_path(run_dir / "prepared") as folder:
         folder.mkdir()
-        spool, problems, rows = folder / "spool", Problems(), {}
-        spool.mkdir()
-        for name, entries in config.prepared_sets().items():
-            samples = load_samples(entries, config.data.format, problems)
-            bar = tqdm(samples, desc=f"reading {name}", unit=" rows")
-            rows[name] = spool_samples(bar, spool / name, problems)
-        _tell(problems.notes)
-        problems.raise_if_any()
-
-        tokenizer = load_tokenizer(config.model)
-        if misfits := fit_problems(config, tokenizer):
-            raise UserError(misfits)
-        leaks = Leaks()
-        written: dict[str, Counts] = {}
-        for name in sorted(rows, key=lambda name: name == "pool"):  # the pool is compared last
-            written[name] = write_set(
-                config, tokenizer, spool / name, rows[name], folder / name, problems, leaks
-            )
-            (spool / name).unlink()
-        spool.rmdir()
-        counts = {name: written[name] for name in rows}
+        problems, written = Problems(), {}
+        for name in _compared_last(sets):
+            written[name] = write_set(sets[name].outcomes, folder / name, problems)
+        counts = {name: written[name] for name in sets}
         _refuse_empty(counts, problems)
         problems.raise_if_any()
         anchor = ANCHOR_SET if config.anchor_sources() else None
@@ -103,7 +113,7 @@ def run_prepare(config: Config, run_dir: Path) -> None:
                 "max_length": config.data.max_length,
                 "overlong": config.data.overlong,
                 "dropped_content": config.data.dropped_content,
-                "remarks": problems.notes,
+                "remarks": reading.notes,
                 "sets": {name: count.record() for name, count in counts.items()},
             },
         )
@@ -121,6 +131,47 @@ def run_prepare(config: Config, run_dir: Path) -> None:
         )
     if anchor:
         _warn_of_leaks(counts[anchor])
+
+
+def _begin(work: Path, identity: str | None) -> None:
+    """Make the work folder, without what was made of anything else than `identity` stands for."""
+    mark = work / "identity"
+    versions = {"code": code_digest(), **package_versions()}
+    key = inputs_digest({"prepare": identity, **versions}) if identity else None
+    if key is None or not mark.exists() or mark.read_text() != key:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        publish_text(mark, str(key))
+
+
+def _make_parts(
+    config: Config, work: Path, crew: Crew, leaks: Leaks, wanted: bool
+) -> dict[str, SetParts]:
+    """The parts of every set. Held-out sets come first: the pool is compared with them."""
+    compared = bool(config.data.validation or config.anchor_sources())
+    sets: dict[str, SetParts] = {}
+    for name, entries in config.prepared_sets().items():
+        found = Problems()
+        sets[name] = SetParts(find_inputs(entries, found), found)
+    clean = lambda: wanted and not any(s.unclean or s.found.count for s in sets.values())  # noqa: E731
+    for name in _compared_last(sets):
+        known_file = None
+        if name in ("pool", "replay") or not compared:
+            known = leaks.known() if name == "pool" and compared else Known.nothing()
+            known_file = known.write(work)
+        PartMaker(sets[name], config.data.format, work / name, known_file, clean).run(crew)
+        if not clean() or name == "replay":
+            continue
+        for tokens, grams in prints_in(sets[name].outcomes):
+            if name == "pool":
+                leaks.add_pool(tokens, grams.flatten().to_numpy())
+            else:
+                leaks.add(name, tokens, [row.values.to_numpy().copy() for row in grams])
+    return sets
+
+
+def _compared_last(sets: Iterable[str]) -> list[str]:
+    return sorted(sets, key=lambda name: name == "pool")
 
 
 def _tell(remarks: list[str]) -> None:

@@ -17,8 +17,9 @@ from grads_ds.first_config.setting import Setting
 
 _CUT = 0.99  # share of the rows that data.max_length leaves whole
 _LONGEST = {True: 4096, False: 1024}  # on GPUs, on CPUs
-_WHOLE_POOL = 2_000_000  # tokens of the pool up to which it is trained on too on a CPU, per 1e6
-# parameters; two cores train a model of 1e6 parameters on about 2e4 tokens in a second
+# millions of parameters times tokens of the pool up to which a CPU trains on all of it too
+_WHOLE_POOL = 2_000_000
+STATE_BYTES, ROOM = 16, 0.7  # of a parameter in bf16 training; share of a GPU left for states
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def choose(facts: Facts, name: str) -> list[Setting]:
     share, why_share = budget(facts.train)
     epochs = 3.0 if facts.train * share < 2_000 else 2.0
     size, why_size = batch(round(facts.train * share), epochs, machine.ranks)
-    rate, why_rate = learning_rate(model.parameters, lora=False)
+    adapters = _adapters(model, machine)
+    rate, why_rate = learning_rate(model.parameters, lora=bool(adapters))
     limit = 16384 if machine.gpus else 4096
     tokens = max(limit, facts.max_length)
     micro = min(max(1, limit // 4 // facts.max_length), size // machine.ranks)
@@ -118,6 +120,7 @@ def choose(facts: Facts, name: str) -> list[Setting]:
             "bfloat16" if machine.gpus else "float32",
             machine.words() + ("" if machine.gpus else "; CPUs are slow in half precision"),
         ),
+        *adapters,
         *_data(facts),
         Setting("probe.epochs", 1.0 if first else 0.0, _why_probe(first, machine)),
         Setting("probe.layers", ["embedding", "lm_head"], "the method's own two groups"),
@@ -151,6 +154,20 @@ def choose(facts: Facts, name: str) -> list[Setting]:
         Setting("evaluate.tokens_per_microbatch", tokens, "as in the probe"),
         Setting("deepspeed", "zero3", "parameters, gradients and states shared by all ranks"),
     ]
+
+
+def _adapters(model: Model, machine: Machine) -> list[Setting]:
+    """LoRA where the states of all parameters are more than this machine's GPUs hold."""
+    states = STATE_BYTES * (model.parameters or 0) / 2**30
+    room = ROOM * machine.gib * machine.gpus
+    if not machine.gpus or states <= room:
+        return []
+    why = (
+        f"weights, gradients and AdamW's states of all parameters take {states:,.0f} GiB, and"
+        f" {ROOM:.0%} of the GPUs' memory is {room:,.0f} GiB: adapters alone are trained; null"
+        " trains everything, on more GPUs or with deepspeed: zero3_offload"
+    )
+    return [Setting("model.lora", {"r": 16, "alpha": 32.0}, why)]
 
 
 _WHY_RECOMPUTE = "activations are recomputed: a quarter more computing, a fraction of the memory"

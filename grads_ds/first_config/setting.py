@@ -14,7 +14,7 @@ WIDTH = 100
 
 @dataclass(frozen=True)
 class Setting:
-    """`key` is dotted (`probe.epochs`); `why` becomes the comment above it."""
+    """`key` has at most two parts (`probe.epochs`); `why` becomes the comment above it."""
 
     key: str
     value: Any
@@ -45,12 +45,8 @@ def as_yaml(settings: Sequence[Setting], heading: Sequence[str]) -> str:
 
 
 def _lines(one: Setting, key: str, indent: int) -> list[str]:
-    """The comment and the value; a key of several parts becomes nested flow mappings."""
-    name, *inner = key.split(".")
-    value = one.value
-    for part in reversed(inner):
-        value = {part: value}
-    lead = " " * indent
+    """The comment and the value."""
+    name, value, lead = key, one.value, " " * indent
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6)
     text = text.removesuffix("\n").removesuffix("\n...")  # the document end of a bare value
     shown = [f"{lead}{name}: {text}"]

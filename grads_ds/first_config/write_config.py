@@ -20,7 +20,8 @@ from grads_ds.first_config.choose_values import Facts, choose, longest
 from grads_ds.first_config.hold_out import Split, candidates, hold_out, write_split
 from grads_ds.first_config.look_at_rows import Rows, format_words, read_rows, sampled, tokenise
 from grads_ds.first_config.machine import Machine, Model, look_at_model, this_machine
-from grads_ds.first_config.setting import as_yaml
+from grads_ds.first_config.other_tools import Borrowed
+from grads_ds.first_config.setting import Setting, as_yaml, override
 from grads_ds.run_dir.publish import atomic_path
 
 FEWEST = 4  # rows that a run needs: two to choose from, two to judge by
@@ -29,7 +30,8 @@ FEWEST = 4  # rows that a run needs: two to choose from, two to judge by
 @dataclass(frozen=True)
 class Request:
     """What `grads-ds init` was asked for: sources of the pool and of general rows, the model's
-    folder or hub id, the configuration to write, the seed of the split.
+    folder or hub id, the configuration to write, the seed of the split, what another tool's
+    configuration says.
     """
 
     data: Sequence[str]
@@ -37,6 +39,7 @@ class Request:
     general: Sequence[str]
     out: Path
     seed: int = 0
+    borrowed: Borrowed | None = None
 
 
 def write_config(request: Request, machine: Machine | None = None) -> list[str]:
@@ -64,6 +67,8 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
             why += f"; general: {number:,} rows"
         facts = Facts(rows, train, held_out, why, [f"{folder}/train"], model, machine, max_length)
         settings = choose(facts, request.out.stem)
+        if request.borrowed:
+            settings = override(settings, _given(request.borrowed, machine))
         (aside / "spool").unlink()
         with atomic_path(request.out) as draft:
             draft.write_text(as_yaml(settings, _heading(request, machine)), encoding="utf-8")
@@ -72,16 +77,48 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
         model.words(),
         *format_words(rows),
         *_dropped(rows),
+        *_not_taken(request.borrowed),
         f"{kept:,} rows held out, {train:,} left as the pool: {folder}/",
         f"{request.out}: {len(settings)} values, each with its reason",
         *([] if request.general else [_NO_GENERAL]),
-        f"next: grads-ds plan {request.out}, then grads-ds run {request.out}",
+        f"next: {_next(request.out, machine)}",
     ]
+
+
+def _next(out: Path, machine: Machine) -> str:
+    """What to type now; a plan of this machine's GPUs where it has some."""
+    run = f"grads-ds run {out}"
+    if not machine.gpus:
+        return run
+    cluster = f"--cluster 1x{machine.gpus} --gpu-memory {machine.gib:.0f} --calibrate"
+    return f"grads-ds plan {out} {cluster}, then {run}"
 
 
 _NO_GENERAL = (
     "no general rows were given (--general DATA), so the report cannot say what is forgotten"
 )
+
+
+def _given(borrowed: Borrowed, machine: Machine) -> list[Setting]:
+    """The other tool's values; its batch is what one step takes on this machine's ranks."""
+    given = list(borrowed.settings)
+    values = {one.key: one for one in given}
+    if micro := values.get("sft.micro_batch_size"):
+        size = micro.value * borrowed.accumulation * machine.ranks
+        why = f"{micro.value} x {borrowed.accumulation} accumulation steps x {machine.ranks} ranks"
+        given.append(Setting("sft.batch_size", size, why))
+    if rate := values.get("sft.learning_rate"):
+        given.append(Setting("probe.learning_rate", rate.value, "as in sft"))
+    return given
+
+
+def _not_taken(borrowed: Borrowed | None) -> list[str]:
+    if not borrowed:
+        return []
+    said = [f"{len(borrowed.settings)} values are those of the {borrowed.tool} configuration"]
+    if borrowed.left:
+        said.append(f"not taken over: {', '.join(borrowed.left)}")
+    return said
 
 
 def _look(

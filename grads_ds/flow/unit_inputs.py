@@ -14,12 +14,14 @@ from grads_ds.config.config import Config
 from grads_ds.run_dir.digests import content_digest, inputs_digest
 from grads_ds.run_dir.layout import (
     MAIN,
+    PARTS,
     adapter_folder,
     checkpoints_folder,
     model_folder,
     scores_unit,
     selection_folder,
     snapshot_folders,
+    token_gates_folder,
     trained_names,
 )
 from grads_ds.run_dir.units import unit_id
@@ -56,7 +58,7 @@ def prepare_units(config: Config, run_dir: Path) -> list[Unit]:
     def work(config: Config, run_dir: Path, identity: str) -> None:
         from grads_ds.data.stage import run_prepare
 
-        run_prepare(config, run_dir)
+        run_prepare(config, run_dir, identity)
 
     sources = [source for group in config.prepared_sets().values() for source in group]
     inputs = {
@@ -67,7 +69,7 @@ def prepare_units(config: Config, run_dir: Path) -> list[Unit]:
         "data files": {source: content_digest(source, whole=True) for source in sources},
         "chat template file": content_digest(config.model.chat_template),
     }
-    return [Unit("prepare", inputs, ("prepared",), work)]
+    return [Unit("prepare", inputs, ("prepared",), work, scratch=(PARTS,))]
 
 
 def probe_units(config: Config, run_dir: Path) -> list[Unit]:
@@ -148,8 +150,12 @@ def sft_units(config: Config, run_dir: Path) -> list[Unit]:
         if name != "full":
             inputs["select"] = unit_id(run_dir, f"select/{name}")
             reads = ("prepare", f"select/{name}")
+        # their losses may be the probe's
+        if config.sft.token_gate in ("stm", "flow") and config.probe.epochs == 0:
+            inputs["scores"] = unit_id(run_dir, scores_unit(config))
+            reads += (scores_unit(config),)
         outputs = (model_folder(name), *([adapter_folder(name)] if config.sft.adapter else []))
-        scratch = (checkpoints_folder(f"sft/{name}"),)
+        scratch = (checkpoints_folder(f"sft/{name}"), token_gates_folder(name))
         snapshots = tuple(snapshot_folders(config, name).values())
         return Unit(f"sft/{name}", inputs, outputs, work, reads, scratch, snapshots)
 

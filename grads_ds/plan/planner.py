@@ -32,8 +32,7 @@ class Planner:
         self.dtype = getattr(torch, config.model.dtype)
         self.zero: dict[str, Any] = dict(config.deepspeed_json().get("zero_optimization", {}))
         self.budget = cluster.memory * USABLE
-        self._timelines: dict[Batch, Timeline] = {}
-        self._played: dict[tuple[Batch, ZeroSettings], Replayed] = {}
+        self._played: dict[tuple[Batch, ZeroSettings], Played] = {}
 
     def limits(self, zero: Mapping[str, Any], ranks: int) -> ZeroSettings:
         """What governs ZeRO among `ranks` ranks under these settings."""
@@ -42,12 +41,10 @@ class Planner:
 
     def play(self, batch: Batch, limits: ZeroSettings) -> Played:
         """The events of a micro-batch, and DeepSpeed's bookkeeping on them."""
-        if batch not in self._timelines:
-            self._timelines[batch] = timeline_of(self.model, batch)
-        timeline = self._timelines[batch]
         if (batch, limits) not in self._played:
-            self._played[batch, limits] = replay(timeline, limits)
-        return timeline, self._played[batch, limits]
+            timeline = timeline_of(self.model, batch)
+            self._played[batch, limits] = timeline, replay(timeline, limits)
+        return self._played[batch, limits]
 
     def forecast(
         self,

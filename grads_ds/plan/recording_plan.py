@@ -195,13 +195,16 @@ def _fitting(task: _Recording, choice: _Choice) -> list[str]:
 
 def _faster(task: _Recording, choice: _Choice) -> list[str]:
     """The fastest other choice, where it gains something."""
+    waits = task.of(choice).time.binds != "arithmetic"
+    if not waits and not choice.recomputed:
+        return []
     places = {choice.in_host}
-    if task.stage >= 3 and task.planner.cluster.hosts > 1:
+    if waits and task.stage >= 3 and task.planner.cluster.hosts > 1:
         places.add(True)
     best = choice
     for in_host in sorted(places):
         rows = choice.rows
-        tried = {1, rows, max(1, rows // 2), max(1, rows // 4)}
+        tried = {1, rows, max(1, rows // 4)}
         for count in sorted(tried):
             other = replace(choice, rows=count, in_host=in_host)
             again = task.fewest_recomputed(other)

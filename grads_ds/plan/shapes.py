@@ -8,6 +8,8 @@ taken but for Python's own.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +130,13 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
     parameters and lets the gradient enter at the last hidden state, behind the recorder's own pass
     over the head (every position taken for a target).
     """
+    kind: Any = type(config)
+    return _timeline(kind, config.to_json_string(use_diff=False), batch)
+
+
+@functools.lru_cache(maxsize=64)
+def _timeline(kind: Any, text: str, batch: Batch) -> Timeline:
+    config = kind.from_dict(json.loads(text))
     copies = _copies_of(config.num_hidden_layers, batch.recomputed)
     model = on_meta(config, batch.dtype, len(copies))
     if batch.lora is not None:
@@ -223,8 +232,8 @@ def head_bytes(
 
 
 def check_bytes(length: int, vocabulary: int, dtype_bytes: int) -> int:
-    """What the backward of one sample by itself (grads_ds/gradnorm/trial/guard.py) holds at its
-    head: logits and their gradient, and in fp32 log-softmax and two gradients of it.
+    """What one sample's own backward (grads_ds/gradnorm/trial/guard.py) holds at its head:
+    logits and their gradient, and in fp32 log-softmax and two gradients of it.
     """
     return length * vocabulary * (2 * dtype_bytes + 12)
 

@@ -64,7 +64,15 @@ def scoring_flop(shape: Shape, length: int, recomputed: float) -> float:
 def step_time(
     flop: float, tokens: float, micro_batches: int, cluster: Cluster, traffic: Traffic
 ) -> StepTime:
-    """Of a rank's `micro_batches` micro-batches of `tokens` tokens at `flop` each."""
+    """Seconds of one step of a rank.
+
+    Args:
+        flop: of a token.
+        tokens: of a micro-batch.
+        micro_batches: of a step.
+        cluster: what it runs on.
+        traffic: of one rank.
+    """
     return StepTime(
         flop * tokens * micro_batches / cluster.rate,
         traffic.between_step(micro_batches) / cluster.network,

@@ -159,17 +159,21 @@ def _faster(task: _Training, choice: _Choice, section: str) -> list[str]:
     sizes = [choice.micro]
     while 2 * sizes[-1] <= task.share(choice.sequence):
         sizes.append(2 * sizes[-1])
+    if task.of(choice).time.binds == "arithmetic":  # computing less is all that helps
+        others = [replace(choice, checkpointed=False)]
+    else:
+        others = [
+            replace(choice, micro=micro, hpz=hpz, checkpointed=checkpointed, kept=kept)
+            for micro in sizes
+            for kept in ((False, True) if sharded else (False,))
+            for hpz in sorted({choice.hpz, several or choice.hpz})
+            for checkpointed in sorted({choice.checkpointed, False}, reverse=True)
+        ]
     best = choice
-    for micro in sizes:
-        for hpz in sorted({choice.hpz, several or choice.hpz}):
-            for checkpointed in {choice.checkpointed, False}:
-                for kept in (False, True) if sharded else (False,):
-                    other = replace(
-                        choice, micro=micro, hpz=hpz, checkpointed=checkpointed, kept=kept
-                    )
-                    # the mildest change comes first; another has to be clearly faster
-                    if task.fits(other) and task.speed(other) > 1.02 * task.speed(best):
-                        best = other
+    for other in others:
+        # the mildest change comes first; another has to be clearly faster
+        if task.fits(other) and task.speed(other) > 1.02 * task.speed(best):
+            best = other
     gain = task.speed(best) / task.speed(choice)
     if gain < FASTER:
         return []

@@ -59,7 +59,8 @@ class ExtraColumns:
         self.kept: dict[str, Tensor] = {}
         if wants_reference(self.wanted):
             self.kept = references(config, run_dir, key, recorder, engine)
-        if "contrast" in self.wanted:
+        self.drawn: dict[int, int] = {}
+        if self.wanted & {"contrast", "hidden"}:
             ids = load_from_disk(str(run_dir / "prepared/pool"))["sample_id"]
             drawn = drawn_rows(len(ids), config).tolist()
             self.drawn = {int(ids[row]): at for at, row in enumerate(drawn)}
@@ -140,6 +141,19 @@ class ExtraColumns:
             [0.0 if at is None or kept is None else float(kept[at]) for at in places], np.float64
         )
 
+    def _own_part(self, samples: Sequence[Mapping[str, Any]], centred_BD: Tensor) -> Tensor:
+        """What leaving a row out of the mean it has a part in adds to the direction r - m, [B, D]:
+        (r - h) / (n - 1) for a row of the reference set, (h - m) / (n - 1) for one of the pool's
+        draw.
+        """
+        known = [at >= 0 for at in _places(samples).tolist()]
+        drawn = [int(row["sample_id"]) in self.drawn for row in samples] or [False]
+        in_BD = lambda these: torch.tensor(these, device=centred_BD.device)[:, None]  # noqa: E731
+        rest = max(1.0, float(self.kept["reference_rows"]) - 1)
+        from_reference_BD = (self.kept["hidden.direction"] - centred_BD) / rest
+        from_draw_BD = centred_BD / max(1, len(self.drawn) - 1)
+        return in_BD(known) * from_reference_BD + in_BD(drawn) * from_draw_BD
+
     def _own_excess(self, group: str, samples: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """`_excess` of the samples that are rows of the reference set."""
         places = _places(samples).tolist()
@@ -167,10 +181,7 @@ class ExtraColumns:
             pooled_BD = observed.pooled().double()
             centred_BD = pooled_BD - self.kept["hidden.centre"]
             direction_D = self.kept["hidden.direction"]
-            # a reference row without its own part in their mean: m + (m - h) / (n - 1)
-            rest = max(1.0, float(self.kept["reference_rows"]) - 1)
-            is_reference = torch.from_numpy(_places(samples) >= 0).to(pooled_BD.device)[:, None]
-            direction_BD = direction_D + is_reference * (direction_D - centred_BD) / rest
+            direction_BD = direction_D + self._own_part(samples, centred_BD)
             columns["anchor_hidden_cosine"] = _array(
                 torch.nn.functional.cosine_similarity(centred_BD, direction_BD, eps=1e-300)
             )

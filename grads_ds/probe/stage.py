@@ -109,6 +109,7 @@ def _record_controls(config: Config, run_dir: Path, recording: Recording, model_
     # norms before the training are of the pool's rows alone
     extras = [name for name in config.probe.extras if name != "early"]
     inputs = recording.inputs | {"rows": "controls", "controls": config.probe.controls}
+    inputs["control rows"] = count
     record_remaining(
         Pass(
             with_probe(config, extras=extras),

@@ -7,6 +7,7 @@ from pathlib import Path
 from grads_ds.config.config import Config
 
 MAIN = "selected"  # the name of the main selection among the variants
+PARTS = "prepared.parts"  # what prepare keeps while it runs
 
 
 def trained_names(config: Config) -> list[str]:
@@ -36,6 +37,11 @@ def scores_unit(config: Config) -> str:
 def adapter_folder(name: str) -> str:
     """Where a trained model's LoRA adapter lies by itself in the run directory."""
     return str(Path(model_folder(name)).parent / "adapter")
+
+
+def token_gates_folder(name: str) -> str:
+    """Where a training keeps what its token gates are made of, while it runs."""
+    return str(Path(model_folder(name)).parent / "token_gates")
 
 
 def checkpoints_folder(unit: str) -> str:

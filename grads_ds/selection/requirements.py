@@ -103,7 +103,7 @@ def _problem(where: str, wanted: str, config: Config) -> str:
         layers = "all" if group == "total" else f"[{', '.join([*config.probe.layers, group])}]"
         return (
             f"{where}: wanted the norms of group {group}; probe.layers records "
-            f"{', '.join(config.probe.layers)}; set probe.layers: {layers}"
+            f"{', '.join(config.probe.layers) or 'none'}; set probe.layers: {layers}"
         )
     return (
         f"{where}: wanted column {wanted.replace(' | ', ' or ')} in the score table; the probe does"

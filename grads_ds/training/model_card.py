@@ -20,11 +20,21 @@ from grads_ds.config.errors import printable
 from grads_ds.run_dir.digests import sha256
 from grads_ds.run_dir.layout import selection_folder
 from grads_ds.run_dir.provenance import package_versions, source_commit
+from grads_ds.training.token_gates import GateCounts
 
 
-def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) -> str:
-    """The card of the model trained on subset `name`, `rows` rows for at most `steps` optimizer
-    steps: data, method, budget, scores.
+def model_card(
+    config: Config, run_dir: Path, name: str, rows: int, steps: int, gate: GateCounts | None = None
+) -> str:
+    """The card of a trained model: data, method, budget, scores.
+
+    Args:
+        config: the run's config.
+        run_dir: holds what the model was made of.
+        name: the subset it was trained on.
+        rows: their number.
+        steps: optimizer steps, at most.
+        gate: what the token gate did, if there is one.
     """
     sets = _json(run_dir / "prepared/prepared.json").get("sets", {})
     pool = sets.get("pool", {}).get("kept")
@@ -53,6 +63,7 @@ def model_card(config: Config, run_dir: Path, name: str, rows: int, steps: int) 
             + (f", {config.sft.replay:.0%} of them general" if config.sft.replay else ""),
         ),
         ("optimizer steps", f"{steps:,} at most"),
+        *([("tokens that count", str(gate))] if gate else []),
     ]
     if name == "full":
         facts.append(("selection", "none: the whole pool"))

@@ -7,6 +7,7 @@ Reads `prepared/pool`, `selection/` and the base model; writes `sft/model` (the 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from grads_ds.run_dir.layout import (
     model_folder,
     selection_folder,
     snapshot_folders,
+    token_gates_folder,
 )
+from grads_ds.training.gated_rows import gated_rows, recorded_losses
 from grads_ds.training.model_card import model_card
 from grads_ds.training.snapshots import Snapshots, snapshot_steps
 from grads_ds.training.train import TrainingJob, optimizer_steps, train_model
@@ -36,6 +39,10 @@ def run_sft(config: Config, run_dir: Path, name: str, identity: str) -> None:
     """
     sft = config.sft
     rows, pool = training_rows(config, run_dir, name)
+    gates, gate_counts = run_dir / token_gates_folder(name), None
+    if sft.token_gate != "none":
+        recorded = recorded_losses(config, run_dir, trained_ids(run_dir, name))
+        rows, gate_counts = gated_rows(config, rows, gates, identity, recorded)
     watched = (
         load_from_disk(str(run_dir / "prepared" / sft.early_stopping.set))
         if sft.early_stopping
@@ -60,12 +67,16 @@ def run_sft(config: Config, run_dir: Path, name: str, identity: str) -> None:
         early_stopping=sft.early_stopping,
         held_out=watched,
         packing=sft.packing,
-        card=ranks.from_main(lambda: model_card(config, run_dir, name, len(rows), steps)),
+        card=ranks.from_main(
+            lambda: model_card(config, run_dir, name, len(rows), steps, gate_counts)
+        ),
         adapter_dir=run_dir / adapter_folder(name) if sft.adapter else None,
         sequence=sft.sequence_parallel,
         callbacks=[Snapshots(config, snapshot_steps(shares, steps))] if shares else [],
     )
     train_model(job)
+    if ranks.is_main():
+        shutil.rmtree(gates, ignore_errors=True)
 
 
 def training_rows(config: Config, run_dir: Path, name: str) -> tuple[Any, int]:
@@ -92,6 +103,12 @@ def training_rows(config: Config, run_dir: Path, name: str) -> tuple[Any, int]:
     if sft.weights:
         rows = rows.add_column("weight", weights)
     return rows, len(pool) + round(share * len(pool))
+
+
+def trained_ids(run_dir: Path, name: str) -> np.ndarray:
+    """The sample ids of a subset's rows of the pool, int64, in the order of `training_rows`."""
+    ids = np.asarray(load_from_disk(str(run_dir / "prepared/pool"))["sample_id"], np.int64)
+    return ids if name == "full" else ids[chosen_rows(run_dir, name, ids)[0]]
 
 
 def draw_replay(available: int, wanted: int, seed: int) -> list[int]:

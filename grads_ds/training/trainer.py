@@ -2,9 +2,11 @@
 checkpoints this project promises.
 
 The loss of an optimizer step is the mean cross-entropy over the step's target tokens, over all
-ranks and accumulation steps together; with per-sample weights w, sum(w_b * ce_t) / sum(w_b) over
-the target tokens t of the samples b. Evaluation's loss of a set is the same mean over the set, and
-the probe's losses are each sample's own. Reads rows and checkpoints, writes checkpoints.
+ranks and accumulation steps together; with weights w, sum(w_t * ce_t) / sum(w_t) over the target
+tokens t, where w_t is the sample's weight, the token's own, or their product; where all weights of
+a step are 0, its loss is 0. Evaluation's loss of a set is the plain
+mean over the set, and the probe's losses are each sample's own. Reads rows and checkpoints, writes
+checkpoints.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from grads_ds.distributed import heartbeat, ranks
 from grads_ds.distributed.step_timing import Read
 from grads_ds.training.resize import make_universal
 
-WEIGHTS = "loss_weights"  # float32 [B, T] in a batch whose samples count differently
+WEIGHTS = "loss_weights"  # float32 [B, T] in a batch whose samples or tokens count differently
 
 
 class Collator:
-    """Rows (input_ids, labels, and weight where samples count differently) -> one right-padded
-    batch of tensors.
+    """Rows (input_ids, labels, and weight where they count differently: a number, or one for each
+    token) -> one right-padded batch of tensors.
     """
 
     def __init__(self, pad_id: int):
@@ -39,8 +41,10 @@ class Collator:
             key: torch.from_numpy(value) for key, value in pad_batch(rows, self.pad_id).items()
         }
         if rows and "weight" in rows[0]:
-            weights_B = torch.tensor([row["weight"] for row in rows], dtype=torch.float32)
-            batch[WEIGHTS] = weights_B[:, None].expand(batch["labels"].shape).contiguous()
+            weights = np.zeros(batch["labels"].shape, np.float32)
+            for line, row in enumerate(rows):
+                weights[line, : len(row["input_ids"])] = row["weight"]
+            batch[WEIGHTS] = torch.from_numpy(weights)
         return batch
 
 
@@ -84,6 +88,7 @@ class SftTrainer(Trainer):
                 .to(device)
             )
             divisor = all_reduced(total)
+            divisor = torch.where(divisor > 0, divisor, 1.0)  # all weights 0: the loss is 0
         return batches, divisor
 
     def compute_loss(

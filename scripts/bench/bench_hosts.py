@@ -119,8 +119,9 @@ def _sent() -> int:
     return int(COUNTER.read_text()) if os.environ.get("LOCAL_RANK", "0") == "0" else 0
 
 
-def predicted(folder: Path, hosts: int, slots: int, length: int, samples: int) -> dict[str, float]:
+def predicted(options: argparse.Namespace, folder: Path, hosts: int) -> dict[str, float]:
     """Bytes over the links of all hosts that the plan says of one scoring step."""
+    length, samples = options.length, options.samples
     from grads_ds.config.load import load_config
     from grads_ds.plan.cluster import Cluster
     from grads_ds.plan.forecast import forecasts
@@ -131,7 +132,7 @@ def predicted(folder: Path, hosts: int, slots: int, length: int, samples: int) -
         words = [f"probe.shard_within={where}", f"data.max_length={length}"]
         words += [f"probe.tokens_per_microbatch={length * samples}", "probe.epochs=0"]
         config = load_config(folder / "config.yaml", words)
-        cluster = Cluster(hosts, slots, 2.0**40, 1e10, 1e9)
+        cluster = Cluster(hosts, options.slots, 2.0**40, 1e10, 1e9)
         planned = forecasts(config, model_config(config.model.path), cluster, 1e6)
         found[where] = next(f for f in planned if f.stage == "recording").traffic.between_hosts * (
             hosts
@@ -161,7 +162,7 @@ def on_hosts(options: argparse.Namespace, hosts: int, rate: str) -> dict[str, An
         )
         if not (folder / "steps.json").exists():
             raise SystemExit(done.stdout[-3000:] + done.stderr[-3000:])
-        said = predicted(folder, hosts, options.slots, options.length, options.samples)
+        said = predicted(options, folder, hosts)
         found = json.loads((folder / "steps.json").read_text())
         for where, size in said.items():
             found[where]["bytes predicted"] = round(size)

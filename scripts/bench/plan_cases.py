@@ -50,7 +50,6 @@ def stage(number: int, **limits: Any) -> dict[str, Any]:
 
 CHECKPOINTED = {"sft.gradient_checkpointing": True}
 LORA = {"model.lora": {"r": 8}}
-RECOMPUTED = {"probe.gradient_checkpointing": True}
 CASES = [
     *(
         Case("sft", ranks, stage(number), kept)
@@ -96,12 +95,6 @@ CASES = [
     Case("sft", 2, stage(3), {"sft.sequence_parallel": 2} | CHECKPOINTED),
     *(Case("probe", ranks, stage(number)) for number in (2, 3) for ranks in (1, 2)),
     Case("probe", 2, stage(3), {"probe.layers": "all"}),
-    Case("probe", 2, stage(3), RECOMPUTED),
-    Case("probe", 2, stage(3), RECOMPUTED | {"probe.layers": "all"}),
-    Case("probe", 2, stage(3), RECOMPUTED | {"probe.recompute_layers": 4}),
-    Case("probe", 2, stage(3), RECOMPUTED | {"model.dtype": "bfloat16"}),
-    Case("probe", 4, stage(3), RECOMPUTED | {"probe.shard_within": "host"}, hosts=2),
-    Case("probe", 4, stage(3, zero_hpz_partition_size=2), note="hpZ", hosts=2),
     Case("probe", 2, stage(3), {"model.dtype": "bfloat16"}),
     Case(
         "probe",

@@ -43,12 +43,11 @@ def pins(file: Path) -> dict[str, str | None]:
 
 
 def roots() -> list[Requirement]:
-    """What the project and its real model require."""
+    """What the project, its real model and that model's study require."""
     project = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-    return [
-        Requirement(line)
-        for line in project["dependencies"] + project["optional-dependencies"]["real"]
-    ]
+    extras = project["optional-dependencies"]
+    study = [line for line in extras["scripts"] if Requirement(line).name == "bm25s"]
+    return [Requirement(line) for line in project["dependencies"] + extras["real"] + study]
 
 
 def requirements_of(wheel: Path, python: str) -> list[Requirement]:

@@ -3,8 +3,8 @@
     python scripts/quickstart/real_eta.py CONFIG MODEL
 
 Reads the pool's files and the model; writes nothing. Prints minutes for each stage and the time at
-which it will end. The shares were taken from a run on two cores; a machine that does other work is
-slower by what it does.
+which it will end. The rate is measured, on whatever else the machine does now; what a stage takes
+for each token is counted, not measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from grads_ds.config.load import load_config
 from grads_ds.first_config.look_at_rows import read_rows, spooled
 
 START = 25.0  # seconds that a stage's ranks take until they compute
-# forward passes' worth of each token, taken from a run: forward, backward and the optimizer's step
+# forward passes' worth of each token, a backward pass counted as two. Training: the optimizer's
+# step and ZeRO's copies are guessed as two more. Scoring: ifd and prompt_gain take a pass each
 TRAINED, SCORED, JUDGED = 5.0, 5.5, 1.2
 
 
@@ -61,7 +62,6 @@ def minutes(config: Config, each: float, pool: int, held_out: int) -> dict[str, 
 def main() -> None:
     """Measure, and print the forecast."""
     config, folder = load_config(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(max(1, (torch.get_num_threads() or 2)))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     spool = Path(config.data.train[0]).with_name("eta.spool")

@@ -82,8 +82,13 @@ def write_orders(folder: Path, seed: int, with_words: bool) -> None:
 
 def word_likeness(pool: list[str], asking: list[str]) -> np.ndarray:
     """Mean BM25 score of each of the pool's texts over the asking texts, [pool]."""
-    import bm25s
-
+    try:
+        import bm25s
+    except ImportError:
+        raise UserError(
+            "study: wanted the package bm25s, which asks the pool by words; found none installed;"
+            " pip install bm25s, or leave order bm25 out of the study's file"
+        ) from None
     tokens = bm25s.tokenize(pool, stopwords="en", show_progress=False)
     index = bm25s.BM25()
     index.index(tokens, show_progress=False)

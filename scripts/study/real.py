@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from scripts.study import orders
 from scripts.study.design import Study, cells, footings, pairs, read, variant
 from scripts.study.run import run_cell
 from scripts.study.run_configs import method_settings
+from scripts.study.tables import interval
 
 RESAMPLES = 10_000
 
@@ -137,7 +138,38 @@ def collect(study: Study) -> dict[str, Any]:
                     "models": margins(run, variant(*pairs(study, equal)[0])),
                 }
             )
-    return {"study": study.model_dump(mode="json"), "cells": records}
+    return {
+        "study": study.model_dump(mode="json"),
+        "cells": records,
+        "pooled": {str(share): pooled(records, share) for share in study.noise},
+    }
+
+
+def pooled(records: Sequence[Mapping[str, Any]], noise: float) -> dict[str, Any]:
+    """Over the pools with this share of noise, per method: pools, the share of clean rows among
+    those chosen, and of what was trained the difference to random with its 95 % t-interval over
+    pools (none with fewer than two).
+    """
+    having = [record for record in records if record["noise"] == noise]
+    found: dict[str, Any] = {}
+    for name in dict.fromkeys(name for record in having for name in record["kept"]):
+        kept = [record["kept"][name].get("kept", {}) for record in having]
+        purity = [one.get("clean", 0) / sum(one.values()) for one in kept if one]
+        entry: dict[str, Any] = {"pools": len(purity)}
+        if purity:
+            entry |= {"clean": round(float(np.mean(purity)), 4), "clean_least": min(purity)}
+        trained = [
+            model
+            for record in having
+            for label, model in record["models"].items()
+            if label.rsplit("_", 1)[0] == name and "margin_minus_random" in model
+        ]
+        for measure in ("margin_minus_random", "domain_minus_random") if trained else ():
+            mean, low, high = interval([model[measure][0] for model in trained])
+            entry["trained"] = len(trained)
+            entry[measure] = [round(v, 4) if np.isfinite(v) else None for v in (mean, low, high)]
+        found[name] = entry
+    return found
 
 
 def as_text(results: Mapping[str, Any]) -> str:
@@ -154,6 +186,9 @@ def as_text(results: Mapping[str, Any]) -> str:
             lines.append(f"    {name:20s} {found.get('kept', found.get('cannot'))}")
         for name, entry in cell["models"].items():
             lines.append(f"    {name:20s} {entry}")
+    for share, methods in results["pooled"].items():
+        lines += [f"pools with {float(share):.0%} noise"] if methods else []
+        lines += [f"    {name:20s} {entry}" for name, entry in methods.items()]
     return "\n".join(lines)
 
 

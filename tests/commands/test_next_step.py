@@ -30,6 +30,7 @@ LINES = {
     "check": "check {r}",
     "stop": "stop {r}",
     "export": "export {c} --to trl --out x",
+    "merge": "merge {r} --alpha 0.5 --out x",
     "config": "config --schema",
 }
 OWN = {"init"}  # says it in its own last line, also where there is no terminal

@@ -13,7 +13,7 @@ import pytest
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.data import input_files, readers, spool, template
+from grads_ds.data import input_files, readers, row_text, template
 from grads_ds.data.stage import run_prepare
 from grads_ds.flow.unit_inputs import prepare_units
 
@@ -65,7 +65,7 @@ def test_a_line_has_a_largest_size_however_small_its_file(
 def test_a_row_has_a_largest_size(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "ROW_LARGEST", 200)
+    monkeypatch.setattr(row_text, "ROW_LARGEST", 200)
     source = tmp_path / "rows.jsonl"
     source.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"more": "x" * 200}) + "\n")
     (found,) = prepare(tmp_path, tiny_model, str(source))

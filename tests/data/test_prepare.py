@@ -14,7 +14,6 @@ from datasets import load_from_disk
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.data import prepared
 from grads_ds.data.stage import check_prepare, run_prepare
 from grads_ds.data.tokenizer import load_tokenizer
 
@@ -165,19 +164,6 @@ def test_twice_the_same_to_the_byte(config: Config) -> None:
     first = (prepare(config), tree(Path(config.run_dir) / "prepared"))[1]
     second = (prepare(config), tree(Path(config.run_dir) / "prepared"))[1]
     assert first == second
-
-
-@pytest.mark.slow
-def test_several_processes_write_what_one_writes(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepared, "CHUNK", 3)
-    alone, one = prepare(config)
-    monkeypatch.setattr(prepared, "PROCESSES_FROM", 1)
-    monkeypatch.setattr(prepared.os, "sched_getaffinity", lambda pid: {0, 1})
-    together, two = prepare(changed(config, validation={}))
-    assert alone.to_dict() == together.to_dict()
-    assert one["sets"]["pool"] == two["sets"]["pool"]
 
 
 # ---- faults --------------------------------------------------------------------------------------

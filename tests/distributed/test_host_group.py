@@ -5,17 +5,21 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
+from transformers import AutoModelForCausalLM
 
 from grads_ds.config.config import Config
 from grads_ds.distributed import host_group, ranks
-from grads_ds.distributed.host_group import ranks_by_host, within_host
+from grads_ds.distributed.host_group import ranks_by_host, sign_of_life, within_host
 from grads_ds.distributed.reduction import all_reduce_sum
 from ranks import run_on_ranks
 from tests.probe.jobs import make_config, stage, table_of
@@ -101,6 +105,8 @@ def recorded(config: Config) -> dict[str, int]:
 
     for name, (place, keyword) in COLLECTIVES.items():
         setattr(dist, name, counted(getattr(dist, name), place, keyword))
+    # DeepSpeed looked it up when the ranks started
+    deepspeed.comm.comm.cdb.all_gather_function = dist.all_gather_into_tensor
     original = frozen_pass.with_progress
 
     def watched(*args: Any) -> Any:
@@ -124,6 +130,51 @@ def test_a_table_of_two_hosts_is_the_one_of_the_world_and_of_one_host(tmp_path: 
     stage("prepare", config)
     run_on_ranks(4, stage, "probe", config)
     assert tables["host"].equals(tables["world"]) and tables["host"].equals(table_of(config))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "one/model")
+    size = sum(p.nbytes for p in model.parameters())
     for world, host in zip(moved["world"], moved["host"], strict=True):
-        assert not host.get("over") and host["inside"]
-        assert world["over"] and not world.get("inside")
+        assert not host.get("over") and host["inside"] > size
+        assert world["over"] > size and not world.get("inside")
+
+
+def test_hosts_of_one_rank_each_hold_the_model_whole(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    stage("prepare", config)
+    run_on_ranks(2, recorded, with_shards(config, "host"))
+    apart = table_of(config)
+    other = make_config(tmp_path / "world")
+    stage("prepare", other)
+    run_on_ranks(2, stage, "probe", other)
+    assert apart.equals(table_of(other))
+
+
+def at_its_own_pace(signs: bool) -> tuple[float, str]:
+    """Seconds until this host had done its part, of which the second one takes three, and what
+    leaving said.
+    """
+    host = two_hosts()
+    host_group.default_pg_timeout = timedelta(seconds=1.5)
+    host_group.BEAT_SECONDS = 0.3
+    ranks_by_host()
+    began = time.monotonic()
+    try:
+        with within_host():
+            for _ in range(10 * host):
+                time.sleep(0.3)
+                if signs:
+                    sign_of_life()
+            spent = time.monotonic() - began
+    except RuntimeError as error:
+        return spent, str(error)
+    return spent, f"left after {time.monotonic() - began >= 3}"
+
+
+def test_a_fast_host_waits_at_the_end_for_one_that_gives_signs_of_life() -> None:
+    fast, slow = run_on_ranks(2, at_its_own_pace, True)
+    assert fast[0] < 1.5 and slow[0] >= 3
+    assert fast[1] == slow[1] == "left after True"
+
+
+def test_a_host_that_gives_no_sign_is_not_waited_for_without_end() -> None:
+    fast, _ = run_on_ranks(2, at_its_own_pace, False)
+    assert fast[1].startswith("1 ranks of other hosts have not come to the end")

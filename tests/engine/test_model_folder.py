@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_tiny_model
@@ -19,7 +20,7 @@ from grads_ds.data.stage import run_prepare
 from grads_ds.engine.model_folder import save_model
 from ranks import run_on_ranks
 from tests.data import twins
-from tests.training.test_train import logits, make_config, train_and_look
+from tests.training.test_train import logits, make_config, make_rows, train_and_look
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "head": {"target_modules": ["lm_head", "q_proj", "v_proj"]},
@@ -40,8 +41,16 @@ def train_adapters(base: Path, folder: Path) -> dict[str, np.ndarray]:
     for name, adapters in ADAPTERS.items():
         lora = {"r": 4, "alpha": 16} | adapters
         config = make_config(base, folder, model={"lora": lora}, sft={"learning_rate": 0.05})
-        found[name] = train_and_look(config, name)
+        found[name] = train_and_look(config, name, adapter_dir=folder / f"{name} adapter")
     return found
+
+
+def on_the_base(base: Path, adapter: Path) -> torch.Tensor:
+    """Logits of the base model with the adapter put on by PEFT."""
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    ids = torch.tensor([row["input_ids"] for row in make_rows()])
+    with torch.no_grad():
+        return PeftModel.from_pretrained(plain, adapter)(ids).logits
 
 
 def test_adapters_on_tied_layers_are_exported_as_they_were_trained(tmp_path: Path) -> None:
@@ -51,6 +60,9 @@ def test_adapters_on_tied_layers_are_exported_as_they_were_trained(tmp_path: Pat
         wanted = torch.from_numpy(trained)
         torch.testing.assert_close(logits(tmp_path / name), wanted, atol=1e-4, rtol=0)
         assert (wanted - logits(base)).abs().max() > 1e-2
+        if name in ("rslora", "dora", "head whole"):
+            adapted = on_the_base(base, tmp_path / f"{name} adapter")
+            torch.testing.assert_close(adapted, wanted, atol=1e-4, rtol=0)
         tied = json.loads((tmp_path / name / "config.json").read_text())["tie_word_embeddings"]
         assert tied is (name == "dora")  # its adapters leave the tied weight alone
 

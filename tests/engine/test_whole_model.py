@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
-import torch.distributed as dist
 
 from grads_ds.config.config import Config
 from grads_ds.data.tokenizer import load_tokenizer
@@ -28,15 +28,14 @@ def asked(config: Config) -> list[dict[str, Any]]:
     norms of a batch before and after.
     """
     gathers: Counter[str] = Counter()
-    for name in ("all_gather_into_tensor", "all_gather"):
-        original = getattr(dist, name)
+    backend = deepspeed.comm.comm.cdb  # looked its collective up when the ranks started
+    original = backend.all_gather_function
 
-        def call(*args: Any, original: Any = original, **kwargs: Any) -> Any:
-            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-            gathers["all"] += any(t.is_floating_point() for t in tensors)
-            return original(*args, **kwargs)
+    def counted(**arguments: Any) -> Any:
+        gathers["all"] += 1
+        return original(**arguments)
 
-        setattr(dist, name, call)
+    backend.all_gather_function = counted
     tokenizer = load_tokenizer(config.model)
     ids = torch.arange(8, 24)[None]
     batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
@@ -54,7 +53,9 @@ def asked(config: Config) -> list[dict[str, Any]]:
             apart = all(p.numel() == 0 for p in model.parameters())
             after = score_batch(recorder, engine, batch).norms
         same = all(torch.equal(before[name], after[name]) for name in before)
-        found.append({"whole": whole, "texts": texts, "gathers": count, "apart": apart and same})
+        found.append(
+            {"whole": whole, "texts": texts, "gathers": count, "apart": apart, "same": same}
+        )
     return found
 
 
@@ -63,4 +64,4 @@ def test_generation_gathers_the_layers_once_where_memory_allows(tmp_path: Path) 
         assert kept["whole"] and not sharded["whole"]
         assert kept["texts"] == sharded["texts"] and len(kept["texts"]) == 2
         assert kept["gathers"] == 0 < sharded["gathers"]
-        assert kept["apart"] and sharded["apart"]
+        assert kept["apart"] and kept["same"] and sharded["same"]

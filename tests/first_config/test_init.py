@@ -18,7 +18,8 @@ from conftest import WORDS, write_rows
 from grads_ds.cli import main
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
-from grads_ds.first_config.machine import Machine
+from grads_ds.first_config import write_config as writing
+from grads_ds.first_config.machine import Machine, Model
 from grads_ds.first_config.write_config import Request, write_config
 from grads_ds.training.division import check_training
 
@@ -84,7 +85,7 @@ def test_files_of_every_kind_get_a_config_that_prepares_without_leaks(
     assert main(["init", *files, "--model", str(tiny_model)]) == 0
     told = capsys.readouterr().out
     assert (
-        "sharegpt: 40 rows of format sharegpt" in told and "next: grads-ds plan grads.yaml" in told
+        "sharegpt: 40 rows of format sharegpt" in told and "next: grads-ds run grads.yaml" in told
     )
     config = load_config("grads.yaml")
     assert reasons_missing(Path("grads.yaml").read_text()) == []
@@ -107,7 +108,19 @@ def test_repeated_answers_stay_in_the_pool_and_the_config_says_so(tiny_model: Pa
     assert main(["init", "rows.jsonl", "--model", str(tiny_model)]) == 0
     kept = {json.loads(line)["completion"] for line in held_out()}
     assert len(kept) == 40 and kept <= {a for _, a in once}
-    assert "stay in the pool)" in " ".join(Path("grads.yaml").read_text().split())
+    assert "stay in the pool)" in " ".join(Path("grads.yaml").read_text().replace("#", "").split())
+
+
+def test_a_pool_that_repeats_itself_throughout_is_split_and_says_so(tiny_model: Path) -> None:
+    draw = random.Random(4)
+    stock = words(draw, 30, 30)
+    rows = [{"prompt": words(draw), "completion": f"{stock} {i}"} for i in range(60)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["init", "rows.jsonl", "--model", str(tiny_model)]) == 0
+    assert "near-duplicates of the pool are among them" in " ".join(
+        Path("grads.yaml").read_text().replace("#", "").split()
+    )
+    assert len(held_out()) == 20
 
 
 def test_the_split_follows_the_seed_and_the_rows_and_not_their_order(tiny_model: Path) -> None:
@@ -200,11 +213,28 @@ def test_the_values_fit_the_machine(tiny_model: Path) -> None:
     for gpus in (0, 1, 3, 8):
         out = Path(f"c{gpus}.yaml")
         asked = Request(["a.jsonl"], str(tiny_model), [], out)
-        write_config(asked, Machine(gpus, "H100", 80.0, 8))
+        said = write_config(asked, Machine(gpus, "H100", 80.0, 8))
+        plan = f"grads-ds plan {out} --cluster 1x{gpus} --gpu-memory 80 --calibrate"
+        assert (plan in said[-1]) == (gpus > 0)
         config = load_config(out)
         assert config.model.dtype == ("bfloat16" if gpus else "float32")
         for name, settings in (("probe", config.probe), ("sft", config.sft)):
             assert check_training(config, name, settings, gpus or 2) == []
+
+
+@pytest.mark.parametrize(("gpus", "adapts"), [(1, True), (8, False)])
+def test_a_model_too_large_for_the_gpus_is_given_adapters(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, adapts: bool
+) -> None:
+    write_rows(Path("a.jsonl"), 60)
+    large = Model(str(tiny_model), 7_000_000_000, 4096, "chat template of its own")
+    monkeypatch.setattr(writing, "look_at_model", lambda *_: large)
+    asked = Request(["a.jsonl"], str(tiny_model), [], Path("c.yaml"))
+    write_config(asked, Machine(gpus, "A100", 80.0, 8))
+    config = load_config("c.yaml")
+    assert (config.model.lora is not None) == adapts
+    assert config.sft.learning_rate == (2e-4 if adapts else 1e-5)
+    assert config.sft.gradient_checkpointing
 
 
 def test_a_model_without_tokenizer_is_told_before_any_row_is_read() -> None:

@@ -4,7 +4,6 @@ the next start goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -30,14 +29,3 @@ def test_every_stage_tells_a_failing_disk_and_goes_on_when_it_is_whole() -> None
     rows = [line for line in result.stdout.splitlines() if "| told 1 |" in line]
     assert {line.split(" | ")[0].strip("| ") for line in rows} == set(storage_errors.STAGES)
     assert sum(" reads " in line for line in rows) == len(storage_errors.STAGES)
-
-
-def test_every_error_at_every_stage_is_on_record_and_was_told() -> None:
-    found = json.loads(storage_errors.NUMBERS.read_text())
-    cases = {(row["stage"], row["error"], row["calls"]) for row in found}
-    assert len(cases) == len(storage_errors.STAGES) * len(storage_errors.ERRORS)
-    for row in found:
-        ends = row["ends"]
-        assert ends.get(storage_errors.TOLD, 0) >= 1 and storage_errors.WRONG not in ends, row
-    marks, page = storage_errors.MARKS, storage_errors.PAGE.read_text()
-    assert f"{marks[0]}\n{storage_errors.table(found)}\n{marks[1]}" in page

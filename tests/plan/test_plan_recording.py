@@ -7,15 +7,15 @@ from __future__ import annotations
 import json
 import re
 import time
-from pathlib import Path
 
 import pytest
 
 from conftest import REPO
 from grads_ds.cli import main
 from grads_ds.config.load import load_config
+from grads_ds.plan import recording_plan
 from grads_ds.plan.cluster import Cluster, Forecast
-from grads_ds.plan.forecast import forecasts
+from grads_ds.plan.planner import Planner
 from grads_ds.plan.shapes import model_config, shape_of
 from grads_ds.plan.stage_time import duration, scoring_flop
 
@@ -27,12 +27,7 @@ def recording(*words: str, name: str = "70B", hosts: int = 8, network: float = 5
     """On hosts of eight H100."""
     cluster = Cluster(hosts, 8, 80 * 2.0**30, 0.4 * 989e12, network * 1e9, peak=989e12)
     config = load_config(CONFIG, ["probe.epochs=0", *words])
-    (found,) = (
-        item
-        for item in forecasts(config, model_config(name), cluster, 1e9)
-        if item.stage == "recording"
-    )
-    return found
+    return recording_plan.recording(Planner(config, model_config(name), cluster), 1e9)
 
 
 def followed(advice: str) -> list[str]:
@@ -58,7 +53,7 @@ def test_70b_is_recorded_at_the_speed_of_arithmetic(planned: Forecast) -> None:
 def test_where_nothing_need_be_computed_again_it_is_3_5_times_as_fast() -> None:
     cluster = Cluster(8, 8, 141 * 2.0**30, 0.4 * 989e12, 50e9)
     config = load_config(CONFIG, ["probe.epochs=0", "probe.gradient_checkpointing=false"])
-    found = forecasts(config, model_config("70B"), cluster, 1e9)[0]
+    found = recording_plan.recording(Planner(config, model_config("70B"), cluster), 1e9)
     assert found.fits and found.binds == "arithmetic" and not found.recomputed
     assert found.tokens_per_second >= 3.5 * BEFORE
 
@@ -72,11 +67,12 @@ def test_samples_of_8192_tokens_fit() -> None:
 
 
 def test_over_all_hosts_the_link_binds_and_the_advice_gains_what_it_says() -> None:
-    world = recording("probe.shard_within=world", "probe.recompute_layers=null")
+    plain = ["deepspeed=zero3", "probe.recompute_layers=null"]  # hpZ keeps frozen weights as well
+    world = recording(*plain, "probe.shard_within=world")
     assert world.binds == "host link" and world.shards == 64
     (advice,) = world.advice
     assert "shard_within: host" in advice
-    better = recording("probe.recompute_layers=null", *followed(advice))
+    better = recording(*plain, *followed(advice))
     assert better.fits
     gain = better.tokens_per_second / world.tokens_per_second
     assert float(advice.rsplit(": ", 1)[1].split()[0]) == pytest.approx(gain, abs=0.05)
@@ -98,7 +94,8 @@ def test_auto_shards_a_model_too_large_for_one_host_over_all(planned: Forecast) 
 def test_a_slow_inside_link_binds_as_well() -> None:
     cluster = Cluster(1, 8, 80 * 2.0**30, 4e14, 50e9, inside=1e9)
     config = load_config(CONFIG, ["probe.epochs=0"])
-    assert forecasts(config, model_config("7B"), cluster, 1e9)[0].binds == "inside link"
+    planner = Planner(config, model_config("7B"), cluster)
+    assert recording_plan.recording(planner, 1e9).binds == "inside link"
 
 
 def test_flop_of_a_token_are_two_a_parameter_and_pass() -> None:
@@ -110,12 +107,9 @@ def test_flop_of_a_token_are_two_a_parameter_and_pass() -> None:
     assert kept == pytest.approx(4 * (shape.body + attention + shape.head), rel=0.02)
 
 
-@pytest.mark.parametrize("hosts", [8, 128])
-def test_405b_on_64_to_1024_gpus_is_planned_in_seconds(
-    hosts: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_405b_on_1024_gpus_is_planned_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     began = time.process_time()
-    words = ["plan", str(CONFIG), "--model", "405B", "--cluster", f"{hosts}x8", "--json"]
+    words = ["plan", str(CONFIG), "--model", "405B", "--cluster", "128x8", "--json"]
     words += ["--set", "probe.batch_size=1024", "--set", "sft.batch_size=1024"]
     main(words)
     found = json.loads(capsys.readouterr().out)

@@ -107,8 +107,7 @@ def test_every_contrast_column_is_its_definition_on_two_sharded_ranks(
         return reference_gradients(model, single(row))[0][1][names[group]]
 
     hidden = [at_targets(model, row)[2].mean(0) for row in pool]
-    centre = torch.stack([hidden[i] for i in sorted(drawn)]).mean(0)
-    direction = torch.stack([at_targets(model, row)[2].mean(0) for row in anchors]).mean(0) - centre
+    like = torch.stack([at_targets(model, row)[2].mean(0) for row in anchors]).mean(0)
     fisher = sum(head_gradient(model, row).square().sum(-1) for row in anchors)
     fisher = fisher / fisher.mean()
     others = partners(len(pool), 2, config.seed)
@@ -120,7 +119,8 @@ def test_every_contrast_column_is_its_definition_on_two_sharded_ranks(
             if column.endswith("gain"):
                 value = np.mean([statistics(model, other)[column] for other in behind]) - value
             np.testing.assert_allclose(found[column], value, rtol=1e-4, atol=1e-5)
-        cosine = torch.cosine_similarity(hidden[place] - centre, direction, dim=0).item()
+        centre = torch.stack([hidden[i] for i in sorted(drawn - {place})]).mean(0)
+        cosine = torch.cosine_similarity(hidden[place] - centre, like - centre, dim=0).item()
         np.testing.assert_allclose(found["anchor_hidden_cosine"], cosine, atol=1e-5)
         weighted = (fisher * head_gradient(model, row).square().sum(-1)).sum().item()
         np.testing.assert_allclose(found["row_fisher"], weighted, rtol=1e-4)
@@ -187,6 +187,21 @@ def test_controls_are_scored_as_the_pool_is_and_kept_out_of_it(tmp_path: Path) -
         against = cosine(each[place].flatten(), common.flatten(), dim=0).item()
         np.testing.assert_allclose(found["anchor_contrast_embedding"], own - against, atol=2e-5)
         assert np.isnan(found["row_fisher"]) and np.isnan(found["anchor_inner_product_embedding"])
+
+
+def test_forwards_alone_give_the_same_columns_as_a_pass_with_norms(tmp_path: Path) -> None:
+    extras = ["ifd", "el2n", "surprise", "prompt_gain", "hidden", "fisher"]
+    tables = []
+    for layers in (["lm_head"], []):
+        (folder := tmp_path / str(len(layers))).mkdir()
+        config = make_job(folder, True, extras=extras, layers=layers)
+        stage("prepare", config)
+        stage("probe", config)
+        tables.append(table_of(config))
+    with_norms, bare = tables
+    assert "lm_head_grad_norm" in with_norms and not any("_grad_norm" in n for n in bare.columns)
+    for name in ["loss", *extra_columns(extras, [])]:
+        np.testing.assert_allclose(bare[name], with_norms[name], rtol=1e-5, atol=1e-6)
 
 
 def gradient_of(model: Any, row: dict[str, Any]) -> torch.Tensor:

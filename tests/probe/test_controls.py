@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import Dataset, load_from_disk
+from pydantic import ValidationError
 
+from grads_ds.config.columns import extra_columns
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
+from grads_ds.config.probe import ProbeConfig
 from grads_ds.config.select import SelectConfig
 from grads_ds.probe.controls import FOLDER, SCORES, prepare_controls
+from grads_ds.probe.extra_columns import ExtraColumns
 from grads_ds.probe.prompts import has_prompt, partners
 from grads_ds.scores.read import read_table
 from grads_ds.selection.choose import choose
@@ -138,3 +143,43 @@ def test_nearness_without_a_reference_set_is_refused_before_the_probe(tmp_path: 
     named = SelectConfig(filters=[{"column": "loss", "against": "reference"}])
     (problem,) = check_select(config.model_copy(update={"select": named}), tmp_path)
     assert "reference rows" in problem and "probe.anchor" in problem
+
+
+def test_without_layers_what_is_recorded_per_group_is_refused() -> None:
+    for extras in (["anchor"], ["hidden", "contrast"]):
+        with pytest.raises(ValidationError, match=rf"{extras[-1]} are recorded per layer group"):
+            ProbeConfig(layers=[], extras=extras, anchor="x")
+    with pytest.raises(ValidationError, match="record: during records the norms of layers"):
+        ProbeConfig(layers=[], record="during")
+    bare = ProbeConfig(layers=[], extras=["ifd", "hidden"], anchor="x", epochs=0)
+    assert extra_columns(bare.extras, bare.layers) == ["ifd", "anchor_hidden_cosine"]
+
+
+def test_norms_are_asked_for_by_name_where_none_are_recorded(tmp_path: Path) -> None:
+    config = job(tmp_path, chats(4), layers=[])
+    problems = check_select(config, tmp_path)
+    assert len(problems) == 2 and all("probe.layers records none" in text for text in problems)
+    assert "set probe.layers: [embedding]" in problems[0]
+
+
+def test_a_row_is_left_out_of_the_mean_hidden_state_it_has_a_part_in() -> None:
+    draw = torch.Generator().manual_seed(3)
+    pool, known = (torch.randn(n, 6, generator=draw, dtype=torch.float64) for n in (9, 4))
+    columns = ExtraColumns.__new__(ExtraColumns)
+    columns.drawn = {10 + i: i for i in range(5)}
+    centre, like = pool[:5].mean(0), known.mean(0)
+    columns.kept = {"hidden.direction": like - centre, "reference_rows": torch.tensor(4.0)}
+    samples = [{"sample_id": 10 + i} for i in range(9)]
+    samples += [{"sample_id": 50 + i, "reference_row": i} for i in range(4)]
+    rows = torch.cat([pool, known]) - centre
+    direction = like - centre + columns._own_part(samples, rows)
+    found = torch.cosine_similarity(rows, direction)
+    for place, value in enumerate(found):
+        own, mean = pool[place] if place < 9 else known[place - 9], centre
+        towards = like
+        if place < 5:
+            mean = (5 * centre - own) / 4
+        elif place >= 9:
+            towards = (4 * like - own) / 3
+        wanted = torch.cosine_similarity(own - mean, towards - mean, dim=0)
+        torch.testing.assert_close(value, wanted)

@@ -17,7 +17,7 @@ from grads_ds.evaluate.candidates import read_candidates
 from grads_ds.evaluate.forgetting_limit import choose
 from grads_ds.report.forgetting import Forgetting, read_forgetting
 from grads_ds.report.forgetting_figure import picture
-from grads_ds.report.terminal import report_table
+from grads_ds.report.text_table import report_table
 from grads_ds.report.what_to_do import Advice, advice
 from tests.report.html_page import Page, report
 from tests.report.synthetic_forgetting import LINE, write_forgetting

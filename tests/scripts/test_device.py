@@ -199,6 +199,23 @@ def test_a_piece_that_came_broken_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "kit").exists()
 
 
+def test_the_studys_material_is_links_that_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(DEVICE))
+    import study_cells
+
+    for name in ("model", "rows"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "rows/a.jsonl").write_text("{}")
+    for _ in range(2):
+        place = study_cells.material(tmp_path / "m", tmp_path / "model", tmp_path / "rows")
+    assert (place / "data/a.jsonl").is_file() and (place / "models" / study_cells.MODEL).is_dir()
+    for name, _ in study_cells.RUNS:
+        text = (REPO / f"configs/study/{name}.yaml").read_text()
+        assert f"docs/results/study_{name}.json" in text
+
+
 def test_what_the_machine_lacks_has_a_tested_version() -> None:
     image, pinned = pack.pins(DEVICE / "image.txt"), pack.pins(REPO / "constraints.txt")
     lacking = {canonicalize_name(r.name) for r in pack.roots() if not pack.there(r, image)}

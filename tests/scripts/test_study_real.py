@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from grads_ds.selection.choose import choose
 from grads_ds.selection.requirements import check_select
 from scripts.study import orders, pools
 from scripts.study.design import Study, cells, footings, read
-from scripts.study.real import margins, planted_areas
+from scripts.study.real import margins, planted_areas, pooled
 from scripts.study.run_configs import method_settings, run_config
 from selection.pools import score_table
 from tests.scripts.test_study_pools import rows as pool_rows
@@ -153,3 +154,27 @@ def test_a_needle_pool_holds_the_share_that_its_study_names() -> None:
 def read_needle_with_noise() -> Study:
     study = read(REPO / "configs/study/needle.yaml")
     return Study.model_validate(study.model_dump() | {"noise": [0.4]})
+
+
+def test_pools_are_pooled_by_their_share_of_noise_and_one_pool_has_no_interval() -> None:
+    def record(noise: float, clean: int, margin: float) -> dict[str, Any]:
+        model = {"margin_minus_random": [margin, 0, 0], "domain_minus_random": [-margin, 0, 0]}
+        return {
+            "noise": noise,
+            "kept": {"guided": {"kept": {"clean": clean, "wrong_answer": 10 - clean}}, "x": {}},
+            "models": {"guided_25": model, "base": {}},
+        }
+
+    records = [record(0.4, 9, 0.1), record(0.4, 7, 0.3), record(0.0, 10, 0.2)]
+    found = pooled(records, 0.4)["guided"]
+    assert (found["pools"], found["trained"], found["clean"], found["clean_least"]) == (
+        2,
+        2,
+        0.8,
+        0.7,
+    )
+    mean, low, high = found["margin_minus_random"]
+    assert mean == pytest.approx(0.2) and low < 0.1 < 0.3 < high
+    assert found["domain_minus_random"][0] == pytest.approx(-0.2)
+    assert pooled(records, 0.0)["guided"]["margin_minus_random"] == [0.2, None, None]
+    assert pooled(records, 0.4)["x"] == {"pools": 0} and pooled(records, 0.2) == {}

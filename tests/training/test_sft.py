@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -101,6 +102,34 @@ def test_general_rows_make_up_the_asked_share_in_every_variant(run_dir: Path) ->
     ] * 4
     assert len(training_rows(settings, run_dir, "full")[0]) == 20
     assert draw_replay(50, 20, seed=1) == draw_replay(50, 20, seed=1) != draw_replay(50, 20, seed=2)
+
+
+def test_a_token_gate_weighs_tokens_beside_the_rows_own_weight(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_dir / "scores").mkdir()
+    losses = [0.1 * n for n in range(10)]
+    table = {"sample_id": range(10), "loss": losses, "num_target_tokens": [1] * 10}
+    pq.write_table(pa.table(table), run_dir / "scores/table.parquet")
+    seen = {}
+
+    def look(job: Any) -> None:
+        seen.update(
+            {row["input_ids"][0]: row["weight"] for row in map(job.rows.__getitem__, range(4))}
+        )
+        seen["card"] = job.card
+
+    monkeypatch.setattr(sft, "train_model", look)
+    settings = config(run_dir, token_gate="flow", weights=True)
+    settings = settings.model_copy(
+        update={"probe": settings.probe.model_copy(update={"epochs": 0.0})}
+    )
+    run_sft(settings, run_dir, "selected", "identity")
+    card = seen.pop("card")
+    wanted = {n: [0, w * float(np.exp(-losses[n] / 0.4))] for n, w in CHOSEN.items()}
+    assert {n: pytest.approx(w) for n, w in seen.items()} == wanted
+    assert "token gate flow: 0 of 4 target tokens count nothing" in card
+    assert not (run_dir / "sft/token_gates").exists()
 
 
 def test_nothing_in_a_card_acts_as_markup(run_dir: Path) -> None:

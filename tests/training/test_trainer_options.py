@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
-import types
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def test_what_cannot_work_here_is_told_before_any_work(
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     asked = {"optim": "adamw_8bit", "use_liger_kernel": True, "tf32": True}
-    config = make_config(tmp_path, tmp_path, sft={"trainer": asked | {"report_to": ["trackio"]}})
+    config = make_config(
+        tmp_path / "base", tmp_path, sft={"trainer": asked | {"report_to": ["trackio"]}}
+    )
     found = "\n".join(check_trainer(config))
     for name in asked:
         assert f"sft.trainer.{name}: wanted a CUDA device" in found
@@ -115,7 +118,7 @@ def test_what_cannot_work_here_is_told_before_any_work(
 def test_what_the_deepspeed_file_takes_over_is_not_set_twice(tmp_path: Path) -> None:
     file = tmp_path / "own.json"
     config = make_config(
-        tmp_path,
+        tmp_path / "base",
         tmp_path,
         sft={"trainer": {"optim": "sgd", "adam_beta1": 0.5, "lr_scheduler_kwargs": {"a": 1}}},
     ).model_copy(update={"deepspeed": str(file)})
@@ -184,14 +187,43 @@ def test_every_option_trains_under_zero_3_and_does_what_it_says(tmp_path: Path) 
     assert found["arguments"][2]["momentum"] == 0.9 and "Adam" in optimizer
 
 
-def test_a_tracker_is_told_every_logged_loss_and_changes_no_result(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """mlflow stands for the trackers; the real ones are tried by hand (docs/sft.md)."""
+OFFLINE = {
+    "wandb": {"WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+    "mlflow": {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"},
+    "trackio": {"TRACKIO_DIR": "trackio"},
+}
+
+
+def track(tracker: str, config: Config) -> list[str]:
+    """Train with the tracker, offline; the files it left in the folder."""
+    folder = Path(config.run_dir)
+    os.chdir(folder)
+    os.environ.update(OFFLINE[tracker])
+    before = set(folder.rglob("*"))
+    train_all({"tracked": config})
+    ours = ("tracked", "tracked-work", "tracked-tb")
+    new = [str(file.relative_to(folder)) for file in set(folder.rglob("*")) - before]
+    return [name for name in new if name.split("/")[0] not in ours]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tracker", list(OFFLINE))
+def test_a_tracker_that_is_installed_keeps_the_run_offline(tmp_path: Path, tracker: str) -> None:
+    if find_spec(tracker) is None:
+        pytest.skip(f"needs the package {tracker} (pip install 'grads-ds[{tracker}]')")
+    base = make_tiny_model(tmp_path / "base")
+    trainer = {"report_to": [tracker], "project": "trial", "run_name": "one"}
+    (left,) = run_on_ranks(1, track, tracker, make_config(base, tmp_path, sft={"trainer": trainer}))
+    kept = {"wandb": "wandb/offline-run-", "mlflow": "mlflow.db", "trackio": "trackio/"}
+    assert any(name.startswith(kept[tracker]) for name in left), left
+
+
+def test_a_tracker_changes_no_result_and_a_seed_does(tmp_path: Path) -> None:
     options = TrainerOptions(report_to=["tensorboard", "mlflow"], seed=3)
     assert options.arguments()["report_to"] == ["mlflow"]
-    monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
-    plain = make_config(tmp_path, tmp_path).sft
-    tracked = make_config(tmp_path, tmp_path, sft={"trainer": {"report_to": ["mlflow"]}}).sft
-    seeded = make_config(tmp_path, tmp_path, sft={"trainer": {"seed": 3}}).sft
+    plain = make_config(tmp_path / "base", tmp_path).sft
+    tracked = make_config(
+        tmp_path / "base", tmp_path, sft={"trainer": {"report_to": ["mlflow"]}}
+    ).sft
+    seeded = make_config(tmp_path / "base", tmp_path, sft={"trainer": {"seed": 3}}).sft
     assert plain.inputs() == tracked.inputs() != seeded.inputs()
