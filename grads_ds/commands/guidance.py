@@ -60,8 +60,8 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "merge": (
         (
-            "runs/grads --alpha 0.5 --out half_way",
-            "half-way between the base and the trained model",
+            "runs/grads --alpha 0.5 --out half",
+            "half way between the base model and the trained one",
         ),
         ("runs/grads --alpha 0.5 --adapter --out adapter", "its LoRA adapter, scaled"),
     ),
