@@ -130,7 +130,8 @@ def timeline_of(config: Any, batch: Batch) -> Timeline:
     parameters and lets the gradient enter at the last hidden state, behind the recorder's own pass
     over the head (every position taken for a target).
     """
-    return _timeline(type(config), config.to_json_string(use_diff=False), batch)
+    kind: Any = type(config)
+    return _timeline(kind, config.to_json_string(use_diff=False), batch)
 
 
 @functools.lru_cache(maxsize=64)
