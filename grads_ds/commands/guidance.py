@@ -58,6 +58,9 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("grads.yaml --to trl --out for_trl", "rows, weights and a command to train with"),
         ("grads.yaml --to axolotl --variant random --out baseline", "a variant"),
     ),
+    "merge": (
+        ("runs/grads --alpha 0.5 --out half", "half way between the base model and the trained one"),
+    ),
     "config": (("--schema > grads.schema.json", "for editors that complete YAML"),),
 }
 PAGES = {
@@ -72,6 +75,7 @@ PAGES = {
     "plan": "docs/planning.md",
     "scores": "docs/probe.md",
     "export": "docs/exports.md",
+    "merge": "docs/forgetting.md",
     "config": "docs/config.md",
     "check": "docs/trust.md",
 }

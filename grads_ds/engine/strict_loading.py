@@ -44,7 +44,7 @@ def check_loaded(model: nn.Module, info: dict[str, Any], path: str | Path) -> No
     not_finite = [
         name
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]
-        if not torch.isfinite(getattr(tensor, "ds_tensor", tensor).detach()).all()
+        if not torch.isfinite(held(tensor).detach()).all()
     ]
     unexpected = info.get("unexpected_keys", ())
     mismatched = [item[0] for item in info.get("mismatched_keys", ())]
@@ -57,6 +57,18 @@ def check_loaded(model: nn.Module, info: dict[str, Any], path: str | Path) -> No
     ]
     if any(found):
         raise UserError([text for text in found if text])
+
+
+def held(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor: all of it, or under ZeRO-3 its shard [n] without the
+    padding by which shards are made equal, whose memory was never written.
+    """
+    shard = getattr(tensor, "ds_tensor", None)
+    if shard is None:
+        return tensor
+    parameter: Any = tensor
+    before = shard.numel() * int(parameter.ds_zero_partition_rank)
+    return shard.reshape(-1)[: max(0, int(parameter.ds_numel) - before)]
 
 
 def _compare(config: Config, folder: Path) -> None:

@@ -4,6 +4,7 @@ is shown where it was started.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -41,7 +42,8 @@ def test_it_works_in_a_session_of_its_own_until_it_is_stopped(
     assert "grads-ds run on" in capsys.readouterr().out
     assert main(["stop", str(run), "--wait-seconds", "30"]) == 0
     assert "working" in (run / LOG).read_text()
-    os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):  # reaped already
+        os.waitpid(pid, 0)
     assert left_behind(str(run)) == []
 
 

@@ -62,7 +62,7 @@ def test_the_command_draws_on_the_terminal_and_shows_names_as_text(tmp_path: Pat
         f"from grads_ds.cli import main\nraise SystemExit(main({arguments}))"
     )
     assert status == 0 and said.startswith("\x1b[?1049h\x1b[H")
-    assert "\\x1b[2J: nobody" in said and "\x1b[2J" not in said
+    assert "run\\x1b[2J" in said and "\x1b[2J" not in said
 
 
 def test_the_keyboard_ends_it_without_a_complaint() -> None:

@@ -4,6 +4,8 @@ whole after an interruption.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import shutil
@@ -195,17 +197,18 @@ def test_an_interrupted_probe_scores_only_what_is_missing_to_the_same_bits(tmp_p
     )
 
 
-def refused(config: Config) -> str:
+def probe_says(config: Config) -> str:
+    """What the probe prints, or refuses."""
+    said = io.StringIO()
     try:
-        stage("probe", config)
+        with contextlib.redirect_stdout(said):
+            stage("probe", config)
     except UserError as error:
         return str(error)
-    return ""
+    return said.getvalue()
 
 
-def test_unfinished_scores_of_another_model_or_pool_are_set_aside(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_unfinished_scores_of_another_model_or_pool_are_set_aside(tmp_path: Path) -> None:
     config = make_config(tmp_path, probe={"flush_seconds": 0})
     stage("prepare", config)
     run_on_ranks(1, stage, "probe", config)
@@ -217,8 +220,7 @@ def test_unfinished_scores_of_another_model_or_pool_are_set_aside(
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    run_on_ranks(1, stage, "probe", config)
-    said = capfd.readouterr().out
+    (said,) = run_on_ranks(1, probe_says, config)
     assert re.search(r"1 part of an unfinished probe.*model files was \w+, now \w+", said)
     (aside,) = folder.glob("other-inputs.*/part-*")
     assert aside.name == kept.name and len(table_of(config)) == ROWS
@@ -228,11 +230,11 @@ def test_unfinished_scores_of_another_model_or_pool_are_set_aside(
     (folder / "manifest.json").unlink()
     longer = config.model_copy(update={"data": config.data.model_copy(update={"max_length": 20})})
     stage("prepare", longer)
-    run_on_ranks(1, stage, "probe", longer)
-    assert "pool was" in capfd.readouterr().out
+    (said,) = run_on_ranks(1, probe_says, longer)
+    assert "pool was" in said
     (folder / "part-00000-bbbb.parquet").write_bytes(b"not a part")
     stage("prepare", config)
-    (fault,) = run_on_ranks(1, refused, config)
+    (fault,) = run_on_ranks(1, probe_says, config)
     assert "wanted a part of the score table" in fault
     (folder / "part-00000-bbbb.parquet").unlink()
     run_on_ranks(1, stage, "probe", config)

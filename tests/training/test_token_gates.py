@@ -175,7 +175,7 @@ def go_on_after_damage(config: Config, rows: list[dict[str, Any]]) -> None:
 
     base_tokens.FLUSH_SECONDS = -1.0  # a part for every micro-batch
     config = config.model_copy(
-        update={"probe": config.probe.model_copy(update={"tokens_per_microbatch": 64})}
+        update={"evaluate": config.evaluate.model_copy(update={"tokens_per_microbatch": 64})}
     )
     _, first, told = gated(config, "stm", rows)
     weights = [first[i]["weight"] for i in range(ROWS)]

@@ -5,7 +5,7 @@ with (hidden [N, H], experts [N, K], weights [N, K]), or repeated, with [E * N, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,8 @@ from grads_ds.gradnorm.rules.random_inputs import matches
 from grads_ds.gradnorm.sharding import gathered
 from grads_ds.gradnorm.sites import Site, substituted
 
-_LARGEST = 2**27  # elements of weights that differ from expert to expert in the comparison
+_LARGEST = 2**24  # elements of weights that differ from expert to expert in the comparison
+_FOUND: dict[Hashable, Experts | None] = {}  # by class, shapes and implementation
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,24 @@ def recognise(name: str, module: nn.Module, own: dict[str, str]) -> Site | None:
         return None
     if any(len(full_shape(tensors[local])) != 3 for local in (up, "down_proj")):
         return None
-    # a module that cannot be run so is no such layer
+    # layers of one class and size compute the same: tried once, for the weights may be large
+    implementation = getattr(getattr(module, "config", None), "_experts_implementation", None)
+    shapes = tuple((local, tuple(full_shape(t))) for local, t in tensors.items())
+    key = (type(module), shapes, implementation)
+    if key not in _FOUND:
+        _FOUND[key] = _tried(module, tensors, up)
+    found = _FOUND[key]
+    return None if found is None else Site(name, module, "experts", own, found)
+
+
+def _tried(module: nn.Module, tensors: dict[str, Tensor], up: str) -> Experts | None:
     for routed in (True, False):
         for transposed in (False, True):
             found = Experts(routed, transposed, up)
+            # a module that cannot be run so is no such layer
             with contextlib.suppress(Exception):
                 if _computes(module, tensors, found):
-                    return Site(name, module, "experts", own, found)
+                    return found
     return None
 
 
