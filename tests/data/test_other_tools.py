@@ -112,8 +112,8 @@ def compared(tokenizer: Any, kind: str, samples: list[Sample]) -> dict[str, int]
 
 
 def compare_files(material: Path, kind: str, rows: int) -> None:
+    tokenizer = load_tokenizer(ModelConfig(path=str(material / kind)))
     for name in FILES:
-        tokenizer = load_tokenizer(ModelConfig(path=str(material / kind)))
         (file,) = (material / "data").glob(f"{name}.json*")
         problems = Problems()
         samples = list(islice(load_samples([str(file)], "auto", problems), rows))
