@@ -59,7 +59,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("grads.yaml --to axolotl --variant random --out baseline", "a variant"),
     ),
     "merge": (
-        ("runs/grads --alpha 0.5 --out half", "half way between the base model and the trained one"),
+        (
+            "runs/grads --alpha 0.5 --out half",
+            "half way between the base model and the trained one",
+        ),
     ),
     "config": (("--schema > grads.schema.json", "for editors that complete YAML"),),
 }
