@@ -63,6 +63,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "runs/grads --alpha 0.5 --out half",
             "half way between the base model and the trained one",
         ),
+        ("runs/grads --alpha 0.5 --adapter --out adapter", "its LoRA adapter, scaled"),
     ),
     "config": (("--schema > grads.schema.json", "for editors that complete YAML"),),
 }

@@ -28,7 +28,6 @@ class Case:
     zero: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
     note: str = ""
-    hosts: int = 1
 
     @property
     def name(self) -> str:
@@ -36,7 +35,6 @@ class Case:
         extra = [f"{key.split('.')[-1]} {value}" for key, value in self.config.items()] + (
             [self.note] if self.note else []
         )
-        extra += [f"{self.hosts} hosts"] if self.hosts > 1 else []
         return ", ".join([self.what, f"stage {self.zero['stage']}", f"{self.ranks} ranks", *extra])
 
 

@@ -40,7 +40,6 @@ def measured(case: Case, folder: Path) -> dict[str, float]:
     """Run `case`, made in `folder`; what its heaviest rank took."""
     if case.what == "sft":
         (folder / "sft").touch()
-    (folder / "hosts").write_text(str(case.hosts))
     command = [
         sys.executable,
         "-m",
@@ -70,7 +69,7 @@ def predicted(case: Case, config_file: Path, rate: float = 1e12) -> dict[str, fl
     from grads_ds.plan.shapes import model_config
 
     config = load_config(config_file)
-    cluster = Cluster(case.hosts, case.ranks // case.hosts, 2.0**40, rate, 1e9)
+    cluster = Cluster(1, case.ranks, 2.0**40, rate, 1e9)
     found = {
         item.stage: item
         for item in forecasts(config, model_config(config.model.path), cluster, 1e6)

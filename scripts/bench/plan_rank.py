@@ -41,14 +41,10 @@ def rank(folder: Path) -> None:
         setattr(dist, name, counted(getattr(dist, name), place, keyword, times))
 
     from grads_ds.config.load import load_config
-    from grads_ds.distributed import host_group, ranks
+    from grads_ds.distributed import ranks
     from grads_ds.engine.live_bytes import LiveBytes
 
     ranks.start()
-    hosts = int((folder / "hosts").read_text())
-    if hosts > 1:  # so many hosts, as far as the ranks can tell
-        host = ranks.rank() * hosts // ranks.world()
-        host_group.this_host = lambda: f"host {host}"
     config = load_config(folder / "config.yaml")
     counter = LiveBytes("cpu")
     timed = (folder / "timed").exists()

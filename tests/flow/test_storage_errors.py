@@ -4,6 +4,7 @@ the next start goes on.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,3 +30,13 @@ def test_every_stage_tells_a_failing_disk_and_goes_on_when_it_is_whole() -> None
     rows = [line for line in result.stdout.splitlines() if "| told 1 |" in line]
     assert {line.split(" | ")[0].strip("| ") for line in rows} == set(storage_errors.STAGES)
     assert sum(" reads " in line for line in rows) == len(storage_errors.STAGES)
+
+
+def test_what_is_on_record_was_told_and_stands_on_the_page() -> None:
+    found = json.loads(storage_errors.NUMBERS.read_text())
+    assert {row["stage"] for row in found} == set(storage_errors.STAGES)
+    for calls in ("reads", "writes"):
+        assert len({row["stage"] for row in found if row["calls"] == calls}) == 6
+    assert all(set(row["ends"]) <= {storage_errors.TOLD, storage_errors.PASSED} for row in found)
+    marks, page = storage_errors.MARKS, storage_errors.PAGE.read_text()
+    assert f"{marks[0]}\n{storage_errors.table(found)}\n{marks[1]}" in page
