@@ -32,6 +32,11 @@ def pins(text: str) -> dict[str, str]:
     return dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", text, flags=re.M))
 
 
+def normal(name: str) -> str:
+    """A project's name as an index compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def report_of(wanted: dict[str, str]) -> list[dict[str, Any]]:
     """What pip would install for these pins, from its own report."""
     with tempfile.TemporaryDirectory() as folder:
@@ -45,16 +50,20 @@ def report_of(wanted: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Write the file."""
+    """Write the file; lines of versions that are pinned still stay as they are."""
     wanted = {name: v for name, v in pins(PINS.read_text()).items() if name not in LEFT_OUT}
-    lines = []
-    for entry in report_of(wanted):
+    before = HASHES.read_text().splitlines(keepends=True) if HASHES.exists() else []
+    known = {(normal(name), v): line for line in before for name, v in pins(line).items()}
+    kept = {n: known[normal(n), v] for n, v in wanted.items() if (normal(n), v) in known}
+    lines = list(kept.values())
+    new = {name: version for name, version in wanted.items() if name not in kept}
+    for entry in report_of(new) if new else ():
         hashes = entry["download_info"]["archive_info"]["hashes"]
         name, version = entry["metadata"]["name"], entry["metadata"]["version"]
         lines.append(f"{name}=={version} --hash=sha256:{hashes['sha256']}\n")
     names, why = ", ".join(LEFT_OUT), "; ".join(LEFT_OUT.values())
     HASHES.write_text(HEAD.format(names=names, why=why) + "".join(sorted(lines, key=str.lower)))
-    print(f"{HASHES.name}: {len(lines)} of {len(wanted)} files")
+    print(f"{HASHES.name}: {len(lines)} of {len(wanted)} files, {len(new)} asked for")
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def test_every_pinned_version_has_the_hash_of_its_file() -> None:
     """But those that scripts/lock.py names with a reason."""
 
     def normal(found: dict[str, str]) -> dict[str, str]:
-        return {re.sub(r"[-_.]+", "-", name).lower(): value for name, value in found.items()}
+        return {lock.normal(name): version for name, version in found.items()}
 
     text = lock.HASHES.read_text()
     hashed = dict(re.findall(r"^(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}$", text, flags=re.M))
