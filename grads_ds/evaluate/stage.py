@@ -75,6 +75,7 @@ def run_evaluate(config: Config, run_dir: Path) -> None:
                 _add_own_answers(state, reader, tokenizer)
             _measure(state, reader, model.name)
     if ranks.is_main():
+        (run_dir / "evaluation").mkdir(exist_ok=True)  # without sets there are no rows in it
         publish_json(run_dir / "evaluation.json", _record(state, made))
 
 
