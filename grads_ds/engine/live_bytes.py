@@ -29,9 +29,11 @@ class LiveBytes(TorchDispatchMode):
 
     def ignore(self, tensor: torch.Tensor) -> None:
         """Leave a storage that was there before (a parameter) out of the count, whatever is done to
-        it.
+        it. Once it is gone (a gathered parameter's is), its address may be another storage's.
         """
-        self._known.add(tensor.untyped_storage()._cdata)
+        storage = tensor.untyped_storage()
+        self._known.add(storage._cdata)
+        weakref.finalize(storage, self._known.discard, storage._cdata)
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

@@ -177,3 +177,12 @@ def test_auto_is_measured_once_and_kept_by_a_run_that_goes_on(tmp_path: Path) ->
     leave_unfinished(scores, 2)
     assert run_on_ranks(1, probed, config, None) == [0]
     assert table_of(config).equals(whole)
+
+
+def test_storages_where_an_ignored_one_was_are_counted() -> None:
+    counter = LiveBytes("cpu")
+    for _ in range(50):
+        counter.ignore(torch.empty(0))  # gone at once, its address free for others
+    with counter:
+        kept = [torch.ones(10) for _ in range(50)]
+    assert counter.now == 40 * len(kept)

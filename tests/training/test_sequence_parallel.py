@@ -107,7 +107,9 @@ def test_groups_of_ranks_learn_what_single_ranks_learn(tmp_path: Path) -> None:
 def test_what_would_train_otherwise_is_refused(
     tmp_path: Path, stage: int, sequence: int, changes: dict[str, Any], found: str
 ) -> None:
-    config = make_config(tmp_path, tmp_path, stage=stage, sft={"sequence_parallel": sequence})
+    config = make_config(
+        tmp_path / "base", tmp_path, stage=stage, sft={"sequence_parallel": sequence}
+    )
     file = Path(config.deepspeed)
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     (fault,) = check_training(config, "sft", config.sft, 4)
@@ -128,15 +130,18 @@ def test_heads_that_a_group_cannot_share_are_refused_before_work_starts(
     tmp_path: Path, heads: int, pairs: int | None, sequence: int, found: str | None
 ) -> None:
     shape = {"num_attention_heads": heads, "num_key_value_heads": pairs}
-    (tmp_path / "config.json").write_text(json.dumps(shape))
-    config = make_config(tmp_path, tmp_path, sft={"sequence_parallel": sequence, "batch_size": 4})
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base/config.json").write_text(json.dumps(shape))
+    config = make_config(
+        tmp_path / "base", tmp_path, sft={"sequence_parallel": sequence, "batch_size": 4}
+    )
     faults = check_training(config, "sft", config.sft, 4)
     assert bool(faults) == bool(found) and all(found in fault for fault in faults)
 
 
 def test_groups_count_where_a_batch_is_dealt_out(tmp_path: Path) -> None:
     sft = {"batch_size": 2, "micro_batch_size": 1, "sequence_parallel": 2}
-    config = make_config(tmp_path, tmp_path, sft=sft)
+    config = make_config(tmp_path / "base", tmp_path, sft=sft)
     assert not check_training(config, "sft", config.sft, 4)  # two groups, a sample each
     (fault,) = check_training(config, "sft", config.sft, 8)
     assert "cannot be shared equally by 4 groups of 2 ranks" in fault
@@ -145,7 +150,7 @@ def test_groups_count_where_a_batch_is_dealt_out(tmp_path: Path) -> None:
 def test_packing_and_eager_attention_are_refused_with_it(tmp_path: Path) -> None:
     sft = {"sequence_parallel": 2, "packing": True}
     with pytest.raises(UserError) as refused:
-        make_config(tmp_path, tmp_path, sft=sft, model={"attention": "eager"})
+        make_config(tmp_path / "base", tmp_path, sft=sft, model={"attention": "eager"})
     assert [fault.partition(":")[0] for fault in refused.value.problems] == [
         "sft.sequence_parallel",
         "sft.packing",
