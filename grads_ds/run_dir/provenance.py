@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from grads_ds.config.config import Config
+from grads_ds.run_dir.ownership import MARKER
 from grads_ds.run_dir.publish import publish_text, sweep
 
 RESOLVED = "resolved.yaml"
@@ -42,7 +43,8 @@ def save_config(config: Config, run_dir: Path) -> None:
         "source_commit": source_commit(),
     }
     path, text = run_dir / RESOLVED, resolved_text(tree)
-    sweep(path)
+    for published in (run_dir / MARKER, path):  # the run is this start's alone by now
+        sweep(published)
     if not path.is_file() or path.read_bytes() != text.encode():
         publish_text(path, text)
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.run_dir.ownership import MARKER, claim, run_dir_problems
+from grads_ds.run_dir.provenance import save_config
 from grads_ds.run_dir.units import begin, mark_done
 
 
@@ -38,7 +40,11 @@ def test_a_new_an_empty_and_a_claimed_folder_are_taken(tmp_path: Path) -> None:
 def test_a_claim_that_was_killed_half_way_can_be_made_again(tmp_path: Path) -> None:
     (tmp_path / f".{MARKER}.123.abcdef01.tmp").write_text("{")
     claim(tmp_path)
-    assert (tmp_path / MARKER).is_file()
+    config = Config.model_validate(
+        {"run_dir": str(tmp_path), "model": {"path": "m"}, "data": {"train": ["x.jsonl"]}}
+    )
+    save_config(config, tmp_path)  # once the run is locked: another start may be claiming before
+    assert {f.name for f in tmp_path.iterdir()} == {MARKER, "resolved.yaml"}
 
 
 @pytest.mark.parametrize(
