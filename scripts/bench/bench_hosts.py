@@ -76,11 +76,7 @@ def one_rank(folder: Path, rounds: int, samples: int, length: int) -> None:
 
     with contextlib.ExitStack() as stack:
         world, host = scorer("world"), scorer("host")  # within its hosts from here on
-        steps: dict[str, Callable[[], Any]] = {
-            "training": train,
-            "world": world[1],
-            "host": host[1],
-        }
+        steps: dict[str, Callable[[], Any]] = {"training": train, "world": world, "host": host}
         found: dict[str, list[list[float]]] = {name: [] for name in steps}
         for turn in range(rounds + 2):
             for name, step in steps.items():
