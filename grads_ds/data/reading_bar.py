@@ -5,7 +5,6 @@ estimated from the bytes read.
 from __future__ import annotations
 
 import os
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -24,12 +23,7 @@ class ReadingBar:
     def __enter__(self) -> ReadingBar:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def read(self, block: Block) -> None:

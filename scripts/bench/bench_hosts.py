@@ -30,7 +30,7 @@ from typing import Any
 
 REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
-from scripts.bench.probe_workload import ALLOCATOR, batch_of, make
+from scripts.bench.probe_workload import ALLOCATOR, batch_of, make, started
 
 CLUSTER = [str(REPO / "scripts/local_cluster.sh"), "--name", f"h{os.getpid() % 10**6}"]
 COUNTER = Path("/sys/class/net/eth0/statistics/tx_bytes")
@@ -38,30 +38,16 @@ COUNTER = Path("/sys/class/net/eth0/statistics/tx_bytes")
 
 def one_rank(folder: Path, rounds: int, samples: int, length: int) -> None:
     """Steps of all kinds in turn; rank 0 writes `folder`/steps.json."""
-    import deepspeed
     import torch
-    from transformers.integrations import HfDeepSpeedConfig
 
     from grads_ds.config.load import load_config
     from grads_ds.distributed import ranks
     from grads_ds.engine.frozen_pass import score_batch
-    from grads_ds.engine.model import frozen_model, load_model
-    from grads_ds.engine.settings import scoring_settings
+    from grads_ds.engine.model import frozen_model
     from grads_ds.gradnorm import GradNormRecorder
 
-    ranks.start()
-    config = load_config(folder / "config.yaml")
-    settings = scoring_settings(config) | {
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "torch_adam": True}},
-        "train_micro_batch_size_per_gpu": samples,
-    }
-    holder = HfDeepSpeedConfig(settings)
-    trained = load_model(config, config.model.path).train()
-    trainer, *_ = deepspeed.initialize(
-        model=trained, config=settings, model_parameters=list(trained.parameters())
-    )
-    del holder
-    batch = batch_of(samples, length, trained.config.vocab_size)
+    _, trainer = started(folder, samples)
+    batch = batch_of(samples, length, trainer.module.config.vocab_size)
 
     def train() -> None:
         trainer.backward(trainer(**batch).loss)

@@ -87,13 +87,14 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(checkout: Path, config: Path, rows: int) -> dict[str, Any]:
-    """Run prepare of a checkout."""
-    environment = os.environ | {"PYTHONPATH": f"{checkout}:{os.environ.get('EXTRA_PATH', '')}"}
+def measure(
+    command: list[str], rows: int, folder: Path, variables: dict[str, str]
+) -> dict[str, Any]:
+    """Run a command in `folder`, with further environment variables, and watch it."""
     began, used = time.perf_counter(), processor_seconds()
-    command = [sys.executable, "-m", "grads_ds", "prepare", str(config)]
+    environment = os.environ | variables
     with tempfile.TemporaryFile() as log:
-        run = subprocess.Popen(command, cwd=checkout, env=environment, stdout=log, stderr=log)
+        run = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
         watched, peak = psutil.Process(run.pid), 0
         while run.poll() is None:
             try:
@@ -142,7 +143,10 @@ def main() -> None:
                             }
                         )
                     )
-                    figures = measure(checkout.resolve(), config, args.rows)
+                    command = [sys.executable, "-m", "grads_ds", "prepare", str(config)]
+                    at = checkout.resolve()
+                    path = {"PYTHONPATH": f"{at}:{os.environ.get('EXTRA_PATH', '')}"}
+                    figures = measure(command, args.rows, at, path)
                     results.append({"template": name, "checkout": str(checkout), **figures})
                     print(json.dumps(results[-1]), flush=True)
     if args.out:

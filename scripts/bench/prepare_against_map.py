@@ -15,15 +15,13 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-from bench_prepare import REPO, memory, processor_seconds, write_chats, write_model
+from bench_prepare import REPO, measure, write_chats, write_model
 
 
 def map_rows(chats: Path, model: Path, out: Path) -> None:
@@ -45,31 +43,6 @@ def map_rows(chats: Path, model: Path, out: Path) -> None:
     rows = load_dataset("json", data_files=str(chats), split="train", cache_dir=f"{out}-cache")
     rows = rows.map(encode, batched=True, num_proc=cores)
     rows.save_to_disk(str(out), num_proc=cores)
-
-
-def measure(command: list[str], rows: int) -> dict[str, Any]:
-    """Run a command and watch it."""
-    environment = os.environ | {"PYTHONPATH": str(REPO), "TOKENIZERS_PARALLELISM": "false"}
-    began, used, peak = time.perf_counter(), processor_seconds(), 0
-    with tempfile.TemporaryFile() as log:
-        run = subprocess.Popen(command, cwd=REPO, env=environment, stdout=log, stderr=log)
-        watched = psutil.Process(run.pid)
-        while run.poll() is None:
-            try:
-                peak = max(peak, memory(watched))
-            except psutil.Error:
-                break
-            time.sleep(0.5)
-        if run.wait():
-            log.seek(0)
-            raise SystemExit(log.read().decode()[-3000:])
-    seconds = time.perf_counter() - began
-    return {
-        "seconds": round(seconds, 2),
-        "rows_per_second": round(rows / seconds, 1),
-        "processor_seconds": round(processor_seconds() - used, 2),
-        "peak_pss_bytes": peak,
-    }
 
 
 def same_rows(ours: Path, theirs: Path) -> int:
@@ -103,6 +76,7 @@ def main() -> None:
         return
     from tests.data import twins
 
+    variables = {"PYTHONPATH": str(REPO), "TOKENIZERS_PARALLELISM": "false"}
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
@@ -122,7 +96,7 @@ def main() -> None:
                 "map": [sys.executable, __file__, "--map", *map(str, (chats, model, out))],
             }
             for side in sorted(sides, reverse=bool(repeat % 2)):
-                figures = measure(sides[side], args.rows)
+                figures = measure(sides[side], args.rows, REPO, variables)
                 results.append({"side": side, "repeat": repeat, **figures})
                 print(json.dumps(results[-1]), flush=True)
             rows = same_rows(run / "prepared/pool", out)

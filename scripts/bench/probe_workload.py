@@ -1,4 +1,6 @@
-"""The random model, its configuration and the batches of scripts/bench/bench_probe.py."""
+"""The random model, its configuration, its training and the batches of bench_probe.py and
+bench_hosts.py.
+"""
 
 from __future__ import annotations
 
@@ -64,3 +66,30 @@ def batch_of(samples: int, length: int, vocabulary: int) -> dict[str, Any]:
     labels = ids.clone()
     labels[:, : length // 2] = -100
     return {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)}
+
+
+def started(folder: Path, samples: int) -> tuple[Any, Any]:
+    """The configuration in `folder`, and an engine that trains its model with `samples` samples in
+    a micro-batch, on this job's ranks, which it starts.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    from grads_ds.config.load import load_config
+    from grads_ds.distributed import ranks
+    from grads_ds.engine.model import load_model
+    from grads_ds.engine.settings import scoring_settings
+
+    ranks.start()
+    config = load_config(folder / "config.yaml")
+    settings = scoring_settings(config) | {
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-5, "torch_adam": True}},
+        "train_micro_batch_size_per_gpu": samples,
+    }
+    holder = HfDeepSpeedConfig(settings)
+    trained = load_model(config, config.model.path).train()
+    trainer, *_ = deepspeed.initialize(
+        model=trained, config=settings, model_parameters=list(trained.parameters())
+    )
+    del holder
+    return config, trainer
