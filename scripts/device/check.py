@@ -1,24 +1,24 @@
 """Runs the steps of the device check, each in a process of its own under a time limit; writes JSON.
 
 Called by check.sh. Writes OUT/device.json after every step (status, seconds, what the step found,
-the last lines of one that failed) and OUT/device.log (all output). Exit status 1 if a step failed.
+the last lines of one that failed), OUT/device.log (all output) and what a step packed for the way
+home (OUT/STEP.*.gz). Exit status 1 if a step failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import platform
-import signal
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from step import run_within
 
 HERE = Path(__file__).resolve().parent
 LEAST = 5  # seconds under which no step is started
@@ -57,15 +57,7 @@ def published(out: Path, result: dict[str, Any]) -> None:
 def run_step(command: list[str], log: Path, seconds: float) -> str:
     """Run to the end or to the time limit, with everything that it started: how it ended."""
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            status = None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        status = run_within(command, output, seconds)
     if status is None:
         return f"stopped after {seconds:.0f} s"
     return "ok" if status == 0 else f"failed with status {status}"
@@ -111,6 +103,8 @@ def check(args: argparse.Namespace, work: Path) -> bool:
         if status != "ok":
             entry["last_lines"] = last_lines(log)
         steps[limit.name] = entry
+        for more in work.glob(f"{limit.name}.*.gz"):  # what a step brings home besides its facts
+            shutil.copy(more, args.out)
         with (args.out / "device.log").open("a") as all_logs:
             all_logs.write(f"== {limit.name}: {status}\n{log.read_text(errors='replace')}\n")
         published(args.out, result)

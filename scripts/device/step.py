@@ -8,14 +8,17 @@ JSON object, after every fact it finds, so that a crash or a time limit loses no
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +76,25 @@ def start(run: Callable[[Step], bool]) -> None:
     if args.cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     sys.exit(0 if run(Step(args.out, args.cpu, args.kit, args.seconds)) else 1)
+
+
+def run_within(command: list[str], output: IO[str], seconds: float) -> int | None:
+    """Run with stdout and stderr into `output`: the exit status, None if it was stopped at the time
+    limit. What it started goes with it: it is asked to end, and killed 5 s later.
+    """
+    process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    status = None
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return status
 
 
 def world_of_one() -> None:

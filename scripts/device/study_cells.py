@@ -1,24 +1,29 @@
 """Step `study_cells`: cells of the study at 135M in whatever time is left.
 
-Runs scripts/study/real.py with the kit's model and the data of shared/material: first what methods
-choose (purity, needle: nothing is trained), then the training cells of real.yaml. Each resumes from
-cell to cell, so that a stopped run keeps what is finished; the results lie beside this step's own.
-Skipped, with the reason, where the study, the data or the model is not there.
+Runs scripts/study/real.py with the kit's model and the data of shared/material, several cells at a
+time: real.yaml, then needle.yaml. A stopped run keeps the cells that are finished. What they found
+is packed (study_cells.runs.tar.gz, without weights): unpacked in a checkout, `real.py --collect`
+makes the tables of it. Skipped, with the reason, where the study, the data or the model is not
+there.
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import os
 import sys
+import tarfile
 from pathlib import Path
 
-from step import MODEL, REPO, Step, start
+from step import MODEL, REPO, Step, run_within, start
 
 STUDY = REPO / "scripts/study/real.py"
-RUNS = (("purity", "probe"), ("needle", "probe"), ("real", "evaluate"))  # study, last stage
+STUDIES = ("real", "needle")
+HEAVY = {"checkpoints", "tensorboard"}  # folders that no table is made of
+KEPT = {".json", ".jsonl", ".parquet", ".arrow", ".yaml", ".log", ".txt"}
+LARGE = 4 * 2**20  # bytes above which a file is a tokenizer or weights
 DATA = ("shared/material/data", "../shared/material/data")
 MADE = REPO / "runs/real_model" / MODEL  # where real_model.py puts it
+PACKING = 20  # seconds kept for it
 LEAST = 60  # seconds that a first cell needs
 
 
@@ -31,7 +36,7 @@ def reason_to_skip(step: Step) -> str | None:
     """Why no cell can run here, if so."""
     if step.cpu:
         return "a dry run: one cell takes half an hour on a CPU"
-    files = [STUDY, *(REPO / f"configs/study/{name}.yaml" for name, _ in RUNS)]
+    files = [STUDY, *(REPO / f"configs/study/{name}.yaml" for name in STUDIES)]
     if missing := [str(path.relative_to(REPO)) for path in files if not path.is_file()]:
         return f"this checkout has no {' and no '.join(missing)}"
     if data() is None:
@@ -52,6 +57,26 @@ def material(folder: Path, model: Path, rows: Path) -> Path:
     return folder
 
 
+def cells_at_a_time() -> int:
+    """Processes for one GPU: a cell is bound by its starts and by kernels' launches."""
+    return max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
+def packed(archive: Path) -> int:
+    """Pack the runs without weights; how many files."""
+
+    def light(item: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        path = Path(item.name)
+        small = item.isdir() or (path.suffix in KEPT and item.size < LARGE)
+        return item if small and not HEAVY.intersection(path.parts) else None
+
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in STUDIES:
+            if (folder := REPO / "runs/study" / name).is_dir():
+                tar.add(folder, f"runs/study/{name}", filter=light)
+        return len(tar.getmembers())
+
+
 def run(step: Step) -> bool:
     """The studies until they end or the time is up: both are fine."""
     if reason := reason_to_skip(step):
@@ -60,28 +85,19 @@ def run(step: Step) -> bool:
     rows, model = data(), step.model or MADE
     assert rows is not None
     place = material(REPO / "runs/study_material", model, rows)
-    log = step.out.with_suffix(".log")
+    log = step.out.with_suffix(".cells.log")
     ended: dict[str, int | str] = {}
-    for name, last in RUNS:
+    for name in STUDIES:
         if step.left() < LEAST:
             ended[name] = "not begun: no time was left"
             continue
         command = [sys.executable, str(STUDY), str(REPO / f"configs/study/{name}.yaml")]
+        command += ["--material", str(place), "--jobs", str(cells_at_a_time())]
         with log.open("a") as output:
-            try:
-                ended[name] = subprocess.run(
-                    [*command, "--material", str(place), "--to", last],
-                    cwd=REPO,
-                    stdout=output,
-                    stderr=output,
-                    timeout=step.left() - 10,
-                ).returncode
-            except subprocess.TimeoutExpired:
-                ended[name] = "stopped at its time limit"
-        found = REPO / f"docs/results/study_{name}.json"
-        if found.is_file():
-            shutil.copy(found, step.out.with_name(found.name))
+            status = run_within(command, output, step.left() - PACKING)
+        ended[name] = status if isinstance(status, int) else "stopped at its time limit"
     step.record(ended=ended, last_lines=log.read_text().splitlines()[-30:])
+    step.record(packed=packed(step.out.with_suffix(".runs.tar.gz")))
     return not any(isinstance(status, int) and status for status in ended.values())
 
 

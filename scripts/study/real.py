@@ -1,7 +1,7 @@
 """The study on a real model: runs the cells, and gathers what a real model's signals see.
 
     python scripts/study/real.py configs/study/real_small.yaml --material FOLDER
-        [--to probe] [--cells medicine-noise0.4-seed0 ...] [--collect]
+        [--to probe] [--cells medicine-noise0.4-seed0 ...] [--jobs N] [--collect]
 
 Runs what scripts/study/run.py runs (resumable: what is finished is skipped) and writes to `results`
 (JSON), of every cell whose pool is scored, finished or not: each column's area under the curve for
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from grads_ds.selection.stage import decide
 from grads_ds.statistics import area_under_curve, bootstrap_interval
 from scripts.study import orders
 from scripts.study.design import Study, cells, footings, pairs, read, variant
-from scripts.study.run import run_cell
+from scripts.study.run import run_cell, side_by_side
 from scripts.study.run_configs import method_settings
 from scripts.study.tables import interval
 
@@ -202,15 +203,25 @@ def main() -> None:
         "--to", default="evaluate", help="last stage; probe: no training, what each method chooses"
     )
     parser.add_argument("--cells", nargs="+", help="these alone, by the names of their folders")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--collect", action="store_true", help="gather what is finished")
     options = parser.parse_args()
     study = read(options.study)
     orders.register(Path(study.out))
-    for cell in () if options.collect else cells(study):
-        if options.cells and cell.folder not in options.cells:
-            continue
-        run_cell(study, options.material.resolve(), cell, 1, options.threads, options.to)
-        publish_json(Path(study.results), collect(study))
+    material, wanted = options.material.resolve(), []
+    if not options.collect:
+        wanted = [cell for cell in cells(study) if cell.folder in (options.cells or [cell.folder])]
+    began = time.monotonic()
+    ended = side_by_side(
+        options.jobs,
+        lambda cell: run_cell(study, material, cell, 1, options.threads, options.to),
+        wanted,
+    )
+    for number, cell in enumerate(ended, 1):
+        took = time.monotonic() - began
+        print(f"study: {number} of {len(wanted)}: {cell.folder} after {took:.0f} s", flush=True)
+        if options.jobs == 1:  # else the cells that run need the cores
+            publish_json(Path(study.results), collect(study))
     results = collect(study)
     publish_json(Path(study.results), results)
     print(as_text(results))

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from packaging.utils import canonicalize_name
 from conftest import REPO
 
 DEVICE = REPO / "scripts/device"
+sys.path.append(str(DEVICE))  # where a step's script runs, its neighbours are found
 
 
 def load(name: str) -> ModuleType:
@@ -33,6 +35,7 @@ def load(name: str) -> ModuleType:
 
 
 check, pack, unpack = load("check"), load("pack"), load("unpack")
+study_cells = load("study_cells")
 
 
 def check_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -199,21 +202,39 @@ def test_a_piece_that_came_broken_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "kit").exists()
 
 
-def test_the_studys_material_is_links_that_can_be_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(DEVICE))
-    import study_cells
-
+def test_the_studys_material_is_links_that_can_be_made_again(tmp_path: Path) -> None:
     for name in ("model", "rows"):
         (tmp_path / name).mkdir()
     (tmp_path / "rows/a.jsonl").write_text("{}")
     for _ in range(2):
         place = study_cells.material(tmp_path / "m", tmp_path / "model", tmp_path / "rows")
     assert (place / "data/a.jsonl").is_file() and (place / "models" / study_cells.MODEL).is_dir()
-    for name, _ in study_cells.RUNS:
+    for name in study_cells.STUDIES:
         text = (REPO / f"configs/study/{name}.yaml").read_text()
         assert f"docs/results/study_{name}.json" in text
+
+
+def test_cells_come_home_without_weights_and_check_passes_them_on(
+    steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs/study/real/law/epochs"
+    for name, size in (
+        ("scores/table.parquet", 10),
+        ("config.yaml", 10),
+        ("sft/model.safetensors", 10),
+        ("sft/tokenizer.json", study_cells.LARGE),
+        ("sft/checkpoints/a.json", 10),
+    ):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_bytes(b"x" * size)
+    monkeypatch.setattr(study_cells, "REPO", tmp_path)
+    archive = steps / "study_cells.runs.tar.gz"
+    study_cells.packed(archive)
+    with tarfile.open(archive) as tar:
+        files = {Path(item.name).name for item in tar if item.isfile()}
+    assert files == {"table.parquet", "config.yaml"}
+    run_check(steps, tmp_path / "out", monkeypatch, study_cells="out.write('{}')")
+    assert (tmp_path / "out" / archive.name).read_bytes() == archive.read_bytes()
 
 
 def test_what_the_machine_lacks_has_a_tested_version() -> None:
