@@ -8,6 +8,8 @@ sum_t g_t a_t^T and dLoss/db = sum_t g_t. Source of the Gram form: Goodfellow 20
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,26 @@ from torch import Tensor
 # directly and in float64.
 _CANCELLATION = 3e3
 _DIRECT_BYTES = 2**28
+HALVES = (torch.float16, torch.bfloat16)
 
 
 def accumulate(tensor: Tensor) -> Tensor:
     """The tensor in the precision formulas are computed in: fp32 for half precisions, unchanged
     otherwise.
     """
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.dtype in HALVES else tensor
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """[M, K] @ [K, N], or a batch of them, accumulated and given in the precision of `accumulate`.
+
+    A GPU's matrix units multiply half precisions without loss and add in fp32: there they are given
+    as they are, ten times as fast as the same numbers in fp32.
+    """
+    if left.is_cuda and left.dtype == right.dtype and left.dtype in HALVES:
+        multiply = torch.bmm if left.dim() == 3 else torch.mm
+        return multiply(left, right, out_dtype=torch.float32)
+    return torch.matmul(accumulate(left), accumulate(right))
 
 
 def squares(tensor: Tensor) -> Tensor:
@@ -54,9 +69,8 @@ class ActsGram:
         """
         if self._seen != _identity(acts_SLI):
             self._acts, self._seen = acts_SLI, _identity(acts_SLI)
-            wide = accumulate(acts_SLI)
             self._strips = [
-                torch.bmm(wide[:, start:stop], wide[:, :stop].mT)
+                product(acts_SLI[:, start:stop], acts_SLI[:, :stop].mT)
                 for start, stop in _bounds(acts_SLI.shape[1])
             ]
         return self._strips
@@ -98,11 +112,10 @@ def gram_norm_squared(
     g_s) per sample; `shared` spares the first factor where it is known. Returns float64 [S].
     """
     acts_strips = (shared or ActsGram()).strips(acts_SLI)
-    grads_SLO = accumulate(grads_SLO)
     total_S = grads_SLO.new_zeros(grads_SLO.shape[0], dtype=torch.float64)
     sizes_S = torch.zeros_like(total_S)
     for (start, stop), acts in zip(_bounds(grads_SLO.shape[1]), acts_strips, strict=True):
-        pairs = torch.bmm(grads_SLO[:, start:stop], grads_SLO[:, :stop].mT).mul_(acts)
+        pairs = product(grads_SLO[:, start:stop], grads_SLO[:, :stop].mT).mul_(acts)
         if start:
             total_S += 2 * pairs[:, :, :start].sum((1, 2), dtype=torch.float64)
         total_S += pairs[:, :, start:].sum((1, 2), dtype=torch.float64)
@@ -119,23 +132,32 @@ def gram_norm_squared(
 
 
 def direct_norm_squared(acts_SLI: Tensor, grads_SLO: Tensor) -> Tensor:
-    """||G^T A||_F^2 per sample, a few samples or output rows at a time so that memory stays
-    bounded. Returns float64 [S].
+    """||G^T A||_F^2 per sample. Returns float64 [S]."""
+    total_S = acts_SLI.new_zeros(acts_SLI.shape[0], dtype=torch.float64)
+    for samples, _, block_srI in _gradient_blocks(acts_SLI, grads_SLO):
+        total_S[samples] += squares(block_srI)
+    return total_S
+
+
+def _gradient_blocks(acts_SLI: Tensor, grads_SLO: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The samples' gradients G^T A, a few samples or output rows at a time so that memory stays
+    bounded: which samples, which rows, and [samples, rows, I].
     """
-    acts_SLI, grads_SLO = accumulate(acts_SLI), accumulate(grads_SLO)
     samples, _, inputs = acts_SLI.shape
     outputs = grads_SLO.shape[2]
-    total_S = acts_SLI.new_zeros(samples, dtype=torch.float64)
-    budget = _DIRECT_BYTES // acts_SLI.element_size()
+    budget = _DIRECT_BYTES // max(4, acts_SLI.element_size())
     rows = max(1, min(outputs, budget // max(1, inputs)))
     group = max(1, budget // max(1, inputs * rows))
+    # whole tensors once, where the blocks would convert them again and again
+    apart = acts_SLI.is_cuda and acts_SLI.dtype == grads_SLO.dtype
+    acts_SLI, grads_SLO = (
+        (acts_SLI, grads_SLO) if apart else (accumulate(acts_SLI), accumulate(grads_SLO))
+    )
     for first in range(0, samples, group):
-        acts, grads = acts_SLI[first : first + group], grads_SLO[first : first + group]
+        some = slice(first, first + group)
         for row in range(0, outputs, rows):
-            total_S[first : first + group] += squares(
-                torch.bmm(grads[:, :, row : row + rows].mT, acts)
-            )
-    return total_S
+            these = slice(row, row + rows)
+            yield some, these, product(grads_SLO[some, :, these].mT, acts_SLI[some])
 
 
 def bias_norm_squared(grads_SLO: Tensor) -> Tensor:
@@ -148,6 +170,12 @@ def weight_inner(acts_SLI: Tensor, grads_SLO: Tensor, reference_OI: Tensor) -> T
 
     Returns float64 [S].
     """
+    if acts_SLI.is_cuda and acts_SLI.dtype == grads_SLO.dtype in HALVES:
+        # the reference is fp32: R a_t would be a product of fp32, <G^T A, R> is a sum
+        total_S = acts_SLI.new_zeros(acts_SLI.shape[0], dtype=torch.float64)
+        for samples, rows, block_srI in _gradient_blocks(acts_SLI, grads_SLO):
+            total_S[samples] += (block_srI * reference_OI[rows]).sum((1, 2), dtype=torch.float64)
+        return total_S
     grads_SLO = accumulate(grads_SLO)
     projected_SLO = accumulate(acts_SLI) @ reference_OI.T.to(grads_SLO.dtype)
     return (projected_SLO * grads_SLO).sum((1, 2), dtype=torch.float64)
@@ -155,8 +183,7 @@ def weight_inner(acts_SLI: Tensor, grads_SLO: Tensor, reference_OI: Tensor) -> T
 
 def add_weight_gradient(gradient_OI: Tensor, acts_SLI: Tensor, grads_SLO: Tensor) -> None:
     """Adds the sum over samples of sum_t g_t a_t^T to `gradient_OI`, in its precision."""
-    acts_RI, grads_RO = (
-        acts_SLI.flatten(0, 1).to(gradient_OI.dtype),
-        grads_SLO.flatten(0, 1).to(gradient_OI.dtype),
-    )
-    gradient_OI += grads_RO.T @ acts_RI
+    acts_RI, grads_RO = acts_SLI.flatten(0, 1), grads_SLO.flatten(0, 1)
+    if gradient_OI.dtype != accumulate(grads_RO).dtype:
+        acts_RI, grads_RO = acts_RI.to(gradient_OI.dtype), grads_RO.to(gradient_OI.dtype)
+    gradient_OI += product(grads_RO.T, acts_RI)
