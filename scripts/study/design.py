@@ -117,15 +117,12 @@ def read(file: Path) -> Study:
     given = dict(yaml.safe_load(file.read_text()))
     if other := given.pop("like", None):
         base = read(file.parent / other).model_dump(exclude_unset=True)
-        sections = {
-            name: {**base["run"].get(name, {}), **given.get("run", {}).get(name, {})}
-            for name in base["run"]
-        }
-        sections = {
-            name: {key: value for key, value in section.items() if value is not None}
-            for name, section in sections.items()
-        }
-        given = {**base, **given, "run": {**given.get("run", {}), **sections}}
+        run = {**base["run"], **given.get("run", {})}
+        for name, section in base["run"].items():
+            if isinstance(section, dict):
+                section = {**section, **given.get("run", {}).get(name, {})}
+                run[name] = {key: value for key, value in section.items() if value is not None}
+        given = {**base, **given, "run": run}
     return Study.model_validate(given)
 
 
