@@ -24,8 +24,8 @@ from grads_ds.distributed.device import device
 from grads_ds.distributed.progress import with_progress
 from grads_ds.distributed.step_timing import attached, reading
 from grads_ds.engine.model import frozen_model
+from grads_ds.engine.module_order import release_leftovers
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
-from grads_ds.workarounds import release_leftovers
 
 
 class ColumnRecorder(Protocol):
@@ -113,7 +113,7 @@ def score_plan(
         def score(samples: Sequence[Mapping[str, Any]]) -> tuple[GradNorms, dict[str, Any]]:
             if extras is not None:
                 return extras.score(samples)
-            return score_batch(recorder, engine, to_device(samples), alone=True), {}
+            return score_batch(recorder, engine, to_device(samples)), {}
 
         yield from score_batches(model, rows, plan, lengths, what, score, log_dir)
 
@@ -149,13 +149,13 @@ def to_device(samples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def score_batch(
-    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor], alone: bool = False
+    recorder: GradNormRecorder, engine: Any, batch: dict[str, torch.Tensor], beside: bool = False
 ) -> GradNorms:
     """One step of the pass: this rank's micro-batch on the frozen engine.
 
-    Every rank calls this as often as the others. alone: nobody else runs the engine in between.
+    Every rank calls this as often as the others. beside: a recorder of losses alone, between
+    passes of one with a backward.
     """
-    before = recorder.other_passes
     norms = recorder.score(batch)
-    release_leftovers(engine, passes_differed=not alone or recorder.other_passes > before)
+    release_leftovers(engine, beside)
     return norms

@@ -101,13 +101,6 @@ class GradNormRecorder:
         """
         return self._score(batch, {})
 
-    @property
-    def other_passes(self) -> int:
-        """How often the model was run so far in another way than to measure a micro-batch: tried on
-        a new kind of batch, or a sample checked. Passes of the same form follow each other else.
-        """
-        return self.scorer.other_passes
-
     def mean_gradient(self, batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The mean over all samples of their gradients, by parameter name, fp32: a reference for
         `set_reference`.

@@ -84,9 +84,8 @@ class ExtraColumns:
                 for losses, chosen in zip(norms.tokens.loss[:, 1:], is_target_BT, strict=True)
             ]
         if "ifd" in self.wanted:
-            bare = score_batch(
-                self.alone, self.engine, to_device([without_prompt(sample) for sample in samples])
-            ).loss
+            batch = to_device([without_prompt(sample) for sample in samples])
+            bare = score_batch(self.alone, self.engine, batch, beside=True).loss
             asked = _with_prompt(samples)
             columns["ifd"] = asked * _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
         if own is not None and "prompt_gain" in self.wanted:
@@ -201,7 +200,7 @@ class ExtraColumns:
             ]
             batch = to_device(rows)
             with observing(self.alone) as observed:
-                score_batch(self.alone, self.engine, batch)
+                score_batch(self.alone, self.engine, batch, beside=True)
                 other = observed.statistics()
             for column, name in names.items():
                 total[column] += (getattr(other, name) - getattr(own, name)) / count

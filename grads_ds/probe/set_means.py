@@ -18,9 +18,9 @@ from grads_ds.data.batches import plan_batches
 from grads_ds.distributed import ranks
 from grads_ds.distributed.progress import with_progress
 from grads_ds.engine.frozen_pass import lengths_of, score_batch, to_device
+from grads_ds.engine.module_order import release_leftovers
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.probe.observed import observing
-from grads_ds.workarounds import release_leftovers
 
 
 @dataclass(frozen=True)

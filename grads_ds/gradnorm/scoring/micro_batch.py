@@ -71,7 +71,6 @@ class Scorer:
         self.trials: dict[Hashable, Trial] = {}
         self._checked: dict[Hashable, int] = {}  # how often each kind was
         self.row_by_row: set[Hashable] = set()
-        self.other_passes = 0  # of the model, beside those that measured a micro-batch
 
     def score(
         self, batch: Mapping[str, Tensor], references: References, gradients: dict[str, Tensor]
@@ -139,7 +138,6 @@ class Scorer:
             if layout.packed_index is not None and not frozen.takes(self.model, "position_ids"):
                 self.trials[kind] = Trial(self.plan, None, True, False)
                 continue
-            self.other_passes += 1
             inputs = frozen.model_inputs(self.model, layout, self.head.group is None)
             self.trials[kind] = try_model(self.model, self.plan, layout, inputs)
 
@@ -158,7 +156,6 @@ class Scorer:
         checks = self._must_check(layout, kind)
         measurement, values = self._frozen(layout, kind, references, {} if checks else gradients)
         if checks:
-            self.other_passes += 1
             loss_S = self.losses(layout, values)
             verdict = check_one_sample(self.model, measurement, batch, loss_S, self.loss_reduction)
             self._checked[kind] = self._checked.get(kind, 0) + (4 if verdict.checked else 1)
