@@ -112,7 +112,8 @@ def handle(args: argparse.Namespace) -> int:
     tokens = args.tokens or _pool_tokens(Path(config.run_dir)) or 1e9
     found = forecasts(config, model, cluster, tokens)
     if args.json:
-        print(json.dumps([asdict(item) for item in found], indent=1))
+        told = [asdict(item) | {"peak_bytes": item.memory.device} for item in found]
+        print(json.dumps(told, indent=1))
     else:
         print(
             f"{args.model or config.model.path} on {hosts} hosts with {ranks} ranks each,"

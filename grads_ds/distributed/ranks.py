@@ -14,9 +14,14 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from grads_ds.config.errors import UserError
+from grads_ds.distributed.compiled_ops import (
+    drop_letters,
+    quote_torch_lib_path,
+    skip_shared_memory_op,
+)
 from grads_ds.launcher import runners
 from grads_ds.launcher.process_group import join
-from grads_ds.workarounds import quote_torch_lib_path, skip_shared_memory_op, warn_of_other_versions
+from grads_ds.workarounds import warn_of_other_versions
 
 T = TypeVar("T")
 _job: Any = None  # the group of all ranks, while libraries see a part of them
@@ -80,6 +85,7 @@ def start() -> None:
         warn_of_other_versions()
     skip_shared_memory_op(deepspeed)
     quote_torch_lib_path()
+    drop_letters()
     join(get_accelerator().communication_backend_name(), default_pg_timeout, listen)
     deepspeed.init_distributed(verbose=False)
 

@@ -16,6 +16,7 @@ from step import Step, first_line, random_batch, random_llama, start, synchronis
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grads_ds import GradNormRecorder
+from grads_ds.distributed.compiled_ops import drop_letters
 
 PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 KERNELS = (
@@ -34,6 +35,8 @@ def optimizers(step: Step) -> dict[str, Callable[[list[torch.Tensor]], Any]]:
     }
     if not step.cpu:
         from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+        drop_letters()  # as every rank of a job does
 
         found["DeepSpeed FusedAdam"] = lambda p: FusedAdam(p, lr=1e-3)
         found["DeepSpeed CPUAdam (offload)"] = lambda p: DeepSpeedCPUAdam(p, lr=1e-3)

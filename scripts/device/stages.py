@@ -118,10 +118,7 @@ def planned(config: Path) -> dict[str, float]:
     if done.returncode not in (0, 2):  # 2: something does not fit
         raise RuntimeError(done.stderr[-500:])
     forecasts = json.loads(done.stdout)
-    return {
-        item["stage"]: sum(value for key, value in item["memory"].items() if key != "host")
-        for item in forecasts
-    }
+    return {item["stage"]: item["peak_bytes"] for item in forecasts}
 
 
 def run(step: Step) -> bool:

@@ -7,7 +7,8 @@
              package bm25s, its own tokens and parameters), the mean of the scores
 
 `register` makes them `method: given_order` for this process and for those it starts: a plugin of
-`grads_ds.selection` with `plugin_options: {order: oracle, file: .../orders.json}`.
+`grads_ds.selection` with `plugin_options: {order: oracle, file: .../orders.json, pool: RUN's
+prepared/pool}`, which says what line of pool.jsonl a sample is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from datasets import load_from_disk
 
 from grads_ds.config.errors import UserError
 
@@ -59,12 +61,21 @@ def given_order(table: ScoreTable, settings: SelectConfig, seed: int) -> np.ndar
             " name one of these"
         )
     values = np.array(orders[options["order"]], np.float64)
-    if table.sample_id.max() >= len(values):
+    lines = _lines(Path(options["pool"]))[table.sample_id]
+    if lines.max() >= len(values):
         raise UserError(
             f"plugin_options.file: wanted a preference for each row of the pool; found"
-            f" {len(values)}, and sample_id {table.sample_id.max()}; make the cell's pool again"
+            f" {len(values)}, and line {lines.max() + 1}; make the cell's pool again"
         )
-    return values[table.sample_id]
+    return values[lines]
+
+
+def _lines(pool: Path) -> np.ndarray:
+    """The line of pool.jsonl, from 0, of every prepared sample by its id, int64 [samples]: rows
+    that prepare dropped leave gaps.
+    """
+    origins = load_from_disk(str(pool))["origin"]
+    return np.array([int(origin.rsplit(":", 1)[1]) - 1 for origin in origins], np.int64)
 
 
 def write_orders(folder: Path, seed: int, with_words: bool) -> None:
@@ -82,6 +93,7 @@ def write_orders(folder: Path, seed: int, with_words: bool) -> None:
 
 def word_likeness(pool: list[str], asking: list[str]) -> np.ndarray:
     """Mean BM25 score of each of the pool's texts over the asking texts, [pool]."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s uses jax where it is, which takes a GPU
     try:
         import bm25s
     except ImportError:

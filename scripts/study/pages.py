@@ -22,9 +22,9 @@ from collections.abc import Callable
 from scripts.study import probes
 from scripts.study.figures import draw, draw_budgets
 from scripts.study.page_tables import across, main_tables, results, rule_tables
+from scripts.study.real_tables import chosen_table, trained_table
 from scripts.study.single_tables import (
     cost_table,
-    first_table,
     kept_table,
     lengths_table,
     pooled_table,
@@ -37,7 +37,8 @@ FIGURE, BUDGETS = "docs/images/study.png", "docs/images/study_budgets.png"
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "first": first_table,
+    "real": trained_table,
+    "real, what is chosen": chosen_table,
     "epochs": lambda: main_tables("epochs"),
     "steps": lambda: main_tables("steps"),
     "steps to the whole pool": lambda: main_tables("steps", "full"),

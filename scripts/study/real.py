@@ -61,16 +61,26 @@ def planted_areas(table: ScoreTable, kinds: np.ndarray) -> dict[str, dict[str, f
 def kept_by_kind(
     config: Any, run: Path, settings: Mapping[str, Any], kinds: np.ndarray
 ) -> dict[str, Any]:
-    """How many rows of each kind a method's settings choose, and what was rejected."""
-    given = method_settings(dict(settings), run.parent)
+    """How many rows of each kind a method's settings choose, what was rejected, and the ids of what
+    was chosen.
+    """
+    given = method_settings(dict(settings), run)
     chosen = config.model_copy(update={"select": type(config.select)(**given)})
     try:
-        _, _, _, choice, report = decide(chosen, None, run)
+        table, _, _, choice, report = decide(chosen, None, run)
     except UserError as error:
         return {"cannot": "; ".join(error.problems)}
     words, counts = np.unique(kinds[choice.selected], return_counts=True)
     kept = {str(word): int(count) for word, count in zip(words, counts, strict=True)}
-    return {"kept": kept, "filters": report["filters"], "warnings": report["warnings"]}
+    told = {"kept": kept, "filters": report["filters"], "warnings": report["warnings"]}
+    return told | {"chosen": table.sample_id[choice.selected]}
+
+
+def trained_on(run: Path, name: str, main: str) -> np.ndarray:
+    """The ids of the samples that a model was trained on, int64, in the pool's order."""
+    folder = run / "selection" / ("" if name == main else f"variants/{name}")
+    found = pq.read_table(folder / "selection.parquet", columns=["sample_id", "selected"])
+    return np.sort(found["sample_id"].to_numpy()[found["selected"].to_numpy()])
 
 
 def sample_losses(run: Path, found: Mapping[str, Any]) -> np.ndarray:
@@ -122,7 +132,19 @@ def collect(study: Study) -> dict[str, Any]:
             kinds = np.array(words)[codes[pool.positions(table.sample_id)]]
             budget = study.footings[equal].budgets[0]
             methods = {**study.methods, **study.chosen}
-            settings = {name: {"budget": budget, **given} for name, given in methods.items()}
+            kept = {
+                name: kept_by_kind(config, run, {"budget": budget, **given}, kinds)
+                for name, given in methods.items()
+            }
+            models = margins(run, main := variant(*pairs(study, equal)[0]))
+            # a model of rows that the settings of today would not choose says nothing of them
+            for name in study.methods if models else ():
+                label, ids = variant(name, budget), np.sort(kept[name].get("chosen", []))
+                if not np.array_equal(trained_on(run, label, main), ids):
+                    print(f"study: {folder.name}: {label} was trained on other rows: left out")
+                    del models[label]
+            for found in kept.values():
+                found.pop("chosen", None)
             records.append(
                 {
                     "domain": cell.domain,
@@ -132,11 +154,8 @@ def collect(study: Study) -> dict[str, Any]:
                     "pool": {str(k): int((kinds == k).sum()) for k in sorted(set(kinds))},
                     "controls": control_areas.report(table),
                     "planted_area_among_like_length": planted_areas(table, kinds),
-                    "kept": {
-                        name: kept_by_kind(config, run, given, kinds)
-                        for name, given in settings.items()
-                    },
-                    "models": margins(run, variant(*pairs(study, equal)[0])),
+                    "kept": kept,
+                    "models": models,
                 }
             )
     return {

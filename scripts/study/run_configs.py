@@ -21,7 +21,7 @@ def run_config(
     other pair a variant.
     """
     settings = {
-        variant(m, b): {**method_settings(study.methods[m], folder), "budget": b}
+        variant(m, b): {**method_settings(study.methods[m], folder / equal), "budget": b}
         for m, b in pairs(study, equal)
     }
     main, *others = settings
@@ -65,14 +65,14 @@ def run_config(
     return config
 
 
-def method_settings(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+def method_settings(given: dict[str, Any], run: Path) -> dict[str, Any]:
     """A method's settings; an order of the study's own (scripts/study/orders.py) is told its cell's
-    file.
+    file and the run's pool.
     """
     if given.get("method") != orders.METHOD:
         return given
-    file = {"file": str(folder / orders.FILE)}
-    return {**given, "plugin_options": {**given["plugin_options"], **file}}
+    places = {"file": str(run.parent / orders.FILE), "pool": str(run / "prepared/pool")}
+    return {**given, "plugin_options": {**given["plugin_options"], **places}}
 
 
 def placed(material: Path, model: dict[str, Any]) -> dict[str, Any]:

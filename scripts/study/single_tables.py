@@ -132,32 +132,3 @@ def kept_table() -> str:
             f"| {method_and_budget(name)[0]} | " + " | ".join(f"{x:.1%}" for x in share) + " |"
         )
     return "\n".join(lines)
-
-
-def first_table() -> str:
-    """The README's: subsets of noisy pools against random and against the whole pool."""
-    runs = [run for run in results("main")["runs"] if run["noise"] > 0]
-    epochs = [run for run in runs if run["equal"] == "epochs"]
-    steps = [run for run in runs if run["equal"] == "steps"]
-    lines = [
-        (
-            f"| subset, {len(epochs)} pools, 40 % noise | domain gain to random, 25 % | forgetting"
-            " | domain gain to whole pool, 5 % | forgetting |"
-        ),
-        "|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(
-        method for method, _ in subsets(name for run in epochs for name in run["models"])
-    ):
-        few, many = f"{name}_5", f"{name}_25"
-        cells = [
-            "-" if name == "random" else difference(measure, epochs, many, "random_25")
-            for measure in (gain, forgetting)
-        ]
-        tried = [run for run in steps if few in run["models"]]
-        cells += [
-            difference(measure, tried, few, "full") if tried else ""
-            for measure in (gain, forgetting)
-        ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)

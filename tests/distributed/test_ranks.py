@@ -45,7 +45,7 @@ def test_cpu_ranks_start_without_compiling(
     """
     import deepspeed
 
-    from grads_ds.workarounds import SHARED_MEMORY_OP
+    from grads_ds.distributed.compiled_ops import SHARED_MEMORY_OP
 
     assert SHARED_MEMORY_OP in deepspeed.ops.__compatible_ops__, (
         f"renamed in DeepSpeed {deepspeed.__version__}: see grads_ds/workarounds.py"
@@ -62,7 +62,7 @@ def test_ops_link_where_torch_lies_below_a_space(monkeypatch: pytest.MonkeyPatch
     import torch
     from torch.utils import cpp_extension
 
-    from grads_ds import workarounds
+    from grads_ds.distributed.compiled_ops import quote_torch_lib_path
 
     flags = cpp_extension._prepare_ldflags([], False, False, False, False)
     assert f"-L{cpp_extension.TORCH_LIB_PATH}" in flags, (
@@ -70,6 +70,6 @@ def test_ops_link_where_torch_lies_below_a_space(monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", "/some where/torch/lib")
     monkeypatch.setattr(torch, "__path__", ["/some where/torch"])
-    workarounds.quote_torch_lib_path()
+    quote_torch_lib_path()
     flags = cpp_extension._prepare_ldflags([], False, False, False, False)
     assert shlex.split(" ".join(flags))[0] == "-L/some where/torch/lib"

@@ -187,6 +187,7 @@ def test_calibrate_takes_this_hosts_speed(
     main([*words, "--calibrate", "--gpu", "H200"])
     output = capsys.readouterr()
     measured = json.loads(output.out)
+    assert all(0 < item["peak_bytes"] <= sum(item["memory"].values()) for item in measured)
     teraflops = output.err.rsplit("trains at ", 1)[1].split()[0]
     assert 1e-5 < float(teraflops) < 10  # a CPU core or a few
     main([*words, "--tflops", teraflops, "--gpu", "A10"])

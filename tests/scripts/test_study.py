@@ -44,7 +44,7 @@ def test_every_study_is_made_of_configs_that_load(
             for method, budget in design.pairs(described, equal):
                 found = settings[design.variant(method, budget)].model_dump()
                 given_ = run_configs.method_settings(
-                    described.methods[method], tmp_path / cell_.folder
+                    described.methods[method], tmp_path / cell_.folder / equal
                 )
                 plain = type(config.select)(**given_, budget=budget).model_dump(
                     exclude={"variants"}

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from pydantic import ValidationError
 
 from conftest import REPO
@@ -48,7 +49,7 @@ def test_every_cell_of_the_studys_files_is_a_run_that_can_be_made(
             config = Config.model_validate(run_config(study, tmp_path, cell, tmp_path, equal))
             methods = {**study.methods, **study.chosen}
             variants = {
-                name: {"budget": 0.25, **method_settings(given, tmp_path)}
+                name: {"budget": 0.25, **method_settings(given, tmp_path / equal)}
                 for name, given in methods.items()
             }
             whole = config.model_copy(
@@ -112,19 +113,25 @@ def rows_to(file: Path, rows: list[dict[str, str]]) -> None:
 
 @pytest.mark.usefixtures("given_orders")
 def test_the_oracle_draws_clean_rows_alone_through_the_products_own_choice(tmp_path: Path) -> None:
-    kinds = ["clean", "wrong_answer", "off_domain"] * 20
+    kinds = ["clean", "wrong_answer", "off_domain"] * 21
     rows_to(tmp_path / "pool.jsonl", [{"kind": k, "ask": "a", "answer": "b"} for k in kinds])
     orders.write_orders(tmp_path, seed=1, with_words=False)
+    # prepare dropped the first two rows and the last
+    dropped = {"origin": [f"pool.jsonl:{line}" for line in range(3, 63)]}
+    Dataset.from_dict(dropped).save_to_disk(tmp_path / "run/prepared/pool")
     given = {"method": orders.METHOD, "plugin_options": {"order": "oracle"}, "budget": 0.25}
-    settings = SelectConfig(**method_settings(given, tmp_path))
+    settings = SelectConfig(**method_settings(given, tmp_path / "run"))
     choice = choose(score_table(60), settings, 0)
     assert choice.selected.sum() == 15
-    assert {kinds[i] for i in np.flatnonzero(choice.selected)} == {"clean"}
-    wrong = SelectConfig(**method_settings({**given, "plugin_options": {"order": "x"}}, tmp_path))
+    assert {kinds[i + 2] for i in np.flatnonzero(choice.selected)} == {"clean"}
+    other = {**given, "plugin_options": {"order": "x"}}
+    wrong = SelectConfig(**method_settings(other, tmp_path / "run"))
     with pytest.raises(UserError, match="wanted one of oracle"):
         choose(score_table(60), wrong, 0)
-    with pytest.raises(UserError, match="found 60, and sample_id 60"):
-        choose(score_table(61), settings, 0)
+    orders_file = tmp_path / orders.FILE
+    orders_file.write_text(json.dumps({"oracle": [0.5] * 61}))
+    with pytest.raises(UserError, match="found 61, and line 62"):
+        choose(score_table(60), settings, 0)
     # and in the processes that the study starts
     code = "from grads_ds.config.select import SelectConfig; SelectConfig(method='given_order')"
     command = [sys.executable, "-c", code]

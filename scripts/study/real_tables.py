@@ -1,0 +1,86 @@
+"""The tables of the study on a real model, from docs/results/study_real.json and study_needle.json.
+
+Used by scripts/study/pages.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scripts.study.page_tables import results
+
+NOISE = 0.4
+
+
+def _trained() -> list[dict[str, Any]]:
+    """The noisy pools of which every model is trained and evaluated."""
+    return [cell for cell in results("real")["cells"] if cell["models"] and cell["noise"] == NOISE]
+
+
+def _differences(cells: Sequence[dict[str, Any]], model: str, measure: str) -> list[float]:
+    """A model's measure less random's, pool by pool; pools without that model are left out."""
+    return [
+        cell["models"][model][measure] - cell["models"]["random_25"][measure]
+        for cell in cells
+        if model in cell["models"]
+    ]
+
+
+def trained_table() -> str:
+    """Per domain and model the mean differences to random, and in how many pools the interval of
+    the margin's paired difference lies above, or below, zero.
+    """
+    rows = [
+        "| domain | trained on | pools | content margin to random | in single pools | held-out loss"
+        " to random | general loss to random |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    cells = _trained()
+    names = {"guided_25": "guided, 25 %", "oracle_25": "clean rows, 25 %", "full": "the whole pool"}
+    for domain in dict.fromkeys(cell["domain"] for cell in cells):
+        own = [cell for cell in cells if cell["domain"] == domain]
+        for model, told in names.items():
+            having = [cell["models"][model] for cell in own if model in cell["models"]]
+            if not having:
+                continue
+            above = sum(found["margin_minus_random"][1] > 0 for found in having)
+            below = sum(found["margin_minus_random"][2] < 0 for found in having)
+            means = [
+                f"{np.mean(_differences(own, model, measure)):+.3f}"
+                for measure in ("margin", "domain", "general")
+            ]
+            rows.append(
+                f"| {domain} | {told} | {len(having)} | {means[0]} | {above} above, {below} below |"
+                f" {means[1]} | {means[2]} |"
+            )
+    return "\n".join(rows)
+
+
+def chosen_table() -> str:
+    """Per method the share of clean rows in a quarter of the noisy pools, and of rows of the domain
+    in a tenth of the needle pools: mean, and the least of a pool.
+    """
+    noisy, needle = (
+        [cell for cell in results(name)["cells"] if cell["noise"] == noise]
+        for name, noise in (("real", NOISE), ("needle", 0.0))
+    )
+    rows = [
+        f"| method | clean rows of a quarter, {len(noisy)} noisy pools | least | rows of the domain"
+        f" in a tenth, {len(needle)} needle pools | least |",
+        "|---|---|---|---|---|",
+    ]
+    shares = {
+        method: [_shares(cells, method) for cells in (noisy, needle)] for method in noisy[0]["kept"]
+    }
+    for method, both in sorted(shares.items(), key=lambda item: -np.mean(item[1][0])):
+        told = [f"{np.mean(found):.2f} | {min(found):.2f}" if found else " | " for found in both]
+        rows.append(f"| {method} | {told[0]} | {told[1]} |")
+    return "\n".join(rows)
+
+
+def _shares(cells: Sequence[dict[str, Any]], method: str) -> list[float]:
+    kept = [cell["kept"].get(method, {}).get("kept") for cell in cells]
+    return [found.get("clean", 0) / sum(found.values()) for found in kept if found]
