@@ -18,6 +18,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# DeepSpeed's Muon decorates functions with torch.compile, which imports the compiler in every rank
+# (four seconds); no stage compiles
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -20,13 +20,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parent.parent
-IMPORTED = [
-    "grads_ds.probe",
-    "grads_ds.training.sft",
-    "grads_ds.evaluate",
-    "transformers.models.llama.modeling_llama",
-]
-multiprocessing.get_context("forkserver").set_forkserver_preload(IMPORTED)
+multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.imported_by_ranks"])
 
 
 def run_on_ranks(
@@ -35,11 +29,13 @@ def run_on_ranks(
     *arguments: Any,
     seconds: float = 240,
     start: str = "forkserver",
+    joined: bool = True,
 ) -> list[Any]:
     """Call `function(*arguments)` (top level of its module) on `world` ranks; fails with the output
     of a rank that failed.
 
     start: spawn for what is read from the environment when a library is imported.
+    joined: False where the function itself joins the ranks' process group.
     """
     context = multiprocessing.get_context(start)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +56,7 @@ def run_on_ranks(
         environments = [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
         processes = [
             context.Process(
-                target=_rank, args=(folder, str(source.parent), os.getcwd(), environment)
+                target=_rank, args=(folder, str(source.parent), os.getcwd(), environment, joined)
             )
             for environment in environments
         ]
@@ -93,7 +89,7 @@ def _files(folder: str, kind: str, world: int) -> list[Path]:
     return [Path(folder, f"{kind}{rank}") for rank in range(world)]
 
 
-def _rank(folder: str, tests: str, place: str, environment: dict[str, str]) -> None:
+def _rank(folder: str, tests: str, place: str, environment: dict[str, str], joined: bool) -> None:
     """One rank, in its own process: the test's environment and place, its output in a file."""
     rank = environment["RANK"]
     log = os.open(Path(folder, f"log{rank}"), os.O_WRONLY | os.O_CREAT)
@@ -106,7 +102,8 @@ def _rank(folder: str, tests: str, place: str, environment: dict[str, str]) -> N
     module, name, arguments = pickle.loads(Path(folder, "call").read_bytes())
     from grads_ds.distributed import ranks
 
-    ranks.start()
+    if joined:
+        ranks.start()
     result = getattr(importlib.import_module(module), name)(*arguments)
     Path(folder, f"result{rank}").write_bytes(pickle.dumps(result))
     ranks.finish()

@@ -132,6 +132,8 @@ def make(folder: Path, case: Case, size: Size) -> Path:
 
     disable_progress_bars()
     disable_progress_bar()
+    if case.what == "sft":
+        (folder / "sft").touch()  # for the ranks
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

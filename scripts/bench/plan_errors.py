@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,7 @@ LIMIT = 0.10
 
 
 def measured(case: Case, folder: Path) -> dict[str, float]:
-    """Run `case`, made in `folder`; what its heaviest rank took."""
-    if case.what == "sft":
-        (folder / "sft").touch()
+    """Run `case`, made in `folder`, under torchrun; what its heaviest rank took."""
     command = [
         sys.executable,
         "-m",
@@ -54,10 +52,14 @@ def measured(case: Case, folder: Path) -> dict[str, float]:
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    files = sorted(folder.glob("rank*.json"))
-    if len(files) != case.ranks:
+    if len(list(folder.glob("rank*.json"))) != case.ranks:
         raise SystemExit(done.stdout[-3000:] + done.stderr[-6000:])
-    each = [json.loads(file.read_text()) for file in files]
+    return heaviest(folder)
+
+
+def heaviest(folder: Path) -> dict[str, float]:
+    """The most that any rank of a case made in `folder` took."""
+    each = [json.loads(file.read_text()) for file in sorted(folder.glob("rank*.json"))]
     return {key: max(found[key] for found in each) for key in each[0]}
 
 
@@ -79,11 +81,13 @@ def predicted(case: Case, config_file: Path, rate: float = 1e12) -> dict[str, fl
     return step | {"seconds": item.seconds_per_step}
 
 
-def compare(case: Case, size: Size) -> list[dict[str, Any]]:
+def compare(
+    case: Case, size: Size, measure: Callable[[Case, Path], dict[str, float]] = measured
+) -> list[dict[str, Any]]:
     """One line for memory and one for traffic: predicted, measured, error in percent."""
     with tempfile.TemporaryDirectory(prefix="plan_errors.") as name:
         config_file = make(Path(name), case, size)
-        said, found = predicted(case, config_file), measured(case, Path(name))
+        said, found = predicted(case, config_file), measure(case, Path(name))
     lines = []
     for what, label in (("peak", "bytes of memory"), ("bytes", "bytes received")):
         if not found[what] and not said[what]:

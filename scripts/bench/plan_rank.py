@@ -23,7 +23,14 @@ COLLECTIVES = {
 
 
 def rank(folder: Path) -> None:
-    """One rank of a case: run it, write what it took to `folder`/rank<N>.json."""
+    """One rank of a case, which ends with its process."""
+    measure(folder)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def measure(folder: Path) -> None:
+    """Join the other ranks, run a case, write what it took to `folder`/rank<N>.json and leave."""
     import torch.distributed as dist
 
     moved = {"bytes": 0.0}
@@ -68,8 +75,6 @@ def rank(folder: Path) -> None:
     (folder / f"rank{ranks.rank()}.json").write_text(json.dumps(found | {"rate": rate}))
     ranks.barrier()
     ranks.finish()
-    sys.stdout.flush()
-    os._exit(0)
 
 
 def _train(config: Any, folder: Path, counter: Any, moved: dict[str, float]) -> dict[str, float]:

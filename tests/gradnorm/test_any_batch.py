@@ -174,7 +174,10 @@ def test_head_alone_runs_no_backward(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found.norms["lm_head"], both.norms["lm_head"], rtol=1e-6, atol=0)
 
 
-def test_bad_batches_and_layers_are_refused_with_what_to_change() -> None:
+def test_bad_batches_and_layers_are_refused_with_what_to_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
     model, batch = models.make_model("llama"), models.make_batch(LENGTHS, PROMPTS)
     with pytest.raises(ValueError, match="labels must be -100 at padding"):
         read_layout({**batch, "labels": batch["input_ids"]})

@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM
 
 from grads_ds.plan.calibrate import calibrate, layer_flop
 from grads_ds.plan.shapes import NAMED, model_config, shape_of
-from scripts.bench.plan_errors import CASES, LIMIT, Size, compare, table
+from ranks import run_on_ranks
+from scripts.bench.plan_errors import CASES, LIMIT, Case, Size, compare, heaviest, table
+from scripts.bench.plan_rank import measure
 from tests.conftest import REPO
 
 RUN = [
@@ -29,12 +31,17 @@ RUN = [
 ]
 
 
+def forked(case: Case, folder: Path) -> dict[str, float]:
+    run_on_ranks(case.ranks, measure, folder, joined=False)
+    return heaviest(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_memory_and_traffic_are_within_a_tenth(name: str) -> None:
     """Real engines on two ranks: peak bytes of live tensors, bytes that go into collectives."""
     case = next(case for case in CASES if case.name == name)
-    lines = compare(case, Size(layers=4, width=256, vocabulary=2000))
+    lines = compare(case, Size(layers=4, width=256, vocabulary=2000), forked)
     assert len(lines) == 2
     for line in lines:
         assert abs(line["error %"]) < 100 * LIMIT, line

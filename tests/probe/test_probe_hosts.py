@@ -21,6 +21,9 @@ import yaml
 
 from cluster import Cluster, cluster
 from conftest import REPO, make_tiny_model, write_rows
+from grads_ds.config.load import load_config
+from ranks import run_on_ranks
+from tests.probe.jobs import stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 ROWS = 40
@@ -30,6 +33,7 @@ OURS = (
     "OMP_NUM_THREADS",
     "HF_HUB_OFFLINE",
     "TOKENIZERS_PARALLELISM",
+    "TORCHDYNAMO_DISABLE",
     "PYTHONPATH",
 )
 
@@ -57,13 +61,16 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "probe": {"epochs": 0, "tokens_per_microbatch": 256},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    for stage in ("prepare", "probe"):
-        done = call(
-            [sys.executable, "-m", "grads_ds", stage, "config.yaml", "--ranks", "1"], folder
-        )
-        assert done.returncode == 0, done.stderr
+    run_on_ranks(1, prepare_and_probe, folder)
     shutil.copy(folder / "run/scores/table.parquet", folder / "one.parquet")
     return folder
+
+
+def prepare_and_probe(folder: Path) -> None:
+    os.chdir(folder)
+    config = load_config("config.yaml")
+    for name in ("prepare", "probe"):
+        stage(name, config)
 
 
 def call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -108,7 +115,7 @@ def same(one: pa.Table, other: pa.Table) -> bool:
     return True
 
 
-@pytest.mark.parametrize("count, launcher", [(2, "pdsh"), (4, "pdsh"), (4, "openmpi")])
+@pytest.mark.parametrize("count, launcher", [(4, "pdsh"), (2, "openmpi")])
 def test_every_launcher_gives_the_table_of_one_process(
     four: Cluster, job: Path, count: int, launcher: str
 ) -> None:

@@ -4,6 +4,7 @@ every optimizer step.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cluster import Cluster, cluster
 from conftest import REPO, make_tiny_model, write_rows
+from grads_ds.config.load import load_config
+from ranks import run_on_ranks
+from tests.probe.jobs import stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 LORA = "model.lora={r: 8, alpha: 16}"
@@ -36,31 +40,34 @@ def losses(run: Path) -> list[float]:
     return [scalar.value for scalar in scalars]
 
 
+def run_stages(folder: Path, stages: list[str], changes: tuple[str, ...]) -> None:
+    """Stages of the config in `folder`, in this process."""
+    os.chdir(folder)
+    config = load_config("config.yaml", list(changes))
+    for name in stages:
+        stage(name, config)
+
+
 def curves(folder: Path, hosts: Cluster, *changes: str) -> tuple[list[float], list[float]]:
     """The curves of one process and of two hosts on one and the same selection."""
     if not shutil.which("pdsh"):
         pytest.skip("needs pdsh (scripts/install.sh --dev)")
+    run_on_ranks(1, run_stages, folder, ["prepare", "probe", "select"], changes)
+    shutil.copytree(folder / "run", folder / "hosts")
+    run_on_ranks(1, run_stages, folder, ["sft"], changes)
     call = [sys.executable, "-m", "grads_ds", "run", "config.yaml", "--to", "sft"]
-    call += [word for change in changes for word in ("--set", change)]
+    call += ["--hosts", str(hosts.hostfile), "--backend", "pdsh"]
+    call += [word for change in (*changes, "run_dir=hosts") for word in ("--set", change)]
     variables = hosts.environment | {
         "PYTHONPATH": str(REPO),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
     }
-
-    def run(*words: str) -> None:
-        done = subprocess.run(
-            [*call, *words], cwd=folder, env=variables, capture_output=True, text=True, timeout=280
-        )
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-
-    run("--ranks", "1")
-    shutil.copytree(folder / "run", folder / "hosts")
-    for made in ("sft", "tensorboard", "logs", "state/sft.selected.json"):
-        (shutil.rmtree if (folder / "hosts" / made).is_dir() else Path.unlink)(
-            folder / "hosts" / made
-        )
-    run("--set", "run_dir=hosts", "--hosts", str(hosts.hostfile), "--backend", "pdsh")
+    done = subprocess.run(
+        call, cwd=folder, env=variables, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert not list((folder / "hosts/logs").glob("probe/*"))  # fine-tuning alone ran there
     ran_on = list((folder / "hosts/logs/sft").glob("*/rank*.json"))
     assert len(ran_on) == len(hosts.addresses)
     return losses(folder / "run"), losses(folder / "hosts")
