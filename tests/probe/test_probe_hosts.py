@@ -115,7 +115,10 @@ def same(one: pa.Table, other: pa.Table) -> bool:
     return True
 
 
-@pytest.mark.parametrize("count, launcher", [(4, "pdsh"), (2, "openmpi")])
+@pytest.mark.parametrize(
+    "count, launcher",
+    [(4, "pdsh"), (2, "openmpi"), pytest.param(4, "openmpi", marks=pytest.mark.long)],
+)
 def test_every_launcher_gives_the_table_of_one_process(
     four: Cluster, job: Path, count: int, launcher: str
 ) -> None:
