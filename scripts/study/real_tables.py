@@ -81,6 +81,38 @@ def chosen_table() -> str:
     return "\n".join(rows)
 
 
+def seen_table() -> str:
+    """Per column the area under the curve among rows of like length, the mean over the noisy pools
+    and the range: of the controls `swapped` against the pool, and of planted wrong answers and rows
+    off the domain against the clean rows.
+    """
+    cells = [cell for cell in results("real")["cells"] if cell["noise"] == NOISE]
+    rows = [
+        f"| column, {len(cells)} noisy pools | controls `swapped` | planted wrong answers | planted"
+        " rows off the domain |",
+        "|---|---|---|---|",
+    ]
+    for column in cells[0]["planted_area_among_like_length"]:
+        planted = [cell["planted_area_among_like_length"][column] for cell in cells]
+        controls = [cell["controls"]["area_among_like_length"][column] for cell in cells]
+        told = [
+            _mean_and_range([area[kind] for area in areas if kind in area])
+            for areas, kind in (
+                (controls, "swapped"),
+                (planted, "wrong_answer"),
+                (planted, "off_domain"),
+            )
+        ]
+        rows.append(f"| `{column}` | {' | '.join(told)} |")
+    return "\n".join(rows)
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def _shares(cells: Sequence[dict[str, Any]], method: str) -> list[float]:
     kept = [cell["kept"].get(method, {}).get("kept") for cell in cells]
     return [found.get("clean", 0) / sum(found.values()) for found in kept if found]
