@@ -2,7 +2,7 @@
 
 Called by check.sh. Writes OUT/device.json after every step (status, seconds, what the step found,
 the last lines of one that failed), OUT/device.log (all output) and what a step packed for the way
-home (OUT/STEP.*.gz). Exit status 1 if a step failed.
+home (OUT/STEP.*.xz). Exit status 1 if a step failed.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def check(args: argparse.Namespace, work: Path) -> bool:
         if status != "ok":
             entry["last_lines"] = last_lines(log)
         steps[limit.name] = entry
-        for more in work.glob(f"{limit.name}.*.gz"):  # what a step brings home besides its facts
+        for more in work.glob(f"{limit.name}.*.xz"):  # what a step brings home besides its facts
             shutil.copy(more, args.out)
         with (args.out / "device.log").open("a") as all_logs:
             all_logs.write(f"== {limit.name}: {status}\n{log.read_text(errors='replace')}\n")

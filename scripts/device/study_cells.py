@@ -2,7 +2,7 @@
 
 Runs scripts/study/real.py with the kit's model and the data of shared/material, several cells at a
 time: real.yaml, then needle.yaml. A stopped run keeps the cells that are finished. What they found
-is packed (study_cells.runs.tar.gz, without weights): unpacked in a checkout, `real.py --collect`
+is packed (study_cells.runs.tar.xz, without weights): unpacked in a checkout, `real.py --collect`
 makes the tables of it. Skipped, with the reason, where the study, the data or the model is not
 there.
 """
@@ -20,7 +20,7 @@ STUDY = REPO / "scripts/study/real.py"
 STUDIES = ("real", "needle")
 HEAVY = {"checkpoints", "tensorboard"}  # folders that no table is made of
 KEPT = {".json", ".jsonl", ".parquet", ".arrow", ".yaml", ".log", ".txt"}
-LARGE = 4 * 2**20  # bytes above which a file is a tokenizer or weights
+LARGE = 3 * 2**19  # bytes above which a file is rows to replay, a tokenizer or weights
 DATA = ("shared/material/data", "../shared/material/data")
 MADE = REPO / "runs/real_model" / MODEL  # where real_model.py puts it
 PACKING = 20  # seconds kept for it
@@ -70,7 +70,7 @@ def packed(archive: Path) -> int:
         small = item.isdir() or (path.suffix in KEPT and item.size < LARGE)
         return item if small and not HEAVY.intersection(path.parts) else None
 
-    with tarfile.open(archive, "w:gz") as tar:
+    with tarfile.open(archive, "w:xz", preset=2) as tar:
         for name in STUDIES:
             if (folder := REPO / "runs/study" / name).is_dir():
                 tar.add(folder, f"runs/study/{name}", filter=light)
@@ -97,7 +97,7 @@ def run(step: Step) -> bool:
             status = run_within(command, output, step.left() - PACKING)
         ended[name] = status if isinstance(status, int) else "stopped at its time limit"
     step.record(ended=ended, last_lines=log.read_text().splitlines()[-30:])
-    step.record(packed=packed(step.out.with_suffix(".runs.tar.gz")))
+    step.record(packed=packed(step.out.with_suffix(".runs.tar.xz")))
     return not any(isinstance(status, int) and status for status in ended.values())
 
 

@@ -228,7 +228,7 @@ def test_cells_come_home_without_weights_and_check_passes_them_on(
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_bytes(b"x" * size)
     monkeypatch.setattr(study_cells, "REPO", tmp_path)
-    archive = steps / "study_cells.runs.tar.gz"
+    archive = steps / "study_cells.runs.tar.xz"
     study_cells.packed(archive)
     with tarfile.open(archive) as tar:
         files = {Path(item.name).name for item in tar if item.isfile()}
