@@ -5,6 +5,7 @@ follows from the intervals.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_the_script_takes_each_road_in_order_and_says_what_it_shows(
     shutil.copy(REPO / "scripts/quickstart.sh", tmp_path / "scripts")
     (tmp_path / "scripts/install.sh").write_text("echo installed\n")
     python = tmp_path / ".venv/bin/python"
-    python.write_text(f'#!/usr/bin/env bash\necho "ran $*"\n{sys.executable} -c ""\n')
+    python.write_text(f'#!/usr/bin/env bash\necho "ran $*"\n{shlex.quote(sys.executable)} -c ""\n')
     python.chmod(0o755)
     command = ["bash", str(tmp_path / "scripts/quickstart.sh"), *(["--real"] if real else [])]
     done = subprocess.run(

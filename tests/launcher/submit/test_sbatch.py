@@ -4,6 +4,7 @@ something else.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def test_words_of_the_command_stay_words(tmp_path: Path, monkeypatch: pytest.Mon
     )
     head = [line for line in script.splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --nodes=2" in head and '#SBATCH --comment="two words"' in head
-    shown = script.replace(f"{sys.executable} -m", "printf '%s\\n'")
+    shown = script.replace(f"{shlex.quote(sys.executable)} -m", "printf '%s\\n'")
     told = subprocess.run(
         ["bash", "-c", shown], capture_output=True, text=True, timeout=20
     ).stdout.splitlines()
@@ -82,7 +83,7 @@ def test_a_warned_job_queues_itself_again_and_a_cancelled_one_does_not(
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("SLURM_JOB_ID", "41")
-    text = script.replace(f"{sys.executable} -m grads_ds", str(launcher))
+    text = script.replace(f"{shlex.quote(sys.executable)} -m grads_ds", str(launcher))
     shell = subprocess.Popen(["bash", "-c", text])
     while name and not (tmp_path / "up").exists():
         time.sleep(0.05)
