@@ -34,10 +34,16 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     A GPU's matrix units multiply half precisions without loss and add in fp32: there they are given
     as they are, ten times as fast as the same numbers in fp32.
     """
-    if left.is_cuda and left.dtype == right.dtype and left.dtype in HALVES:
+    left, right = factor(left), factor(right)
+    if left.dtype == right.dtype and left.dtype in HALVES:
         multiply = torch.bmm if left.dim() == 3 else torch.mm
         return multiply(left, right, out_dtype=torch.float32)
     return torch.matmul(accumulate(left), accumulate(right))
+
+
+def factor(tensor: Tensor) -> Tensor:
+    """The tensor as `product` multiplies it, made once where it is cut into many products."""
+    return tensor if tensor.is_cuda and tensor.dtype in HALVES else accumulate(tensor)
 
 
 def squares(tensor: Tensor) -> Tensor:
@@ -69,8 +75,9 @@ class ActsGram:
         """
         if self._seen != _identity(acts_SLI):
             self._acts, self._seen = acts_SLI, _identity(acts_SLI)
+            ready = factor(acts_SLI)
             self._strips = [
-                product(acts_SLI[:, start:stop], acts_SLI[:, :stop].mT)
+                product(ready[:, start:stop], ready[:, :stop].mT)
                 for start, stop in _bounds(acts_SLI.shape[1])
             ]
         return self._strips
@@ -112,6 +119,7 @@ def gram_norm_squared(
     g_s) per sample; `shared` spares the first factor where it is known. Returns float64 [S].
     """
     acts_strips = (shared or ActsGram()).strips(acts_SLI)
+    grads_SLO = factor(grads_SLO)
     total_S = grads_SLO.new_zeros(grads_SLO.shape[0], dtype=torch.float64)
     sizes_S = torch.zeros_like(total_S)
     for (start, stop), acts in zip(_bounds(grads_SLO.shape[1]), acts_strips, strict=True):
@@ -148,11 +156,7 @@ def _gradient_blocks(acts_SLI: Tensor, grads_SLO: Tensor) -> Iterator[tuple[slic
     budget = _DIRECT_BYTES // max(4, acts_SLI.element_size())
     rows = max(1, min(outputs, budget // max(1, inputs)))
     group = max(1, budget // max(1, inputs * rows))
-    # whole tensors once, where the blocks would convert them again and again
-    apart = acts_SLI.is_cuda and acts_SLI.dtype == grads_SLO.dtype
-    acts_SLI, grads_SLO = (
-        (acts_SLI, grads_SLO) if apart else (accumulate(acts_SLI), accumulate(grads_SLO))
-    )
+    acts_SLI, grads_SLO = factor(acts_SLI), factor(grads_SLO)
     for first in range(0, samples, group):
         some = slice(first, first + group)
         for row in range(0, outputs, rows):
