@@ -1,8 +1,8 @@
 """Step `kernels`: where the device's time goes while one micro-batch is scored.
 
 A Llama of 1B in bfloat16: plain forward and backward, scoring of all layers, of the embedding and
-head. For each the kernels that take longest, what the device was busy of the wall's time, and how
-often the host waited for it.
+head. For each the kernels that take longest, how many there are, and what the device was busy of
+the wall's time.
 """
 
 from __future__ import annotations

@@ -78,11 +78,15 @@ def start(run: Callable[[Step], bool]) -> None:
     sys.exit(0 if run(Step(args.out, args.cpu, args.kit, args.seconds)) else 1)
 
 
-def run_within(command: list[str], output: IO[str], seconds: float) -> int | None:
-    """Run with stdout and stderr into `output`: the exit status, None if it was stopped at the time
-    limit. What it started goes with it: it is asked to end, and killed 5 s later.
+def run_within(
+    command: list[str], output: IO[str], seconds: float, folder: Path | None = None
+) -> int | None:
+    """Run in `folder` with stdout and stderr into `output`: the exit status, None if it was stopped
+    at the time limit. What it started goes with it: it is asked to end, and killed 5 s later.
     """
-    process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdout=output, stderr=output, start_new_session=True, cwd=folder
+    )
     status = None
     try:
         status = process.wait(seconds)

@@ -94,7 +94,7 @@ def run(step: Step) -> bool:
         command = [sys.executable, str(STUDY), str(REPO / f"configs/study/{name}.yaml")]
         command += ["--material", str(place), "--jobs", str(cells_at_a_time())]
         with log.open("a") as output:
-            status = run_within(command, output, step.left() - PACKING)
+            status = run_within(command, output, step.left() - PACKING, REPO)
         ended[name] = status if isinstance(status, int) else "stopped at its time limit"
     step.record(ended=ended, last_lines=log.read_text().splitlines()[-30:])
     step.record(packed=packed(step.out.with_suffix(".runs.tar.xz")))
