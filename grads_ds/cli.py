@@ -28,7 +28,7 @@ from grads_ds.run_dir.storage import storage_status
 COMMANDS = {
     "init": ("init:add", "write a commented config for your data files and model"),
     "run": ("run:add_run", "run every stage that is due, in order"),
-    "prepare": ("run:add_stage", "read the data, tokenise it, give every sample an id"),
+    "prepare": ("run:add_prepare", "read the data, tokenise it, give every sample an id"),
     "probe": ("run:add_stage", "preliminary training, then every sample's gradient norms"),
     "select": ("run:add_select", "choose the subset from the score table"),
     "sft": ("run:add_stage", "fine-tune on the subset"),

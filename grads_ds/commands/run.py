@@ -12,11 +12,12 @@ from grads_ds.commands.options import add_placement, placement, placement_words
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
-from grads_ds.distributed import ranks
+from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.execute import execute
 from grads_ds.flow.launch import clear_after_killed_start, launch, stage_command
-from grads_ds.flow.stages import STAGE_NAMES, STAGES, find_problems, reopen_altered
-from grads_ds.launcher.job import dry_run
+from grads_ds.flow.prepare_on_hosts import one_process_each, prepare_on_hosts, share_command
+from grads_ds.flow.stages import STAGE_NAMES, STAGES, Stage, find_problems, reopen_altered
+from grads_ds.launcher.job import Placement, dry_run
 from grads_ds.launcher.job_outcome import DONE
 from grads_ds.launcher.submit import kubernetes, sbatch
 from grads_ds.run_dir.lock import lock
@@ -35,6 +36,12 @@ def add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--to", dest="last", choices=STAGE_NAMES, default=STAGE_NAMES[-1], help="last stage to run"
     )
+    add_stage(command)
+
+
+def add_prepare(command: argparse.ArgumentParser) -> None:
+    """Declare `prepare`. With --share, one process of several makes parts for the others."""
+    command.add_argument("--share", action="store_true", help=argparse.SUPPRESS)
     add_stage(command)
 
 
@@ -117,6 +124,11 @@ def handle(args: argparse.Namespace) -> int:
 
         print(preview(config, Path(config.run_dir)))
         return DONE
+    if args.command == "prepare" and args.share:
+        from grads_ds.data.shares import make_share
+
+        make_share(config, Path(config.run_dir), ranks.launched_rank(), heartbeat.beat)
+        return DONE
     if args.command != "run" and ranks.launched():
         return execute(next(stage for stage in STAGES if stage.name == args.command), config)
     return _run_from_shell(args, config)
@@ -161,11 +173,7 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     place = placement(args)
     if args.dry_run:
         for stage in stages:
-            print(
-                dry_run(stage.name, stage_command(stage.name, args), place, run_dir / "logs")
-                if stage.distributed
-                else f"{stage.name}: here"
-            )
+            print(_dry_run(stage, args, place, run_dir / "logs"))
         return DONE
     ranks_in_all = sum(host.slots for host in place.hosts)
     claim(run_dir)
@@ -180,14 +188,26 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
             # the prepared pool tells more than the config did
             if number == 0 or stages[number - 1].name == "prepare":
                 find_problems(config, run_dir, stages[number:], ranks_in_all)
-            status = (
-                launch(stage, config, args, place) if stage.distributed else execute(stage, config)
-            )
+            if stage.distributed:
+                status = launch(stage, config, args, place)
+            elif stage.name == "prepare":
+                status = prepare_on_hosts(config, args, place)
+            else:
+                status = execute(stage, config)
             if status:
                 return status
     if stages[-1].name in ("evaluate", "report"):
         _print_outcome(run_dir)
     return 0
+
+
+def _dry_run(stage: Stage, args: argparse.Namespace, place: Placement, logs: Path) -> str:
+    if stage.distributed:
+        return dry_run(stage.name, stage_command(stage.name, args), place, logs)
+    if stage.name == "prepare" and len(place.hosts) > 1:
+        said = dry_run(stage.name, share_command(args), one_process_each(place), logs)
+        return f"prepare: here, and where the pool is large before that on every host:\n{said}"
+    return f"{stage.name}: here"
 
 
 def same_words(args: argparse.Namespace) -> list[str]:

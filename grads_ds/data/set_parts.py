@@ -88,7 +88,7 @@ class PartMaker:
     def _jobs(self, bar: ReadingBar) -> Iterator[Job]:
         for number, item in enumerate(self.made.inputs):
             if (end := self._finished(number)) is not None:
-                for file in (self._file(number, part) for part in range(end[0])):
+                for file in (part_file(self.folder, number, part) for part in range(end[0])):
                     self._take(file, self.whole[file], bar)
                 bar.end(item)
                 for note in end[1]:
@@ -97,7 +97,7 @@ class PartMaker:
             notes, part = Problems(), 0
             try:
                 for block in blocks_of(item, self.style, notes):
-                    file, part = self._file(number, part), part + 1
+                    file, part = part_file(self.folder, number, part), part + 1
                     bar.read(block)
                     if file in self.whole:
                         self._take(file, self.whole[file], bar)
@@ -126,10 +126,10 @@ class PartMaker:
         self._mark(number)
 
     def _mark(self, number: int) -> None:
-        """Note that a source's parts are all whole."""
+        """Note how many parts a source has, once they are all whole."""
         parts, notes = self.ends.get(number, (-1, []))
         if self.done[number] == parts and number not in self.made.unclean:
-            publish_json(self._end_file(number), {"parts": parts, "notes": notes})
+            write_end(self.folder, number, parts, notes)
 
     # ---- what an earlier start has left ----------------------------------------------------------
 
@@ -150,19 +150,35 @@ class PartMaker:
 
     def _finished(self, number: int) -> tuple[int, list[str]] | None:
         """Of a source whose parts are all whole: how many they are, and its notes."""
-        try:
-            end = json.loads(self._end_file(number).read_text())
-            parts, notes = int(end["parts"]), list(end["notes"])
-        except (OSError, ValueError, KeyError, TypeError):
+        end = read_end(self.folder, number)
+        if end is None or any(
+            part_file(self.folder, number, part) not in self.whole for part in range(end[0])
+        ):
             return None
-        files = (self._file(number, part) for part in range(parts))
-        return (parts, notes) if all(file in self.whole for file in files) else None
+        return end
 
-    def _file(self, number: int, part: int) -> Path:
-        return self.folder / f"{number}-{part}.arrow"
 
-    def _end_file(self, number: int) -> Path:
-        return self.folder / f"{number}.json"
+def part_file(folder: Path, number: int, part: int) -> Path:
+    """Where a part lies in its set's folder: of which source, which one of it, from 0."""
+    return folder / f"{number}-{part}.arrow"
+
+
+def write_end(folder: Path, number: int, parts: int, notes: list[str]) -> None:
+    """Note how many parts a source has, and what was noted when it was read to its end."""
+    publish_json(_end_file(folder, number), {"parts": parts, "notes": notes})
+
+
+def read_end(folder: Path, number: int) -> tuple[int, list[str]] | None:
+    """What `write_end` noted; None where there is nothing, or a damaged file."""
+    try:
+        end = json.loads(_end_file(folder, number).read_text())
+        return int(end["parts"]), list(end["notes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _end_file(folder: Path, number: int) -> Path:
+    return folder / f"{number}.json"
 
 
 def _place(file: Path) -> tuple[int, int]:

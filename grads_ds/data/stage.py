@@ -4,7 +4,8 @@ set.
 Reads `data.train`, `data.validation` and the tokenizer of `model.path`; writes `prepared/` in the
 run directory as a whole or not at all: `pool/` and one folder per validation set (each for
 `datasets.load_from_disk`, columns in `data/prepared.py`) and `prepared.json` with every count. Runs
-on one process of one host, by `grads-ds prepare CONFIG`, or first in `grads-ds run CONFIG`.
+on one host, by `grads-ds prepare CONFIG`, or first in `grads-ds run CONFIG`; of large pools other
+hosts may have made the parts before (`data/shares.py`).
 """
 
 from __future__ import annotations
@@ -12,24 +13,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from grads_ds.config.config import ANCHOR_SET, Config
 from grads_ds.config.errors import UserError
+from grads_ds.data.all_parts import begin_parts, find_sets, made_in_order, make_parts
 from grads_ds.data.crew import Crew
-from grads_ds.data.leaks import SHARED, Known, Leaks
+from grads_ds.data.leaks import SHARED, Leaks
 from grads_ds.data.model_limits import fit_problems
-from grads_ds.data.prepared import Counts, prints_in, write_set
+from grads_ds.data.prepared import Counts, write_set
 from grads_ds.data.problems import Problems
-from grads_ds.data.set_parts import PartMaker, SetParts
 from grads_ds.data.sources import find_inputs
 from grads_ds.data.tokenizer import check_tokenizer, fingerprint, load_tokenizer
 from grads_ds.data.tokens import ENDLESS
-from grads_ds.run_dir.digests import code_digest, inputs_digest
 from grads_ds.run_dir.layout import PARTS
-from grads_ds.run_dir.provenance import package_versions
-from grads_ds.run_dir.publish import atomic_path, publish_json, publish_text
+from grads_ds.run_dir.publish import atomic_path, publish_json
 
 
 def check_prepare(config: Config) -> list[str]:
@@ -66,7 +64,7 @@ def run_prepare(config: Config, run_dir: Path, identity: str | None = None) -> N
     if quick:
         raise UserError(quick)
     work = run_dir / PARTS
-    _begin(work, identity)
+    begin_parts(work, identity)
     try:
         _prepare(config, run_dir, work)
     except UserError:  # once it is put right, the parts are of other input
@@ -79,8 +77,9 @@ def _prepare(config: Config, run_dir: Path, work: Path) -> None:
     tokenizer = load_tokenizer(config.model)
     misfits = fit_problems(config, tokenizer)
     leaks = Leaks()
+    sets = find_sets(config)
     with Crew(config, tokenizer) as crew:
-        sets = _make_parts(config, work, crew, leaks, wanted=not misfits)
+        make_parts(config, work, crew, leaks, sets, made_in_order(sets), wanted=not misfits)
     reading = Problems()
     for parts in sets.values():
         reading.take(parts.read_problems(config.data.format))
@@ -91,7 +90,7 @@ def _prepare(config: Config, run_dir: Path, work: Path) -> None:
     with atomic_path(run_dir / "prepared") as folder:
         folder.mkdir()
         problems, written = Problems(), {}
-        for name in _compared_last(sets):
+        for name in made_in_order(sets):
             written[name] = write_set(sets[name].outcomes, folder / name, problems)
         counts = {name: written[name] for name in sets}
         _refuse_empty(counts, problems)
@@ -131,47 +130,6 @@ def _prepare(config: Config, run_dir: Path, work: Path) -> None:
         )
     if anchor:
         _warn_of_leaks(counts[anchor])
-
-
-def _begin(work: Path, identity: str | None) -> None:
-    """Make the work folder, without what was made of anything else than `identity` stands for."""
-    mark = work / "identity"
-    versions = {"code": code_digest(), **package_versions()}
-    key = inputs_digest({"prepare": identity, **versions}) if identity else None
-    if key is None or not mark.exists() or mark.read_text() != key:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        publish_text(mark, str(key))
-
-
-def _make_parts(
-    config: Config, work: Path, crew: Crew, leaks: Leaks, wanted: bool
-) -> dict[str, SetParts]:
-    """The parts of every set. Held-out sets come first: the pool is compared with them."""
-    compared = bool(config.data.validation or config.anchor_sources())
-    sets: dict[str, SetParts] = {}
-    for name, entries in config.prepared_sets().items():
-        found = Problems()
-        sets[name] = SetParts(find_inputs(entries, found), found)
-    clean = lambda: wanted and not any(s.unclean or s.found.count for s in sets.values())  # noqa: E731
-    for name in _compared_last(sets):
-        known_file = None
-        if name in ("pool", "replay") or not compared:
-            known = leaks.known() if name == "pool" and compared else Known.nothing()
-            known_file = known.write(work)
-        PartMaker(sets[name], config.data.format, work / name, known_file, clean).run(crew)
-        if not clean() or name == "replay":
-            continue
-        for tokens, grams in prints_in(sets[name].outcomes):
-            if name == "pool":
-                leaks.add_pool(tokens, grams.flatten().to_numpy())
-            else:
-                leaks.add(name, tokens, [row.values.to_numpy().copy() for row in grams])
-    return sets
-
-
-def _compared_last(sets: Iterable[str]) -> list[str]:
-    return sorted(sets, key=lambda name: name == "pool")
 
 
 def _tell(remarks: list[str]) -> None:

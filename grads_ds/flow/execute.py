@@ -42,7 +42,7 @@ def execute(stage: Stage, config: Config) -> int:
             unit = _named(stage, config, run_dir, name)
             began = time.monotonic()
             heartbeat.beat(f"{name}: loading")
-            ranks.from_main(lambda unit=unit: begin(run_dir, unit.name, _owned(unit)))  # type: ignore[misc]
+            ranks.from_main(lambda unit=unit: begin(run_dir, unit.name, unit.owned))  # type: ignore[misc]
             unit.work(config, run_dir, unit.identity)
             heartbeat.beat(f"{name}: finishing")
             ranks.barrier()
@@ -55,7 +55,7 @@ def _execute_here(stage: Stage, config: Config, run_dir: Path) -> None:
     for name in _announce(stage, config, run_dir):
         unit = _named(stage, config, run_dir, name)
         began = time.monotonic()
-        begin(run_dir, unit.name, _owned(unit))
+        begin(run_dir, unit.name, unit.owned)
         unit.work(config, run_dir, unit.identity)
         _finish(unit, config, run_dir, began)
 
@@ -75,10 +75,6 @@ def _announce(stage: Stage, config: Config, run_dir: Path) -> list[str]:
 
 def _named(stage: Stage, config: Config, run_dir: Path, name: str) -> Unit:
     return next(unit for unit in stage.units(config, run_dir) if unit.name == name)
-
-
-def _owned(unit: Unit) -> list[str]:
-    return [*unit.outputs, *unit.scratch, *unit.optional]
 
 
 def _finish(unit: Unit, config: Config, run_dir: Path, began: float) -> None:

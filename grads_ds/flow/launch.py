@@ -1,13 +1,16 @@
-"""Give a distributed stage to the launcher: look at the hosts, start the ranks, restart what may
-pass.
-"""
+"""Give a stage to the launcher: look at the hosts, start the ranks, restart what may pass."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
+import os
+import shutil
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from grads_ds.flow.stages import Stage, check_upstream, due_units
 from grads_ds.flow.unit_inputs import Unit
 from grads_ds.launcher import orphans
 from grads_ds.launcher.doctor.examine import glance
+from grads_ds.launcher.doctor.findings import Finding
 from grads_ds.launcher.environment import sweep
 from grads_ds.launcher.host_choice import shared_by
 from grads_ds.launcher.job import Placement, run_job
@@ -33,9 +37,40 @@ def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placem
     if not due_units(stage, config, run_dir):
         print(f"{stage.name}: done already, nothing to do", flush=True)
         return DONE
+    due = lambda: due_units(stage, config, run_dir)  # noqa: E731
+    return run_on_hosts(
+        stage.name,
+        stage_command(stage.name, args),
+        run_dir,
+        args,
+        # the hosts are looked at each time, all of them: one that was left out may be back
+        lambda: present(config, place, args.elastic, _batches(config, due()), compiled_ops(config)),
+        lambda: bool(due()),
+    )
+
+
+def run_on_hosts(
+    name: str,
+    command: Sequence[str],
+    run_dir: Path,
+    args: argparse.Namespace,
+    look: Callable[[], Placement],
+    unfinished: Callable[[], bool],
+) -> int:
+    """Run a command on every slot until it ends well, or may not be tried again; the exit status.
+
+    Args:
+        name: of the stage, under which the logs lie.
+        command: a rank's command line.
+        run_dir: the run's.
+        args: how often a failed job is started again.
+        look: looks at the hosts before every start; raises UserError.
+        unfinished: whether there is still something to do once every rank ended well.
+    """
+    log = run_dir / "logs" / f"{name}.log"
     for attempt in range(args.max_restarts + 1):
-        try:  # all hosts each time: one that was left out may be back
-            present = _present(config, due_units(stage, config, run_dir), place, args.elastic)
+        try:
+            place = look()
         except UserError as error:
             if attempt == 0:
                 raise
@@ -45,26 +80,16 @@ def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placem
                 LOST, "the hosts are no longer as they must be", "\n".join(error.problems)
             )
         else:
-            outcome = run_job(
-                stage.name, stage_command(stage.name, args), present, run_dir / "logs"
-            )
-        if outcome.status == DONE and due_units(stage, config, run_dir):
+            outcome = run_job(name, command, place, run_dir / "logs")
+        if outcome.status == DONE and unfinished():
             outcome = Outcome(FAILED, "every rank ended well, yet the stage is not done")
         if outcome.status in (DONE, WRONG_INPUT):
             break  # rank 0 has listed the problems
-        _report(
-            run_dir / "logs" / f"{stage.name}.log",
-            f"{stage.name}: {outcome.sentence}",
-            outcome.error,
-        )
+        _report(log, f"{name}: {outcome.sentence}", outcome.error)
         if attempt == args.max_restarts or not outcome.may_pass:
             break
         pause = min(BACKOFF_SECONDS * 2**attempt, 60.0)
-        _report(
-            run_dir / "logs" / f"{stage.name}.log",
-            f"restart {attempt + 1} of {args.max_restarts} in {pause:.0f} s",
-            "",
-        )
+        _report(log, f"restart {attempt + 1} of {args.max_restarts} in {pause:.0f} s", "")
         time.sleep(pause)
     return outcome.status
 
@@ -80,15 +105,26 @@ def clear_after_killed_start(run_dir: Path) -> None:
         print(f"grads-ds: {swept} environment files of killed starts removed", file=sys.stderr)
 
 
-def _present(
-    config: Config, due: list[tuple[Unit, str]], place: Placement, elastic: bool
+def present(
+    config: Config,
+    place: Placement,
+    elastic: bool,
+    batches: Sequence[int] = (),
+    ops: Sequence[str] = (),
 ) -> Placement:
     """The place, once its hosts have been looked at; with `elastic`, less those that cannot be
-    entered or have a problem.
+    entered or have a problem. Warnings are printed.
 
-    Raises UserError with every problem otherwise. Warnings are printed.
+    Raises UserError with every problem otherwise.
+
+    Args:
+        config: the run's.
+        place: where the stage is to run.
+        elastic: whether hosts may be left out.
+        batches: samples per step, which the ranks that are left have to share equally.
+        ops: what DeepSpeed loads.
     """
-    lost, findings = glance(place, Path(config.run_dir), input_paths(config), compiled_ops(config))
+    lost, findings = _look(config, place, ops)
     problems = dict(lost)
     for finding in findings:
         name = next(
@@ -103,7 +139,7 @@ def _present(
         return place
     left = [host for host in place.hosts if host.name not in problems]
     if elastic and left:
-        left = shared_by(left, _batches(config, due))
+        left = shared_by(left, batches)
     if not elastic or not left:
         raise UserError([*problems.values()])
     for problem in problems.values():
@@ -111,7 +147,34 @@ def _present(
     return replace(place, hosts=left)
 
 
-def _batches(config: Config, due: list[tuple[Unit, str]]) -> list[int]:
+def _look(
+    config: Config, place: Placement, ops: Sequence[str]
+) -> tuple[dict[str, str], list[Finding]]:
+    """What a glance at the hosts finds; they are asked to write in a folder that this start has
+    made in the run directory, so that one of the same name on a disk of their own is found out.
+    """
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".shared.", dir=run_dir))
+    folder.chmod(run_dir.stat().st_mode)
+    try:
+        lost, findings = glance(place, folder, input_paths(config), ops)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return lost, [
+        replace(
+            finding,
+            found=f"wanted {run_dir.resolve()} on a file system that all hosts share; found another"
+            " folder of that name here, or none",
+            advice="put run_dir on one",
+        )
+        if finding.check == "run directory" and finding.found == os.strerror(errno.ENOENT)
+        else finding
+        for finding in findings
+    ]
+
+
+def _batches(config: Config, due: Sequence[tuple[Unit, str]]) -> list[int]:
     """Samples per step of the trainings that are due: the ranks have to share them equally."""
     names = [unit.name for unit, _ in due]
     trained = [("sft/", config.sft.batch_size), ("probe/train", config.probe.batch_size)]

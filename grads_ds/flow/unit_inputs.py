@@ -53,6 +53,11 @@ class Unit:
         """The digest of the inputs, which everything the unit leaves half done carries."""
         return inputs_digest(self.inputs)
 
+    @property
+    def owned(self) -> list[str]:
+        """What in the run directory is the unit's to replace."""
+        return [*self.outputs, *self.scratch, *self.optional]
+
 
 def prepare_units(config: Config, run_dir: Path) -> list[Unit]:
     def work(config: Config, run_dir: Path, identity: str) -> None:
