@@ -9,7 +9,6 @@ all-gathers alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from grads_ds.config.config import Config
-from grads_ds.data.batches import BatchPlan, plan_batches
+from grads_ds.data.batches import BatchPlan
 from grads_ds.data.collate import pad_batch
 from grads_ds.distributed import ranks
 from grads_ds.distributed.device import device
@@ -45,40 +44,6 @@ def lengths_of(rows: Any) -> np.ndarray:
     return (
         pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_numpy().astype(np.int64)
     )
-
-
-def score_samples(
-    config: Config,
-    model_path: str | Path,
-    rows: Any,
-    indices: Sequence[int],
-    layers: str | list[str] | tuple[str, ...],
-    loss_reduction: str,
-    tokens_per_microbatch: int,
-    what: str,
-) -> Iterator[tuple[list[int], GradNorms]]:
-    """Score `rows[indices]` with the model at `model_path`; yields (indices into rows, results) of
-    this rank's micro-batches.
-
-    Every rank must call this with the same arguments and exhaust it.
-    """
-    indices = list(indices)
-    lengths = lengths_of(rows)
-    plan = plan_batches(lengths[indices], ranks.world(), tokens_per_microbatch, config.seed)
-    batches = tuple(
-        tuple(tuple(indices[i] for i in batch) for batch in rank) for rank in plan.batches
-    )
-    for mine, norms, _ in score_plan(
-        config,
-        model_path,
-        rows,
-        replace(plan, batches=batches),
-        lengths,
-        layers,
-        loss_reduction,
-        what,
-    ):
-        yield mine, norms
 
 
 def score_plan(

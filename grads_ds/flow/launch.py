@@ -155,6 +155,8 @@ def _look(
     """
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    for left in run_dir.glob(".shared.*"):  # of a start that was killed
+        shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=".shared.", dir=run_dir))
     folder.chmod(run_dir.stat().st_mode)
     try:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.formulas.head_sums import Watch
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.sharding import Gather, gathered
 
@@ -17,7 +18,8 @@ from grads_ds.gradnorm.sharding import Gather, gathered
 class HeadView:
     """hidden [B, T, D] entered the head; logits [B, T, V] left the model, where the model's own
     head ran. layout: of the batch as it was measured (padded on the right, perhaps unpacked);
-    samples keep their order.
+    samples keep their order. watch: was shown the logits, where one was asked for and another head
+    than the model's own ran.
     """
 
     layout: Layout
@@ -26,6 +28,7 @@ class HeadView:
     logits: Tensor | None
     transform: LogitTransform
     gather: Gather | None
+    watch: Watch | None = None
 
     def at_targets(self) -> tuple[Tensor, Any, Any, LogitTransform]:
         """Rows at the target positions, the head's weight and bias, and what the model does to the

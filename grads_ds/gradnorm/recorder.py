@@ -17,7 +17,7 @@ DistributedDataParallel made of the model, may be passed in the model's place; c
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
+from grads_ds.gradnorm.formulas.head_sums import Watch
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.results import GradNorms, References
@@ -144,15 +146,22 @@ class GradNormRecorder:
         self.scorer.tokens = True
 
     @contextlib.contextmanager
-    def observing(self) -> Iterator[list[HeadView]]:
+    def observing(
+        self, watch: Callable[[Layout, int, LogitTransform], Watch] | None = None
+    ) -> Iterator[list[HeadView]]:
         """While active, the list holds what the last scored batch showed at the model's head: one
         view, or several in the order of the samples where the batch was measured in parts.
+
+        watch: makes what is shown the logits as they are computed (`HeadView.watch`), given the
+        layout, the size of the vocabulary and the transform; none where the model's own head runs.
         """
         self._views, self.scorer.want_heads = [], True
+        before = self.scorer.head
+        self.scorer.head = replace(before, watch=watch)
         try:
             yield self._views
         finally:
-            self._views, self.scorer.want_heads = [], False
+            self._views, self.scorer.want_heads, self.scorer.head = [], False, before
 
     def _score(self, batch: Mapping[str, Tensor], gradients: dict[str, Tensor]) -> GradNorms:
         if self._watch is not None:

@@ -24,8 +24,9 @@ from grads_ds.probe.observed import Observed, observing
 from grads_ds.probe.prompts import behind_prompt_of, has_prompt, partners, without_prompt
 from grads_ds.probe.reference_set import drawn_rows, references, section
 from grads_ds.probe.set_means import losses_alone
-from grads_ds.probe.target_statistics import TargetStatistics
+from grads_ds.probe.target_statistics import Asked, TargetStatistics
 
+OF_TARGETS = {"surprise", "fisher", "prompt_gain"}  # read the distribution at every target
 Columns = dict[str, Any]  # float64 [B]; of token_losses B arrays
 
 
@@ -52,7 +53,7 @@ class ExtraColumns:
             self.pool = load_from_disk(str(run_dir / "prepared/pool"))
             self.place = {int(i): at for at, i in enumerate(self.pool["sample_id"])}
             self.partners = partners(len(self.pool), config.probe.other_prompts, config.seed)
-        if "el2n" in self.wanted:
+        if "el2n" in self.wanted and not self.wanted & OF_TARGETS:
             recorder.record_error_norms()
         if TOKEN_LOSSES in self.wanted:
             recorder.record_tokens()
@@ -71,11 +72,19 @@ class ExtraColumns:
         """
         batch = to_device(samples)
         columns: Columns = {}
-        with observing(self.recorder) as observed:
-            norms = self._score(samples, batch, columns)
-            own = None
-            if self.wanted & {"surprise", "fisher", "prompt_gain"}:
-                own = observed.statistics(self.kept.get("fisher.rows"))
+        if {"contrast", "anchor"} <= self.wanted:  # each takes a backward of its own
+            self._against_contrast(samples, batch, columns)
+        at_targets = None
+        if self.wanted & OF_TARGETS:
+            at_targets = Asked("prompt_gain" in self.wanted, self.kept.get("fisher.rows"))
+        with observing(self.recorder, at_targets) as observed:
+            if "anchor" in self.wanted:
+                norms = self._against_anchor(samples, batch, columns)
+            elif "contrast" in self.wanted:
+                norms = self._against_contrast(samples, batch, columns)
+            else:
+                norms = score_batch(self.recorder, self.engine, batch)
+            own = observed.statistics() if at_targets is not None else None
             columns |= self._of_the_head(samples, norms, observed, own)
         if norms.tokens is not None:
             is_target_BT = batch["labels"][:, 1:] != IGNORE_INDEX
@@ -95,41 +104,35 @@ class ExtraColumns:
             columns |= self.early.of(samples)
         return norms, columns
 
-    def _score(
+    def _against_contrast(
         self, samples: Sequence[Mapping[str, Any]], batch: dict[str, Tensor], columns: Columns
     ) -> GradNorms:
-        """The norms; the columns against the reference gradients are added to `columns`.
+        """The norms; the cosines with the reference less the pool's mean are added to `columns`."""
+        self.recorder.set_reference(section(self.kept, "contrast"))
+        norms = score_batch(self.recorder, self.engine, batch)
+        for group in self.groups:
+            zero = torch.zeros_like(norms.loss)  # of a group the model does not have
+            inner, size = norms.inner_products.get(group, zero), norms.norms.get(group, zero)
+            value = _array(inner / size.clamp_min(1e-300))
+            drawn = [self.drawn.get(int(sample["sample_id"])) for sample in samples]
+            columns[f"anchor_contrast_{group}"] = (
+                value + self._excess("pool", group, drawn) - self._own_excess(group, samples)
+            )
+        return norms
 
-        One reference is free of a second pass; both (`anchor` and `contrast`) take two.
-        """
-        norms = None
-        if "contrast" in self.wanted:
-            self.recorder.set_reference(section(self.kept, "contrast"))
-            norms = score_batch(self.recorder, self.engine, batch)
-            for group in self.groups:
-                zero = torch.zeros_like(norms.loss)  # of a group the model does not have
-                inner, size = norms.inner_products.get(group, zero), norms.norms.get(group, zero)
-                value = _array(inner / size.clamp_min(1e-300))
-                drawn = [self.drawn.get(int(sample["sample_id"])) for sample in samples]
-                columns[f"anchor_contrast_{group}"] = (
-                    value + self._excess("pool", group, drawn) - self._own_excess(group, samples)
-                )
-        if "anchor" in self.wanted:
-            self.recorder.set_reference(section(self.kept, "reference"))
-            norms = score_batch(self.recorder, self.engine, batch)
-            zero = torch.zeros_like(norms.loss)
-            for group in self.groups:
-                cosine = _array(norms.cosines.get(group, zero))
-                columns[f"anchor_cosine_{group}"] = cosine - self._own_excess(group, samples)
-                columns[f"anchor_inner_product_{group}"] = _array(
-                    norms.inner_products.get(group, zero)
-                )
-            columns |= {
-                name: np.where(_places(samples) < 0, value, np.nan)
-                for name, value in columns.items()
-                if name.startswith("anchor_inner_product_")
-            }
-        return norms if norms is not None else score_batch(self.recorder, self.engine, batch)
+    def _against_anchor(
+        self, samples: Sequence[Mapping[str, Any]], batch: dict[str, Tensor], columns: Columns
+    ) -> GradNorms:
+        """The norms; the cosines and inner products with the reference are added to `columns`."""
+        self.recorder.set_reference(section(self.kept, "reference"))
+        norms = score_batch(self.recorder, self.engine, batch)
+        zero = torch.zeros_like(norms.loss)
+        for group in self.groups:
+            cosine = _array(norms.cosines.get(group, zero))
+            columns[f"anchor_cosine_{group}"] = cosine - self._own_excess(group, samples)
+            inner = _array(norms.inner_products.get(group, zero))
+            columns[f"anchor_inner_product_{group}"] = np.where(_places(samples) < 0, inner, np.nan)
+        return norms
 
     def _excess(self, of: str, group: str, places: Sequence[int | None]) -> np.ndarray:
         """What a row's cosine with a mean owes to the row's own part in it, float64 [B]; 0 where it
@@ -167,8 +170,10 @@ class ExtraColumns:
     ) -> Columns:
         """The columns that the head's input and output give, without another pass."""
         columns: Columns = {}
-        if norms.error_norms is not None:
-            columns["el2n"] = _array(norms.error_norms)
+        if "el2n" in self.wanted:
+            errors = norms.error_norms if own is None else own.error
+            assert errors is not None
+            columns["el2n"] = _array(errors)
         if own is not None and "surprise" in self.wanted:
             columns["surprise"] = _array(own.loss - own.entropy)
             columns["conflict"] = _array(own.conflict)
@@ -199,7 +204,7 @@ class ExtraColumns:
                 for sample in samples
             ]
             batch = to_device(rows)
-            with observing(self.alone) as observed:
+            with observing(self.alone, Asked(norm=True)) as observed:
                 score_batch(self.alone, self.engine, batch, beside=True)
                 other = observed.statistics()
             for column, name in names.items():

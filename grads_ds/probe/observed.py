@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from grads_ds.gradnorm import GradNormRecorder
+from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.head_view import HeadView
-from grads_ds.probe.target_statistics import TargetStatistics, target_statistics
+from grads_ds.probe.target_statistics import (
+    Asked,
+    TargetStatistics,
+    TargetSums,
+    statistics_of_logits,
+)
 
 
 @dataclass
@@ -29,26 +36,9 @@ class Observed:
             means.append(total_BD / real_BT1.sum(1).clamp_min(1))
         return torch.cat(means)
 
-    def statistics(
-        self, row_weights_V: Tensor | None = None, want_row_squares: bool = False
-    ) -> TargetStatistics:
-        """The statistics of the batch's target tokens; see `target_statistics`."""
-        parts = []
-        # made whole once for all parts: ranks may have measured their batches in unequal numbers
-        with self.views[0].whole():
-            for view in self.views:
-                rows_ND, weight, bias, transform = view.at_targets()
-                found = target_statistics(
-                    rows_ND,
-                    weight,
-                    bias,
-                    view.layout.target_ids,
-                    view.layout.split_targets(),
-                    transform,
-                    row_weights_V=row_weights_V,
-                    want_row_squares=want_row_squares,
-                )
-                parts.append(found)
+    def statistics(self) -> TargetStatistics:
+        """The statistics of the batch's target tokens that `observing` was asked for."""
+        parts = [_statistics(view) for view in self.views]
         names = [field.name for field in fields(TargetStatistics) if field.name != "row_squares"]
         squares = [part.row_squares for part in parts if part.row_squares is not None]
         return TargetStatistics(
@@ -57,8 +47,24 @@ class Observed:
         )
 
 
+def _statistics(view: HeadView) -> TargetStatistics:
+    if isinstance(view.watch, TargetSums):
+        return view.watch.result()
+    return statistics_of_logits(
+        view.at_targets()[0], view.layout.target_ids, view.layout.split_targets()
+    )
+
+
 @contextlib.contextmanager
-def observing(recorder: GradNormRecorder) -> Iterator[Observed]:
-    """While active, what the model showed for the last scored batch is kept."""
-    with recorder.observing() as views:
+def observing(recorder: GradNormRecorder, asked: Asked | None = None) -> Iterator[Observed]:
+    """While active, what the model showed for the last scored batch is kept. asked: the statistics
+    to be added up from the very logits that the losses are made of.
+    """
+
+    def watch(layout: Layout, vocabulary: int, transform: LogitTransform) -> TargetSums:
+        assert asked is not None
+        slices, device = layout.split_targets(), layout.input_ids.device
+        return TargetSums(slices, vocabulary, transform, asked, device)
+
+    with recorder.observing(watch if asked is not None else None) as views:
         yield Observed(views)

@@ -21,6 +21,7 @@ from grads_ds.engine.frozen_pass import lengths_of, score_batch, to_device
 from grads_ds.engine.module_order import release_leftovers
 from grads_ds.gradnorm import GradNormRecorder
 from grads_ds.probe.observed import observing
+from grads_ds.probe.target_statistics import Asked
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,13 @@ def means_of(
             share = observed.pooled().double().sum(0) * bool(local)
             hidden_D = share if hidden_D is None else hidden_D + share
             if row_squares:
-                found = observed.statistics(want_row_squares=True).row_squares
+                found = observed.statistics().row_squares
                 assert found is not None
                 squares_V = found if squares_V is None else squares_V + found
 
     alone = losses_alone(recorder)
-    with observing(recorder if gradient else alone) as observed:
+    asked = Asked(row_squares=True) if row_squares else None
+    with observing(recorder if gradient else alone, asked) as observed:
         if gradient:
             try:
                 mean = recorder.mean_gradient(batches())

@@ -19,14 +19,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
+from grads_ds.gradnorm.formulas.error_norm import chunk_columns
+from grads_ds.gradnorm.formulas.head_sums import TargetGroup
+from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
+
+BLOCK = 2**21  # logits looked at together: 8 MiB in float32
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which statistics are wanted beside those of the distribution: norm; row_norm, with f of each
+    row of the head; row_squares.
+    """
+
+    norm: bool = False
+    row_weights_V: Tensor | None = None
+    row_squares: bool = False
 
 
 @dataclass(frozen=True)
 class TargetStatistics:
-    """Float64 [S] each, 0 for a sample without targets; `norm` and `row_norm` are NaN without a
-    weight. `row_squares` [V]: the sum over samples of ||G[v]||^2, when asked for.
+    """Float64 [S] each, 0 for a sample without targets; `norm` and `row_norm` are NaN where they
+    were not asked for, or the head is no matrix. `row_squares` [V]: the sum over samples of
+    ||G[v]||^2, when asked for.
     """
 
     loss: Tensor
@@ -38,96 +54,142 @@ class TargetStatistics:
     row_squares: Tensor | None
 
 
-def target_statistics(
-    rows_ND: Tensor,
-    weight_VD: Tensor | None,
-    bias_V: Tensor | None,
-    target_ids_N: Tensor,
-    slices: list[tuple[int, int]],
-    transform: LogitTransform,
-    *,
-    row_weights_V: Tensor | None = None,
-    want_row_squares: bool = False,
-    budget: int = DEFAULT_BUDGET,
-) -> TargetStatistics:
-    """Equations at the top of this file.
+class TargetSums:
+    """Adds up the statistics while the head's pass shows it the logits (`head_sums.Watch`).
 
     Args:
-        rows_ND: the head's input at the target positions; the logits [N, V] without a weight.
-        weight_VD, bias_V: the head's parameters, whole; None where the head is no matrix.
-        target_ids_N: the token that each position should predict.
-        slices: each sample's [start, stop) of N.
+        slices: each sample's [start, stop) of the target positions N.
+        vocabulary: size of the logits' last dimension.
         transform: what the model does to its logits.
-        row_weights_V: f of row_norm; None leaves row_norm NaN.
-        want_row_squares: whether to add up ||G[v]||^2.
-        budget: logits held at a time; a larger sample goes over the vocabulary twice.
+        asked: what is wanted.
+        device: of the logits.
     """
-    dtype = torch.float64 if rows_ND.dtype == torch.float64 else torch.float32
-    rows_ND = rows_ND.to(dtype)
-    if weight_VD is not None and weight_VD.numel() <= budget:
-        weight_VD = weight_VD.to(dtype)  # once, not for every sample
-    vocabulary = rows_ND.shape[1] if weight_VD is None else len(weight_VD)
-    out = {
-        name: torch.zeros(len(slices), dtype=torch.float64, device=rows_ND.device)
-        for name in ("loss", "entropy", "conflict", "error", "norm", "row_norm")
-    }
-    squares_V = torch.zeros(vocabulary, dtype=torch.float64, device=rows_ND.device)
 
-    def logits(h_TD: Tensor, first: int, last: int) -> Tensor:
-        z_Tc = (
-            h_TD[:, first:last].clone()
-            if weight_VD is None
-            else (h_TD @ weight_VD[first:last].to(dtype).T)
-        )
-        if bias_V is not None:
-            z_Tc += bias_V[first:last].to(dtype)
-        return transform.apply(z_Tc)
+    def __init__(
+        self,
+        slices: list[tuple[int, int]],
+        vocabulary: int,
+        transform: LogitTransform,
+        asked: Asked,
+        device: torch.device,
+    ) -> None:
+        self.slices, self.vocabulary, self.transform = slices, vocabulary, transform
+        self.asked = asked
+        targets = slices[-1][1] if slices else 0
 
-    for sample, (start, stop) in enumerate(slices):
-        count = stop - start
-        if not count:
-            continue
-        h_TD, y_T = rows_ND[start:stop], target_ids_N[start:stop]
-        chunk = max(1, min(vocabulary, budget // count))
-        pieces = [(first, min(vocabulary, first + chunk)) for first in range(0, vocabulary, chunk)]
-        # the normaliser; a vocabulary of one piece keeps its logits for the second look
-        normaliser_T = h_TD.new_full((count,), -math.inf)
-        target_T = h_TD.new_zeros(count)
-        for first, last in pieces:
-            z_Tc = logits(h_TD, first, last)
-            normaliser_T = torch.logaddexp(normaliser_T, z_Tc.logsumexp(-1))
-            here = ((y_T >= first) & (y_T < last)).nonzero()[:, 0]
-            target_T[here] = z_Tc[here, y_T[here] - first]
-        entropy_T, error_T = h_TD.new_zeros(count), h_TD.new_zeros(count)
-        gram_TT, weighted_TT = h_TD.new_zeros(count, count), h_TD.new_zeros(count, count)
+        def zeros(size: int) -> Tensor:
+            return torch.zeros(size, dtype=torch.float64, device=device)
+
+        self.loss, self.entropy, self.error = (zeros(targets) for _ in range(3))
+        self.norm, self.row_norm = zeros(len(slices)), zeros(len(slices))
+        self.squares_V = zeros(vocabulary) if asked.row_squares else None
+        # of the sample at hand, over the chunks of its vocabulary
+        self._gram_TT: Tensor | None = None
+        self._weighted_TT: Tensor | None = None
+
+    def see(self, part: TargetGroup, z_nc: Tensor, first: int, normaliser_n: Tensor | None) -> None:
+        """See `head_sums.Watch`."""
+        for sample in part.samples:
+            start, stop = self.slices[sample]
+            rows = slice(start - part.place.start, stop - part.place.start)
+            g_Tc = self._distribution(
+                start,
+                part.y_n[rows],
+                z_nc[rows],
+                first,
+                None if normaliser_n is None else normaliser_n[rows],
+            )
+            if g_Tc is not None:
+                self._gradients(sample, part.h_nD[rows], g_Tc, first)
+
+    def _distribution(
+        self, start: int, y_T: Tensor, z_Tc: Tensor, first: int, normaliser_T: Tensor | None
+    ) -> Tensor | None:
+        """Add a chunk of one sample's logits, in blocks of rows; T g where that is asked for."""
+        asked = self.asked
+        wanted = asked.norm or asked.row_squares or asked.row_weights_V is not None
+        g_Tc = torch.empty_like(z_Tc) if wanted else None
+        step = max(1, BLOCK // z_Tc.shape[1])
+        for at in range(0, len(y_T), step):
+            block, place = slice(at, at + step), slice(start + at, start + min(at + step, len(y_T)))
+            z_bc = z_Tc[block]
+            column_b1, inside_b1 = chunk_columns(y_T[block], first, z_bc.shape[1])
+            inside_b1 = inside_b1.to(z_bc.dtype)
+            normaliser_b = z_bc.logsumexp(-1) if normaliser_T is None else normaliser_T[block]
+            own_b = ((normaliser_b[:, None] - z_bc.gather(1, column_b1)) * inside_b1)[:, 0]
+            self.loss[place] += own_b.double()
+            logp_bc = (z_bc - normaliser_b[:, None]).clamp_min_(torch.finfo(z_bc.dtype).min)
+            p_bc = logp_bc.exp()
+            self.entropy[place] -= logp_bc.mul_(p_bc).sum(-1).double()
+            p_bc.scatter_add_(1, column_b1, -inside_b1)
+            self.error[place] += p_bc.square().sum(-1).double()
+            if g_Tc is not None:
+                g_Tc[block] = self.transform.backward(p_bc, z_bc)
+        return g_Tc
+
+    def _gradients(self, sample: int, h_TD: Tensor, g_Tc: Tensor, first: int) -> None:
+        """Add a chunk of one sample's gradients at the logits, T times what they are."""
+        asked, count, chunk = self.asked, len(h_TD), slice(first, first + g_Tc.shape[1])
         inputs_TT = h_TD @ h_TD.T
-        # the distribution, the error vectors and their products
-        for first, last in pieces:
-            if len(pieces) > 1:
-                z_Tc = logits(h_TD, first, last)
-            p_Tc = (z_Tc - normaliser_T[:, None]).exp_()
-            entropy_T += torch.special.entr(p_Tc).sum(-1)
-            here = ((y_T >= first) & (y_T < last)).nonzero()[:, 0]
-            p_Tc[here, y_T[here] - first] -= 1
-            error_T += p_Tc.square().sum(-1)
-            if weight_VD is None:
-                continue
-            g_Tc = transform.backward(p_Tc, z_Tc) / count
-            gram_TT += g_Tc @ g_Tc.T
-            if row_weights_V is not None:
-                weighted_TT += (g_Tc * row_weights_V[first:last].to(dtype)) @ g_Tc.T
-            if want_row_squares:
-                squares_V[first:last] += ((inputs_TT @ g_Tc) * g_Tc).sum(0).clamp_min(0).double()
-        loss_T, entropy_T = (normaliser_T - target_T).double(), entropy_T.double()
-        out["loss"][sample] = loss_T.mean()
-        out["entropy"][sample] = entropy_T.mean()
-        confidence_T = 1 - entropy_T / math.log(vocabulary)
-        out["conflict"][sample] = ((loss_T - entropy_T).clamp_min(0) * confidence_T).mean()
-        out["error"][sample] = error_T.double().sqrt().mean()
-        out["norm"][sample] = (gram_TT * inputs_TT).sum(dtype=torch.float64).clamp_min(0).sqrt()
-        out["row_norm"][sample] = (weighted_TT * inputs_TT).sum(dtype=torch.float64).clamp_min(0)
-    if weight_VD is None:
-        out["norm"].fill_(math.nan)
-    if weight_VD is None or row_weights_V is None:
-        out["row_norm"].fill_(math.nan)
-    return TargetStatistics(**out, row_squares=squares_V if want_row_squares else None)
+        if first == 0:
+            self._gram_TT, self._weighted_TT = (h_TD.new_zeros(count, count) for _ in range(2))
+        assert self._gram_TT is not None and self._weighted_TT is not None
+        if asked.norm:
+            self._gram_TT.addmm_(g_Tc, g_Tc.T)
+        if asked.row_weights_V is not None:
+            weights_c = asked.row_weights_V[chunk].to(g_Tc.dtype)
+            self._weighted_TT.addmm_(g_Tc * weights_c, g_Tc.T)
+        if self.squares_V is not None:
+            squares_c = ((inputs_TT @ g_Tc) * g_Tc).sum(0).clamp_min(0).double()
+            self.squares_V[chunk] += squares_c / count**2
+        if chunk.stop == self.vocabulary:  # the last chunk of this sample
+            for total_S, gram_TT in (
+                (self.norm, self._gram_TT),
+                (self.row_norm, self._weighted_TT),
+            ):
+                found = (gram_TT * inputs_TT).sum(dtype=torch.float64).clamp_min(0)
+                total_S[sample] = found / count**2
+
+    def result(self) -> TargetStatistics:
+        """What was added up."""
+        samples = len(self.slices)
+        counts = torch.tensor(
+            [stop - start for start, stop in self.slices], device=self.loss.device
+        )
+        of_N = torch.repeat_interleave(torch.arange(samples, device=counts.device), counts)
+
+        def mean(values_N: Tensor) -> Tensor:
+            sums_S = torch.zeros_like(self.norm).index_add_(0, of_N, values_N)
+            return sums_S / counts.clamp_min(1)
+
+        confidence_N = 1 - self.entropy / math.log(self.vocabulary)
+        asked = self.asked
+        return TargetStatistics(
+            loss=mean(self.loss),
+            entropy=mean(self.entropy),
+            conflict=mean((self.loss - self.entropy).clamp_min(0) * confidence_N),
+            error=mean(self.error.sqrt()),
+            norm=self.norm.sqrt() if asked.norm else torch.full_like(self.norm, math.nan),
+            row_norm=(
+                torch.full_like(self.norm, math.nan)
+                if asked.row_weights_V is None
+                else self.row_norm
+            ),
+            row_squares=self.squares_V,
+        )
+
+
+def statistics_of_logits(
+    logits_NV: Tensor, target_ids_N: Tensor, slices: list[tuple[int, int]]
+) -> TargetStatistics:
+    """The statistics of a distribution alone, where the model's own head gave the logits [N, V] at
+    the target positions.
+    """
+    sums = TargetSums(slices, logits_NV.shape[1], LogitTransform(), Asked(), logits_NV.device)
+    for sample, (start, stop) in enumerate(slices):
+        place = slice(start, stop)
+        z_TV = accumulate(logits_NV[place])
+        if stop > start:
+            part = TargetGroup([sample], place, z_TV, target_ids_N[place], z_TV[:, 0])
+            sums.see(part, z_TV, 0, None)
+    return sums.result()

@@ -8,13 +8,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from conftest import make_tiny_model
 from grads_ds.config.config import Config
+from grads_ds.data.batches import plan_batches
 from grads_ds.distributed import ranks
-from grads_ds.engine.frozen_pass import score_samples
+from grads_ds.engine.frozen_pass import score_plan
 from grads_ds.engine.settings import scoring_settings
 from ranks import run_on_ranks
 
@@ -70,18 +72,11 @@ def score_two(config: Config) -> tuple[int, list[int]]:
         {"input_ids": [8, 9, 10, 11], "labels": [-100, 9, 10, 11]},
         {"input_ids": [8, 9], "labels": [-100, 9]},
     ]
-    from datasets import Dataset
-
+    lengths = np.array([4, 2])
+    plan = plan_batches(lengths, ranks.world(), 4, config.seed)
     found: list[int] = []
-    for indices, norms in score_samples(
-        config,
-        config.model.path,
-        Dataset.from_list(rows),
-        range(2),
-        ["lm_head"],
-        "mean",
-        4,
-        "two samples",
+    for indices, norms, _ in score_plan(
+        config, config.model.path, rows, plan, lengths, ["lm_head"], "mean", "two samples"
     ):
         assert len(indices) == len(norms.loss) and torch.isfinite(norms.norms["lm_head"]).all()
         found += indices

@@ -46,11 +46,12 @@ WORK = """
 from pathlib import Path
 from grads_ds.distributed import ranks
 ranks.start()
-import torch, torch.distributed as dist
+import numpy as np, torch, torch.distributed as dist
 from datasets import Dataset
 from transformers import TrainerCallback
 from grads_ds.config.load import load_config
-from grads_ds.engine.frozen_pass import score_samples
+from grads_ds.data.batches import plan_batches
+from grads_ds.engine.frozen_pass import score_plan
 from grads_ds.training.train import TrainingJob, train_model
 
 def over(file):  # all ranks at the same step
@@ -65,8 +66,11 @@ class UntilTold(TrainerCallback):
 config = load_config("config.yaml", [])
 ids = [[7 + (row * 31 + place * 17) % 250 for place in range(96)] for row in range(64)]
 rows = Dataset.from_dict({"input_ids": ids, "labels": ids})
-scored = score_samples(
-    config, config.model.path, rows, list(range(64)) * 2000, ["lm_head"], "mean", 384, "recording"
+lengths = np.full(64 * 2000, 96)
+plan = plan_batches(lengths, ranks.world(), 384, config.seed)
+many = rows.select(list(range(64)) * 2000)
+scored = score_plan(
+    config, config.model.path, many, plan, lengths, ["lm_head"], "mean", "recording"
 )
 while not over("recorded"):
     next(scored)

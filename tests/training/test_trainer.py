@@ -80,18 +80,21 @@ def evaluated_loss(config: Config, path: str, rows: Any) -> float:
 
 
 def four_losses(config: Config) -> dict[str, float]:
+    from grads_ds.data.batches import plan_batches
     from grads_ds.distributed import ranks
-    from grads_ds.engine.frozen_pass import score_samples
+    from grads_ds.engine.frozen_pass import lengths_of, score_plan
     from grads_ds.engine.model import frozen_model
     from grads_ds.training.trainer import held_out_loss
 
     rows = uneven_rows()
     found = {}
     found["evaluate"] = evaluated_loss(config, config.model.path, rows)
+    lengths = lengths_of(rows)
+    plan = plan_batches(lengths, ranks.world(), 128, config.seed)
     probe = [
         (s.loss * s.num_target_tokens, s.num_target_tokens)
-        for _, s in score_samples(
-            config, config.model.path, rows, range(ROWS), "all", "mean", 128, "probe"
+        for _, s, _ in score_plan(
+            config, config.model.path, rows, plan, lengths, "all", "mean", "probe"
         )
     ]
     sums = np.sum(

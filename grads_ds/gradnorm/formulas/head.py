@@ -91,6 +91,8 @@ def _whole_vocabulary(sums: HeadSums, part: TargetGroup, transform: LogitTransfo
     errors = ErrorNorms(y_n, z_nV) if wanted.error_norms else None
     if errors is not None:
         errors.add(z_nV, 0)
+    if wanted.watch is not None:
+        wanted.watch.see(part, z_nV, 0, None)
     loss_n, g_nV = _softmax(z_nV, y_n, w_n, keep=transform.cap is not None)
     sums.add_losses(part, loss_n, errors)
     if not (wanted.norm or wanted.dh):
@@ -114,7 +116,8 @@ def _by_chunks(sums: HeadSums, part: TargetGroup, transform: LogitTransform, chu
     errors = ErrorNorms(y_n, part.h_nD) if wanted.error_norms else None
     normaliser_n, loss_n = _normaliser(sums, part, transform, chunk, errors)
     sums.add_losses(part, loss_n, errors)
-    if not (wanted.norm or wanted.dh):
+    gradients = wanted.norm or wanted.dh
+    if not gradients and wanted.watch is None:
         return
     (sample,) = part.samples
     targets, width = part.h_nD.shape
@@ -125,6 +128,10 @@ def _by_chunks(sums: HeadSums, part: TargetGroup, transform: LogitTransform, chu
     for first in range(0, sums.weight_VD.shape[0], chunk):
         w_cD = accumulate(sums.weight_VD[first : first + chunk])
         z_nc = _logits(part.h_nD, w_cD, sums.bias_V, first, transform)
+        if wanted.watch is not None:
+            wanted.watch.see(part, z_nc, first, normaliser_n)
+        if not gradients:
+            continue
         g_nc = (z_nc - normaliser_n[:, None]).exp_().mul_(w_n[:, None])
         column_n1, inside_n1 = chunk_columns(y_n, first, len(w_cD))
         g_nc.scatter_add_(1, column_n1, -w_n[:, None] * inside_n1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ class HeadPass:
     [S, L, D] for tied tables, inner [S]: inner product of the head's gradient with a reference.
 
     Of each target, unweighted, float64 [N]: losses; on request error_norms, the length of softmax
-    less one-hot, and sizes, the length of dL/dz.
+    less one-hot, and sizes, the length of dL/dz. watch: what was shown the logits.
     """
 
     loss: Tensor
@@ -32,6 +33,7 @@ class HeadPass:
     losses: Tensor
     error_norms: Tensor | None
     sizes: Tensor | None
+    watch: Watch | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Wanted:
     row_ids_SL: rows x_t of each sample's head gradient (tied tables). reference_VD and
     bias_reference_V: the inner product with them per sample. gradient_VD and bias_gradient_V: the
     batch's summed gradient is added to them. error_norms: EL2N of each target. sizes: the length of
-    each target's gradient of its logits.
+    each target's gradient of its logits. watch: is shown all transformed logits.
     """
 
     norm: bool = True
@@ -64,6 +66,7 @@ class Wanted:
     bias_gradient_V: Tensor | None = None
     error_norms: bool = False
     sizes: bool = False
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,16 @@ class TargetGroup:
     h_nD: Tensor
     y_n: Tensor
     w_n: Tensor
+
+
+class Watch(Protocol):
+    """Is shown the transformed logits of a pass, for sums of its own."""
+
+    def see(self, part: TargetGroup, z_nc: Tensor, first: int, normaliser_n: Tensor | None) -> None:
+        """A chunk z of a part's logits, not to be changed, whose rows of the vocabulary start at
+        `first`. normaliser_n: their log-sum-exp over the whole vocabulary; None where z is all of
+        it.
+        """
 
 
 class HeadSums:
@@ -171,4 +184,5 @@ class HeadSums:
             self.losses,
             self.errors,
             None if self.sizes is None else self.sizes.sqrt(),
+            self.wanted.watch,
         )

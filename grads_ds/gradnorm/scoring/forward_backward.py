@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.formulas.error_norm import ErrorNorms
-from grads_ds.gradnorm.formulas.head_sums import HeadPass
+from grads_ds.gradnorm.formulas.head_sums import HeadPass, Watch
 from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.measure import frozen
@@ -26,13 +26,14 @@ from grads_ds.gradnorm.scoring.head_run import HeadRun
 class TargetValues:
     """Of each target, unweighted, float64 [N]: losses; error_norms on request. hidden [B, T, D]:
     the head's input (None where the head takes something else); logits [B, T, V] where the model's
-    own head ran.
+    own head ran, and `watch`, which was shown them, where it did not.
     """
 
     losses: Tensor
     error_norms: Tensor | None
     hidden: Tensor | None
     logits: Tensor | None
+    watch: Watch | None
 
 
 def score_frozen(
@@ -101,7 +102,7 @@ def _fused_head(
             raise frozen.UnknownLogits("the head was not called as a module")
     measurement.finish()
     passed: HeadPass = taken["pass"]
-    return TargetValues(passed.losses, passed.error_norms, taken["seen"], None)
+    return TargetValues(passed.losses, passed.error_norms, taken["seen"], None, passed.watch)
 
 
 def _own_head(
@@ -156,7 +157,7 @@ def _own_head(
         errors = sums.result()
     hidden = seen[0] if seen else None
     shown = logits.detach() if measurement.want_heads else None
-    return TargetValues(losses_N.detach().double(), errors, hidden, shown)
+    return TargetValues(losses_N.detach().double(), errors, hidden, shown, None)
 
 
 def _set_grad_root(model: nn.Module, measurement: Measurement) -> None:

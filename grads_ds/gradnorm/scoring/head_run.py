@@ -4,16 +4,18 @@ the formulas of `formulas/head.py` on them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import head_pass
-from grads_ds.gradnorm.formulas.head_sums import HeadPass, SequenceShards, Wanted
+from grads_ds.gradnorm.formulas.head_sums import HeadPass, SequenceShards, Wanted, Watch
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.measure.frozen import is_plain_linear
 from grads_ds.gradnorm.measure.measurement import Measurement
@@ -23,13 +25,15 @@ from grads_ds.gradnorm.sharding import Gather, gathered
 @dataclass(frozen=True)
 class HeadRun:
     """How heads are run. budget: largest number of logits held at a time. group: ranks that share
-    each sequence, if any. error_norms: EL2N of each target too.
+    each sequence, if any. error_norms: EL2N of each target too. watch: makes what is shown a
+    pass's logits, of the batch's layout, the size of the vocabulary and the transform.
     """
 
     gather: Gather | None
     budget: int
     group: Any = None
     error_norms: bool = False
+    watch: Callable[[Layout, int, LogitTransform], Watch] | None = None
 
     def run(
         self,
@@ -81,6 +85,8 @@ class HeadRun:
             gathered(list(head.parameters(recurse=False)), self.gather),
             torch.autocast(hidden.device.type, enabled=False),
         ):
+            if self.watch is not None:
+                wanted = replace(wanted, watch=self.watch(layout, len(head.weight), transform))
             passed = head_pass(
                 flat_ND,
                 head.weight,

@@ -217,7 +217,13 @@ class Scorer:
         transform = self.trials[kind].transform or LogitTransform()
         assert values.hidden is not None
         return HeadView(
-            layout, self.plan.head, values.hidden, values.logits, transform, self.head.gather
+            layout,
+            self.plan.head,
+            values.hidden,
+            values.logits,
+            transform,
+            self.head.gather,
+            values.watch,
         )
 
     def losses(self, layout: Layout, values: TargetValues) -> Tensor:
