@@ -12,9 +12,7 @@ import pytest
 from grads_ds.distributed import heartbeat
 
 
-def test_a_rank_reports_while_another_thread_imports_torch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_rank_reports_while_another_thread_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library's thread may have come halfway through its import when a beat is due."""
     reader, writer = os.pipe()
     monkeypatch.setattr(heartbeat, "_pipe", writer)
