@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+import pytest
+
 from conftest import make_tiny_model, write_rows
 from grads_ds.config.columns import EXTRAS
 from scripts.bench.bench_columns import GUIDED, NORMS, measure, ways
@@ -12,7 +14,15 @@ from scripts.bench.bench_columns import GUIDED, NORMS, measure, ways
 OTHERWISE = ("early", "token_losses")  # of another model; losses token by token
 
 
-def test_ways_to_record_are_measured_beside_the_plain_pass(tmp_path: Path) -> None:
+JOB = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def test_ways_to_record_are_measured_beside_the_plain_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in JOB:  # a world of one sets them; commands that later tests start are no ranks of it
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     options = Namespace(
         model=make_tiny_model(tmp_path / "model", tied=True),
         rows=write_rows(tmp_path / "rows.jsonl", 24),
