@@ -1,4 +1,5 @@
-"""A queue is one file: the command line, its help and the refusals read the table of queues alone."""
+"""A queue is one file: the command line, its help and its refusals read the table of queues.
+"""
 
 from __future__ import annotations
 

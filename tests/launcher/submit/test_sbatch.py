@@ -75,7 +75,8 @@ def test_a_warned_job_queues_itself_again_and_a_cancelled_one_does_not(
     leave = "true" if name else "exit 5"
     launcher = tmp_path / "launcher"
     launcher.write_text(
-        f"#!/bin/bash\ntrap 'sleep 0.3; exit 143' USR1 TERM\nsleep 0.2\ntouch {tmp_path}/up\n{leave}\n"
+        f"#!/bin/bash\ntrap 'sleep 0.3; exit 143' USR1 TERM\nsleep 0.2\ntouch {tmp_path}/up\n"
+        f"{leave}\n"
         "while true; do sleep 0.1; done\n"
     )
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* > {tmp_path}/queued\n")
