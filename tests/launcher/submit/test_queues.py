@@ -1,5 +1,4 @@
-"""A queue is one file: the command line, its help and its refusals read the table of queues.
-"""
+"""A queue is one file: the command line, its help and its refusals read the table of queues."""
 
 from __future__ import annotations
 
