@@ -1,6 +1,7 @@
 """The arguments that say where jobs run, by what means and within which limits.
 
-Every command that starts or checks jobs has them.
+Every command that starts or checks jobs has them; the options of a queue stand in its own file
+(launcher/submit/).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ it.
 Everything that knows a column by name reads this list: the config's `probe.extras`, the table's
 schema, the recorder, the requirements of selection methods and the messages. It lies with the
 config because the config checks names against it. `<group>` in a name stands for each recorded
-layer group. To add a column, add a line here (and the keys that it alone has) and its value to
-`probe/extra_columns.py`.
+layer group. To add a column, add a line here and its value to `probe/extra_columns.py`; a setting
+of its own goes into `config/probe.py` and, by name, into `KEYS_OF_EXTRAS`.
 """
 
 from __future__ import annotations
