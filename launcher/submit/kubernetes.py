@@ -24,6 +24,12 @@ from grads_ds.config.errors import UserError
 from grads_ds.run_dir.publish import publish_text
 
 HOSTFILE = "/etc/mpi/hostfile"  # where the operator puts it
+NAME, WAITS = "kubernetes", False
+HELP = (
+    "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs, namespace=...,"
+    " shared_memory=16Gi"
+)
+MISPLACED = "--kubernetes: wanted --backend kubernetes; found another one; leave it out"
 USER = 10001  # whom docker/Dockerfile makes
 NODE = "/opt/grads_ds/docker/node.sh"  # in the image of docker/Dockerfile
 DEFAULTS = {
@@ -55,8 +61,14 @@ _WANTED = {
 }
 
 
-def render(arguments: Sequence[str], options: Sequence[str]) -> str:
-    """The manifest that runs `grads-ds ARGUMENTS`; `options` are KEY=VALUE.
+def outside() -> bool:
+    """Always: in the job's launcher pod the backend is Open MPI."""
+    return True
+
+
+def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path, grace: float) -> str:
+    """The manifest that runs `grads-ds ARGUMENTS`; `options` are KEY=VALUE. The run directory and
+    the time for a last checkpoint stand in the arguments alone.
 
     Raises UserError with every problem.
     """
@@ -139,10 +151,12 @@ def _pod(name: str, command: list[str], chosen: dict[str, str], gpus: int) -> di
     }
 
 
-def apply(manifest: str, run_dir: Path) -> int:
-    """Keep the manifest under `logs/` and create it with kubectl; kubectl's status."""
+def submit(job: str, run_dir: Path, wait: bool) -> int:
+    """Keep the manifest under `logs/` and create it with kubectl, which does not wait; kubectl's
+    status.
+    """
     path = run_dir / "logs" / f"kubernetes-{time.strftime('%Y-%m-%dT%H.%M.%S')}.yaml"
-    publish_text(path, manifest)
+    publish_text(path, job)
     try:
         return subprocess.run(["kubectl", "create", "-f", str(path)]).returncode
     except OSError as error:

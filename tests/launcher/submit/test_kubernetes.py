@@ -26,12 +26,13 @@ OPTIONS = [
     "cpu=32",
     "memory=512Gi",
 ]
+RUN_DIR = Path("runs/one")
 ODD = 'a\'b "c" $HOME;touch x\n- {y: z}'
 
 
 def job(*options: str) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(
-        render(["run", "config.yaml", "--set", f"seed={ODD}"], [*OPTIONS, *options])
+        render(["run", "config.yaml", "--set", f"seed={ODD}"], [*OPTIONS, *options], RUN_DIR, 90)
     )
     return tree
 
@@ -110,7 +111,7 @@ def test_words_of_the_command_stay_words() -> None:
 
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        render(["run", "c"], ["image=a b", "nodes=0", "claim=runs", "gpu=8"])
+        render(["run", "c"], ["image=a b", "nodes=0", "claim=runs", "gpu=8"], RUN_DIR, 90)
     assert [fault.split(":")[0].split()[1] for fault in caught.value.problems] == [
         "'gpu=8'",
         "image",
