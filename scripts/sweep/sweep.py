@@ -64,7 +64,16 @@ def _truth(model: Any, batch: dict[str, Any]) -> tuple[Any, float]:
     from grads_ds.gradnorm.reference import reference_norms
 
     plan = GradNormRecorder(model, "all").plan
-    true = reference_norms(model, plan, batch)
+    try:
+        true = reference_norms(model, plan, batch)
+    except RuntimeError:  # its code makes tensors of the default precision
+        torch.set_default_dtype(torch.float64)
+        try:
+            true = reference_norms(model, plan, batch)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    if not bool(true.loss.isfinite().all()):
+        raise ValueError("its loss is not finite in float64: there is no truth to hold it against")
     rounded = reference_norms(model, plan, batch, dtype=torch.float32)
     return true, max(2e-5, 4 * max(small_models.worst(rounded, true).values()))
 
@@ -83,6 +92,7 @@ def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any, limit: flo
                 model.zero_grad()
             except Exception as error:
                 return f"not built: its own step fails: {type(error).__name__}: {error}"
+            batch["labels"] = _labels_as_taken(model, {**batch, **without_cache})
         try:
             recorder = GradNormRecorder(model, "all")
             if case.startswith("score"):
@@ -104,6 +114,19 @@ def _verdict(model: Any, batch: dict[str, Any], case: str, true: Any, limit: flo
     scorer = recorder.scorer
     slow = scorer.row_by_row or any(trial.plan.one_by_one for trial in scorer.trials.values())
     return ONE if slow else EXACT
+
+
+def _labels_as_taken(model: Any, given: dict[str, Any]) -> Any:
+    """The labels such that the model's own loss is that of predicting the next token: moved to the
+    left where it does not move them itself, as its users do.
+    """
+    import torch
+
+    from grads_ds.gradnorm.trial.label_shift import takes_labels_unshifted
+
+    if not takes_labels_unshifted(model, model.get_output_embeddings(), given):
+        return given["labels"]
+    return torch.nn.functional.pad(given["labels"][:, 1:], (0, 1), value=-100)
 
 
 def _raised_here(error: BaseException) -> bool:

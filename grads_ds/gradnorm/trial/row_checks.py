@@ -114,6 +114,8 @@ class Checks:
             return self.touched_BT
         if shape[:1] == (rows * length,):
             return self.touched_BT.reshape(-1)
+        if len(shape) == 1 and shape[0] and shape[0] % (rows * length) == 0:  # by heads
+            return self.touched_BT.reshape(-1).repeat_interleave(shape[0] // (rows * length))
         if len(shape) == 3 and shape[0] == rows and shape[2] == length:
             return self.touched_BT[:, None, :].expand(shape)
         if len(shape) >= 2 and shape[0] == rows and self.rows_are_samples:
