@@ -158,8 +158,8 @@ NOT_BUILT = {
     "gemma4_assistant": "drafts for another model: its forward takes that model's keys, values and"
     " embeddings, and no input_ids alone",
     "inkling2_text": "computes in float32 whatever the model's precision: no float64 truth",
-    "musicgen": "AutoModelForCausalLM gives its decoder the config of the whole model, which has no"
-    " sizes of the decoder; the decoder's rows are four codebooks of audio, ids [4 B, T]",
+    "musicgen": "AutoModelForCausalLM gives its decoder the whole model's config, which has none of"
+    " the decoder's sizes; its rows are codebooks, ids [4 B, T]",
     "reformer": "asserts training mode in its backward, in which its hashes are drawn at random: a"
     " sample has no gradient of its own",
 }
