@@ -123,18 +123,13 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
             f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out"
             for name in given
         ]
-        raise UserError(problems)
+        raise UserError([*problems, *_misplaced(queue, args)])
+    if misplaced := _misplaced(queue, args):
+        raise UserError(misplaced)
     if problems := run_dir_problems(config.run_dir):
         raise UserError(problems)
     if queue:
         return _hand_over(queue, args, run_dir)
-    misplaced = [
-        other.MISPLACED
-        for name, other in QUEUES.items()
-        if getattr(args, name) or (other.WAITS and args.wait)
-    ]
-    if misplaced:
-        raise UserError(misplaced)
     place = placement(args)
     if args.dry_run:
         for stage in stages:
@@ -165,6 +160,16 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     if stages[-1].name in ("evaluate", "report"):
         _print_outcome(run_dir)
     return 0
+
+
+def _misplaced(queue: Queue | None, args: argparse.Namespace) -> list[str]:
+    """Options of queues that do not take this run."""
+    return [
+        other.MISPLACED
+        for name, other in QUEUES.items()
+        if other is not queue
+        and (getattr(args, name) or (args.wait and other.WAITS and not (queue and queue.WAITS)))
+    ]
 
 
 def same_words(args: argparse.Namespace) -> list[str]:
