@@ -11,6 +11,7 @@ import shlex
 from grads_ds.config.errors import UserError
 from grads_ds.flow.stages import STAGE_NAMES
 from grads_ds.launcher.job_outcome import WRONG_INPUT
+from grads_ds.launcher.submit import queue_for
 
 # by command, after exit status 0; {config} and {run} as the command was given them
 _NEXT = {
@@ -58,7 +59,7 @@ def _after(args: argparse.Namespace) -> str:
         return "the same command without --dry-run starts it"
     if getattr(args, "preview", False):
         return "grads-ds select {config} keeps this choice"
-    if getattr(args, "detach", False) or getattr(args, "backend", None) == "kubernetes":
+    if getattr(args, "detach", False) or _queued(args):
         return "grads-ds status {run} --watch"
     if args.command == "run":
         return _NEXT[args.last]
@@ -68,6 +69,12 @@ def _after(args: argparse.Namespace) -> str:
     if args.command == "compare" and args.html is not None:
         return f"open {shlex.quote(str(args.html))}"
     return _NEXT.get(args.command, "")
+
+
+def _queued(args: argparse.Namespace) -> bool:
+    """Whether the command has put the run into a queue, and has not waited for its end."""
+    queue = queue_for(args.backend) if hasattr(args, "wait") else None
+    return queue is not None and not (queue.WAITS and args.wait)
 
 
 def _words(args: argparse.Namespace) -> dict[str, str]:
