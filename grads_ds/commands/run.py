@@ -135,18 +135,13 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
             f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out"
             for name in given
         ]
-        raise UserError(problems)
+        raise UserError([*problems, *_misplaced(queue, args)])
+    if misplaced := _misplaced(queue, args):
+        raise UserError(misplaced)
     if problems := run_dir_problems(config.run_dir):
         raise UserError(problems)
     if queue:
         return _hand_over(queue, args, run_dir)
-    misplaced = [
-        other.MISPLACED
-        for name, other in QUEUES.items()
-        if getattr(args, name) or (other.WAITS and args.wait)
-    ]
-    if misplaced:
-        raise UserError(misplaced)
     place = placement(args)
     if args.dry_run:
         for stage in stages:
@@ -185,6 +180,16 @@ def _dry_run(stage: Stage, args: argparse.Namespace, place: Placement, logs: Pat
         said = dry_run(stage.name, share_command(args), one_process_each(place), logs)
         return f"prepare: here, and where the pool is large before that on every host:\n{said}"
     return f"{stage.name}: here"
+
+
+def _misplaced(queue: Queue | None, args: argparse.Namespace) -> list[str]:
+    """Options of queues that do not take this run."""
+    return [
+        other.MISPLACED
+        for name, other in QUEUES.items()
+        if other is not queue
+        and (getattr(args, name) or (args.wait and other.WAITS and not (queue and queue.WAITS)))
+    ]
 
 
 def same_words(args: argparse.Namespace) -> list[str]:

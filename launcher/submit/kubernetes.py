@@ -15,6 +15,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,8 @@ def outside() -> bool:
 
 
 def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path, grace: float) -> str:
-    """The manifest that runs `grads-ds ARGUMENTS`; `options` are KEY=VALUE. The run directory and
-    the time for a last checkpoint stand in the arguments alone.
+    """The manifest that runs `grads-ds ARGUMENTS`; `options` are KEY=VALUE. The run directory
+    stands in the arguments alone.
 
     Raises UserError with every problem.
     """
@@ -93,8 +94,8 @@ def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path, grac
         raise UserError(problems)
     slots = max(1, int(chosen["gpus"]))
     command = ["grads-ds", *arguments, "--hosts", HOSTFILE, "--backend", "openmpi"]
-    launcher = _pod("launcher", [NODE, "join", *command], chosen, gpus=0)
-    worker = _pod("worker", [NODE, "serve"], chosen, gpus=int(chosen["gpus"]))
+    launcher = _pod("launcher", [NODE, "join", *command], chosen, grace, gpus=0)
+    worker = _pod("worker", [NODE, "serve"], chosen, grace, gpus=int(chosen["gpus"]))
     job = {
         "apiVersion": "kubeflow.org/v2beta1",
         "kind": "MPIJob",
@@ -117,7 +118,9 @@ def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path, grac
     return yaml.safe_dump(job, sort_keys=False)
 
 
-def _pod(name: str, command: list[str], chosen: dict[str, str], gpus: int) -> dict[str, Any]:
+def _pod(
+    name: str, command: list[str], chosen: dict[str, str], grace: float, *, gpus: int
+) -> dict[str, Any]:
     claim, path = chosen["claim"].split(":", 1)
     limits: dict[str, Any] = {"nvidia.com/gpu": gpus} if gpus else {}
     if name == "worker":
@@ -137,7 +140,8 @@ def _pod(name: str, command: list[str], chosen: dict[str, str], gpus: int) -> di
         container["resources"] = {"limits": limits}
     return {
         "spec": {
-            "terminationGracePeriodSeconds": 60,
+            # ranks write a last checkpoint in `grace`; then what they hold is put away
+            "terminationGracePeriodSeconds": ceil(grace) + 30,
             "securityContext": {"fsGroup": USER},  # the volume is writable to the image's user
             "containers": [container],
             "volumes": [

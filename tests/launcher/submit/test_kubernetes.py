@@ -49,8 +49,9 @@ def test_pods_fit_kubernetes_own_schema(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["Launcher", "Worker"])
-def test_pods_may_write_the_volume_as_the_images_user(role: str) -> None:
+def test_pods_may_write_the_volume_and_have_time_for_a_last_checkpoint(role: str) -> None:
     pod = job()["spec"]["mpiReplicaSpecs"][role]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 90  # what the ranks get for a last checkpoint
     user = (REPO / "docker/Dockerfile").read_text().split("\nUSER ")[1].split()[0]
     assert pod["securityContext"] == {"fsGroup": int(user)}
 

@@ -65,6 +65,8 @@ def test_a_queue_of_the_table_is_rendered_and_given_the_whole_command(
         (["--wait"], [QUEUES["slurm"].MISPLACED, Nomad.MISPLACED]),
         (["--backend", "nomad", "--hosts", "h", "--ranks", "2"], ["--hosts: ", "--ranks: "]),
         (["--backend", "kubernetes", "--detach"], ["--detach: "]),
+        (["--backend", "kubernetes", "--wait"], [QUEUES["slurm"].MISPLACED, Nomad.MISPLACED]),
+        (["--backend", "nomad", "--wait", "--slurm", "nodes=2"], [QUEUES["slurm"].MISPLACED]),
     ],
 )
 def test_what_does_not_fit_the_queue_is_refused_and_nothing_is_touched(
