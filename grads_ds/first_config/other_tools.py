@@ -41,6 +41,7 @@ _LLAMA_FACTORY = {
     "lr_scheduler_type": "sft.lr_scheduler",
     "enable_liger_kernel": "sft.trainer.use_liger_kernel",
     "lora_rank": "model.lora.r",
+    "quantization_bit": "model.lora.load_in_4bit",
     "lora_target": "model.lora.target_modules",
     "additional_target": "model.lora.modules_to_save",
 }
@@ -70,6 +71,7 @@ _ALL = {
     "lora_dropout": "model.lora.dropout",
     "use_dora": "model.lora.dora",
     "use_rslora": "model.lora.rslora",
+    "load_in_4bit": "model.lora.load_in_4bit",
 }
 _SCHEDULES = SftConfig.model_json_schema()["properties"]["lr_scheduler"]["enum"]
 _COLUMNS = frozenset(
@@ -166,6 +168,8 @@ def _value(ours: str, value: Any) -> Any:
         return value if value in _SCHEDULES else None
     if ours == "sft.trainer.optim":
         return value if value in (*PLAIN_OPTIMIZERS, *BITSANDBYTES) else None
+    if ours == "model.lora.load_in_4bit":  # a number of bits, or whether
+        return {4: True, True: True, False: False}.get(value)
     if ours == "sft.gradient_checkpointing":
         return bool(value) if value is not None else None
     if ours in ("model.lora.target_modules", "model.lora.modules_to_save"):

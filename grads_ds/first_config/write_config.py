@@ -24,6 +24,7 @@ from grads_ds.first_config.other_tools import Borrowed
 from grads_ds.first_config.setting import Setting, as_yaml, override
 from grads_ds.run_dir.publish import atomic_path
 
+FOUR_BITS = "load_in_4bit"
 FEWEST = 4  # rows that a run needs: two to choose from, two to judge by
 
 
@@ -77,21 +78,11 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
         model.words(),
         *format_words(rows),
         *_dropped(rows),
-        *_not_taken(request.borrowed),
+        *_not_taken(request.borrowed, machine),
         f"{kept:,} rows held out, {train:,} left as the pool: {folder}/",
         f"{request.out}: {len(settings)} values, each with its reason",
         *([] if request.general else [_NO_GENERAL]),
-        f"next: {_next(request.out, machine)}",
     ]
-
-
-def _next(out: Path, machine: Machine) -> str:
-    """What to type now; a plan of this machine's GPUs where it has some."""
-    run = f"grads-ds run {out}"
-    if not machine.gpus:
-        return run
-    cluster = f"--cluster 1x{machine.gpus} --gpu-memory {machine.gib:.0f} --calibrate"
-    return f"grads-ds plan {out} {cluster}, then {run}"
 
 
 _NO_GENERAL = (
@@ -101,7 +92,7 @@ _NO_GENERAL = (
 
 def _given(borrowed: Borrowed, machine: Machine) -> list[Setting]:
     """The other tool's values; its batch is what one step takes on this machine's ranks."""
-    given = list(borrowed.settings)
+    given = [_on_this_machine(one, machine) for one in borrowed.settings]
     values = {one.key: one for one in given}
     if micro := values.get("sft.micro_batch_size"):
         size = micro.value * borrowed.accumulation * machine.ranks
@@ -112,10 +103,20 @@ def _given(borrowed: Borrowed, machine: Machine) -> list[Setting]:
     return given
 
 
-def _not_taken(borrowed: Borrowed | None) -> list[str]:
+def _on_this_machine(setting: Setting, machine: Machine) -> Setting:
+    """The setting; adapters on a base in 4 bits are plain ones where there is no GPU."""
+    if setting.key != "model.lora" or machine.gpus or not setting.value.get(FOUR_BITS):
+        return setting
+    value = {name: held for name, held in setting.value.items() if name != FOUR_BITS}
+    return Setting(setting.key, value, f"{setting.why}; {FOUR_BITS} needs a GPU")
+
+
+def _not_taken(borrowed: Borrowed | None, machine: Machine) -> list[str]:
     if not borrowed:
         return []
     said = [f"{len(borrowed.settings)} values are those of the {borrowed.tool} configuration"]
+    if any(one != _on_this_machine(one, machine) for one in borrowed.settings):
+        said.append(f"{FOUR_BITS} is left out: there is no GPU here")
     if borrowed.left:
         said.append(f"not taken over: {', '.join(borrowed.left)}")
     return said

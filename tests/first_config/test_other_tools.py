@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from conftest import REPO, write_rows
 from grads_ds.cli import main, parser
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
+from grads_ds.first_config.machine import Machine
 from grads_ds.first_config.other_tools import read_other
+from grads_ds.first_config.write_config import Request, write_config
 
 PAGES = ("axolotl", "llamafactory", "trl")
 
@@ -72,6 +75,34 @@ def test_what_has_no_like_here_is_named(
     )
     assert main(["init", "--from", "a.yaml"]) == 0
     assert "not taken over: lr_scheduler, optimizer, wandb_project" in capsys.readouterr().out
+
+
+BITS = {
+    "a.yaml": "base_model: {m}\ndatasets: [{{path: chats.jsonl}}]\nadapter: qlora\n"
+    "load_in_4bit: true\n",
+    "l.yaml": "model_name_or_path: {m}\ndataset: medicine\nquantization_bit: {bits}\n",
+    "t.yaml": "model_name_or_path: {m}\ndataset_name: chats.jsonl\nuse_peft: true\n"
+    "load_in_4bit: true\n",
+}
+
+
+@pytest.mark.parametrize("file", list(BITS))
+def test_a_base_in_4_bits_comes_over_and_is_plain_without_a_gpu(
+    file: str, tiny_model: Path
+) -> None:
+    Path(file).write_text(BITS[file].format(m=tiny_model, bits=4))
+    borrowed = read_other(file)
+    asked = Request(borrowed.data, str(tiny_model), [], Path("gpu.yaml"), 0, borrowed)
+    write_config(asked, Machine(1, "H100", 80.0, 8))
+    lora = load_config("gpu.yaml").model.lora
+    assert lora is not None and lora.load_in_4bit
+    said = write_config(replace(asked, out=Path("cpu.yaml")), Machine(0, "", 0.0, 2))
+    lora = load_config("cpu.yaml").model.lora
+    assert lora is not None and not lora.load_in_4bit
+    assert "load_in_4bit is left out: there is no GPU here" in said
+    if file == "l.yaml":
+        Path(file).write_text(BITS[file].format(m=tiny_model, bits=8))
+        assert read_other(file).left == ["quantization_bit"]
 
 
 def test_a_file_of_no_known_tool_or_with_foreign_columns_is_refused() -> None:
