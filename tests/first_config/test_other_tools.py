@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_the_page_s_configuration_comes_in_and_its_commands_are_ours(
 ) -> None:
     config, commands = blocks(page)
     Path(f"{page}.yaml").write_text(config.replace("path/of/a/model", str(tiny_model)))
-    init, *others = [line.split()[1:] for line in commands.splitlines()]
+    init, *others = [shlex.split(line, comments=True)[1:] for line in commands.splitlines()]
     assert main(init) == 0
     told = capsys.readouterr().out
     assert "values are those of the" in told
@@ -63,7 +64,7 @@ def test_the_page_s_configuration_comes_in_and_its_commands_are_ours(
         assert found.model.lora.target_modules == "all-linear"
     rate = {"axolotl": 2e-4, "llamafactory": 1e-4, "trl": 1e-3}[page]
     assert found.sft.learning_rate == found.probe.learning_rate == rate
-    assert len((REPO / f"docs/from/{page}.md").read_text().splitlines()) <= 40
+    assert len((REPO / f"docs/from/{page}.md").read_text().splitlines()) <= 24
 
 
 def test_what_has_no_like_here_is_named(
