@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from grads_ds import __version__
 from grads_ds.config.errors import UserError, problem
 from grads_ds.config.load import load_config
@@ -63,7 +65,7 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
         held_out = {"domain": f"{folder}/held_out"} if kept else {}
         why = _why_split(rows, split, kept, request.seed)
         if request.general:
-            number = _general(request, aside, tokenizer, max_length)
+            number = _general(request, aside, tokenizer, max_length, rows.keys)
             held_out["general"] = f"{folder}/general/held_out"
             why += f"; general: {number:,} rows"
         facts = Facts(rows, train, held_out, why, [f"{folder}/train"], model, machine, max_length)
@@ -141,15 +143,19 @@ def _look(
     return rows, hold_out(rows, tried, max_length), max_length
 
 
-def _general(request: Request, folder: Path, tokenizer: Any, max_length: int) -> int:
-    """Write the held-out rows of the general data; how many."""
+def _general(
+    request: Request, folder: Path, tokenizer: Any, max_length: int, pool: np.ndarray
+) -> int:
+    """Write the held-out rows of the general data, none that the pool (keys uint64 [N]) has too;
+    how many.
+    """
     spool = folder / "general_spool"
     rows = read_rows(request.general, spool, request.seed)
-    tried = candidates(rows)
+    tried = candidates(rows) & ~np.isin(rows.keys, pool)
     tokenise(rows, tokenizer, tried)
     split = hold_out(rows, tried, max_length)
     if not split.held_out.any():
-        wanted = f"rows with an answer within {max_length:,} tokens"
+        wanted = f"rows that DATA has not, with an answer within {max_length:,} tokens"
         raise UserError(problem("--general", wanted, "none", "give other general data"))
     _, kept = write_split(rows, split, folder / "general", parts=("held_out",))
     spool.unlink()
@@ -186,6 +192,6 @@ def _dropped(rows: Rows) -> list[str]:
         said.append(f"{rows.pieces:,} rows were cut out of longer plain texts, at line ends")
     if rows.refused.count:
         first = rows.refused.shown[0]
-        said.append(f"{rows.refused.count:,} rows are left out; the first: {first}")
+        said.append(f"left out, of rows and files: {rows.refused.count:,}; the first: {first}")
     said += [f"{n:,} rows cannot be learned ({why})" for why, n in sorted(rows.unusable.items())]
     return said

@@ -23,7 +23,6 @@ from grads_ds.first_config.machine import Machine, Model
 from grads_ds.first_config.write_config import Request, write_config
 from grads_ds.training.division import check_training
 
-
 # of the development material, where it lies beside the checkout
 FILES = sorted(file.name for file in (REPO.parent / "shared/material/data").glob("*"))
 
@@ -150,7 +149,9 @@ def test_rows_that_cannot_be_read_are_left_out_with_count_and_reason(
     with open("a.jsonl", "a") as file:
         file.write('{"messages": [{"role": "user", "content": "what"}]}\n{"messages": 3}\nno\n')
     assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 0
-    assert "3 rows are left out; the first: a.jsonl:61: wanted" in capsys.readouterr().out
+    assert "left out, of rows and files: 3; the first: a.jsonl:61: wanted" in (
+        capsys.readouterr().out
+    )
     assert main(["prepare", "grads.yaml"]) == 0
 
 
@@ -179,7 +180,7 @@ def test_files_that_are_not_understood_are_refused_and_nothing_is_written(
     assert "missing.jsonl: wanted a file" in capsys.readouterr().err
     assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 2
     told = capsys.readouterr().err
-    assert "a.jsonl:1: wanted one of the formats" in told and "found 0 of 9" in told
+    assert "a.jsonl:1: wanted one of the formats" in told and "can be used; found none" in told
     assert main(["init", "--seed", "-1"]) == 2
     assert capsys.readouterr().err.count("wanted") == 3
     assert sorted(Path().iterdir()) == before
@@ -199,6 +200,34 @@ def test_general_rows_become_the_set_by_which_forgetting_is_seen(tiny_model: Pat
     assert main(["prepare", "grads.yaml"]) == 0
     sets = prepared("runs/grads")
     assert sets["general"]["kept"] == 30 and sets["pool"]["read"] == 40
+
+
+def test_no_general_row_is_one_of_the_pool_s(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(Path("a.jsonl"), 60)
+    write_rows(Path("b.jsonl"), 90, seed=2)
+    with open("b.jsonl", "a") as file:
+        file.write(Path("a.jsonl").read_text())
+    words = ["init", "a.jsonl", "--model", str(tiny_model), "--general"]
+    assert main([*words, "a.jsonl"]) == 2
+    assert "--general: wanted rows that DATA has not" in capsys.readouterr().err
+    assert main([*words, "b.jsonl"]) == 0
+    (file,) = Path("grads_data/general/held_out").iterdir()
+    rows = set(file.read_text().splitlines())
+    pool = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert len(rows) > 30 and not any(json.loads(row) in pool for row in rows)
+
+
+def test_an_empty_file_among_others_is_named_and_alone_refused(
+    tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(Path("a.jsonl"), 30)
+    Path("empty.jsonl").touch()
+    assert main(["init", "empty.jsonl", "--model", str(tiny_model)]) == 2
+    assert "DATA: wanted rows that can be used; found none" in capsys.readouterr().err
+    assert main(["init", "a.jsonl", "empty.jsonl", "--model", str(tiny_model)]) == 0
+    assert "left out, of rows and files: 1; the first: empty.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rows", [4, 9, 30])
