@@ -78,6 +78,58 @@ def test_what_has_no_like_here_is_named(
     assert "not taken over: lr_scheduler, optimizer, wandb_project" in capsys.readouterr().out
 
 
+UNKNOWN = {
+    "datasets: [{path: chats.jsonl, split: train, shards: 4}]\n5: x\nnested: {a: 1}": (
+        "5, datasets.shards, datasets.split, nested"
+    ),
+    "datasets: chats.jsonl\nadapter: llama-adapter\nlora_r: 8": "adapter, lora_r",
+    "datasets: chats.jsonl\nmicro_batch_size: auto\ngradient_accumulation_steps: many": (
+        "gradient_accumulation_steps, micro_batch_size"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", list(UNKNOWN))
+def test_every_key_that_is_not_taken_over_is_named_where_it_stands(text: str) -> None:
+    Path("a.yaml").write_text(f"base_model: m\n{text}\n")
+    assert ", ".join(read_other("a.yaml").left) == UNKNOWN[text]
+
+
+def test_what_llama_factory_says_of_a_set_or_does_otherwise_is_named() -> None:
+    entry = {"file_name": "alpaca.json", "formatting": "alpaca", "num_samples": 9, "ranking": True}
+    Path("data/dataset_info.json").write_text(json.dumps({"medicine": entry, "odd": "x"}))
+    text = "model_name_or_path: m\ndataset: medicine\nfinetuning_type: freeze\nstage: dpo\n"
+    Path("l.yaml").write_text(text)
+    left = ["finetuning_type", "medicine.num_samples", "medicine.ranking", "stage"]
+    assert read_other("l.yaml").left == left
+    Path("l.yaml").write_text("model_name_or_path: m\ndataset: odd\n")
+    with pytest.raises(UserError, match="no such entry"):
+        read_other("l.yaml")
+
+
+def test_numbers_given_as_text_are_numbers() -> None:
+    text = "base_model: m\ndatasets: chats.jsonl\nmicro_batch_size: '2'\nlearning_rate: 2e-4\n"
+    Path("a.yaml").write_text(text + "gradient_accumulation_steps: '4'\n")
+    found = read_other("a.yaml")
+    values = {one.key: one.value for one in found.settings}
+    assert values == {"sft.micro_batch_size": 2, "sft.learning_rate": 2e-4}
+    assert found.accumulation == 4 and found.left == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base_model: null\ndatasets: chats.jsonl\n", "base_model: wanted a folder or hub id"),
+        ("a: [1\n b", "line 2"),
+        ("- a\n", "wanted a configuration of Axolotl"),
+    ],
+)
+def test_a_file_that_names_no_model_or_is_no_yaml_is_told_where(text: str, told: str) -> None:
+    Path("a.yaml").write_text(text)
+    with pytest.raises(UserError, match=told):
+        read_other("a.yaml")
+
+
 BITS = {
     "a.yaml": "base_model: {m}\ndatasets: [{{path: chats.jsonl}}]\nadapter: qlora\n"
     "load_in_4bit: true\n",
