@@ -5,6 +5,7 @@ Writes the configuration and its folder of rows; the folder as a whole or not at
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +182,7 @@ def _heading(request: Request, machine: Machine) -> list[str]:
     return [
         f"Written by grads-ds {__version__} init for {sources} on a machine with"
         f" {machine.words()}.",
-        f"Run it: grads-ds run {request.out}. Every key: docs/config.md.",
+        f"Run it: grads-ds run {shlex.quote(str(request.out))}. Every key: docs/config.md.",
     ]
 
 
