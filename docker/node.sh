@@ -51,7 +51,7 @@ if [ "${1:-serve}" = join ]; then
     shift
     exec "$@"
 fi
-mkdir -p /run/sshd
+[ "$(id -u)" != 0 ] || mkdir -p /run/sshd   # root's sshd wants it; a user's lets that user in alone
 exec "$(command -v sshd || echo /usr/sbin/sshd)" -D -e \
     -o "Port=$port" -o "HostKey=\"$home/host\"" -o "AuthorizedKeysFile=\"$home/authorized_keys\"" \
     -o PasswordAuthentication=no -o KbdInteractiveAuthentication=no \

@@ -123,10 +123,11 @@ def logged(step: int, loss: float) -> None:
 
 def _gpu_memory() -> dict[str, int]:
     """The most bytes of GPU memory that this rank has held, once it uses a GPU."""
-    torch = sys.modules.get("torch")  # not imported for this
-    if torch is None or not torch.cuda.is_initialized():
+    # not imported for this; there once another thread's import of torch has come so far
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is None or not cuda.is_initialized():
         return {}
-    return {"gpu_most": int(torch.cuda.max_memory_allocated())}
+    return {"gpu_most": int(cuda.max_memory_allocated())}
 
 
 def failed(error: str, status: int) -> None:

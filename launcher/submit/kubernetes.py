@@ -24,6 +24,7 @@ from grads_ds.config.errors import UserError
 from grads_ds.run_dir.publish import publish_text
 
 HOSTFILE = "/etc/mpi/hostfile"  # where the operator puts it
+USER = 10001  # whom docker/Dockerfile makes
 NODE = "/opt/grads_ds/docker/node.sh"  # in the image of docker/Dockerfile
 DEFAULTS = {
     "name": "grads-ds",
@@ -125,6 +126,7 @@ def _pod(name: str, command: list[str], chosen: dict[str, str], gpus: int) -> di
     return {
         "spec": {
             "terminationGracePeriodSeconds": 60,
+            "securityContext": {"fsGroup": USER},  # the volume is writable to the image's user
             "containers": [container],
             "volumes": [
                 {"name": "runs", "persistentVolumeClaim": {"claimName": claim}},

@@ -3,8 +3,9 @@ again: no rank works beside another start's, and every table is the undisturbed 
 
     python scripts/faults/killed_launchers.py [--rounds 10] [--write]
 
-Needs root (network namespaces), pdsh and sshd. Each round has a run directory of its own and is
-killed at another moment, from the ranks' first second to their last. --write puts the rounds into
+Needs root (network namespaces), pdsh and sshd. Each round has a run directory of its own. Every
+second one is killed before the first part of the score table is written, each later than the one
+before it; the others once more and more parts are. --write puts the rounds into
 docs/results/killed_launchers.json.
 """
 
@@ -85,15 +86,26 @@ def running(folder: Path, name: str, process: subprocess.Popen[str]) -> float:
     return time.monotonic()
 
 
-def disturbed(folder: Path, name: str, hosts: Cluster, seconds: float) -> dict[str, Any]:
-    """One round: what came of a launcher killed `seconds` after its ranks began."""
+def parts(folder: Path, name: str) -> int:
+    """How many parts of the score table are written."""
+    return len(list((folder / name / "scores").glob("part-*")))
+
+
+def disturbed(
+    folder: Path, name: str, hosts: Cluster, seconds: float, wanted: int
+) -> dict[str, Any]:
+    """One round: what came of a launcher killed `seconds` after its ranks began, and not before
+    `wanted` parts were written.
+    """
     shutil.copytree(folder / "prepared-run", folder / name)
     first = start(folder, name, hosts)
-    running(folder, name, first)
+    began = running(folder, name, first)
     time.sleep(seconds)
+    while parts(folder, name) < wanted and first.poll() is None:
+        time.sleep(0.01)
     first.kill()
     first.wait()
-    parts = len(list((folder / name / "scores").glob("part-*")))
+    killed, written = time.monotonic() - began, parts(folder, name)
     began = time.monotonic()
     second = start(folder, name, hosts)
     status = second.wait(SECONDS)
@@ -102,8 +114,8 @@ def disturbed(folder: Path, name: str, hosts: Cluster, seconds: float) -> dict[s
     ended = max(rank.get("ended", float("inf")) for rank in old)
     table = parquet.read_table(folder / name / "scores/table.parquet")
     return {
-        "killed seconds after the ranks began": round(seconds, 1),
-        "parts then": parts,
+        "killed seconds after the ranks began": round(killed, 1),
+        "parts then": written,
         "ended": sorted({rank["state"] for rank in old}),
         "beside each other": any(rank["started"] < ended for ranks in new for rank in ranks),
         "status": status,
@@ -114,16 +126,20 @@ def disturbed(folder: Path, name: str, hosts: Cluster, seconds: float) -> dict[s
 
 
 def rounds(folder: Path, hosts: Cluster, count: int) -> list[dict[str, Any]]:
-    """`count` rounds, their moments spread from the undisturbed ranks' first second to the last."""
+    """`count` rounds: moments before the first part in turn with moments between two parts."""
     make(folder, hosts)
     shutil.copytree(folder / "calm", folder / "prepared-run")
     calm = start(folder, "calm", hosts)
     began = running(folder, "calm", calm)
+    while not parts(folder, "calm") and calm.poll() is None:
+        time.sleep(0.01)
+    idle = time.monotonic() - began
     assert calm.wait(SECONDS) == 0, (folder / "calm.said").read_text()[-3000:]
-    lasted = time.monotonic() - began
-    found = []
+    all_of_them, found = parts(folder, "calm"), []
     for number in range(count):
-        found.append(disturbed(folder, f"run{number}", hosts, lasted * number / count))
+        seconds = idle * number / count if number % 2 == 0 else 0.0
+        wanted = all_of_them * number // count if number % 2 else 0
+        found.append(disturbed(folder, f"run{number}", hosts, seconds, wanted))
         print(json.dumps(found[-1]), flush=True)
     return found
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from conftest import REPO, make_tiny_model, write_rows
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster
 from tests.launcher.jobs import left_behind
 
 STEPS = 24
@@ -28,12 +28,6 @@ SECONDS = 280.0
 
 
 GRADS_DS = [sys.executable, "-m", "grads_ds"]
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Cluster]:
-    with cluster(2, 1) as two:
-        yield two
 
 
 @pytest.fixture(scope="module")

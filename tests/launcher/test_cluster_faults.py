@@ -13,39 +13,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from conftest import REPO
-from grads_ds.launcher.hosts import Host, read_hostfile
-from tests.cluster import Cluster, cluster
+from grads_ds.launcher.hosts import Host
+from tests.cluster import Cluster
 from tests.launcher.faults import told
 from tests.launcher.jobs import QUICK, left_behind, run_code
 
 pytestmark = pytest.mark.cluster
 FOREVER = "heartbeat.beat('working'); time.sleep(600)"
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Cluster]:
-    with cluster(2, 1) as two:
-        yield two
-
-
-@pytest.fixture
-def place(
-    hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, object]]:
-    """Both hosts by Open MPI, which starts fastest; everything of a test must have ended
-    afterwards.
-    """
-    monkeypatch.setenv("PATH", hosts.environment["PATH"])
-    monkeypatch.chdir(tmp_path)
-    yield {"hosts": read_hostfile(hosts.hostfile), "backend": "openmpi"}
-    assert left_behind(str(tmp_path)) == []
 
 
 def once_running(tmp_path: Path, act: Callable[[], object], ranks: int = 2) -> None:

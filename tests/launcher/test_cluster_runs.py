@@ -31,7 +31,7 @@ from tests.launcher.cluster_runs import (
 )
 from tests.launcher.jobs import left_behind
 
-job, hosts = cluster_runs.job, cluster_runs.hosts
+job = cluster_runs.job
 # a run may be started twice
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ from grads_ds.launcher.rank_environment import environment_of
 from grads_ds.launcher.reporting import Reporter
 from grads_ds.launcher.timeouts import Timeouts
 from grads_ds.launcher.watch import JobMonitor
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster
 from tests.launcher.jobs import left_behind, run_code
 
 LOOK = [sys.executable, str(SUPERVISOR.parent / "doctor/on_host.py"), "--quick"]
@@ -45,12 +44,6 @@ with open(os.path.join(sys.path[0], f"seen{rank}.json"), "w") as file:
     json.dump({"environment": dict(os.environ), "listening": listening}, file)
 dist.barrier(); dist.destroy_process_group()
 """
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Cluster]:
-    with cluster(2, 1) as two:
-        yield two
 
 
 def seen(folder: Path, rank: int) -> dict[str, str]:

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from grads_ds.flow.launch import clear_after_killed_start
 from grads_ds.launcher import orphans
 from grads_ds.launcher.job_status import snapshot
 from grads_ds.launcher.status_text import status_text
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster
 from tests.launcher.jobs import left_behind
 
 RANKS = """
@@ -32,12 +31,6 @@ place = Placement(read_hostfile({hostfile!r}), {backend!r})
 words = [sys.executable, "-c", "import time; time.sleep(600)", {here!r}]
 run_job("probe", words, place, Path("logs"))
 """
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Cluster]:
-    with cluster(2, 1) as two:
-        yield two
 
 
 def killed_launcher(hosts: Cluster, folder: Path, backend: str) -> None:

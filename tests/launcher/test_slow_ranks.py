@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,31 +15,13 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from conftest import make_tiny_model
-from grads_ds.launcher.hosts import read_hostfile
 from grads_ds.launcher.job_outcome import DONE
 from grads_ds.launcher.job_status import snapshot
-from tests.cluster import Cluster, cluster
+from tests.cluster import Cluster
 from tests.launcher.faults import told
-from tests.launcher.jobs import QUICK, left_behind, run_code
+from tests.launcher.jobs import QUICK, run_code
 
 pytestmark = pytest.mark.cluster
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[Cluster]:
-    with cluster(2, 1) as two:
-        yield two
-
-
-@pytest.fixture
-def place(
-    hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, object]]:
-    """Both hosts by Open MPI; everything of a test must have ended afterwards."""
-    monkeypatch.setenv("PATH", hosts.environment["PATH"])
-    monkeypatch.chdir(tmp_path)
-    yield {"hosts": read_hostfile(hosts.hostfile), "backend": "openmpi"}
-    assert left_behind(str(tmp_path)) == []
 
 
 WORK = """

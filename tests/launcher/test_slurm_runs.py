@@ -14,7 +14,7 @@ from tests.launcher import cluster_runs
 from tests.launcher.cluster_runs import GRADS_DS, SECONDS, check, environment
 from tests.launcher.jobs import left_behind
 
-job, hosts = cluster_runs.job, cluster_runs.hosts
+job = cluster_runs.job
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 

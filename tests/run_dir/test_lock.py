@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from conftest import REPO
 from grads_ds.commands import stop
 from grads_ds.config.errors import UserError
 from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
-from grads_ds.run_dir import lock_file
+from grads_ds.run_dir import lock_file, processes
 from grads_ds.run_dir.lock import LOCK_VARIABLE, lock, lock_holder
 from grads_ds.run_dir.processes import boot_id
 from grads_ds.run_dir.publish import publish_json
@@ -123,8 +124,9 @@ def test_a_killed_holder_is_followed_at_once(
         assert time.monotonic() - began < 1
 
 
-def _take_often(folder: Path, rounds: int, barrier: object, won: object) -> None:
-    sys.stderr = io.StringIO()
+def _take_often(folder: Path, rounds: int, barrier: object, won: object, boot: str) -> None:
+    sys.stderr, processes.boot_id = io.StringIO(), lambda: boot
+    lock_file.BEAT_SECONDS = 0.02
     for number in range(rounds):
         barrier.wait(30)  # type: ignore[attr-defined]
         try:
@@ -140,18 +142,21 @@ def _take_often(folder: Path, rounds: int, barrier: object, won: object) -> None
             pass
 
 
-def test_of_starts_at_the_same_moment_one_takes_a_dead_lock(tmp_path: Path) -> None:
+@pytest.mark.parametrize("boots", [[boot_id()] * 3, ["one host", "another", "a third"]])
+def test_of_starts_at_the_same_moment_one_takes_a_dead_lock(tmp_path: Path, boots: Any) -> None:
+    """Of a process of this host that has ended; of a silent host, by launchers of several hosts."""
     context = multiprocessing.get_context("fork")
-    rounds, takers = 100, 3
-    barrier, won = context.Barrier(takers), context.Queue()
-    for number in range(rounds):  # the lock of a process of this host that has ended
+    rounds = 100 if len(set(boots)) == 1 else 30  # a silent host is watched for some beats first
+    barrier, won = context.Barrier(len(boots)), context.Queue()
+    for number in range(rounds):
         (tmp_path / str(number)).mkdir()
         record = {"token": "x", "pid": 2**22 + 1, "process": f"{boot_id()}:1"}
         record["namespace"] = os.readlink("/proc/self/ns/pid")
         (tmp_path / str(number) / "lock.json").write_text(json.dumps(record))
+        os.utime(tmp_path / str(number) / "lock.json", (1, 1))
     workers = [
-        context.Process(target=_take_often, args=(tmp_path, rounds, barrier, won))
-        for _ in range(takers)
+        context.Process(target=_take_often, args=(tmp_path, rounds, barrier, won, boot))
+        for boot in boots
     ]
     for worker in workers:
         worker.start()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from conftest import REPO
 from grads_ds.config.errors import UserError
 from grads_ds.launcher.submit.kubernetes import HOSTFILE, render
 
@@ -44,6 +45,13 @@ def test_pods_fit_kubernetes_own_schema(role: str) -> None:
     pod["spec"]["containers"][0]["comand"] = []
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(pod, "1.31", strict=True)
+
+
+@pytest.mark.parametrize("role", ["Launcher", "Worker"])
+def test_pods_may_write_the_volume_as_the_images_user(role: str) -> None:
+    pod = job()["spec"]["mpiReplicaSpecs"][role]["template"]["spec"]
+    user = (REPO / "docker/Dockerfile").read_text().split("\nUSER ")[1].split()[0]
+    assert pod["securityContext"] == {"fsGroup": int(user)}
 
 
 def test_job_fits_the_operators_schema() -> None:
