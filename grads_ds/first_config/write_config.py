@@ -18,7 +18,10 @@ from grads_ds.config.errors import UserError, problem
 from grads_ds.config.load import load_config
 from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.leaks import SHARED
+from grads_ds.data.problems import Problems
+from grads_ds.data.sources import find_inputs
 from grads_ds.data.tokenizer import load_tokenizer
+from grads_ds.engine.model_check import check_model
 from grads_ds.first_config.choose_values import Facts, choose, longest
 from grads_ds.first_config.hold_out import Split, candidates, hold_out, write_split
 from grads_ds.first_config.look_at_rows import Rows, format_words, read_rows, sampled, tokenise
@@ -52,12 +55,9 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
     Raises UserError where nothing can be made of the files or the model, or `out` exists.
     """
     folder = request.out.with_name(f"{request.out.stem}_data")
-    if taken := [place for place in (request.out, folder) if place.exists()]:
-        fix = "remove it or give another --out"
-        raise UserError([problem(str(p), "a new place", "something there", fix) for p in taken])
-    machine = machine or this_machine()
     asked = ModelConfig(path=request.model)
-    tokenizer = load_tokenizer(asked)
+    tokenizer = _checked(request, asked, folder)
+    machine = machine or this_machine()
     model = look_at_model(asked, tokenizer)
     with atomic_path(folder) as aside:
         aside.mkdir()
@@ -86,6 +86,27 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
         f"{request.out}: {len(settings)} values, each with its reason",
         *([] if request.general else [_NO_GENERAL]),
     ]
+
+
+def _checked(request: Request, model: ModelConfig, folder: Path) -> Any:
+    """The model's tokenizer. Raises UserError with everything that is wrong before a row is read:
+    places that are taken, sources that are not there, what the model lacks.
+    """
+    fix = "remove it or give another --out"
+    taken = [place for place in (request.out, folder) if place.exists()]
+    problems = [problem(str(p), "a new place", "something there", fix) for p in taken]
+    for entries in (request.data, request.general):
+        missing = Problems()
+        find_inputs(entries, missing)
+        problems += missing.shown
+    problems += check_model(model.path)
+    try:
+        tokenizer = load_tokenizer(model)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    return tokenizer
 
 
 _NO_GENERAL = (

@@ -16,7 +16,6 @@ import pytest
 
 from conftest import REPO, WORDS, write_rows
 from grads_ds.cli import main
-from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.first_config import write_config as writing
 from grads_ds.first_config.machine import Machine, Model
@@ -142,19 +141,6 @@ def test_the_split_follows_the_seed_and_the_rows_and_not_their_order(tiny_model:
     assert found["three"] != found["one"]
 
 
-def test_rows_that_cannot_be_read_are_left_out_with_count_and_reason(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_rows(Path("a.jsonl"), 60)
-    with open("a.jsonl", "a") as file:
-        file.write('{"messages": [{"role": "user", "content": "what"}]}\n{"messages": 3}\nno\n')
-    assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 0
-    assert "left out, of rows and files: 3; the first: a.jsonl:61: wanted" in (
-        capsys.readouterr().out
-    )
-    assert main(["prepare", "grads.yaml"]) == 0
-
-
 def test_a_long_document_becomes_rows_of_whole_lines(
     tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,28 +157,6 @@ def test_a_long_document_becomes_rows_of_whole_lines(
     assert len(rows) > 20 and sorted("\n".join(rows).split("\n")) == sorted(lines)
 
 
-def test_files_that_are_not_understood_are_refused_and_nothing_is_written(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("a.jsonl").write_text('{"question": "what", "reply": "that"}\n' * 9)
-    before = sorted(Path().iterdir())
-    assert main(["init", "a.jsonl", "missing.jsonl", "--model", str(tiny_model)]) == 2
-    assert "missing.jsonl: wanted a file" in capsys.readouterr().err
-    assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 2
-    told = capsys.readouterr().err
-    assert "a.jsonl:1: wanted one of the formats" in told and "can be used; found none" in told
-    assert main(["init", "--seed", "-1"]) == 2
-    assert capsys.readouterr().err.count("wanted") == 3
-    assert sorted(Path().iterdir()) == before
-
-
-def test_what_is_there_is_never_overwritten(tiny_model: Path) -> None:
-    write_rows(Path("a.jsonl"), 30)
-    Path("grads.yaml").write_text("mine")
-    assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 2
-    assert Path("grads.yaml").read_text() == "mine" and not Path("grads_data").exists()
-
-
 def test_general_rows_become_the_set_by_which_forgetting_is_seen(tiny_model: Path) -> None:
     write_rows(Path("a.jsonl"), 60)
     write_rows(Path("b.jsonl"), 90, seed=2)
@@ -200,34 +164,6 @@ def test_general_rows_become_the_set_by_which_forgetting_is_seen(tiny_model: Pat
     assert main(["prepare", "grads.yaml"]) == 0
     sets = prepared("runs/grads")
     assert sets["general"]["kept"] == 30 and sets["pool"]["read"] == 40
-
-
-def test_no_general_row_is_one_of_the_pool_s(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_rows(Path("a.jsonl"), 60)
-    write_rows(Path("b.jsonl"), 90, seed=2)
-    with open("b.jsonl", "a") as file:
-        file.write(Path("a.jsonl").read_text())
-    words = ["init", "a.jsonl", "--model", str(tiny_model), "--general"]
-    assert main([*words, "a.jsonl"]) == 2
-    assert "--general: wanted rows that DATA has not" in capsys.readouterr().err
-    assert main([*words, "b.jsonl"]) == 0
-    (file,) = Path("grads_data/general/held_out").iterdir()
-    rows = set(file.read_text().splitlines())
-    pool = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
-    assert len(rows) > 30 and not any(json.loads(row) in pool for row in rows)
-
-
-def test_an_empty_file_among_others_is_named_and_alone_refused(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_rows(Path("a.jsonl"), 30)
-    Path("empty.jsonl").touch()
-    assert main(["init", "empty.jsonl", "--model", str(tiny_model)]) == 2
-    assert "DATA: wanted rows that can be used; found none" in capsys.readouterr().err
-    assert main(["init", "a.jsonl", "empty.jsonl", "--model", str(tiny_model)]) == 0
-    assert "left out, of rows and files: 1; the first: empty.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rows", [4, 9, 30])
@@ -264,14 +200,6 @@ def test_a_model_too_large_for_the_gpus_is_given_adapters(
     assert (config.model.lora is not None) == adapts
     assert config.sft.learning_rate == (2e-4 if adapts else 1e-5)
     assert config.sft.gradient_checkpointing
-
-
-def test_a_model_without_tokenizer_is_told_before_any_row_is_read() -> None:
-    write_rows(Path("a.jsonl"), 30)
-    Path("model").mkdir()
-    with pytest.raises(UserError, match="wanted a tokenizer in model"):
-        write_config(Request(["a.jsonl"], "model", [], Path("c.yaml")))
-    assert not Path("c_data").exists()
 
 
 @pytest.mark.long
