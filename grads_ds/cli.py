@@ -20,10 +20,12 @@ from grads_ds import __version__
 from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.config.printable_output import printable_output
 from grads_ds.distributed import heartbeat, ranks
+from grads_ds.export import TOOLS
 from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
 from grads_ds.run_dir.lock import LostLockError
 from grads_ds.run_dir.storage import storage_status
 
+*_TOOLS, _LAST = (title for _, title in TOOLS.values())
 # name: the function that declares its arguments, what it does; in the order of --help
 COMMANDS = {
     "init": ("init:add", "write a commented config for your data files and model"),
@@ -41,7 +43,7 @@ COMMANDS = {
     "status": ("status:add", "how far a run is, from its files"),
     "check": ("check:add", "read every output again: is it as it was written?"),
     "stop": ("stop:add", "end a run from any machine; training writes a checkpoint first"),
-    "export": ("export:add", "write the chosen subset for TRL, LLaMA-Factory, Axolotl or Megatron"),
+    "export": ("export:add", f"write the chosen subset for {', '.join(_TOOLS)} or {_LAST}"),
     "merge": ("merge_models:add", "write base + a (trained - base): forgets less, learns less"),
     "config": ("config_schema:add", "the config file's JSON schema, for editors"),
 }

@@ -1,0 +1,1 @@
+"""Starts the ranks of a distributed stage on every host, watches them, and says how they ended."""

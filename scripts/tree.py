@@ -1,4 +1,4 @@
-"""Writes docs/tree.md: every file of the project with the sentence it opens with.
+"""Writes docs/tree.md: every file of the project but the tests, with the sentence it opens with.
 
     python scripts/tree.py            print it
     python scripts/tree.py --write    write docs/tree.md
@@ -24,8 +24,8 @@ NAME, WIDTH = 36, 100  # columns of an indented name; of a line
 HEAD = """\
 # Every file
 
-Each with the sentence it opens with; written by `python scripts/tree.py --write`. The README's map
-names the few to start with.
+Those in folders, each with the sentence it opens with; `tests/` is left out, which mirrors the
+others. Written by `python scripts/tree.py --write`. The README's map names the few to start with.
 
 """
 
@@ -47,7 +47,7 @@ def phrase(file: Path) -> str:
         prose = takewhile(re.compile(r"# ?\S").match, comment)
         said = "\n".join(line.lstrip("# ") for line in prose)
     said = " ".join(said.split("\n\n")[0].split())
-    return re.split(r"(?<=[a-z0-9)`\"])[.:] ?(?=[A-Z]|$)", said + " ")[0].strip().rstrip(".:")
+    return re.split(r"(?<=[a-z0-9)`\"])[.:] (?=[A-Z])", said)[0].strip().rstrip(".:")
 
 
 def entry(depth: int, name: str, said: str) -> list[str]:

@@ -10,17 +10,16 @@ from pathlib import Path
 from grads_ds.commands.run import add_config
 from grads_ds.config.errors import UserError, nearest, problem
 from grads_ds.config.load import load_config
+from grads_ds.export import TOOLS
 from grads_ds.flow.stages import require_done
 from grads_ds.run_dir.layout import MAIN
-
-TOOLS = ("trl", "llamafactory", "axolotl", "megatron")
 
 
 def add(command: argparse.ArgumentParser) -> None:
     """Declare the command."""
     add_config(command)
     command.add_argument(
-        "--to", required=True, choices=TOOLS, metavar="TOOL", help=", ".join(TOOLS)
+        "--to", required=True, choices=tuple(TOOLS), metavar="TOOL", help=", ".join(TOOLS)
     )
     command.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="a new folder")
     command.add_argument(

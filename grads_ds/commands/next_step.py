@@ -11,6 +11,7 @@ import shlex
 from grads_ds.config.errors import UserError
 from grads_ds.flow.stages import STAGE_NAMES
 from grads_ds.launcher.job_outcome import WRONG_INPUT
+from grads_ds.launcher.submit import queue_for
 
 # by command, after exit status 0; {config} and {run} as the command was given them
 _NEXT = {
@@ -59,7 +60,7 @@ def _after(args: argparse.Namespace) -> str:
         return "the same command without --dry-run starts it"
     if getattr(args, "preview", False):
         return "grads-ds select {config} keeps this choice"
-    if getattr(args, "detach", False) or getattr(args, "backend", None) == "kubernetes":
+    if getattr(args, "detach", False) or _queued(args):
         return "grads-ds status {run} --watch"
     if args.command == "run":
         return _NEXT[args.last]
@@ -82,6 +83,12 @@ def _plan_of_this_machine() -> str:
         return ""
     cluster = f"--cluster 1x{machine.gpus} --gpu-memory {machine.gib:.0f} --calibrate"
     return f"grads-ds plan {{config}} {cluster}, then "
+
+
+def _queued(args: argparse.Namespace) -> bool:
+    """Whether the command has put the run into a queue, and has not waited for its end."""
+    queue = queue_for(args.backend) if hasattr(args, "wait") else None
+    return queue is not None and not (queue.WAITS and args.wait)
 
 
 def _words(args: argparse.Namespace) -> dict[str, str]:

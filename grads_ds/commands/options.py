@@ -1,12 +1,14 @@
 """The arguments that say where jobs run, by what means and within which limits.
 
-Every command that starts or checks jobs has them.
+Every command that starts or checks jobs has them; the options of a queue stand in its own file
+(launcher/submit/).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
 
 from grads_ds.config.errors import UserError
 from grads_ds.launcher.backends import NAMES, choose
@@ -17,8 +19,8 @@ from grads_ds.launcher.network import is_loopback
 from grads_ds.launcher.timeouts import Timeouts
 
 
-def add_placement(command: argparse.ArgumentParser) -> None:
-    """Declare them."""
+def add_placement(command: argparse.ArgumentParser, queues: Iterable[str] = ()) -> None:
+    """Declare them; `queues` are what `--backend` may name besides what starts the ranks."""
     group = command.add_argument_group("where and how")
     group.add_argument(
         "--hosts",
@@ -40,7 +42,7 @@ def add_placement(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--backend",
-        choices=(*NAMES, "kubernetes"),
+        choices=tuple(dict.fromkeys((*NAMES, *queues))),
         help="what starts the ranks (default: local, Slurm's srun, or pdsh)",
     )
     group.add_argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from grads_ds.flow.launch import clear_after_killed_start, launch, stage_command
 from grads_ds.flow.stages import STAGE_NAMES, STAGES, find_problems, reopen_altered
 from grads_ds.launcher.job import dry_run
 from grads_ds.launcher.job_outcome import DONE
-from grads_ds.launcher.submit import kubernetes, sbatch
+from grads_ds.launcher.submit import QUEUES, Queue, queue_for
 from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.ownership import claim, run_dir_problems
 
@@ -52,7 +51,7 @@ def add_stage(command: argparse.ArgumentParser) -> None:
     """Declare a stage: what all of them share with `run`."""
     command.set_defaults(handler=handle)
     add_config(command)
-    add_placement(command)
+    add_placement(command, QUEUES)
     command.add_argument(
         "--max-restarts",
         type=int,
@@ -72,27 +71,13 @@ def add_stage(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print what would be started, exactly, and start nothing",
     )
+    for name, queue in QUEUES.items():
+        command.add_argument(
+            f"--{name}", action="append", default=[], metavar="KEY=VALUE", help=queue.HELP
+        )
+    waiting = ", ".join(f"--{name}" for name, queue in QUEUES.items() if queue.WAITS)
     command.add_argument(
-        "--kubernetes",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=(
-            "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs,"
-            " namespace=..., shared_memory=16Gi"
-        ),
-    )
-    command.add_argument(
-        "--slurm",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help=(
-            "sbatch option for --backend slurm outside an allocation, e.g. nodes=8, partition=gpu"
-        ),
-    )
-    command.add_argument(
-        "--wait", action="store_true", help="with --slurm: stay until the batch job is over"
+        "--wait", action="store_true", help=f"with {waiting}: stay until the batch job is over"
     )
     command.add_argument(
         "--detach",
@@ -131,33 +116,20 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     run_dir = Path(config.run_dir)
     if args.max_restarts < 0:
         raise UserError(f"--max-restarts: wanted 0 or more; found {args.max_restarts}")
-    queued = args.backend == "slurm" and "SLURM_JOB_ID" not in os.environ
+    queue = queue_for(args.backend)
     given = [name for name in ("hosts", "include", "exclude", "ranks") if getattr(args, name)]
-    if given and (queued or args.backend == "kubernetes"):
+    if queue and given:
         problems = [
             f"--{name}: wanted the hosts that --backend {args.backend} gives; leave --{name} out"
             for name in given
         ]
-        raise UserError(problems)
+        raise UserError([*problems, *_misplaced(queue, args)])
+    if misplaced := _misplaced(queue, args):
+        raise UserError(misplaced)
     if problems := run_dir_problems(config.run_dir):
         raise UserError(problems)
-    if not args.dry_run and (queued or args.backend == "kubernetes"):
-        claim(run_dir)
-    if args.detach and (queued or args.backend == "kubernetes"):
-        raise UserError("--detach: wanted ranks started from here; a batch job needs no terminal")
-    if queued:
-        return _submit(args, run_dir)
-    if args.backend == "kubernetes":
-        return _apply(args, run_dir)
-    if args.kubernetes:
-        raise UserError(
-            "--kubernetes: wanted --backend kubernetes; found another one; leave it out"
-        )
-    if args.slurm or args.wait:
-        raise UserError(
-            "--slurm, --wait: wanted --backend slurm outside an allocation; found another place;"
-            " leave them out"
-        )
+    if queue:
+        return _hand_over(queue, args, run_dir)
     place = placement(args)
     if args.dry_run:
         for stage in stages:
@@ -190,6 +162,16 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     return 0
 
 
+def _misplaced(queue: Queue | None, args: argparse.Namespace) -> list[str]:
+    """Options of queues that do not take this run."""
+    return [
+        other.MISPLACED
+        for name, other in QUEUES.items()
+        if other is not queue
+        and (getattr(args, name) or (args.wait and other.WAITS and not (queue and queue.WAITS)))
+    ]
+
+
 def same_words(args: argparse.Namespace) -> list[str]:
     """This very command without --detach, the hosts named in it included."""
     words = _rerun_arguments(args)
@@ -208,23 +190,18 @@ def _rerun_arguments(args: argparse.Namespace) -> list[str]:
     return [*words, *placement_words(args)]
 
 
-def _apply(args: argparse.Namespace, run_dir: Path) -> int:
-    """Render this command as a Kubernetes job and hand it to kubectl."""
-    manifest = kubernetes.render(_rerun_arguments(args), args.kubernetes)
+def _hand_over(queue: Queue, args: argparse.Namespace, run_dir: Path) -> int:
+    """Queue this very command as one job, less what is for the queue alone."""
+    if args.detach:
+        raise UserError("--detach: wanted ranks started from here; a batch job needs no terminal")
+    if not args.dry_run:
+        claim(run_dir)
+    options = getattr(args, queue.NAME)
+    job = queue.render(_rerun_arguments(args), options, run_dir, args.grace_seconds)
     if args.dry_run:
-        print(manifest, end="")
+        print(job, end="")
         return DONE
-    return kubernetes.apply(manifest, run_dir)
-
-
-def _submit(args: argparse.Namespace, run_dir: Path) -> int:
-    """Queue this very command as a Slurm batch job, less what is for sbatch alone."""
-    words = [*_rerun_arguments(args), "--backend", "slurm"]
-    script = sbatch.render(words, args.slurm, run_dir, args.grace_seconds)
-    if args.dry_run:
-        print(script, end="")
-        return DONE
-    return sbatch.submit(script, run_dir, args.wait)
+    return queue.submit(job, run_dir, args.wait)
 
 
 def _print_outcome(run_dir: Path) -> None:

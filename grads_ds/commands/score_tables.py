@@ -24,9 +24,9 @@ def table_file(run: Path) -> Path:
 
 def score_table(run: Path) -> pa.Table:
     """The whole table. Raises UserError when there is none."""
-    import pyarrow.parquet as pq
+    from grads_ds.scores.read import arrow_table
 
-    return pq.read_table(table_file(run), page_checksum_verification=True)
+    return arrow_table(table_file(run))
 
 
 def prepared_pool(run: Path) -> Any:

@@ -4,7 +4,8 @@ it.
 Everything that knows a column by name reads this list: the config's `probe.extras`, the table's
 schema, the recorder, the requirements of selection methods and the messages. It lies with the
 config because the config checks names against it. `<group>` in a name stands for each recorded
-layer group. To add a column, add a line here and its value to `probe/extra_columns.py`.
+layer group. To add a column, add a line here and its value to `probe/extra_columns.py`; a setting
+of its own goes into `config/probe.py` and, by name, into `KEYS_OF_EXTRAS`.
 """
 
 from __future__ import annotations
@@ -93,6 +94,14 @@ EXTRA_COLUMNS = (
     ExtraColumn("<group>_grad_norm_early", "early", "the norm before the preliminary training"),
 )
 EXTRAS = tuple(dict.fromkeys(column.extra for column in EXTRA_COLUMNS))
+# key of section probe -> the extras that it is for. The recording depends on a key that is not
+# here whatever is asked for.
+KEYS_OF_EXTRAS = {
+    "anchor": tuple(dict.fromkeys(column.extra for column in EXTRA_COLUMNS if column.reference)),
+    "other_prompts": ("prompt_gain",),
+    "contrast_rows": ("contrast", "hidden"),
+}
+DRAWING = ("contrast", "hidden", "prompt_gain")  # extras that also look at drawn rows of the pool
 
 
 def norm_columns(layers: Iterable[str] | str) -> list[str]:
@@ -125,6 +134,12 @@ def how_to_record(name: str) -> str:
     if name.endswith(NORM_SUFFIX):
         return "add the group to probe.layers"
     return "no item of probe.extras gives it"
+
+
+def idle_keys(extras: Iterable[str]) -> set[str]:
+    """Keys of section probe that are for other extras than these."""
+    asked = set(extras)
+    return {key for key, extras_of in KEYS_OF_EXTRAS.items() if not asked & set(extras_of)}
 
 
 def wants_reference(extras: Iterable[str]) -> bool:

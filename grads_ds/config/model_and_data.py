@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,6 +18,10 @@ DATA_FORMATS = {
     "prompt_completion_text": "prompt, completion as texts",
 }
 ASKED_FOR = ("prompt_completion_text",)  # formats that data.format alone can name
+if TYPE_CHECKING:
+    _Format = str
+else:
+    _Format = Literal[("auto", *DATA_FORMATS)]
 
 
 class LoraConfig(Record):
@@ -86,15 +90,7 @@ class DataConfig(Record):
         default_factory=list,
         description="general training rows that sft.replay mixes in against forgetting",
     )
-    format: Literal[
-        "auto",
-        "alpaca",
-        "sharegpt",
-        "messages",
-        "prompt_completion",
-        "prompt_completion_text",
-        "text",
-    ] = Field(
+    format: _Format = Field(
         "auto",
         description=(
             "row format; auto looks at each source's keys. prompt_completion is a chat of two"

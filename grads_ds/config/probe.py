@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from grads_ds.config.columns import EXTRA_COLUMNS, EXTRAS, GROUP, LAYER_GROUPS, wants_reference
+from grads_ds.config.columns import (
+    EXTRA_COLUMNS,
+    EXTRAS,
+    GROUP,
+    KEYS_OF_EXTRAS,
+    LAYER_GROUPS,
+    wants_reference,
+)
 from grads_ds.config.errors import nearest
 from grads_ds.config.record import NO_RESULT, expanded
 from grads_ds.config.training import TrainingConfig
@@ -94,6 +101,24 @@ class ProbeConfig(TrainingConfig):
             " general text; never selected or trained on"
         ),
     )
+
+    def training_inputs(self) -> dict[str, Any]:
+        """The keys that the preliminary training depends on, as plain values."""
+        return self.inputs(exclude=self._of_the_recording())
+
+    def recording_inputs(self) -> dict[str, Any]:
+        """The keys that the recording depends on besides, as plain values: all that the section has
+        for itself. Without extras theirs are left out, and `controls` where there are none.
+        """
+        found = self.inputs(exclude=type(self).model_fields.keys() - self._of_the_recording())
+        unused = set() if self.extras else {"extras", *KEYS_OF_EXTRAS}
+        unused |= set() if self.controls else {"controls"}
+        return {name: value for name, value in found.items() if name not in unused}
+
+    @classmethod
+    def _of_the_recording(cls) -> set[str]:
+        """Every key that trainings have not in common: a new one is not forgotten."""
+        return cls.model_fields.keys() - TrainingConfig.model_fields.keys() - {"record"}
 
     @field_validator("anchor", mode="before")
     @classmethod

@@ -21,7 +21,7 @@ class SelectConfig(Record):
     """
 
     # method -> the extra columns it cannot do without (" | ": either); its function stands in
-    # selection/methods.py: CRITERIA
+    # selection/published.py, or in the file that selection/methods.py takes it from
     METHODS: ClassVar[dict[str, tuple[str, ...]]] = {
         "grads": (),
         "guided": (),

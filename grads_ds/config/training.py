@@ -1,4 +1,4 @@
-"""Section `sft`, and the settings it shares with the preliminary phase."""
+"""Section `sft`, and the settings that it shares with the probe's preliminary training."""
 
 from __future__ import annotations
 

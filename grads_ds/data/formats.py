@@ -1,5 +1,5 @@
-"""What a row means: alpaca, sharegpt, OpenAI messages, prompt/completion or plain text -> one
-`Sample` of messages or text.
+"""Which format a row is in, and the one `Sample` of messages or text that it stands for. What a row
+of each format says, and the keys that tell it, is in messages.py.
 
 Reads rows (dicts) from `sources`; writes nothing. Pure functions. A row that does not fit raises
 `RowProblem`, which `load_samples` collects with the row's file and line, so that the user sees

@@ -14,6 +14,11 @@ from grads_ds.data.tools import schemas_of
 
 TURN_FIELDS = ("messages", "conversations", "conversation")
 SYSTEM_FIELDS = ("system", "system_prompt", "system_message")
+# every field that a row of some format may have for what it says
+FIELDS = frozenset(
+    (*TURN_FIELDS, *SYSTEM_FIELDS, "instruction", "input", "output", "history")
+    + ("prompt", "completion", "text", "tools", "functions")
+)
 
 
 def conversation_of(row: dict[str, Any], style: str) -> Conversation:

@@ -1,4 +1,7 @@
-"""What DeepSpeed's ops need to be compiled on the machines they are met on."""
+"""What DeepSpeed's ops need to be compiled on the machines they are met on.
+
+workarounds.py has a row for each: what is wrong in which version of which library.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import yaml
 from grads_ds.export.chosen_rows import DATA, each, is_context, of_one_kind, without, write_lines
 
 
-def write_axolotl(rows: list[dict[str, Any]], folder: Path) -> None:
+def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
     """chat_template or completion data, and the `datasets` part of an Axolotl config."""
     if "text" in of_one_kind(rows, "axolotl")[0]:
         entry: dict[str, Any] = {

@@ -28,7 +28,7 @@ TAGS = {
 }
 
 
-def write_llama_factory(rows: list[dict[str, Any]], folder: Path) -> None:
+def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
     """ShareGPT formatting with OpenAI tags, and the dataset_info.json that names it."""
     if "text" in of_one_kind(rows, "llamafactory")[0]:
         entry: dict[str, Any] = {"file_name": DATA, "columns": {"prompt": "text"}}

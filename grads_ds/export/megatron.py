@@ -16,7 +16,7 @@ from grads_ds.run_dir.layout import selection_folder
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 
 
-def write_megatron(rows: list[dict[str, Any]], folder: Path) -> None:
+def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
     """The rows for Megatron-LM's --sft (its tokenizer applies the template); the indexed tokens are
     written beside them.
     """

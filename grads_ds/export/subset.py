@@ -7,30 +7,20 @@ torch import.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.export.axolotl import write_axolotl
+from grads_ds.export import TOOLS
 from grads_ds.export.chosen_rows import chosen_rows
-from grads_ds.export.llama_factory import write_llama_factory
-from grads_ds.export.megatron import write_indexed, write_megatron
-from grads_ds.export.trl import write_trl
+from grads_ds.export.megatron import write_indexed
 from grads_ds.run_dir.layout import selection_folder
 from grads_ds.run_dir.publish import atomic_path, sweep
 
-TOOLS: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
-    "trl": write_trl,
-    "llamafactory": write_llama_factory,
-    "axolotl": write_axolotl,
-    "megatron": write_megatron,
-}
-
 
 def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path) -> int:
-    """Write subset `name` for `tool` (a key of TOOLS) to the folder `out`; the number of rows.
+    """Write subset `name` for `tool` (a key of `TOOLS`) to the folder `out`; the number of rows.
 
     Raises UserError.
     """
@@ -50,10 +40,12 @@ def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path
             f"export: {tool} has no form for a prompt and a completion of plain text; found"
             " data.format prompt_completion_text; export to trl"
         )
+    file, _ = TOOLS[tool]
+    writer = import_module(f"grads_ds.export.{file}")
     sweep(out)
     with atomic_path(out) as folder:
         folder.mkdir()
-        TOOLS[tool](rows, folder)
+        writer.write_rows(rows, folder)
         if tool == "megatron":
             write_indexed(config, run_dir, name, folder / "subset_text_document")
     return len(rows)

@@ -17,7 +17,7 @@ from grads_ds.export.chosen_rows import (
 )
 
 
-def write_trl(rows: list[dict[str, Any]], folder: Path) -> None:
+def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
     """Conversations for SFTTrainer with assistant_only_loss; plain texts for the same trainer
     without it.
 

@@ -21,6 +21,7 @@ import numpy as np
 from grads_ds.config.errors import UserError, problem
 from grads_ds.config.model_and_data import DATA_FORMATS
 from grads_ds.data.formats import Sample, detect, load_samples
+from grads_ds.data.messages import FIELDS
 from grads_ds.data.problems import SHOWN, Problems, RowProblem
 from grads_ds.data.sources import find_inputs
 from grads_ds.data.spool import read_sample, spool_samples
@@ -33,11 +34,7 @@ _CHUNK = 512
 _DOCUMENT, _PIECE = 20_000, 2_000  # characters: plain text above is cut into pieces of whole lines
 _NO_LIMIT = 2**31
 _PIECES = "cut out of a longer text"
-_OF_FORMATS = frozenset(
-    ("messages", "conversations", "conversation", "instruction", "input", "output", "history")
-    + ("prompt", "completion", "text", "system", "system_prompt", "system_message", "tools")
-    + ("functions", "id")
-)
+_NO_GROUPS = FIELDS | {"id"}  # fields that say nothing of where a row belongs
 
 
 @dataclass
@@ -183,7 +180,7 @@ def _key(sample: Sample, seed: int) -> int:
 def _note_fields(row: dict[str, Any], values: dict[str, set[str]], counts: Counter[str]) -> None:
     """Count the rows with a short plain value in a field that no format reads."""
     for name, value in row.items():
-        if name in _OF_FORMATS or not isinstance(value, (str, int, bool)) or value == "":
+        if name in _NO_GROUPS or not isinstance(value, (str, int, bool)) or value == "":
             continue
         counts[name] += 1
         found = values.setdefault(name, set())

@@ -26,7 +26,6 @@ from grads_ds.run_dir.layout import (
 )
 from grads_ds.run_dir.units import unit_id
 
-_RECORDING = ("layers", "loss_reduction")  # keys of probe that only the recording depends on
 BEST = "evaluate/best"  # the unit that publishes a model within a limit
 _SELECTION = ("selected.jsonl", "selected.parquet", "selection.parquet", "selection.json")
 
@@ -83,18 +82,16 @@ def probe_units(config: Config, run_dir: Path) -> list[Unit]:
 
         run_recording(config, run_dir)
 
-    probe = config.probe.inputs()
-    recording = {key: probe.pop(key) for key in _RECORDING}
-    names = ("extras", "anchor", "other_prompts", "contrast_rows")
-    extras, controls = {key: probe.pop(key) for key in names}, probe.pop("controls")
-    recording |= extras if extras["extras"] else {}
-    recording |= {"controls": controls} if controls else {}
+    recording = config.probe.recording_inputs()
     model = _model_inputs(config) | {"prepare": unit_id(run_dir, "prepare"), "seed": config.seed}
     scores = ("scores/table.parquet", "scores/manifest.json")
     if config.probe.epochs == 0:
         inputs = model | {"probe": recording}
         return [Unit("probe/record", inputs, scores, record, ("prepare",))]
-    training = model | {"probe": probe, "deepspeed": config.deepspeed_json()}
+    training = model | {
+        "probe": config.probe.training_inputs(),
+        "deepspeed": config.deepspeed_json(),
+    }
     scratch = (checkpoints_folder("probe/train"),)
     if config.probe.record == "during":
         inputs = training | {"recording": recording}

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from grads_ds import scores
 from grads_ds.data.batches import BatchPlan
 from grads_ds.distributed import ranks
 from grads_ds.distributed.reduction import all_reduce_sum
+from grads_ds.scores.read import arrow_table
 
 LARGEST = 4_000_000  # rows; beyond it the memory is not worth it
 
@@ -48,9 +48,7 @@ class DenseCheck:
                 sorted(i for rank in plan.batches for batch in rank for i in batch), np.int64
             )
             summed = total[scored]
-            table = pq.read_table(
-                table_file, columns=["sample_id", *self.names], page_checksum_verification=True
-            )
+            table = arrow_table(table_file, ["sample_id", *self.names])
             place = np.searchsorted(table["sample_id"].to_numpy(), ids[scored])
             written = np.stack([table[name].to_numpy()[place] for name in self.names], axis=1)
             once = bool((summed[:, 0] == 1).all())

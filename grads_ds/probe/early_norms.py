@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+
+from grads_ds.scores.read import arrow_table
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,7 @@ class EarlyNorms:
     @classmethod
     def read(cls, run_dir: Path, names: Sequence[str]) -> EarlyNorms:
         """Read the norm columns `names` of scores/early/table.parquet."""
-        table = pq.read_table(
-            run_dir / "scores/early/table.parquet",
-            columns=["sample_id", *names],
-            page_checksum_verification=True,
-        )
+        table = arrow_table(run_dir / "scores/early/table.parquet", ["sample_id", *names])
         return cls(
             table["sample_id"].to_numpy(),
             {f"{name}_early": table[name].to_numpy() for name in names},

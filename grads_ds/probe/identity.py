@@ -7,7 +7,7 @@ import platform
 from pathlib import Path
 
 from grads_ds import scores
-from grads_ds.config.columns import wants_reference
+from grads_ds.config.columns import DRAWING, idle_keys, wants_reference
 from grads_ds.config.config import Config
 from grads_ds.distributed import ranks
 from grads_ds.distributed.host_consistency import check_hosts_agree
@@ -29,9 +29,10 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
     model = config.model.model_dump(
         mode="json", include={"dtype", "attention", "trust_remote_code"}
     )
-    probe = config.probe.inputs()
-    if not during:
-        probe = {name: probe[name] for name in ("layers", "loss_reduction")}
+    probe = config.probe.inputs() if during else config.probe.recording_inputs()
+    if not during:  # the anchor counts by its content below, controls are recorded by themselves
+        for name in {"anchor", "controls", *idle_keys(extras)}:
+            probe.pop(name, None)
     inputs = {
         "model": model_path,
         "model files": facts[f"model {model_path}"],
@@ -44,11 +45,7 @@ def recording_of(config: Config, run_dir: Path, model_path: str) -> scores.Recor
             "probe.extras": sorted(extras),
             "model before": config.model.path if "early" in extras else None,
         }
-        if "prompt_gain" in extras:
-            inputs["probe.other_prompts"] = config.probe.other_prompts
-        if {"contrast", "hidden"} & set(extras):
-            inputs["probe.contrast_rows"] = config.probe.contrast_rows
-        if {"contrast", "hidden", "prompt_gain"} & set(extras):
+        if set(DRAWING) & set(extras):
             inputs |= {"seed": config.seed, "data.max_length": config.data.max_length}
         inputs |= {what: facts[f"{what} {path}"] for what, path in reference.items()}
     if during:

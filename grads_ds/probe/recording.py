@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import load_from_disk
 from torch.utils.tensorboard import SummaryWriter
 
@@ -24,6 +23,7 @@ from grads_ds.engine.fitting import tokens_that_fit
 from grads_ds.engine.frozen_pass import lengths_of, score_plan
 from grads_ds.gradnorm import GradNorms
 from grads_ds.probe.dense_check import DenseCheck
+from grads_ds.scores.read import arrow_table
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _merge(
 
 
 def _histograms(folder: Path, log_dir: Path, names: list[str]) -> None:
-    table = pq.read_table(folder / "table.parquet", page_checksum_verification=True)
+    table = arrow_table(folder / "table.parquet")
     with SummaryWriter(str(log_dir)) as writer:
         for name in names:
             values = table[name].to_numpy()

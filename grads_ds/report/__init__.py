@@ -6,6 +6,7 @@ forgetting.py  gain and forgetting;  what_to_do.py  in words;  forgetting_figure
 composition.py, method_comparison.py, task_table.py  tables;  examples.py  samples as text
 row_table.py  rows to look up: row_choice.py (which), row_words.py (why), shaded_tokens.py (losses)
 plot.py       axes and marks as inline SVG;  figures.py  the page's figures
-sections.py   what each section shows;  page.py  all of it -> HTML, by templates/
+page.py       the list of sections, and all of them -> HTML, by templates/;  sections.py  what each
+              shows
 text_table.py the plain-text tables
 """

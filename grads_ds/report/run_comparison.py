@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from grads_ds.config.errors import UserError, printable, problem
 from grads_ds.report.outcome import Difference, Outcome, outcome_of, paired_interval, sample_losses
 from grads_ds.report.read_run import Run, read_files
 from grads_ds.run_dir.layout import MAIN
 from grads_ds.run_dir.provenance import RESOLVED
+from grads_ds.scores.read import arrow_table
 
 MOST = 12  # runs that still fit beside each other
 
@@ -134,11 +134,7 @@ def _read(folder: Path, name: str) -> ComparedRun:
 
 def _hashes(folder: Path, ids: np.ndarray) -> frozenset[str]:
     """The content hashes of these rows: runs of different pools share rows, not ids."""
-    table = pq.read_table(
-        folder / "scores/table.parquet",
-        columns=["sample_id", "sample_hash"],
-        page_checksum_verification=True,
-    )
+    table = arrow_table(folder / "scores/table.parquet", ["sample_id", "sample_hash"])
     kept = table.filter(pc.is_in(table["sample_id"], value_set=pa.array(ids, pa.int64())))
     return frozenset(str(text) for text in kept["sample_hash"].to_pylist())
 

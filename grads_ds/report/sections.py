@@ -1,5 +1,7 @@
 """What the sections of the page show: one function a section, (run, outcome) -> the values of its
 template, `templates/<its name>.html`. `outcome` is None before an evaluation.
+
+page.py lists the sections; a larger one has a file of its own (row_table.py).
 """
 
 from __future__ import annotations

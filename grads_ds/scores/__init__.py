@@ -1,8 +1,10 @@
 """The score table: parts written while the probe goes, merged into one table that holds every
 sample exactly once.
 
-`table` its columns, `totals` what ranks add up, `parts` what ranks append, `merge` parts ->
-`scores/table.parquet` and `scores/manifest.json`. No torch import.
+`rows` its columns and the rows of a micro-batch, `totals` what ranks add up, `parts` what ranks
+append, `merge` parts -> `scores/table.parquet` and `scores/manifest.json`, `read` a finished table,
+`token_losses` the losses that only parts have. gradnorm/scoring computes what is recorded. No torch
+import.
 """
 
 from grads_ds.scores.merge import IncompleteScores, merge

@@ -1,5 +1,5 @@
 """The score table in memory: numpy columns in the order of sample_id, and which rows can be chosen
-at all.
+at all; or as it lies in its file, whole or some of its columns.
 
 Reads scores/table.parquet. A column that a method needs and the table lacks is refused by name,
 with the way to record it.
@@ -7,7 +7,7 @@ with the way to record it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -104,6 +104,14 @@ class ScoreTable:
         return good
 
 
+def arrow_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A finished score table as it lies in its file (ascending sample_id), its pages checked; of
+    its columns those named, or all. Raises OSError where a page is damaged.
+    """
+    names = None if columns is None else list(columns)
+    return pq.read_table(path, columns=names, page_checksum_verification=True)
+
+
 def read_table(path: Path) -> ScoreTable:
     """Read the merged score table.
 
@@ -130,7 +138,7 @@ def _controls(path: Path, known: pa.Table) -> dict[str, ScoreTable]:
     """The controls' scores by kind; none where the probe has not recorded them yet."""
     if not path.is_file():
         return {}
-    table = from_arrow(pq.read_table(path, page_checksum_verification=True))
+    table = from_arrow(arrow_table(path))
     of = dict(zip(known["sample_id"].to_pylist(), known["kind"].to_pylist(), strict=True))
     kind = np.array([of[i] for i in table.sample_id.tolist()])
     good = table.eligible()

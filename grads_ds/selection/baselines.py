@@ -1,4 +1,4 @@
-"""Controls: what a selection has to beat."""
+"""Baselines: random subsets, plain or of like lengths, which a selection has to beat."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The criteria by name: GrADS, its controls, published ones, mixtures by rank, and plugins.
+"""Applies the criterion that `select.method` names: one of those in grads.py, guided.py,
+baselines.py and published.py, a mixture of them by rank, or a plugin.
+
+Their names, and the columns that each reads, are listed in config/select.py (`METHODS`); a new one
+stands in published.py under its name, and nothing is added here.
 
 A plugin is a criterion in another package: an entry point of group `grads_ds.selection` naming a
 function (table, settings, seed) -> array of preferences, higher first, NaN for a sample it cannot

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 
@@ -24,6 +23,7 @@ from grads_ds.config.errors import UserError, problem
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.distributed import ranks
 from grads_ds.run_dir.publish import atomic_path
+from grads_ds.scores.read import arrow_table
 from grads_ds.scores.token_losses import read_token_losses
 from grads_ds.training.base_tokens import read_base, score_base
 from grads_ds.training.token_gates import BaseTokens, GateCounts, open_gates
@@ -88,9 +88,7 @@ def recorded_losses(config: Config, run_dir: Path, sample_ids: np.ndarray) -> Ba
         losses = np.concatenate([*rows, np.zeros(0)])
     elif gate == "flow":
         columns = ["sample_id", "loss", "num_target_tokens"]
-        table = pq.read_table(
-            run_dir / "scores/table.parquet", columns=columns, page_checksum_verification=True
-        )
+        table = arrow_table(run_dir / "scores/table.parquet", columns)
         places = np.searchsorted(table["sample_id"].to_numpy(), sample_ids)
         counts = table["num_target_tokens"].to_numpy()[places].astype(np.int64)
         means = table["loss"].to_numpy()[places]

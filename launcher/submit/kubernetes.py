@@ -15,6 +15,7 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ from grads_ds.config.errors import UserError
 from grads_ds.run_dir.publish import publish_text
 
 HOSTFILE = "/etc/mpi/hostfile"  # where the operator puts it
+NAME, WAITS = "kubernetes", False
+HELP = (
+    "for --backend kubernetes: image=..., nodes=2, gpus=8, claim=NAME:/runs, namespace=...,"
+    " shared_memory=16Gi"
+)
+MISPLACED = "--kubernetes: wanted --backend kubernetes; found another one; leave it out"
 USER = 10001  # whom docker/Dockerfile makes
 NODE = "/opt/grads_ds/docker/node.sh"  # in the image of docker/Dockerfile
 DEFAULTS = {
@@ -55,8 +62,14 @@ _WANTED = {
 }
 
 
-def render(arguments: Sequence[str], options: Sequence[str]) -> str:
-    """The manifest that runs `grads-ds ARGUMENTS`; `options` are KEY=VALUE.
+def outside() -> bool:
+    """Always: in the job's launcher pod the backend is Open MPI."""
+    return True
+
+
+def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path, grace: float) -> str:
+    """The manifest that runs `grads-ds ARGUMENTS`; `options` are KEY=VALUE. The run directory
+    stands in the arguments alone.
 
     Raises UserError with every problem.
     """
@@ -81,8 +94,8 @@ def render(arguments: Sequence[str], options: Sequence[str]) -> str:
         raise UserError(problems)
     slots = max(1, int(chosen["gpus"]))
     command = ["grads-ds", *arguments, "--hosts", HOSTFILE, "--backend", "openmpi"]
-    launcher = _pod("launcher", [NODE, "join", *command], chosen, gpus=0)
-    worker = _pod("worker", [NODE, "serve"], chosen, gpus=int(chosen["gpus"]))
+    launcher = _pod("launcher", [NODE, "join", *command], chosen, grace, gpus=0)
+    worker = _pod("worker", [NODE, "serve"], chosen, grace, gpus=int(chosen["gpus"]))
     job = {
         "apiVersion": "kubeflow.org/v2beta1",
         "kind": "MPIJob",
@@ -105,7 +118,9 @@ def render(arguments: Sequence[str], options: Sequence[str]) -> str:
     return yaml.safe_dump(job, sort_keys=False)
 
 
-def _pod(name: str, command: list[str], chosen: dict[str, str], gpus: int) -> dict[str, Any]:
+def _pod(
+    name: str, command: list[str], chosen: dict[str, str], grace: float, *, gpus: int
+) -> dict[str, Any]:
     claim, path = chosen["claim"].split(":", 1)
     limits: dict[str, Any] = {"nvidia.com/gpu": gpus} if gpus else {}
     if name == "worker":
@@ -125,7 +140,8 @@ def _pod(name: str, command: list[str], chosen: dict[str, str], gpus: int) -> di
         container["resources"] = {"limits": limits}
     return {
         "spec": {
-            "terminationGracePeriodSeconds": 60,
+            # ranks write a last checkpoint in `grace`; then what they hold is put away
+            "terminationGracePeriodSeconds": ceil(grace) + 30,
             "securityContext": {"fsGroup": USER},  # the volume is writable to the image's user
             "containers": [container],
             "volumes": [
@@ -139,10 +155,12 @@ def _pod(name: str, command: list[str], chosen: dict[str, str], gpus: int) -> di
     }
 
 
-def apply(manifest: str, run_dir: Path) -> int:
-    """Keep the manifest under `logs/` and create it with kubectl; kubectl's status."""
+def submit(job: str, run_dir: Path, wait: bool) -> int:
+    """Keep the manifest under `logs/` and create it with kubectl, which does not wait; kubectl's
+    status.
+    """
     path = run_dir / "logs" / f"kubernetes-{time.strftime('%Y-%m-%dT%H.%M.%S')}.yaml"
-    publish_text(path, manifest)
+    publish_text(path, job)
     try:
         return subprocess.run(["kubectl", "create", "-f", str(path)]).returncode
     except OSError as error:

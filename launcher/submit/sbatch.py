@@ -18,9 +18,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from grads_ds.config.errors import UserError
-from grads_ds.launcher.timeouts import Timeouts
 from grads_ds.run_dir.publish import publish_text
 
+NAME, WAITS = "slurm", True
+HELP = "sbatch option for --backend slurm outside an allocation, e.g. nodes=8, partition=gpu"
+MISPLACED = (
+    "--slurm, --wait: wanted --backend slurm outside an allocation; found another place; leave them"
+    " out"
+)
 _KEY = re.compile(r"[a-z][a-z-]*")
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]*")
 # this launcher's part: where output goes, the warning before the time is over, and the start after
@@ -42,14 +47,14 @@ _FORWARD = (
 )
 
 
-def render(
-    arguments: Sequence[str],
-    options: Sequence[str],
-    run_dir: Path,
-    grace: float = Timeouts.checkpoint,
-) -> str:
-    """The batch script that runs `grads-ds ARGUMENTS` with sbatch `options` (KEY=VALUE, e.g.
-    nodes=8). Raises UserError.
+def outside() -> bool:
+    """Whether this process is in no Slurm allocation."""
+    return "SLURM_JOB_ID" not in os.environ
+
+
+def render(arguments: Sequence[str], options: Sequence[str], run_dir: Path, grace: float) -> str:
+    """The batch script that runs `grads-ds ARGUMENTS` by srun, with sbatch `options` (KEY=VALUE,
+    e.g. nodes=8). Raises UserError.
 
     Slurm warns the launcher by SIGUSR1 before the time is over, early enough for `grace` seconds
     of a last checkpoint; the job then queues itself again and goes on from there. After scancel
@@ -80,6 +85,7 @@ def render(
         raise UserError(
             f"run_dir: wanted a path without quotes and per cent signs for Slurm; found {run_dir}"
         )
+    command = [sys.executable, "-m", "grads_ds", *arguments, "--backend", NAME]
     return "\n".join(
         [
             "#!/bin/bash",
@@ -90,20 +96,20 @@ def render(
             "#SBATCH --open-mode=append",
             *lines,
             f"cd -- {shlex.quote(os.getcwd())} || exit 2",
-            f"{shlex.join([sys.executable, '-m', 'grads_ds', *arguments])} &",
+            f"{shlex.join(command)} &",
             *_FORWARD,
             "",
         ]
     )
 
 
-def submit(script: str, run_dir: Path, wait: bool) -> int:
-    """Give the script to sbatch.
+def submit(job: str, run_dir: Path, wait: bool) -> int:
+    """Keep the script under `logs/` and give it to sbatch.
 
     Returns 0 once it is queued; with `wait`, the job's own status when it is over.
     """
     path = run_dir / "logs" / f"slurm-{time.strftime('%Y-%m-%dT%H.%M.%S')}.sh"
-    publish_text(path, script)
+    publish_text(path, job)
     try:
         done = subprocess.run(
             ["sbatch", "--parsable", *(["--wait"] if wait else []), str(path)],
@@ -115,9 +121,10 @@ def submit(script: str, run_dir: Path, wait: bool) -> int:
             f"--backend slurm: wanted sbatch; {error.strerror}; install slurm-client or log in to a"
             " Slurm host"
         ) from None
-    job = done.stdout.strip().split(";")[0]
-    if job:
-        print(f"slurm: job {job}, script {path}, output {run_dir}/logs/slurm-{job}.log", flush=True)
+    number = done.stdout.strip().split(";")[0]
+    if number:
+        output = f"{run_dir}/logs/slurm-{number}.log"
+        print(f"slurm: job {number}, script {path}, output {output}", flush=True)
     return done.returncode
 
 

@@ -13,7 +13,7 @@ from grads_ds.data.formats import detect, normalise
 from grads_ds.data.problems import RowProblem
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokenizer import load_tokenizer
-from grads_ds.export.subset import TOOLS
+from grads_ds.export.axolotl import write_rows
 from tests.data import twins
 from tests.data.rows import encode, targets
 
@@ -97,6 +97,6 @@ def test_exports_carry_the_mark_on(tmp_path: Any, mark: dict[str, Any]) -> None:
 
     row = marked(mark, {}, "sharegpt")
     sample = normalise(RawRow("", "", "", row), "sharegpt")
-    TOOLS["axolotl"]([{"messages": sample.messages}], tmp_path)
+    write_rows([{"messages": sample.messages}], tmp_path)
     (line,) = (tmp_path / "subset.jsonl").read_text().splitlines()
     assert [turn.get("train") for turn in json.loads(line)["messages"]] == [None, False, None, None]

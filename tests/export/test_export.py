@@ -4,6 +4,7 @@ was written.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import make_tiny_model
-from grads_ds.cli import main
-from grads_ds.commands.export import TOOLS
+from grads_ds.cli import COMMANDS, main
 from grads_ds.config.config import Config
 from grads_ds.data.formats import detect, normalise
 from grads_ds.data.sources import RawRow
 from grads_ds.data.tokens import Encoder
-from grads_ds.export.subset import TOOLS as WRITERS
+from grads_ds.export import TOOLS
 from grads_ds.flow.stages import STAGES
 from grads_ds.run_dir.units import mark_done
 from tests.export.subsets import CALLING, CALLS, MASKED, TURNS, export, turns, write
@@ -95,12 +95,18 @@ def test_trl_trains_on_the_tokens_that_we_train_on(
 def test_the_command_exports_and_refuses_a_folder_that_is_there(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert set(TOOLS) == set(WRITERS)
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(finished(run)))
     call = ["export", str(config), "--to", "axolotl", "--out", str(tmp_path / "there")]
     assert main(call) == 0 and "3 rows for axolotl" in capsys.readouterr().out
     assert main(call) == 2 and "wanted a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_tool_of_the_list_is_named_by_the_help_and_has_a_writer(tool: str) -> None:
+    file, title = TOOLS[tool]
+    assert title in COMMANDS["export"][1]
+    assert callable(import_module(f"grads_ds.export.{file}").write_rows)
 
 
 def finished(run: Path) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from grads_ds.config.config import Config
+from grads_ds.config.probe import ProbeConfig
 from grads_ds.flow.unit_inputs import probe_units, sft_units
+from grads_ds.probe.identity import recording_of
 from grads_ds.run_dir.units import mark_done
 
 
@@ -75,3 +77,61 @@ def test_files_and_earlier_units(folder: Path) -> None:
     seen.append(identities(folder))
     for one, other in itertools.pairwise(seen[1:]):
         assert one[0] != other[0] and one[1] != other[1]
+
+
+class LongerSection(ProbeConfig):
+    """The section with one more key, which no other file names."""
+
+    depth: int = 3
+
+
+def recorded(folder: Path, **probe: Any) -> tuple[str, str]:
+    """What a recording without training is due by, and what its parts go by."""
+    tree = {
+        "run_dir": str(folder / "run"),
+        "model": {"path": str(folder / "model")},
+        "data": {"train": ["pool.jsonl"], "validation": {"general": "general.jsonl"}},
+    }
+    config = Config.model_validate(tree)
+    config = config.model_copy(update={"probe": LongerSection(epochs=0, **probe)})
+    for name in ("pool", "general"):
+        (folder / "run/prepared" / name).mkdir(parents=True, exist_ok=True)
+    (unit,) = probe_units(config, folder / "run")
+    return unit.identity, recording_of(config, folder / "run", config.model.path).key
+
+
+GAIN, NEAR = {"extras": ["prompt_gain"]}, {"extras": ["hidden"], "anchor": "general"}
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "due", "parts"),
+    [
+        ({}, {"depth": 4}, True, True),
+        (GAIN, {"depth": 4}, True, True),
+        ({}, {"layers": ["lm_head"]}, True, True),
+        ({}, {"loss_reduction": "sum"}, True, True),
+        (GAIN, {"other_prompts": 2}, True, True),
+        (GAIN, {"contrast_rows": 9}, True, False),
+        (NEAR, {"contrast_rows": 9}, True, True),
+        ({}, {"controls": 0.1}, True, False),  # the pool's own scores stay
+        ({}, {"contrast_rows": 9, "other_prompts": 2}, False, False),
+        ({}, {"learning_rate": 0.5, "flush_seconds": 1.0}, False, False),
+    ],
+)
+def test_a_recording_is_due_by_every_key_of_its_own(
+    folder: Path, before: Any, change: Any, due: bool, parts: bool
+) -> None:
+    """A new key of the section is one of them unless something says that it is not."""
+    first, second = recorded(folder, **before), recorded(folder, **before | change)
+    assert (first[0] != second[0], first[1] != second[1]) == (due, parts)
+
+
+def test_the_training_has_no_key_of_the_recording() -> None:
+    both = LongerSection()
+    assert not both.training_inputs().keys() & both.recording_inputs().keys()
+    assert both.recording_inputs() == {
+        "layers": ["embedding", "lm_head"],
+        "loss_reduction": "mean",
+        "depth": 3,
+    }
+    assert {"epochs", "record", "learning_rate"} <= both.training_inputs().keys()

@@ -9,23 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from grads_ds.config.config import Config
+from grads_ds.report import page
 from grads_ds.report.stage import run_report
 
-SECTIONS = [
-    "headline",
-    "forgetting",
-    "verdict",
-    "evaluation",
-    "signal",
-    "length",
-    "composition",
-    "methods",
-    "norms",
-    "rows",
-    "samples",
-    "training",
-    "settings",
-]
+SECTIONS = ["headline", *(section.name for section in page.SECTIONS)]
 
 
 class Page(HTMLParser):

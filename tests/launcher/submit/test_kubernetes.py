@@ -26,12 +26,13 @@ OPTIONS = [
     "cpu=32",
     "memory=512Gi",
 ]
+RUN_DIR = Path("runs/one")
 ODD = 'a\'b "c" $HOME;touch x\n- {y: z}'
 
 
 def job(*options: str) -> dict[str, Any]:
     tree: dict[str, Any] = yaml.safe_load(
-        render(["run", "config.yaml", "--set", f"seed={ODD}"], [*OPTIONS, *options])
+        render(["run", "config.yaml", "--set", f"seed={ODD}"], [*OPTIONS, *options], RUN_DIR, 90)
     )
     return tree
 
@@ -48,8 +49,9 @@ def test_pods_fit_kubernetes_own_schema(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["Launcher", "Worker"])
-def test_pods_may_write_the_volume_as_the_images_user(role: str) -> None:
+def test_pods_may_write_the_volume_and_have_time_for_a_last_checkpoint(role: str) -> None:
     pod = job()["spec"]["mpiReplicaSpecs"][role]["template"]["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 90  # what the ranks get for a last checkpoint
     user = (REPO / "docker/Dockerfile").read_text().split("\nUSER ")[1].split()[0]
     assert pod["securityContext"] == {"fsGroup": int(user)}
 
@@ -110,7 +112,7 @@ def test_words_of_the_command_stay_words() -> None:
 
 def test_every_fault_is_told_at_once() -> None:
     with pytest.raises(UserError) as caught:
-        render(["run", "c"], ["image=a b", "nodes=0", "claim=runs", "gpu=8"])
+        render(["run", "c"], ["image=a b", "nodes=0", "claim=runs", "gpu=8"], RUN_DIR, 90)
     assert [fault.split(":")[0].split()[1] for fault in caught.value.problems] == [
         "'gpu=8'",
         "image",

@@ -21,7 +21,7 @@ def test_words_of_the_command_stay_words(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     odd = 'x=a\'b "c" $HOME;touch no'
     script = render(
-        ["run", "config.yaml", "--set", odd], ["nodes=2", "comment=two words"], tmp_path / "run"
+        ["run", "config.yaml", "--set", odd], ["nodes=2", "comment=two words"], tmp_path / "run", 90
     )
     head = [line for line in script.splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --nodes=2" in head and '#SBATCH --comment="two words"' in head
@@ -29,7 +29,7 @@ def test_words_of_the_command_stay_words(tmp_path: Path, monkeypatch: pytest.Mon
     told = subprocess.run(
         ["bash", "-c", shown], capture_output=True, text=True, timeout=20
     ).stdout.splitlines()
-    assert told[-1] == odd and not (tmp_path / "no").exists()
+    assert told[-3:] == [odd, "--backend", "slurm"] and not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_words_of_the_command_stay_words(tmp_path: Path, monkeypatch: pytest.Mon
 )
 def test_options_that_are_not_sbatchs_or_not_the_users(option: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--slurm"):
-        render(["run", "c"], [option], tmp_path)
+        render(["run", "c"], [option], tmp_path, 90)
 
 
 def test_submitting_prints_the_job_and_keeps_the_script(
@@ -75,7 +75,8 @@ def test_a_warned_job_queues_itself_again_and_a_cancelled_one_does_not(
     leave = "true" if name else "exit 5"
     launcher = tmp_path / "launcher"
     launcher.write_text(
-        f"#!/bin/bash\ntrap 'sleep 0.3; exit 143' USR1 TERM\ntouch {tmp_path}/up\n{leave}\n"
+        f"#!/bin/bash\ntrap 'sleep 0.3; exit 143' USR1 TERM\nsleep 0.2\ntouch {tmp_path}/up\n"
+        f"{leave}\n"
         "while true; do sleep 0.1; done\n"
     )
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $* > {tmp_path}/queued\n")
