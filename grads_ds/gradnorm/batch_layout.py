@@ -68,8 +68,8 @@ class Layout:
         )
 
     def per_sample(self, tensor: Tensor, flat_ok: bool = True) -> Tensor | None:
-        """[B, T, ...], [B, heads, T, ...], [B * T, ...] or, where rows are samples, [B, any, ...]
-        -> [S, L, ...]; None if its rows cannot be told apart by sample.
+        """[B, T, ...], [B, heads, T, ...], [B * T, ...], [B * T * heads, W] or, where rows are
+        samples, [B, any, ...] -> [S, L, ...]; None if its rows cannot be told apart by sample.
         """
         if tensor.dim() == 4 and tensor.shape[0] == self.rows and tensor.shape[2] == self.length:
             if self.packed_index is not None and tensor.shape[1] == self.length:
@@ -79,6 +79,8 @@ class Layout:
             pass
         elif flat_ok and tensor.dim() >= 2 and tensor.shape[0] == self.rows * self.length:
             tensor = tensor.reshape(self.rows, self.length, *tensor.shape[1:])
+        elif flat_ok and self._by_heads(tensor):
+            tensor = tensor.reshape(self.rows, self.length, -1, tensor.shape[1])
         elif self.rows == 1 and self.packed_index is None:  # one sample: every row is its own
             return tensor.reshape(1, -1, tensor.shape[-1])
         elif self.packed_index is None and tensor.dim() >= 3 and tensor.shape[0] == self.rows:
@@ -92,6 +94,10 @@ class Layout:
         return gathered.masked_fill(
             (self.packed_index < 0).reshape(*self.packed_index.shape, *[1] * (flat.dim() - 1)), 0
         )
+
+    def _by_heads(self, tensor: Tensor) -> bool:
+        tokens = self.rows * self.length
+        return tensor.dim() == 2 and tensor.shape[0] > tokens and tensor.shape[0] % tokens == 0
 
     def split_targets(self) -> list[tuple[int, int]]:
         """Each sample's slice [start, stop) of the target positions."""
@@ -224,9 +230,11 @@ def on_the_left(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor 
 
 
 def unpad(batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The samples of a batch, each (input_ids, labels) without padding."""
+    """The samples of a batch, each (input_ids, labels) without padding; shift_labels in the place
+    of labels come as they are.
+    """
     layout = read_layout(batch)
-    labels = batch["labels"]
+    labels = batch["shift_labels"] if "shift_labels" in batch else batch["labels"]
     if layout.packed_index is None:
         return [
             (ids[real], row[real])

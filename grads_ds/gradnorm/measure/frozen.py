@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
+from grads_ds.gradnorm.measure.module_state import state_left_alone
 
 
 @contextlib.contextmanager
 def frozen(model: nn.Module, checkpointing: bool = True) -> Iterator[None]:
-    """No parameter requires grad, no dropout; activation checkpointing, which only works in
-    training mode, stays as it was unless it is switched off here.
+    """No parameter requires grad, no dropout, and what modules keep from call to call is as before
+    afterwards; activation checkpointing, which only works in training mode, stays as it was unless
+    it is switched off here.
     """
     required = [p for p in model.parameters() if p.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
@@ -43,7 +45,8 @@ def frozen(model: nn.Module, checkpointing: bool = True) -> Iterator[None]:
                 for name, rate in found:
                     rates.append((module, name, rate))
                     setattr(module, name, 0.0)
-        yield
+        with state_left_alone(model):
+            yield
     finally:
         for module, name, rate in rates:
             setattr(module, name, rate)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grads_ds.gradnorm.formulas import embedding, linear
 from grads_ds.gradnorm.measure.lookup import looked_up
 from grads_ds.gradnorm.measure.measurement import Measurement
+from grads_ds.gradnorm.measure.shared_tensor import SharedTensor
 from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.sites import Site
 
@@ -42,6 +43,13 @@ def attach(site: Site, measurement: Measurement) -> AbstractContextManager[None]
         ids_SL, grads_SLD = rows[0].squeeze(-1).flatten(1), rows[1].flatten(1, -2)
         _table(site, measurement, ids_SL, grads_SLD)
 
+    def spread(ids: Tensor, copies: Tensor | None) -> Tensor | None:
+        if copies is None or copies.shape[:2] != (layout.rows, layout.length):
+            measurement.unmeasured.update(site.parameters.values())  # used in another way
+            return copies
+        of_rows = ids.expand(layout.rows, -1)
+        return tap((copies,), (of_rows,), sink, measurement.grad_root)[0]
+
     def hook(ids: Tensor, output: Tensor) -> Tensor:
         if measurement.replaying:
             return output
@@ -51,6 +59,9 @@ def attach(site: Site, measurement: Measurement) -> AbstractContextManager[None]
             # has its own gradient
             ids = ids.expand(layout.rows, -1)
             output = output.expand(layout.rows, -1, -1)
+        if ids.shape == (layout.length,) and layout.rows > 1 and torch.is_grad_enabled():
+            # positions without a row: each row has its own gradient where they are added to it
+            return SharedTensor.of(output, lambda copies: spread(ids, copies))
         return tap((output,), (ids,), sink, measurement.grad_root)[0]
 
     return looked_up(site.module, hook)

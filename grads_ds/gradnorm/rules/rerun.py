@@ -6,8 +6,9 @@ can be told apart by sample.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.measure.module_alone import local_norms_squared
+from grads_ds.gradnorm.measure.module_state import Kept, Snapshot, changed_since, put_back, snapshot
 from grads_ds.gradnorm.measure.run_again import isolated
 from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.sharding import gathered
@@ -53,6 +55,12 @@ def hooked(
         measurement.unmeasured.update(site.parameters.values())
         return contextlib.nullcontext()
 
+    before: list[Snapshot] = []
+
+    def begin(module: nn.Module, args: Any) -> None:
+        if module is site.module and not measurement.replaying:
+            before[:] = [snapshot(module)]
+
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if measurement.replaying:
             return output
@@ -72,7 +80,8 @@ def hooked(
         ]
         if not which or not torch.is_grad_enabled():
             return output
-        again = Again(site, measurement, args, kwargs, outputs[which[0]].device.type)
+        kept = changed_since(before.pop()) if before else []
+        again = Again(site, measurement, args, kwargs, outputs[which[0]].device.type, kept)
         tapped = tap(
             tuple(outputs[i] for i in which),
             again.given(),
@@ -86,7 +95,16 @@ def hooked(
             replaced[position] = tensor
         return tuple(replaced) if type(output) is tuple else type(output)(*replaced)
 
-    return measurement.hooked(site.module, hook)
+    @contextlib.contextmanager
+    def both() -> Iterator[None]:
+        handle = site.module.register_forward_pre_hook(begin, prepend=True)
+        try:
+            with measurement.hooked(site.module, hook):
+                yield
+        finally:
+            handle.remove()
+
+    return both()
 
 
 def _drops(module: nn.Module) -> bool:
@@ -100,8 +118,8 @@ def _drops(module: nn.Module) -> bool:
 
 
 class Again:
-    """One call of a module, to be repeated in the backward: its arguments without their tensors,
-    which autograd keeps.
+    """One call of a module, to be repeated in the backward: its arguments, and what the module kept
+    of its last call, without their tensors, which autograd keeps.
     """
 
     def __init__(
@@ -111,28 +129,37 @@ class Again:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         device: str,
+        kept: Sequence[Kept] = (),
     ) -> None:
         self.site, self.measurement, self.device = site, measurement, device
         self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor)]
         self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        self.filled = [one.value is not None for one in kept]
+        self._state = [one.value for one in kept]
+        self.kept = [replace(one, value=None) for one in kept]
         self.mixed = torch.is_autocast_enabled(device)
         self.dtype = torch.get_autocast_dtype(device)
 
     def call(self, tensors: list[Tensor]) -> Any:
         """The module's forward, as the first time, on these tensors."""
-        values = list(self.constants)
-        for place, tensor in zip(self.places, tensors, strict=True):
+        values, state = list(self.constants), iter(tensors[len(self.places) :])
+        for place, tensor in zip(self.places, tensors, strict=False):
             values[place] = tensor
+        kept = [next(state) if filled else None for filled in self.filled]
         args, kwargs = pytree.tree_unflatten(values, self.structure)
         kwargs = {k: None if k in _CACHES else v for k, v in kwargs.items()}
-        with torch.autocast(self.device, self.dtype, self.mixed):
+        mixed = torch.autocast(self.device, self.dtype, self.mixed)
+        with mixed, put_back(self.kept, kept):
             return self.site.module.forward(*args, **kwargs)
 
     def given(self) -> tuple[Tensor, ...]:
-        """The tensors among the arguments, which autograd alone is to keep from here on."""
+        """The tensors among the arguments and of the last call, which autograd alone is to keep
+        from here on.
+        """
         tensors = tuple(self.leaves[place] for place in self.places)
-        self.leaves = []
+        tensors += tuple(value for value in self._state if value is not None)
+        self.leaves, self._state = [], []
         return tensors
 
     def measured(

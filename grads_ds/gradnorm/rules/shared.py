@@ -4,7 +4,6 @@ afterwards (PEFT's prompt encoders): the gradients are read behind the repetitio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.measure.module_alone import shared_norms_squared
+from grads_ds.gradnorm.measure.shared_tensor import SharedTensor
 from grads_ds.gradnorm.measure.tap import tap
 from grads_ds.gradnorm.rules.rerun import Again
 from grads_ds.gradnorm.sites import Site
@@ -55,51 +55,6 @@ def attach(site: Site, measurement: Measurement) -> AbstractContextManager[None]
                 return copies
             return tap((copies,), again.given(), sink, measurement.grad_root)[0]
 
-        return _Shared.of(output, spread)
+        return SharedTensor.of(output, spread)
 
     return measurement.hooked(site.module, hook)
-
-
-class _Shared(Tensor):
-    """A tensor that hands itself to `spread` when it is repeated along its first dimension.
-
-    Any other use makes it an ordinary tensor again, and spread(None) says so.
-    """
-
-    spread: Callable[[Tensor | None], Tensor | None]
-
-    @classmethod
-    def of(cls, tensor: Tensor, spread: Callable[[Tensor | None], Tensor | None]) -> _Shared:
-        shared = tensor.as_subclass(cls)
-        shared.spread = spread
-        return shared
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            own = args[0] if args and isinstance(args[0], cls) else None
-            output = func(*args, **(kwargs or {}))
-            if func in _LOOKS or (own is None and not isinstance(output, Tensor)):
-                return output
-            plain = output.as_subclass(Tensor) if isinstance(output, Tensor) else output
-            if own is not None and func in _SAME and isinstance(output, Tensor):
-                return cls.of(plain, own.spread)
-            if own is not None and func in _REPEATS:
-                return own.spread(plain)
-            for value in args:
-                if isinstance(value, cls):
-                    value.spread(None)
-            return plain
-
-
-_REPEATS = {Tensor.repeat, Tensor.expand}
-_SAME = {Tensor.to, Tensor.contiguous}
-_LOOKS = {
-    Tensor.shape.__get__,
-    Tensor.dtype.__get__,
-    Tensor.device.__get__,
-    Tensor.requires_grad.__get__,
-    Tensor.size,
-    Tensor.dim,
-    Tensor.is_floating_point,
-}

@@ -11,13 +11,24 @@ from torch import nn
 
 from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
 from grads_ds.gradnorm.measure.measurement import Measurement
-from grads_ds.gradnorm.rules import embedding, experts, linear, norm, rerun, shared
+from grads_ds.gradnorm.rules import (
+    convolution,
+    embedding,
+    experts,
+    linear,
+    norm,
+    rerun,
+    scale,
+    shared,
+)
 from grads_ds.gradnorm.sites import Site
 
 RULES = {
     "embedding": embedding,
     "linear": linear,
+    "scale": scale,
     "norm": norm,
+    "convolution": convolution,
     "experts": experts,
     "shared": shared,
     "rerun": rerun,

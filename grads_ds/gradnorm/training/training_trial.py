@@ -5,18 +5,24 @@ backward of its own. What a recorded step could not measure is refused here, by 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
-from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.batch_layout import Layout, read_layout
 from grads_ds.gradnorm.measure.frozen import UnknownLogits
 from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.scoring.forward_backward import score_frozen
 from grads_ds.gradnorm.scoring.micro_batch import Scorer
 from grads_ds.gradnorm.trial.guard import Verdict, check_one_sample
+from grads_ds.gradnorm.trial.label_shift import takes_labels_unshifted
 from grads_ds.gradnorm.trial.try_model import Trial, try_model
 
+# arguments of a forward that a trial of the model leaves out; "fused_lm_head": TRL's, under which a
+# forward without labels fails
+_OF_THE_OUTPUT = ("past_key_values", "return_dict")
+_OF_THE_LOSS = ("labels", "fused_lm_head", "num_items_in_batch", *_OF_THE_OUTPUT)
 _PADDING = (
     "pad on the right, pass position_ids that count from each sample's first token, or use"
     " score(), which does not depend on it"
@@ -28,7 +34,7 @@ def tried_for_training(
     kind: Hashable,
     batch: Mapping[str, Tensor],
     layout: Layout,
-    inputs: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> Trial:
     """What is known of steps of this kind; the model is tried if it is new.
 
@@ -40,10 +46,12 @@ def tried_for_training(
         kind: of the step.
         batch: input_ids, labels and what else the layout was read from.
         layout: of the batch.
-        inputs: what the step calls the model with, without labels.
+        given: what the step calls the model with.
     """
-    if not scorer.ranks(layout).largest(int(kind not in scorer.trials)):
+    ranks = scorer.ranks(layout)
+    if not ranks.largest(int(kind not in scorer.trials)):
         return scorer.trials[kind]
+    inputs = {name: value for name, value in given.items() if name not in _OF_THE_LOSS}
     trial = try_model(scorer.model, scorer.plan, layout, inputs)
     if not trial.apart and layout.packed_index is not None:
         raise ValueError(
@@ -55,10 +63,26 @@ def tried_for_training(
             "the samples of a batch see each other in this model, so none has a gradient of its"
             " own; train on one sample at a time, or use score()"
         )
+    with_labels = {name: value for name, value in given.items() if name not in _OF_THE_OUTPUT}
+    unshifted = takes_labels_unshifted(scorer.model, scorer.plan.head, with_labels)
+    trial = replace(trial, unshifted=bool(ranks.largest(int(unshifted))))
+    batch, layout = as_the_loss_reads(batch, layout, trial)
     if scorer.checks:
         _refuse(_verdict(scorer, trial, batch, layout, inputs), layout)
     scorer.trials[kind] = trial
     return trial
+
+
+def as_the_loss_reads(
+    batch: Mapping[str, Tensor], layout: Layout, trial: Trial
+) -> tuple[Mapping[str, Tensor], Layout]:
+    """The batch and its layout with the targets that the step's own loss takes from the labels."""
+    if not trial.unshifted:
+        return batch, layout
+    batch = {name: value for name, value in batch.items() if name != "labels"} | {
+        "shift_labels": batch["labels"]
+    }
+    return batch, read_layout(batch)
 
 
 def _verdict(

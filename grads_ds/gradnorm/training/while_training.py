@@ -28,11 +28,8 @@ from grads_ds.gradnorm.results import GradNorms, References, summarise
 from grads_ds.gradnorm.rules.table import attached
 from grads_ds.gradnorm.scoring.micro_batch import Scorer
 from grads_ds.gradnorm.training.training_head import TrainingHead
-from grads_ds.gradnorm.training.training_trial import tried_for_training
+from grads_ds.gradnorm.training.training_trial import as_the_loss_reads, tried_for_training
 
-# arguments of a forward that a trial of the model leaves out; "fused_lm_head": TRL's, under which a
-# forward without labels fails
-_OF_THE_LOSS = ("labels", "fused_lm_head", "num_items_in_batch", "past_key_values", "return_dict")
 _OF_THE_LAYOUT = ("input_ids", "labels", "attention_mask", "position_ids", "segment_ids")
 
 
@@ -88,13 +85,13 @@ class TrainingRecorder:
             )
         named = tuple(sorted(given))
         kind = ("training", kind_of(self.model, layout), named, given.get("use_cache"))
-        inputs = {name: value for name, value in given.items() if name not in _OF_THE_LOSS}
         self.paused = True
         try:
-            trial = tried_for_training(self.scorer, kind, batch, layout, inputs)
+            trial = tried_for_training(self.scorer, kind, batch, layout, given)
         finally:
             self.paused = False
         self._hooks.close()
+        _, layout = as_the_loss_reads(batch, layout, trial)
         plan, layout = trial.plan, layout.behind(trial.front)
         measurement = Measurement(plan, layout, self.scorer.head.gather)
         measurement.references = self.references.gradients

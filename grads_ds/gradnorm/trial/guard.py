@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_kind import is_half
-from grads_ds.gradnorm.batch_layout import read_layout, unpad
+from grads_ds.gradnorm.batch_layout import IGNORE_INDEX, read_layout, unpad
 from grads_ds.gradnorm.formulas.linear import accumulate
 from grads_ds.gradnorm.measure.frozen import frozen, logits_of, model_inputs, recomputes_reentrantly
 from grads_ds.gradnorm.measure.lookup import looked_up, requiring_grad
@@ -53,7 +53,7 @@ def check_one_sample(
     Args:
         model: the model that was measured.
         measurement: its sums of this batch, finished.
-        batch: input_ids, labels and what else the layout was read from.
+        batch: input_ids, labels or shift_labels, and what else the layout was read from.
         loss_S: the samples' losses as measured.
         loss_reduction: "mean" or "sum" over the sample's targets.
         padded_left: the batch was measured with padding in front of its samples.
@@ -65,8 +65,10 @@ def check_one_sample(
     sample = min(with_targets, key=lambda s: lengths[s]) if with_targets else 0
     left_out = set(measurement.left_out())
     names = _affordable(model, [n for n in measurement.plan.groups if n not in left_out])
-    ids, labels = unpad(batch)[sample]
-    own = _own_backward(model, measurement.plan.embedding, names, ids, labels)
+    ids, targets = unpad(batch)[sample]
+    if "shift_labels" not in batch:
+        targets = nn.functional.pad(targets[1:], (0, 1), value=IGNORE_INDEX)
+    own = _own_backward(model, measurement.plan.embedding, names, ids, targets)
     loss, squares = own.loss, own.squares
     if not with_targets:
         return Verdict(None, {}, False)
@@ -130,10 +132,11 @@ class _Own:
 
 
 def _own_backward(
-    model: nn.Module, embedding: nn.Module, names: Sequence[str], ids: Tensor, labels: Tensor
+    model: nn.Module, embedding: nn.Module, names: Sequence[str], ids: Tensor, targets: Tensor
 ) -> _Own:
+    """targets: what each position is to predict, IGNORE_INDEX where nothing."""
     parameters = [model.get_parameter(name) for name in names]
-    layout = read_layout({"input_ids": ids[None], "labels": labels[None]})
+    layout = read_layout({"input_ids": ids[None], "labels": ids[None]})
     root = torch.zeros((), device=ids.device, requires_grad=True)
     with (
         frozen(model, checkpointing=not recomputes_reentrantly(model)),
@@ -150,9 +153,9 @@ def _own_backward(
         try:
             logits = logits_of(model(**model_inputs(model, layout)))
             assert logits is not None
-            keep = labels[1:] != -100
+            keep = targets != IGNORE_INDEX
             loss = nn.functional.cross_entropy(
-                accumulate(logits[0, -len(ids) :][:-1][keep]), labels[1:][keep], reduction="sum"
+                accumulate(logits[0, -len(ids) :][keep]), targets[keep], reduction="sum"
             )
             seeded = loss + 0 * logits.sum()
             grads = torch.autograd.grad(seeded, [root, *parameters], allow_unused=True)[1:]

@@ -118,7 +118,11 @@ def _fits(name: str, call: Call | None, ruled: dict[int, Site], checks: Checks) 
     if site.rule == "experts":
         given = checks.right(call, "inputs") and checks.right(call, "outputs")
         return given or (not site.details.routed and checks.repeated(call))
-    return call.single and checks.right(call, "inputs") and checks.right(call, "outputs")
+    return (
+        (call.single or site.rule == "scale")
+        and checks.right(call, "inputs")
+        and checks.right(call, "outputs")
+    )
 
 
 def _home(

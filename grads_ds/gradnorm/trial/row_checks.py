@@ -58,6 +58,8 @@ class Checks:
             return False
         if before.shape == (1, length):
             return True
+        if before.shape == (length,):
+            return torch.equal(before, after)
         if torch.equal(before, after):  # positions, the same for all samples
             by_mask = before.shape == (rows, length) and rows != length
             return by_mask or (before.dim() == 2 and _copies(before, rows))
@@ -114,6 +116,8 @@ class Checks:
             return self.touched_BT
         if shape[:1] == (rows * length,):
             return self.touched_BT.reshape(-1)
+        if len(shape) == 1 and shape[0] and shape[0] % (rows * length) == 0:  # by heads
+            return self.touched_BT.reshape(-1).repeat_interleave(shape[0] // (rows * length))
         if len(shape) == 3 and shape[0] == rows and shape[2] == length:
             return self.touched_BT[:, None, :].expand(shape)
         if len(shape) >= 2 and shape[0] == rows and self.rows_are_samples:

@@ -38,7 +38,8 @@ class Trial:
     """plan: the plan as this kind of batch needs it. transform: what the model does to what its
     head gives, None: unknown. own_head: the head is no matrix, or the transform unknown, so that
     the model's own has to run. apart: no sample sees another. front: positions that the model adds
-    in front of every row (prompt tuning), as its head shows them.
+    in front of every row (prompt tuning), as its head shows them. unshifted: a training step's own
+    loss takes labels[t] for the target of position t.
     """
 
     plan: SitePlan
@@ -46,6 +47,7 @@ class Trial:
     own_head: bool
     apart: bool
     front: int = 0
+    unshifted: bool = False
 
 
 def try_model(model: nn.Module, plan: SitePlan, layout: Layout, inputs: Mapping[str, Any]) -> Trial:
