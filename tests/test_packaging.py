@@ -79,9 +79,8 @@ def _known() -> list[str]:
 
 def test_required_projects_are_those_the_product_imports() -> None:
     required = names(PROJECT["dependencies"])
-    optional = names(
-        PROJECT["optional-dependencies"]["mpi"] + PROJECT["optional-dependencies"]["eval"]
-    )
+    extras = PROJECT["optional-dependencies"]
+    optional = names(extras["mpi"] + extras["eval"] + extras["bitsandbytes"])
     imported = imported_projects()
     undeclared = {name: file for name, file in imported.items() if name not in required | optional}
     assert undeclared == {}

@@ -7,6 +7,7 @@ Writes what it says to `logs/detached.log` of the run directory. `grads-ds statu
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def start_detached(command: Sequence[str], run_dir: Path) -> int:
         holder = lock_holder(run_dir)
         if holder and holder.get("pid") == process.pid:
             _say(f"at work as process {process.pid} on {holder['host']}; log: {path}")
-            _say(f"to end it: grads-ds stop {run_dir}")
+            _say(f"to end it: grads-ds stop {shlex.quote(str(run_dir))}")
             return DONE
         time.sleep(0.1)
     _say(f"process {process.pid} is not at work after {START_SECONDS:g} s; log: {path}")

@@ -85,6 +85,7 @@ PAGES = {
 }
 ELSEWHERE = "docs/launcher.md"  # run, doctor, status, stop, and whatever is about hosts
 _SECTIONS = {
+    "model.lora": "docs/sft.md",
     "model": "docs/config.md",
     "data": "docs/prepare.md",
     "probe": "docs/probe.md",

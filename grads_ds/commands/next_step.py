@@ -15,6 +15,7 @@ from grads_ds.launcher.submit import queue_for
 
 # by command, after exit status 0; {config} and {run} as the command was given them
 _NEXT = {
+    "init": "grads-ds run {config}",
     "prepare": "grads-ds probe {config}",
     "probe": "grads-ds select {config} --preview shows what would be chosen",
     "select": "grads-ds sft {config}",
@@ -63,12 +64,25 @@ def _after(args: argparse.Namespace) -> str:
         return "grads-ds status {run} --watch"
     if args.command == "run":
         return _NEXT[args.last]
+    if args.command == "init":
+        return _plan_of_this_machine() + _NEXT["init"]
     if args.command == "status":
         told = args.json or args.prometheus or args.watch is not None
         return "" if told else "grads-ds status {run} --watch follows it"
     if args.command == "compare" and args.html is not None:
         return f"open {shlex.quote(str(args.html))}"
     return _NEXT.get(args.command, "")
+
+
+def _plan_of_this_machine() -> str:
+    """The plan that a new configuration deserves first, where there are GPUs to plan for."""
+    from grads_ds.first_config.machine import this_machine
+
+    machine = this_machine()
+    if not machine.gpus:
+        return ""
+    cluster = f"--cluster 1x{machine.gpus} --gpu-memory {machine.gib:.0f} --calibrate"
+    return f"grads-ds plan {{config}} {cluster}, then "
 
 
 def _queued(args: argparse.Namespace) -> bool:
@@ -90,6 +104,8 @@ def _words(args: argparse.Namespace) -> dict[str, str]:
             pass  # it was wrong, or is no longer there
     if getattr(args, "run_dir", None):
         found["run"] = shlex.quote(str(args.run_dir))
+    if args.command == "init":
+        found["config"] = shlex.quote(str(args.out))
     if args.command in ("export", "merge"):
         found["out"] = shlex.quote(str(args.out))
     if args.command == "export":

@@ -177,18 +177,32 @@ def _sft_problems(config: Config) -> list[str]:
             "sft.packing: wanted false with sft.sequence_parallel, whose attention keeps no packed"
             " samples apart; found true; set one of them back"
         )
-    lora, trains = config.model.lora, config.probe.epochs > 0
-    if lora and (lora.dora or lora.modules_to_save) and trains and config.probe.record == "during":
-        key = "dora" if lora.dora else "modules_to_save"
-        problems.append(
-            f"model.lora.{key}: wanted probe.record: after, as norms are not recorded while such"
-            " adapters train; found during; set probe.record"
-        )
+    problems += _lora_problems(config)
     watched = sft.early_stopping.set if sft.early_stopping else None
     if watched is not None and watched not in config.data.validation:
         names = list(config.data.validation)
         problems.append(
             f"sft.early_stopping.set: {watched!r} is not one of"
             f" data.validation{nearest(watched, names)}"
+        )
+    return problems
+
+
+def _lora_problems(config: Config) -> list[str]:
+    """What of `model.lora` goes together with no recording in the training, or no shared tokens."""
+    lora, problems = config.model.lora, []
+    if lora is None:
+        return []
+    if config.probe.epochs > 0 and config.probe.record == "during":
+        problems = [
+            f"model.lora.{key}: wanted probe.record: after, as norms are not recorded while such"
+            " adapters train; found during; set probe.record"
+            for key in ("dora", "modules_to_save", "load_in_4bit")
+            if getattr(lora, key)
+        ]
+    if lora.load_in_4bit and config.sft.sequence_parallel > 1:
+        problems.append(
+            "sft.sequence_parallel: wanted 1 with model.lora.load_in_4bit, which was not tried with"
+            f" it; found {config.sft.sequence_parallel}; set one of them back"
         )
     return problems

@@ -46,6 +46,11 @@ class LoraConfig(Record):
     modules_to_save: tuple[str, ...] = Field(
         (), description="modules trained whole beside the adapters, e.g. [lm_head, embed_tokens]"
     )
+    load_in_4bit: bool = Field(
+        False,
+        description="the base's linear layers are held in 4 bits while the adapters train (QLoRA);"
+        " on GPUs, with bitsandbytes installed",
+    )
 
 
 class ModelConfig(Record):

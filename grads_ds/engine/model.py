@@ -24,11 +24,11 @@ from grads_ds.engine.strict_loading import check_loaded, check_tensors
 from grads_ds.workarounds import close
 
 
-def load_model(config: Config, path: str | Path) -> nn.Module:
+def load_model(config: Config, path: str | Path, **loading: Any) -> nn.Module:
     """The causal language model at `path` in the configured dtype. Every rank calls this.
 
-    Sharded as it loads while an HfDeepSpeedConfig is alive. Raises UserError when a tensor is
-    missing, unexpected, of another shape or not finite.
+    Sharded as it loads while an HfDeepSpeedConfig is alive. `loading` goes to `from_pretrained`.
+    Raises UserError when a tensor is missing, unexpected, of another shape or not finite.
     """
     check_tensors(config, path)
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -37,6 +37,7 @@ def load_model(config: Config, path: str | Path) -> nn.Module:
         attn_implementation=attention_of(config),
         trust_remote_code=config.model.trust_remote_code,
         output_loading_info=True,
+        **loading,
     )
     check_loaded(model, info, path)
     return model

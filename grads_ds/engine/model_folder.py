@@ -21,6 +21,7 @@ from grads_ds.config.config import Config
 from grads_ds.data.prepared import trained_ends
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import ranks
+from grads_ds.engine.four_bit import stands_for, without_quantization
 from grads_ds.engine.model import gathered_parameters
 from grads_ds.run_dir.publish import atomic_path
 from grads_ds.run_dir.storage import raise_if_storage
@@ -84,7 +85,8 @@ def save_model(model: nn.Module, config: Config, folder: Path, card: str | None 
         if main:
             flush()
             _write_index(aside, files, index, written)
-            (_untied(plain.config) if untied else plain.config).save_pretrained(aside)
+            shape = without_quantization(plain.config)
+            (_untied(shape) if untied else shape).save_pretrained(aside)
             _save_companions(config, plain.config, aside)
             if card is not None:
                 (aside / "README.md").write_text(card)
@@ -133,9 +135,9 @@ def _saved_tensors(
             continue
         if _COPY in name:  # module.modules_to_save.default.weight is saved as module.weight
             before, _, after = name.partition(_COPY)
-            yield f"{before}.{after.partition('.')[2]}", [parameter], partial(_itself, parameter)
+            yield f"{before}.{after.partition('.')[2]}", [parameter], partial(stands_for, parameter)
         elif owner is None:
-            yield name, [parameter], partial(_itself, parameter)
+            yield name, [parameter], partial(stands_for, parameter)
         elif ".base_layer." in name:
             layer = adapted[owner]
             if name.endswith(".weight"):
@@ -149,7 +151,7 @@ def _saved_tensors(
                     partial(_with_adapter, parameter, layer),
                 )
             else:
-                yield name.replace(".base_layer.", "."), [parameter], partial(_itself, parameter)
+                yield name.replace(".base_layer.", "."), [parameter], partial(stands_for, parameter)
     unsaved = {
         f"{prefix}.{name}" if prefix else name
         for prefix, module in plain.named_modules()
@@ -157,25 +159,22 @@ def _saved_tensors(
     }
     for name, buffer in plain.named_buffers(remove_duplicate=False):
         if name not in unsaved:
-            yield name, [buffer], partial(_itself, buffer)
-
-
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+            yield name, [buffer], partial(stands_for, buffer)
 
 
 def _with_adapter(weight: torch.Tensor, layer: Any) -> torch.Tensor:
     # summed in float32 at least: adapters are small beside the weights they change
     adapter = layer.active_adapters[0]
     delta = layer.get_delta_weight(adapter).float()
-    whole = weight.float() + delta
+    plain = stands_for(weight)
+    whole = plain.float() + delta
     if layer.use_dora.get(adapter):
         # DoRA: the direction of the sum, with a trained magnitude for each output, which of an
         # embedding are its columns
         magnitude = layer.lora_magnitude_vector[adapter].weight.float()
         dim = 0 if adapter in layer.lora_embedding_A else 1
         whole = whole * (magnitude / torch.linalg.norm(whole, dim=dim)).unsqueeze(dim)
-    return whole.to(weight.dtype)
+    return whole.to(plain.dtype)
 
 
 def _write_index(folder: Path, files: list[Path], index: dict[str, str], written: int) -> None:

@@ -79,7 +79,7 @@ def read_rows(entries: Sequence[str], spool: Path, seed: int, style: str = "auto
     unwritable.raise_if_any()
     share = refused.count / max(1, number + refused.count)
     if share > _REFUSED or not number:
-        found = f"{number:,} of {number + refused.count:,}"
+        found = f"{number:,} of {number + refused.count:,}" if number else "none"
         last = problem("DATA", "rows that can be used", found, "correct the files")
         raise UserError([*refused.shown, *_more(refused), last])
     keys, sources, formats = np.zeros(number, np.uint64), [], {}

@@ -62,7 +62,11 @@ class Model:
 
     def words(self) -> str:
         """In a phrase."""
-        size = f"{self.parameters / 1e6:,.1f} M parameters" if self.parameters else "size unknown"
+        size = "size unknown"
+        if self.parameters:
+            large = self.parameters >= 1e6
+            count = f"{self.parameters / 1e6:,.1f} M" if large else f"{self.parameters:,}"
+            size = f"{count} parameters"
         context = f", {self.positions:,} positions" if self.positions else ""
         return f"{self.path}: {size}{context}, {self.template}"
 

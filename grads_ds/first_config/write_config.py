@@ -5,17 +5,23 @@ Writes the configuration and its folder of rows; the folder as a whole or not at
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from grads_ds import __version__
 from grads_ds.config.errors import UserError, problem
 from grads_ds.config.load import load_config
 from grads_ds.config.model_and_data import ModelConfig
 from grads_ds.data.leaks import SHARED
+from grads_ds.data.problems import Problems
+from grads_ds.data.sources import find_inputs
 from grads_ds.data.tokenizer import load_tokenizer
+from grads_ds.engine.model_check import check_model
 from grads_ds.first_config.choose_values import Facts, choose, longest
 from grads_ds.first_config.hold_out import Split, candidates, hold_out, write_split
 from grads_ds.first_config.look_at_rows import Rows, format_words, read_rows, sampled, tokenise
@@ -24,6 +30,7 @@ from grads_ds.first_config.other_tools import Borrowed
 from grads_ds.first_config.setting import Setting, as_yaml, override
 from grads_ds.run_dir.publish import atomic_path
 
+FOUR_BITS = "load_in_4bit"
 FEWEST = 4  # rows that a run needs: two to choose from, two to judge by
 
 
@@ -48,12 +55,9 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
     Raises UserError where nothing can be made of the files or the model, or `out` exists.
     """
     folder = request.out.with_name(f"{request.out.stem}_data")
-    if taken := [place for place in (request.out, folder) if place.exists()]:
-        fix = "remove it or give another --out"
-        raise UserError([problem(str(p), "a new place", "something there", fix) for p in taken])
-    machine = machine or this_machine()
     asked = ModelConfig(path=request.model)
-    tokenizer = load_tokenizer(asked)
+    tokenizer = _checked(request, asked, folder)
+    machine = machine or this_machine()
     model = look_at_model(asked, tokenizer)
     with atomic_path(folder) as aside:
         aside.mkdir()
@@ -62,7 +66,7 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
         held_out = {"domain": f"{folder}/held_out"} if kept else {}
         why = _why_split(rows, split, kept, request.seed)
         if request.general:
-            number = _general(request, aside, tokenizer, max_length)
+            number = _general(request, aside, tokenizer, max_length, rows.keys)
             held_out["general"] = f"{folder}/general/held_out"
             why += f"; general: {number:,} rows"
         facts = Facts(rows, train, held_out, why, [f"{folder}/train"], model, machine, max_length)
@@ -77,21 +81,32 @@ def write_config(request: Request, machine: Machine | None = None) -> list[str]:
         model.words(),
         *format_words(rows),
         *_dropped(rows),
-        *_not_taken(request.borrowed),
+        *_not_taken(request.borrowed, machine),
         f"{kept:,} rows held out, {train:,} left as the pool: {folder}/",
         f"{request.out}: {len(settings)} values, each with its reason",
         *([] if request.general else [_NO_GENERAL]),
-        f"next: {_next(request.out, machine)}",
     ]
 
 
-def _next(out: Path, machine: Machine) -> str:
-    """What to type now; a plan of this machine's GPUs where it has some."""
-    run = f"grads-ds run {out}"
-    if not machine.gpus:
-        return run
-    cluster = f"--cluster 1x{machine.gpus} --gpu-memory {machine.gib:.0f} --calibrate"
-    return f"grads-ds plan {out} {cluster}, then {run}"
+def _checked(request: Request, model: ModelConfig, folder: Path) -> Any:
+    """The model's tokenizer. Raises UserError with everything that is wrong before a row is read:
+    places that are taken, sources that are not there, what the model lacks.
+    """
+    fix = "remove it or give another --out"
+    taken = [place for place in (request.out, folder) if place.exists()]
+    problems = [problem(str(p), "a new place", "something there", fix) for p in taken]
+    for entries in (request.data, request.general):
+        missing = Problems()
+        find_inputs(entries, missing)
+        problems += missing.shown
+    problems += check_model(model.path)
+    try:
+        tokenizer = load_tokenizer(model)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))
+    return tokenizer
 
 
 _NO_GENERAL = (
@@ -101,7 +116,7 @@ _NO_GENERAL = (
 
 def _given(borrowed: Borrowed, machine: Machine) -> list[Setting]:
     """The other tool's values; its batch is what one step takes on this machine's ranks."""
-    given = list(borrowed.settings)
+    given = [_on_this_machine(one, machine) for one in borrowed.settings]
     values = {one.key: one for one in given}
     if micro := values.get("sft.micro_batch_size"):
         size = micro.value * borrowed.accumulation * machine.ranks
@@ -112,10 +127,20 @@ def _given(borrowed: Borrowed, machine: Machine) -> list[Setting]:
     return given
 
 
-def _not_taken(borrowed: Borrowed | None) -> list[str]:
+def _on_this_machine(setting: Setting, machine: Machine) -> Setting:
+    """The setting; adapters on a base in 4 bits are plain ones where there is no GPU."""
+    if setting.key != "model.lora" or machine.gpus or not setting.value.get(FOUR_BITS):
+        return setting
+    value = {name: held for name, held in setting.value.items() if name != FOUR_BITS}
+    return Setting(setting.key, value, f"{setting.why}; {FOUR_BITS} needs a GPU")
+
+
+def _not_taken(borrowed: Borrowed | None, machine: Machine) -> list[str]:
     if not borrowed:
         return []
     said = [f"{len(borrowed.settings)} values are those of the {borrowed.tool} configuration"]
+    if any(one != _on_this_machine(one, machine) for one in borrowed.settings):
+        said.append(f"{FOUR_BITS} is left out: there is no GPU here")
     if borrowed.left:
         said.append(f"not taken over: {', '.join(borrowed.left)}")
     return said
@@ -140,15 +165,19 @@ def _look(
     return rows, hold_out(rows, tried, max_length), max_length
 
 
-def _general(request: Request, folder: Path, tokenizer: Any, max_length: int) -> int:
-    """Write the held-out rows of the general data; how many."""
+def _general(
+    request: Request, folder: Path, tokenizer: Any, max_length: int, pool: np.ndarray
+) -> int:
+    """Write the held-out rows of the general data, none that the pool (keys uint64 [N]) has too;
+    how many.
+    """
     spool = folder / "general_spool"
     rows = read_rows(request.general, spool, request.seed)
-    tried = candidates(rows)
+    tried = candidates(rows) & ~np.isin(rows.keys, pool)
     tokenise(rows, tokenizer, tried)
     split = hold_out(rows, tried, max_length)
     if not split.held_out.any():
-        wanted = f"rows with an answer within {max_length:,} tokens"
+        wanted = f"rows that DATA has not, with an answer within {max_length:,} tokens"
         raise UserError(problem("--general", wanted, "none", "give other general data"))
     _, kept = write_split(rows, split, folder / "general", parts=("held_out",))
     spool.unlink()
@@ -174,7 +203,7 @@ def _heading(request: Request, machine: Machine) -> list[str]:
     return [
         f"Written by grads-ds {__version__} init for {sources} on a machine with"
         f" {machine.words()}.",
-        f"Run it: grads-ds run {request.out}. Every key: docs/config.md.",
+        f"Run it: grads-ds run {shlex.quote(str(request.out))}. Every key: docs/config.md.",
     ]
 
 
@@ -185,6 +214,6 @@ def _dropped(rows: Rows) -> list[str]:
         said.append(f"{rows.pieces:,} rows were cut out of longer plain texts, at line ends")
     if rows.refused.count:
         first = rows.refused.shown[0]
-        said.append(f"{rows.refused.count:,} rows are left out; the first: {first}")
+        said.append(f"left out, of rows and files: {rows.refused.count:,}; the first: {first}")
     said += [f"{n:,} rows cannot be learned ({why})" for why, n in sorted(rows.unusable.items())]
     return said

@@ -29,6 +29,7 @@ from grads_ds.flow.unit_inputs import (
 )
 from grads_ds.run_dir.units import record_file, why_due
 from grads_ds.training.division import check_training
+from grads_ds.training.four_bit_problems import check_four_bit
 from grads_ds.training.trainer_problems import check_trainer
 
 
@@ -56,7 +57,7 @@ def _probe_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
     found = check_model(config.model.path)
     # a recording goes on with any number of ranks
     if any(unit.name == "probe/train" for unit, _ in due_units(STAGES[1], config, run_dir)):
-        found += check_training(config, "probe", config.probe, ranks)
+        found += check_training(config, "probe", config.probe, ranks) + check_four_bit(config)
     return found
 
 
@@ -87,6 +88,7 @@ def _sft_problems(config: Config, run_dir: Path, ranks: int) -> list[str]:
         *check_model(config.model.path),
         *check_training(config, "sft", config.sft, ranks),
         *check_trainer(config),
+        *check_four_bit(config),
     ]
 
 

@@ -11,6 +11,7 @@ from grads_ds.plan.advice import make_it_fit
 from grads_ds.plan.cluster import Forecast
 from grads_ds.plan.memory import Memory, training_memory
 from grads_ds.plan.planner import Planner
+from grads_ds.plan.quantized import quantized_elements
 from grads_ds.plan.shapes import Batch
 from grads_ds.plan.stage_time import StepTime, step_time, training_flop
 from grads_ds.plan.traffic import Traffic, training_traffic, with_exchange
@@ -45,6 +46,7 @@ class _Training:
 
     def __init__(self, planner: Planner, settings: TrainingConfig) -> None:
         self.planner, self.settings = planner, settings
+        self.quantized = quantized_elements(planner.model, planner.config.model.lora)
         self._outcomes: dict[_Choice, _Outcome] = {}
 
     def share(self, sequence: int) -> int:
@@ -94,7 +96,7 @@ class _Training:
         again = float(choice.checkpointed)
         flop = training_flop(planner.shape, planner.length, again, lora is not None)
         return _Outcome(
-            training_memory(*played, limits, zero, cluster.ranks_per_host, steps),
+            training_memory(*played, limits, zero, cluster.ranks_per_host, steps, self.quantized),
             traffic,
             step_time(flop, each, steps, cluster, traffic),
             steps,

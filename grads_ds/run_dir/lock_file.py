@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def take(path: Path, record: dict[str, Any]) -> None:
             if how is None:
                 raise UserError(
                     f"run_dir: {path.parent} is in use by {who(holder)}; wait for it or stop it:"
-                    f" grads-ds stop {path.parent}"
+                    f" grads-ds stop {shlex.quote(str(path.parent))}"
                 )
             if _move_away(path, holder, record["token"]):
                 print(

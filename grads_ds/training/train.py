@@ -34,6 +34,7 @@ from grads_ds.config.training import EarlyStoppingConfig, SftConfig, TrainingCon
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.distributed import ranks
 from grads_ds.engine.attention import attention_of
+from grads_ds.engine.four_bit import four_bit_loading
 from grads_ds.engine.lora import with_lora
 from grads_ds.engine.model import load_model
 from grads_ds.engine.model_folder import save_adapter, save_model
@@ -120,7 +121,7 @@ def train_model(job: TrainingJob) -> None:
         arguments = _arguments(job, sharing, universal)
         # new adapters are drawn at random: every training of a seed begins with the same ones
         set_seed(arguments.seed)
-        model = load_model(config, job.model_path)
+        model = load_model(config, job.model_path, **four_bit_loading(config.model))
         if config.model.lora is not None:
             model = with_lora(model, config.model.lora)
         stop = StopSignal()

@@ -14,6 +14,7 @@ from grads_ds.config.errors import UserError, problem
 from grads_ds.config.trainer_options import BITSANDBYTES, TRACKERS
 from grads_ds.launcher.host_choice import visible_gpus
 
+_SECTION = "sft.trainer"
 _BY_OPTIMIZER = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
 
 
@@ -21,17 +22,19 @@ def check_trainer(config: Config) -> list[str]:
     """Problems of `sft.trainer`."""
     options, found = config.sft.trainer, []
     if options.optim in BITSANDBYTES:
-        found += _needs_gpu("optim", options.optim) + _needs("optim", "bitsandbytes")
+        found += needs_gpu(f"{_SECTION}.optim", options.optim)
+        found += needs_package(f"{_SECTION}.optim", "bitsandbytes", "grads-ds[bitsandbytes]")
     if options.use_liger_kernel:
-        found += _needs_gpu("use_liger_kernel", "true") + _needs("use_liger_kernel", "liger_kernel")
+        found += needs_gpu(f"{_SECTION}.use_liger_kernel", "true")
+        found += needs_package(f"{_SECTION}.use_liger_kernel", "liger_kernel", "liger-kernel")
         if config.sft.weights:
             wanted = "false with sft.weights: Liger's loss gives no logits to weigh"
             found.append(_worded("use_liger_kernel", wanted, "true", "set one of them back"))
     if options.tf32:
-        found += _needs_gpu("tf32", "true")
+        found += needs_gpu(f"{_SECTION}.tf32", "true")
     for tracker in options.report_to:
         if tracker in TRACKERS:
-            found += _needs("report_to", tracker, f"'grads-ds[{tracker}]'")
+            found += needs_package(f"{_SECTION}.report_to", tracker, f"grads-ds[{tracker}]")
     try:
         return found + _of_deepspeed(config, config.deepspeed_json())
     except UserError:  # check_training tells it
@@ -55,19 +58,17 @@ def _of_deepspeed(config: Config, user: dict[str, Any]) -> list[str]:
     return found
 
 
-def _needs_gpu(name: str, value: str) -> list[str]:
+def needs_gpu(key: str, value: str) -> list[str]:
+    """The problem of a config's `key` that has this value where there is no GPU."""
     fix = "remove it, or run where there is one"
-    return (
-        [] if visible_gpus() else [_worded(name, "a CUDA device for it", f"{value}, no GPU", fix)]
-    )
+    return [] if visible_gpus() else [problem(key, "a CUDA device for it", f"{value}, no GPU", fix)]
 
 
-def _needs(name: str, module: str, package: str | None = None) -> list[str]:
-    if find_spec(module):
-        return []
-    fix = f"pip install {package or module.replace('_', '-')}"
-    return [_worded(name, f"the package {module}", "none installed here", fix)]
+def needs_package(key: str, module: str, package: str) -> list[str]:
+    """The problem of a config's `key` that wants a module, which `pip install package` brings."""
+    wanted, fix = f"the package {module}", f"pip install '{package}'"
+    return [] if find_spec(module) else [problem(key, wanted, "none installed here", fix)]
 
 
 def _worded(name: str, wanted: str, found: str, fix: str) -> str:
-    return problem(f"sft.trainer.{name}", wanted, found, fix)
+    return problem(f"{_SECTION}.{name}", wanted, found, fix)

@@ -33,9 +33,13 @@ except StoppedBySignal:
 def test_it_works_in_a_session_of_its_own_until_it_is_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = tmp_path / "run"
+    run = tmp_path / "my run"
     assert start_detached([sys.executable, "-c", HOLD, str(run)], run) == 0
     said = capsys.readouterr().err
+    stop = f"grads-ds stop '{run}'"  # as a shell takes it
+    assert said.splitlines()[-1].endswith(stop)
+    assert start_detached([sys.executable, "-c", HOLD, str(run)], run) != 0
+    assert stop in capsys.readouterr().err
     pid = int(said.split("process ")[1].split()[0])
     assert os.getsid(pid) == pid and str(run / LOG) in said
     assert main(["status", str(run)]) == 0

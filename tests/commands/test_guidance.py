@@ -53,6 +53,10 @@ def test_a_problem_names_the_page_of_its_key_or_else_of_its_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert pages_for(["select.budget: wanted x"], "run") == ["docs/selection.md"]
+    assert pages_for(["model.lora.r: wanted x", "model.path: y"], "run") == [
+        "docs/sft.md",
+        "docs/config.md",
+    ]
     assert pages_for(["a.jsonl:3: wanted x"], "prepare") == ["docs/prepare.md"]
     assert pages_for(["--hosts: wanted x", "sft.packing: y"], "run") == [
         "docs/launcher.md",

@@ -19,6 +19,7 @@ data: {{train: [a.jsonl]}}
 """
 # a command line of every command; {c} is a config, {r} its run directory
 LINES = {
+    "init": "init a.jsonl --model m --out {c}",
     "run": "run {c}",
     **{name: f"{name} {{c}}" for name in ("prepare", "probe", "select", "sft", "evaluate")},
     "report": "report {c}",
@@ -33,7 +34,6 @@ LINES = {
     "merge": "merge {r} --alpha 0.5 --out x",
     "config": "config --schema",
 }
-OWN = {"init"}  # says it in its own last line, also where there is no terminal
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def given(tmp_path: Path) -> dict[str, str]:
 
 
 def test_every_command_has_a_next_step(given: dict[str, str]) -> None:
-    assert LINES.keys() | OWN == COMMANDS.keys()
+    assert LINES.keys() == COMMANDS.keys()
     for line in LINES.values():
         words = [word.format(**given) for word in line.split()]
         args = parser(words).parse_args(words)
@@ -55,6 +55,19 @@ def test_every_command_has_a_next_step(given: dict[str, str]) -> None:
         # what it names is a command
         for name in re.findall(r"grads-ds (\S+)", said):
             assert name in COMMANDS, said
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_a_new_configuration_is_planned_for_the_gpus_and_then_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    from grads_ds.first_config import machine
+
+    monkeypatch.setattr(machine, "this_machine", lambda: machine.Machine(gpus, "H100", 80.0, 8))
+    words = ["init", "a.jsonl", "--model", "m", "--out", str(tmp_path / "my run.yaml")]
+    said, place = next_step(parser(words).parse_args(words), 0), f"'{tmp_path}/my run.yaml'"
+    plan = f"grads-ds plan {place} --cluster 1x2 --gpu-memory 80 --calibrate, then "
+    assert said == (plan if gpus else "") + f"grads-ds run {place}"
 
 
 def test_paths_in_it_can_be_given_to_a_shell(given: dict[str, str]) -> None:

@@ -14,14 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import WORDS, write_rows
+from conftest import REPO, WORDS, write_rows
 from grads_ds.cli import main
-from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.first_config import write_config as writing
 from grads_ds.first_config.machine import Machine, Model
 from grads_ds.first_config.write_config import Request, write_config
 from grads_ds.training.division import check_training
+
+# of the development material, where it lies beside the checkout
+FILES = sorted(file.name for file in (REPO.parent / "shared/material/data").glob("*"))
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +86,7 @@ def test_files_of_every_kind_get_a_config_that_prepares_without_leaks(
     files = many_formats(40)
     assert main(["init", *files, "--model", str(tiny_model)]) == 0
     told = capsys.readouterr().out
-    assert (
-        "sharegpt: 40 rows of format sharegpt" in told and "next: grads-ds run grads.yaml" in told
-    )
+    assert "sharegpt: 40 rows of format sharegpt" in told
     config = load_config("grads.yaml")
     assert reasons_missing(Path("grads.yaml").read_text()) == []
     assert main(["prepare", "grads.yaml"]) == 0
@@ -141,17 +141,6 @@ def test_the_split_follows_the_seed_and_the_rows_and_not_their_order(tiny_model:
     assert found["three"] != found["one"]
 
 
-def test_rows_that_cannot_be_read_are_left_out_with_count_and_reason(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_rows(Path("a.jsonl"), 60)
-    with open("a.jsonl", "a") as file:
-        file.write('{"messages": [{"role": "user", "content": "what"}]}\n{"messages": 3}\nno\n')
-    assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 0
-    assert "3 rows are left out; the first: a.jsonl:61: wanted" in capsys.readouterr().out
-    assert main(["prepare", "grads.yaml"]) == 0
-
-
 def test_a_long_document_becomes_rows_of_whole_lines(
     tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,28 +155,6 @@ def test_a_long_document_becomes_rows_of_whole_lines(
         for line in file.read_text().splitlines()
     ]
     assert len(rows) > 20 and sorted("\n".join(rows).split("\n")) == sorted(lines)
-
-
-def test_files_that_are_not_understood_are_refused_and_nothing_is_written(
-    tiny_model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("a.jsonl").write_text('{"question": "what", "reply": "that"}\n' * 9)
-    before = sorted(Path().iterdir())
-    assert main(["init", "a.jsonl", "missing.jsonl", "--model", str(tiny_model)]) == 2
-    assert "missing.jsonl: wanted a file" in capsys.readouterr().err
-    assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 2
-    told = capsys.readouterr().err
-    assert "a.jsonl:1: wanted one of the formats" in told and "found 0 of 9" in told
-    assert main(["init", "--seed", "-1"]) == 2
-    assert capsys.readouterr().err.count("wanted") == 3
-    assert sorted(Path().iterdir()) == before
-
-
-def test_what_is_there_is_never_overwritten(tiny_model: Path) -> None:
-    write_rows(Path("a.jsonl"), 30)
-    Path("grads.yaml").write_text("mine")
-    assert main(["init", "a.jsonl", "--model", str(tiny_model)]) == 2
-    assert Path("grads.yaml").read_text() == "mine" and not Path("grads_data").exists()
 
 
 def test_general_rows_become_the_set_by_which_forgetting_is_seen(tiny_model: Path) -> None:
@@ -213,9 +180,7 @@ def test_the_values_fit_the_machine(tiny_model: Path) -> None:
     for gpus in (0, 1, 3, 8):
         out = Path(f"c{gpus}.yaml")
         asked = Request(["a.jsonl"], str(tiny_model), [], out)
-        said = write_config(asked, Machine(gpus, "H100", 80.0, 8))
-        plan = f"grads-ds plan {out} --cluster 1x{gpus} --gpu-memory 80 --calibrate"
-        assert (plan in said[-1]) == (gpus > 0)
+        write_config(asked, Machine(gpus, "H100", 80.0, 8))
         config = load_config(out)
         assert config.model.dtype == ("bfloat16" if gpus else "float32")
         for name, settings in (("probe", config.probe), ("sft", config.sft)):
@@ -237,22 +202,16 @@ def test_a_model_too_large_for_the_gpus_is_given_adapters(
     assert config.sft.gradient_checkpointing
 
 
-def test_a_model_without_tokenizer_is_told_before_any_row_is_read() -> None:
-    write_rows(Path("a.jsonl"), 30)
-    Path("model").mkdir()
-    with pytest.raises(UserError, match="wanted a tokenizer in model"):
-        write_config(Request(["a.jsonl"], "model", [], Path("c.yaml")))
-    assert not Path("c_data").exists()
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["base-8M", "stories260K-hf", "llama2xs-279K-hf"])
-def test_every_file_of_the_material_gets_a_config_that_prepares(material: Path, model: str) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_of_the_material_gets_a_config_that_prepares(
+    material: Path, file: str, model: str
+) -> None:
     """Its twin is the first test, which always runs."""
-    for number, file in enumerate(sorted((material / "data").iterdir())):
-        out = Path(f"c{number}.yaml")
-        write_config(Request([str(file)], str(material / "models" / model), [], out))
-        assert main(["prepare", str(out)]) == 0, file
-        sets = prepared(load_config(out).run_dir)
-        assert sets["pool"]["kept"] >= 2 and sets["domain"]["kept"] >= 2, file
-        assert sets["domain"]["also_in_pool"] == sets["domain"]["near_in_pool"] == 0, file
+    data = str(material / "data" / file)
+    write_config(Request([data], str(material / "models" / model), [], Path("grads.yaml")))
+    assert main(["prepare", "grads.yaml"]) == 0
+    sets = prepared("runs/grads")
+    assert sets["pool"]["kept"] >= 2 and sets["domain"]["kept"] >= 2
+    assert sets["domain"]["also_in_pool"] == sets["domain"]["near_in_pool"] == 0

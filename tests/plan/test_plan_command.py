@@ -14,8 +14,10 @@ import yaml
 from grads_ds.cli import main
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
+from grads_ds.config.model_and_data import LoraConfig
 from grads_ds.plan.cluster import Cluster, Forecast
 from grads_ds.plan.forecast import forecasts
+from grads_ds.plan.quantized import quantized_elements
 from grads_ds.plan.shapes import NAMED, model_config, shape_of
 
 
@@ -97,6 +99,20 @@ def test_ranks_that_share_samples_hold_a_slice_of_the_activations_and_take_more_
     assert shared.traffic.between_hosts == alone.traffic.between_hosts  # groups lie within a host
     over = planned(config_file, cluster(4, ranks=2), "sft.sequence_parallel=4")["sft"].traffic
     assert over.between_hosts > over.exchanged
+
+
+def test_a_base_in_4_bits_takes_half_a_byte_a_weight_on_every_rank(config_file: Path) -> None:
+    layers = 32 * 4096 * (4 * 4096 + 3 * 11008)  # the linear weights of a 7B Llama
+    shape, lora = model_config("7B"), LoraConfig(load_in_4bit=True)
+    assert quantized_elements(shape, lora) == layers
+    whole = lora.model_copy(update={"modules_to_save": ("o_proj",)})
+    assert quantized_elements(shape, whole) == layers - 32 * 4096**2
+    assert quantized_elements(shape, LoraConfig()) == 0
+    half = planned(config_file, cluster(), "model.lora={}")["sft"].memory
+    four = planned(config_file, cluster(), "model.lora={load_in_4bit: true}")["sft"].memory
+    held = layers * (1 / 2 + 1 / 64 + 1 / 4096)  # loaded whole, where shards take 1 / 8
+    assert four.weights == pytest.approx(half.weights - 2 * layers / 8 + held)
+    assert four.optimizer == half.optimizer
 
 
 def test_a_sample_too_long_for_one_gpu_is_shared_by_as_few_as_fit(config_file: Path) -> None:

@@ -21,7 +21,7 @@ KINDS = ["clean", "clean", "clean", "wrong_answer", "near_duplicate", "off_domai
 
 HOSTILE = (
     '<script>alert("x")</script><img src="http://example.org/x.png" onerror=alert(1)> \u202e\x07'
-    " \ud800"
+    " \ud800 \x00 \u05e9\u05dc\u05d5\u05dd"
 )
 
 

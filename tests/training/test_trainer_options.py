@@ -111,7 +111,7 @@ def test_what_cannot_work_here_is_told_before_any_work(
     for name in asked:
         assert f"sft.trainer.{name}: wanted a CUDA device" in found
     monkeypatch.setitem(sys.modules, "trackio", None)
-    for text in ("pip install bitsandbytes", "pip install 'grads-ds[trackio]'"):
+    for text in ("pip install 'grads-ds[bitsandbytes]'", "pip install 'grads-ds[trackio]'"):
         assert text in "\n".join(check_trainer(config))
 
 
