@@ -33,10 +33,15 @@ def read_curve(folder: Path) -> tuple[Ints, Floats] | None:
         return None
     # it greets with a warning when TensorFlow is absent, which it always is here
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    from tensorboard.backend.event_processing.directory_watcher import DirectoryDeletedError
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
-    events.Reload()
+    try:
+        events.Reload()
+    except DirectoryDeletedError:  # what it makes of a file system that fails, too
+        list(folder.iterdir())  # raises the system's own error
+        raise
     tags = events.Tags()[SCALARS]
     tag = next((t for t in ("train/loss", "loss") if t in tags), None)
     if tag is None:

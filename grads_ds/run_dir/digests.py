@@ -49,7 +49,7 @@ def file_digest(file: Path) -> str:
     """sha256 (hex, 64 digits) of a file's content under the rule above. Raises OSError."""
     size = file.stat().st_size
     if size < WHOLE_BELOW:
-        return sha256(file)
+        return sha256_once(file)
     digest = hashlib.sha256(f"{size}:".encode())
     with file.open("rb") as content:
         for block in range(BLOCKS):

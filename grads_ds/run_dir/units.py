@@ -22,7 +22,7 @@ from grads_ds.run_dir.publish import publish_json, sweep
 
 # at every start smaller files are read again, whatever their times say; larger ones when their
 # size or time is another, and by the stage that reads them
-HASHED_BELOW = 64 * 2**20
+HASHED_BELOW = 8 * 2**20
 
 
 def record_file(run_dir: Path, unit: str) -> Path:
