@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,6 +83,27 @@ def test_curves_of_a_resumed_run_are_one_curve(tmp_path: Path) -> None:
     assert curve is not None
     assert curve[0].tolist() == list(range(1, 9))
     assert curve[1] == pytest.approx([2.0 * (0.7 + 0.3 / s**0.5) for s in range(1, 9)], rel=1e-6)
+
+
+def test_a_curve_that_cannot_be_read_is_the_file_systems_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard takes a folder for deleted when the system fails under it."""
+    from tensorboard.backend.event_processing.directory_watcher import DirectoryDeletedError
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from grads_ds.report.run_logs import read_curve
+
+    def stale(*_: object) -> Iterator[Path]:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def gone(*_: object) -> None:
+        monkeypatch.setattr(Path, "iterdir", stale)
+        raise DirectoryDeletedError("has been permanently deleted")
+
+    monkeypatch.setattr(EventAccumulator, "Reload", gone)
+    with pytest.raises(OSError, match="Stale"):
+        read_curve(tmp_path)
 
 
 def test_subsets_of_an_earlier_config_are_not_shown(tmp_path: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
+import pytest
+
+from conftest import REPO
+from grads_ds.run_dir import digests
 from grads_ds.run_dir.digests import WHOLE_BELOW, content_digest
 
 
@@ -26,3 +31,23 @@ def test_a_name_that_is_no_text_has_a_digest(tmp_path: Path) -> None:
     before = content_digest(tmp_path)
     os.rename(tmp_path / os.fsdecode(b"caf\xe9.jsonl"), tmp_path / os.fsdecode(b"caf\xe8.jsonl"))
     assert content_digest(tmp_path) != before
+
+
+def test_a_start_reads_a_model_once_unless_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = digests.sha256
+    monkeypatch.setattr(digests, "sha256", lambda file: (read.append(file.name), real(file))[1])
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"one")
+    first = content_digest(tmp_path)
+    assert content_digest(tmp_path) == first and read == [weights.name]
+    weights.write_bytes(b"two")
+    assert content_digest(tmp_path) != first and len(read) == 2
+
+
+def test_digests_of_outputs_cost_under_2_percent_of_a_stage_on_record() -> None:
+    found = json.loads((REPO / "docs/results/bench_hashes.json").read_text())
+    assert len(found) == 6
+    assert all(stage["outputs"]["percent of the stage"] < 2 for stage in found.values())
