@@ -1,8 +1,8 @@
 """Step `stages`: the product's own stages on this device, and their memory against `plan`.
 
-Prepares a pool of long rows, records, selects, trains and evaluates with ZeRO-3 on one rank, each
-stage in a process of its own through the command line. Peaks of recording and training are held
-against what `grads-ds plan` says of one such device.
+Prepares a pool of long rows, records, selects, trains and evaluates with ZeRO-3 on one rank,
+through the command line; stages that use the device have a process of their own. Peaks of recording
+and training are held against what `grads-ds plan` says of one such device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from step import Step, random_llama, start, world_of_one
 
-STAGES = ("prepare", "probe", "select", "sft", "evaluate", "report")
+# what runs in one process: a stage on the device, and before it what that one reads
+STAGES = (("prepare", "probe"), ("select", "sft"), ("evaluate",), ("report",))
 PLANNED = {"probe": "recording", "sft": "sft"}  # what plan calls them
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -91,8 +92,8 @@ def write_config(step: Step, folder: Path) -> Path:
     return path
 
 
-def run_stage(stage: str, config: str, out: str) -> None:
-    """One stage in this process, then the most memory it held on the device."""
+def run_stages(names: str, config: str, out: str) -> None:
+    """Stages in this process, then the most memory they held on the device."""
     import torch
 
     from grads_ds.cli import main
@@ -105,10 +106,14 @@ def run_stage(stage: str, config: str, out: str) -> None:
         Path(out).write_text(json.dumps({"peak": peak}))
         leave(status)
 
-    os._exit = write_and_leave  # type: ignore[assignment]  # a rank leaves by it, not by returning
-    if stage in ("probe", "sft", "evaluate"):
+    os._exit = write_and_leave  # type: ignore[assignment]
+    *before, last = names.split(",")
+    for name in before:
+        if status := main([name, config]):
+            write_and_leave(status)
+    if last != "report":  # of one rank, which leaves by os._exit
         world_of_one()
-    write_and_leave(main([stage, config]))
+    write_and_leave(main([last, config]))
 
 
 def planned(config: Path) -> dict[str, float]:
@@ -127,9 +132,10 @@ def run(step: Step) -> bool:
     folder.mkdir(exist_ok=True)
     config = write_config(step, folder)
     step.record(planned=planned(config))
-    for stage in STAGES[:4] if step.cpu else STAGES:
+    for names in STAGES[:2] if step.cpu else STAGES:
+        stage = names[-1]
         result, log = folder / f"{stage}.json", folder / f"{stage}.log"
-        command = [sys.executable, __file__, "--stage", stage, str(config), str(result)]
+        command = [sys.executable, __file__, "--stages", ",".join(names), str(config), str(result)]
         began = time.monotonic()
         with log.open("w") as output:
             status = subprocess.run(command, stdout=output, stderr=output).returncode
@@ -146,6 +152,6 @@ def run(step: Step) -> bool:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--stage":
-        run_stage(*sys.argv[2:])
+    if sys.argv[1] == "--stages":
+        run_stages(*sys.argv[2:])
     start(run)

@@ -1,5 +1,5 @@
-"""A small draw of the fault suite: a probe that is struck, once or, in the long one, three times,
-ends with the undisturbed table.
+"""A small draw of the fault suite: a recording that is struck once or, in the long one, a probe
+with its training that is struck three times, ends with the undisturbed table.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from conftest import REPO
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("faults", [1, pytest.param(3, marks=pytest.mark.long)])
-def test_a_probe_that_is_struck_loses_and_doubles_nothing(tmp_path: Path, faults: int) -> None:
+@pytest.mark.parametrize(
+    ("mode", "faults"), [("record", 1), pytest.param("train, record", 3, marks=pytest.mark.long)]
+)
+def test_a_probe_that_is_struck_loses_and_doubles_nothing(
+    tmp_path: Path, mode: str, faults: int
+) -> None:
     command = [
         sys.executable,
         "scripts/faults/suite.py",
@@ -25,7 +29,7 @@ def test_a_probe_that_is_struck_loses_and_doubles_nothing(tmp_path: Path, faults
         "--seed",
         "4",
         "--modes",
-        "train, record",
+        mode,
     ]
     done = subprocess.run(
         [*command, "--output", tmp_path / "said"],
