@@ -16,7 +16,8 @@ from grads_ds.config.text_file import text_of
 from grads_ds.launcher.network import is_loopback
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
-_NAME = re.compile(r"(?:[A-Za-z0-9_.-]+@)?[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
+_LABEL = "[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
+_NAME = re.compile(rf"(?:[A-Za-z0-9_.-]+@)?(?=[^@]{{1,253}}$){_LABEL}(?:\.{_LABEL})*")
 MOST_SLOTS = 1024  # of one host; more is a slip of the pen
 
 
@@ -41,7 +42,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
     Raises UserError listing every line with a problem.
     """
     path = Path(path)
-    lines = text_of(path, "hosts", "a hostfile").splitlines()
+    lines = re.split("\r?\n|\r", text_of(path, "hosts", "a hostfile"))
     hosts: dict[str, Host] = {}
     problems, addresses = [], list[str]()
     for number, raw in enumerate(lines, 1):
@@ -56,7 +57,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
         name, slots = found["name"], found["slots"]
         if not _NAME.fullmatch(name):
             problems.append(f"{where}: {_no_name(name)}")
-        elif name.rpartition("@")[2] in addresses:
+        elif name.rpartition("@")[2].lower() in addresses:  # names know no case
             problems.append(f"{where}: {name} is a duplicate; add its slots up on one line")
         elif not is_number(slots) or not 1 <= int(slots) <= MOST_SLOTS:
             problems.append(
@@ -65,7 +66,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
             )
         else:
             hosts[name] = Host(name, int(slots))
-            addresses.append(hosts[name].address)
+            addresses.append(hosts[name].address.lower())
     problems += [f"hosts: {path}: {text}" for text in _loopback_beside_others(list(hosts.values()))]
     if not hosts and not problems:
         problems.append(f"hosts: {path}: wanted at least one line 'name slots=N'; found none")

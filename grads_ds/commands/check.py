@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from grads_ds.config.errors import UserError, printable, problem
+from grads_ds.config.errors import printable
 from grads_ds.run_dir.digests import sha256
-from grads_ds.run_dir.ownership import MARKER
+from grads_ds.run_dir.ownership import require_run
 from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
 from grads_ds.run_dir.units import damaged_outputs, read_record_file
 from grads_ds.training.checkpoint_mark import altered_files, read_mark
@@ -29,9 +29,7 @@ def add(command: argparse.ArgumentParser) -> None:
 def handle(args: argparse.Namespace) -> int:
     """Print what was read and what is damaged."""
     run_dir: Path = args.run
-    if not (run_dir / MARKER).is_file():
-        found = "none" if run_dir.is_dir() else "nothing there"
-        raise UserError(problem(str(run_dir), f"a run ({MARKER})", found, "give a run_dir"))
+    require_run(run_dir)
     whole, damaged = 0, []
     for what, wrong, files, advice in findings(run_dir):
         whole += files - len(wrong)

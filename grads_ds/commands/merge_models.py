@@ -7,11 +7,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError, nearest, problem
 from grads_ds.config.load import load_config
+from grads_ds.run_dir.digests import content_digest
 from grads_ds.run_dir.layout import MAIN, adapter_folder, model_folder, trained_names
-from grads_ds.run_dir.provenance import RESOLVED
+from grads_ds.run_dir.ownership import new_folder_problems
+from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
 from grads_ds.run_dir.publish import atomic_path
+from grads_ds.run_dir.units import damaged_outputs, read_record
 
 
 def add(command: argparse.ArgumentParser) -> None:
@@ -45,8 +49,7 @@ def handle(args: argparse.Namespace) -> int:
     problems = []
     if not 0 <= args.alpha <= 1:
         problems.append(problem("--alpha", "a number from 0 to 1", f"{args.alpha:g}", "change it"))
-    if args.out.exists():
-        problems.append(problem("--out", "a new folder", f"{args.out}", "give another"))
+    problems += new_folder_problems("--out", args.out)
     if not resolved.is_file():
         problems.append(
             problem("RUN", f"a run's folder with {RESOLVED}", f"{args.run}", "give one")
@@ -62,6 +65,8 @@ def handle(args: argparse.Namespace) -> int:
     elif not source.is_dir():
         fix = "train with sft.adapter: true" if args.adapter else "run: grads-ds sft CONFIG"
         problems.append(problem("merge", f"{source}", "none", fix))
+    else:
+        problems += _changed_since(args.run, config, f"sft/{args.variant}")
     if problems:
         raise UserError(problems)
     from grads_ds.engine.base_folder import base_folder
@@ -80,3 +85,21 @@ def handle(args: argparse.Namespace) -> int:
     kind = "adapter" if args.adapter else "model"
     print(f"merge: {kind} at {args.alpha:g} between {config.model.path} and {source} in {args.out}")
     return 0
+
+
+def _changed_since(run: Path, config: Config, unit: str) -> list[str]:
+    """Problems of what is about to be read: each file is to be as the training `unit` left it, and
+    the base model as it found it.
+    """
+    record = read_record(run, unit)
+    if record is None:
+        wrong = [f"no record that {unit} is finished"]
+    else:
+        wrong = damaged_outputs(run, record, thorough=True)
+        base = content_digest(config.model.path)
+        if base is not None and base != record["inputs"].get("model files", base):
+            wrong.append(f"{config.model.path} with other files than {unit} began from")
+    if not resolved_is_whole(run):
+        wrong.append(f"{RESOLVED} was altered")
+    fix = "run: grads-ds run CONFIG"
+    return [problem("merge", "a run as it was written", found, fix) for found in wrong]

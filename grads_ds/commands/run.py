@@ -9,7 +9,7 @@ from pathlib import Path
 from grads_ds.commands.detach import start_detached
 from grads_ds.commands.options import add_placement, placement, placement_words
 from grads_ds.config.config import Config
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import UserError, problem
 from grads_ds.config.load import load_config
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.flow.execute import execute
@@ -21,6 +21,7 @@ from grads_ds.launcher.job_outcome import DONE
 from grads_ds.launcher.submit import QUEUES, Queue, queue_for
 from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.ownership import claim, run_dir_problems
+from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
 
 
 def add_run(command: argparse.ArgumentParser) -> None:
@@ -119,6 +120,15 @@ def handle(args: argparse.Namespace) -> int:
     return _run_from_shell(args, config)
 
 
+def _overwritten(given: str, run_dir: Path) -> list[str]:
+    """Problems of a config that somebody has written in the place of the run's own copy."""
+    own = run_dir / RESOLVED
+    if not own.is_file() or not own.samefile(given) or resolved_is_whole(run_dir):
+        return []
+    found = f"{given}, changed by hand, which this run writes over"
+    return [problem("CONFIG", "a file of its own", found, "copy it to another name")]
+
+
 def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
     first, last = (args.first, args.last) if args.command == "run" else (args.command, args.command)
     begin, end = STAGE_NAMES.index(first), STAGE_NAMES.index(last)
@@ -138,7 +148,7 @@ def _run_from_shell(args: argparse.Namespace, config: Config) -> int:
         raise UserError([*problems, *_misplaced(queue, args)])
     if misplaced := _misplaced(queue, args):
         raise UserError(misplaced)
-    if problems := run_dir_problems(config.run_dir):
+    if problems := [*run_dir_problems(config.run_dir), *_overwritten(args.config, run_dir)]:
         raise UserError(problems)
     if queue:
         return _hand_over(queue, args, run_dir)

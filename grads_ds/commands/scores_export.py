@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grads_ds.commands.score_tables import prepared_pool, table_file
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import UserError, problem
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,6 +44,7 @@ def export(run: Path, form: str, output: Path | None, with_rows: bool) -> None:
     """
     import pyarrow.parquet as pq
 
+    from grads_ds.run_dir.ownership import owned_by
     from grads_ds.run_dir.publish import atomic_path
 
     file = table_file(run)
@@ -57,6 +58,9 @@ def export(run: Path, form: str, output: Path | None, with_rows: bool) -> None:
                     f"--output: wanted a file in an existing folder; found {output}; give another"
                     " path"
                 )
+            if owner := owned_by(output):
+                found = f"{output}, in {owner}, which the run itself writes"
+                raise UserError(problem("--output", "a file of its own", found, "give another"))
             sink = stack.enter_context(open(stack.enter_context(atomic_path(output)), "wb"))
         first = True
         for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(50_000):

@@ -9,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-from grads_ds.config.errors import UserError, printable
+from grads_ds.config.errors import printable
 from grads_ds.launcher import orphans
 from grads_ds.launcher.job_outcome import DONE, FAILED
 from grads_ds.launcher.timeouts import Timeouts
 from grads_ds.run_dir.lock import lock, lock_holder, request_stop
+from grads_ds.run_dir.ownership import require_run
 
 WAIT_SECONDS = Timeouts.checkpoint + 60.0
 
@@ -35,8 +36,7 @@ def handle(args: argparse.Namespace) -> int:
     """Ask whoever is at work to stop and wait for it: 0 once nobody is, 1 when somebody still is
     after --wait-seconds.
     """
-    if not args.run_dir.is_dir():
-        raise UserError(f"{args.run_dir}: wanted a run directory; found none; give run_dir")
+    require_run(args.run_dir)
     holder = request_stop(args.run_dir)
     if holder is not None:
         who = printable(f"{holder.get('what')} on {holder.get('host')}")

@@ -7,11 +7,12 @@ the tensors with the model's own once torch is there.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
 
-from grads_ds.config.errors import problem
+from grads_ds.config.errors import WRONG_PATH, problem
 
 # the file of a model's weights, or the index of several, in the order transformers looks for them
 _LOADED = (
@@ -20,6 +21,16 @@ _LOADED = (
 )
 _WHERE = "model.path"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json")
+# bits of an element, by the names that safetensors has
+_BITS = (
+    dict.fromkeys(("F4",), 4)
+    | dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6)
+    | dict.fromkeys(("BOOL", "U8", "I8"), 8)
+    | dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+    | dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
+    | dict.fromkeys(("I32", "U32", "F32"), 32)
+    | dict.fromkeys(("C64", "F64", "I64", "U64"), 64)
+)
 _HEAD_LARGEST = 100 * 2**20  # bytes; what safetensors itself allows
 
 
@@ -47,7 +58,7 @@ def check_model(path: str) -> list[str]:
         if file.suffix == ".safetensors":
             try:
                 read_head(file)
-            except ValueError as error:
+            except (ValueError, IsADirectoryError) as error:
                 problems.append(problem(_WHERE, f"weights in {file}", str(error), "copy it anew"))
     return problems
 
@@ -92,24 +103,52 @@ def read_head(file: Path) -> dict[str, Any]:
         if length > min(size - 8, _HEAD_LARGEST):
             raise ValueError("a file that is no safetensors file, or is cut short")
         try:
-            head = json.loads(content.read(length))
+            head = json.loads(content.read(length), object_pairs_hook=_each_once)
             tensors = {name: value for name, value in head.items() if name != "__metadata__"}
-            end = max((value["data_offsets"][1] for value in tensors.values()), default=0)
-        except (ValueError, KeyError, AttributeError, TypeError, IndexError):
+            end = _end_of_tensors(tensors)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError, RecursionError):
             raise ValueError("a head that cannot be read") from None
     if 8 + length + end != size:
         raise ValueError(f"{size} bytes where its head says {8 + length + end}")
     return tensors
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError where it has a key twice, of which readers take different ones."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _end_of_tensors(tensors: dict[str, Any]) -> int:
+    """Bytes that the tensors take, which lie one behind the other without gaps.
+
+    Raises ValueError, KeyError or TypeError where a head says anything else.
+    """
+    end = 0
+    for tensor in sorted(tensors.values(), key=lambda value: value["data_offsets"]):
+        begin, behind = tensor["data_offsets"]
+        shape = tensor["shape"]
+        if begin != end or not all(type(n) is int and n >= 0 for n in (begin, behind, *shape)):
+            raise ValueError("tensors that overlap, or leave a gap")
+        if 8 * (behind - begin) != _BITS[tensor["dtype"]] * math.prod(shape):
+            raise ValueError("a tensor of another size than its shape")
+        end = behind
+    return end
+
+
 def _config_problems(folder: Path) -> list[str]:
     try:
-        json.loads((folder / "config.json").read_bytes())
-    except FileNotFoundError:
-        wanted = f"{folder}/config.json"
-        return [problem(_WHERE, wanted, "none", "give a Hugging Face model folder")]
+        shape = json.loads((folder / "config.json").read_bytes())
+    except WRONG_PATH as error:
+        wanted, found = f"{folder}/config.json", error.strerror or str(error)
+        return [problem(_WHERE, wanted, found, "give a Hugging Face model folder")]
     except ValueError as error:
         return [f"{_WHERE}: {folder}/config.json is not valid JSON ({error}); restore the file"]
+    if not isinstance(shape, dict) or not isinstance(shape.get("model_type"), str):
+        wanted = f"a JSON object with model_type in {folder}/config.json"
+        return [problem(_WHERE, wanted, "none", "give a Hugging Face model folder")]
     return []
 
 
@@ -119,6 +158,9 @@ def _adapter_problems(folder: Path) -> list[str]:
         text = (folder / "adapter_config.json").read_bytes()
     except FileNotFoundError:
         return []
+    except IsADirectoryError:
+        found = f"the folder {folder}/adapter_config.json"
+        return [problem(_WHERE, "a whole model", found, "move it away")]
     try:
         base = json.loads(text).get("base_model_name_or_path")
     except (ValueError, AttributeError):

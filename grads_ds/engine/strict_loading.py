@@ -7,7 +7,9 @@ a warning; under ZeRO-3 (seen with 5.23) without one.
 
 from __future__ import annotations
 
+import pickle
 import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError, problem
 from grads_ds.distributed import ranks
 from grads_ds.engine.model_check import check_model, read_head, weight_files
+from grads_ds.run_dir.storage import raise_if_storage
 from grads_ds.workarounds import without_sharded_loading
 
 SHOWN = 5  # names in one problem; the rest are counted
@@ -75,12 +78,12 @@ def _compare(config: Config, folder: Path) -> None:
     problems = check_model(str(folder))
     if problems:
         raise UserError(problems)
-    given = _shapes(weight_files(folder)[1])
-    remote = config.model.trust_remote_code
-    with without_sharded_loading(), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(folder, trust_remote_code=remote), trust_remote_code=remote
-        )
+    given, twice, kinds = _given(weight_files(folder)[1])
+    model, quantized = _described(config, folder)
+    if twice:  # readers differ on which counts
+        raise UserError(str(_named(folder, "every tensor once", "in two files", twice)))
+    if not quantized:
+        _refuse_integers(folder, model, kinds)
     if _renamed_on_loading(model):
         return  # names in the files are not the model's: transformers' own report is looked at
     prefix = f"{model.base_model_prefix}."
@@ -116,15 +119,75 @@ def _compare(config: Config, folder: Path) -> None:
         raise UserError([text for text in found if text])
 
 
-def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+def _described(config: Config, folder: Path) -> tuple[Any, bool]:
+    """The model that config.json describes, without memory, and whether its weights are packed
+    numbers. Raises UserError where transformers can build none of it.
+    """
+    remote = config.model.trust_remote_code
+    try:
+        with without_sharded_loading(), torch.device("meta"):
+            shape = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=remote)
+    except Exception as error:  # libraries and a model's own code raise anything
+        raise_if_storage(error)
+        reason = " ".join(str(error).split())[:300]
+        found = f"{folder}/config.json, of which it builds none ({type(error).__name__}: {reason})"
+        raise UserError(
+            problem("model.path", "a model that transformers builds", found, "restore the file")
+        ) from error
+    return model, getattr(shape, "quantization_config", None) is not None
+
+
+def _given(files: list[Path]) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, str]]:
+    """(shape of each tensor, names that stand in two files, dtype of each tensor in words)."""
     shapes: dict[str, tuple[int, ...]] = {}
+    twice: list[str] = []
+    kinds: dict[str, str] = {}
     for file in files:
         if file.suffix == ".safetensors":
-            shapes |= {name: tuple(value["shape"]) for name, value in read_head(file).items()}
+            tensors = read_head(file)
+            found = {name: tuple(value["shape"]) for name, value in tensors.items()}
+            kinds |= {name: str(value["dtype"]) for name, value in tensors.items()}
         else:
-            tensors = torch.load(file, map_location="meta", mmap=True, weights_only=True)
-            shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return shapes
+            loaded = _pickled(file)
+            found = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
+            kinds |= {name: str(tensor.dtype) for name, tensor in loaded.items()}
+        twice += found.keys() & shapes.keys()
+        shapes |= found
+    return shapes, twice, kinds
+
+
+def _pickled(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.bin`, without memory where it is a zip file (torch from 1.6 on writes it).
+
+    Raises UserError for anything but tensors by name.
+    """
+    try:
+        mapped = zipfile.is_zipfile(file)
+        loaded = torch.load(file, map_location="meta", mmap=mapped, weights_only=True)
+        return {name: tensor for name, tensor in loaded.items() if tensor.shape is not None}
+    except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
+        raise_if_storage(error)
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            problem("model.path", f"tensors by name in {file}", reason, "copy it anew")
+        ) from error
+
+
+def _refuse_integers(folder: Path, model: Any, kinds: dict[str, str]) -> None:
+    """Raise UserError for integers and complex numbers in the place of a weight: transformers casts
+    them to floating point without a word.
+    """
+    weights = {name for name, value in model.named_parameters() if value.is_floating_point()}
+    wrong = re.compile(r"(torch\.)?(BOOL|[UI]\d+|C\d+|bool|u?int\d+|complex\d+)")
+    found = [
+        f"{name} ({kind})"
+        for name, kind in kinds.items()
+        if wrong.fullmatch(kind) and {name, f"{model.base_model_prefix}.{name}"} & weights
+    ]
+    if found:
+        wanted = "weights in floating point, as its config.json has no quantization_config"
+        raise UserError(str(_named(folder, wanted, "others", found)))
 
 
 def _tied(model: Any) -> dict[str, set[str]]:

@@ -16,6 +16,7 @@ from grads_ds.export import TOOLS
 from grads_ds.export.chosen_rows import chosen_rows
 from grads_ds.export.megatron import write_indexed
 from grads_ds.run_dir.layout import selection_folder
+from grads_ds.run_dir.ownership import new_folder_problems
 from grads_ds.run_dir.publish import atomic_path, sweep
 
 
@@ -30,10 +31,8 @@ def export_subset(config: Config, run_dir: Path, name: str, tool: str, out: Path
             f"export: wanted a finished selection; found no {chosen}; run: grads-ds run CONFIG --to"
             " select"
         )
-    if out.exists():
-        raise UserError(
-            f"export: wanted a new folder; {out} exists; give another --out or remove it"
-        )
+    if problems := new_folder_problems("--out", out):
+        raise UserError(problems)
     rows = list(chosen_rows(chosen, config.data.format))
     if tool != "trl" and any("completion" in row for row in rows):
         raise UserError(

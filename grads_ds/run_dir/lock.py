@@ -89,7 +89,7 @@ def request_stop(run_dir: Path) -> dict[str, Any] | None:
     The holder finds the request within a few seconds and sends itself SIGTERM.
     """
     holder = lock_file.read_holder(run_dir / "lock.json")
-    if lock_holder(run_dir) is None:
+    if lock_holder(run_dir) is None or "token" not in holder:
         return None
     aside = _request(run_dir).with_suffix(f".{uuid.uuid4().hex}")
     aside.write_text(json.dumps({"token": holder["token"], "by": socket.gethostname()}))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
 from pathlib import Path
 
-from grads_ds.config.errors import UserError, problem
+from grads_ds.config.errors import WRONG_PATH, UserError, problem
 from grads_ds.run_dir.publish import publish_json
 
 MARKER = "grads_ds_run.json"
@@ -24,7 +25,12 @@ def run_dir_problems(run_dir: str) -> list[str]:
         return [
             problem("run_dir", "a path as it stands", found, "write it out, ./~ for a real one")
         ]
-    path = Path(given).resolve()
+    try:
+        path = Path(given).resolve()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long, links in a circle
+        found = f"{given[:80]}: {getattr(error, 'strerror', None) or error}"
+        return [problem("run_dir", "a folder that can be made", found, ELSEWHERE)]
     if path in (Path.home().resolve(), Path(path.anchor)):
         return [problem("run_dir", "a folder for this run alone", str(path), ELSEWHERE)]
     above = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -39,6 +45,40 @@ def run_dir_problems(run_dir: str) -> list[str]:
             shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" * (len(others) > 5))
             wanted = f"a new or empty folder, or a run's (with {MARKER})"
             return [problem("run_dir", wanted, f"{path} with {shown}", ELSEWHERE)]
+    return []
+
+
+def require_run(run_dir: Path) -> None:
+    """Raise UserError unless `run_dir` has the marker: other folders are not even looked at."""
+    if not (run_dir / MARKER).is_file():
+        found = "none" if run_dir.is_dir() else "nothing there"
+        raise UserError(problem(str(run_dir), f"a run ({MARKER})", found, "give a run_dir"))
+
+
+def owned_by(path: Path) -> Path | None:
+    """The file or folder of some run that `path` is, or lies in, and that the run may replace."""
+    path = path.absolute()
+    for run_dir in path.parents:
+        if (run_dir / MARKER).is_file():
+            for file in (run_dir / "state").glob("*.owned"):
+                for name in json.loads(file.read_bytes()):
+                    if path.is_relative_to(run_dir / name):
+                        return run_dir / name
+    return None
+
+
+def new_folder_problems(key: str, path: Path) -> list[str]:
+    """Why a command cannot make the folder `path`, its option `key`; one above it may be made."""
+    if path.exists() or path.is_symlink():
+        return [problem(key, "a new folder", f"{path}", "give another or remove it")]
+    if owner := owned_by(path):
+        found = f"{path} in {owner}, which the run replaces"
+        return [problem(key, "a folder of its own", found, "give another")]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (*WRONG_PATH, FileExistsError) as error:
+        found = f"{path}: {error.strerror}"
+        return [problem(key, "a folder that can be made", found, "give another")]
     return []
 
 

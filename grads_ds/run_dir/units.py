@@ -22,6 +22,7 @@ from grads_ds.run_dir.publish import publish_json, sweep
 
 # at every start smaller files are read again, whatever their times say; larger ones when their
 # size or time is another, and by the stage that reads them
+_NO_RECORD = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 HASHED_BELOW = 8 * 2**20
 
 
@@ -44,7 +45,7 @@ def read_record_file(file: Path) -> dict[str, Any] | None:
         record = json.loads(file.read_bytes())
         given = record.pop("record_sha256")
         whole = given == inputs_digest(record) and {"id", "inputs", "outputs"} <= record.keys()
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
+    except (*_NO_RECORD, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
     return record if whole else None
 

@@ -83,6 +83,15 @@ def test_what_is_gone_is_damaged_too(run: Path, capsys: pytest.CaptureFixture[st
     assert "report.html is gone" in capsys.readouterr().out
 
 
+def test_a_folder_in_the_place_of_a_record_is_damage(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "state/report.json").unlink()
+    (run / "state/report.json").mkdir()
+    assert main(["check", str(run)]) == 1
+    assert "report: its record is damaged" in capsys.readouterr().out
+
+
 def test_a_folder_that_is_no_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

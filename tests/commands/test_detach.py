@@ -14,6 +14,7 @@ import pytest
 from grads_ds.cli import main, parser
 from grads_ds.commands import run as run_command
 from grads_ds.commands.detach import LOG, start_detached
+from grads_ds.run_dir.ownership import claim
 from tests.launcher.jobs import left_behind
 
 HOLD = """
@@ -34,6 +35,7 @@ def test_it_works_in_a_session_of_its_own_until_it_is_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "my run"
+    claim(run)
     assert start_detached([sys.executable, "-c", HOLD, str(run)], run) == 0
     said = capsys.readouterr().err
     stop = f"grads-ds stop '{run}'"  # as a shell takes it

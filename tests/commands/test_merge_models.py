@@ -14,7 +14,9 @@ from transformers import AutoModelForCausalLM
 from conftest import make_tiny_model
 from grads_ds.cli import main
 from grads_ds.config.config import Config
+from grads_ds.run_dir.digests import content_digest
 from grads_ds.run_dir.provenance import save_config
+from grads_ds.run_dir.units import mark_done
 from tests.evaluate.test_retention import trained_from
 
 
@@ -26,7 +28,27 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     save_config(config, folder)
     trained_from(base, folder / "sft/model")
+    mark_done(folder, "sft/selected", {"model files": content_digest(base)}, ["sft/model"], 1.0)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("run/sft/model/model.safetensors", "model.safetensors was altered"),
+        ("run/resolved.yaml", "resolved.yaml was altered"),
+        ("run/state/sft.selected.json", "no record that sft/selected"),
+        ("base/model.safetensors", "other files than sft/selected began from"),
+    ],
+)
+def test_what_is_not_as_the_training_left_it_is_not_merged(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, named: str
+) -> None:
+    content = bytearray((tmp_path / file).read_bytes())
+    content[-20] ^= 1
+    (tmp_path / file).write_bytes(content)
+    assert main(["merge", str(run), "--alpha", "0.5", "--out", str(tmp_path / "out")]) == 2
+    assert named in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_merged_model_and_its_card_are_written(run: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from conftest import make_tiny_model
 from grads_ds.config.config import Config
-from grads_ds.engine.model_check import check_model
-from grads_ds.engine.strict_loading import held
+from grads_ds.config.errors import UserError
+from grads_ds.engine.model_check import check_model, read_head
+from grads_ds.engine.strict_loading import check_tensors, held
 from ranks import run_on_ranks
 from tests.training.test_train import make_config
 
@@ -68,6 +69,8 @@ CHANGES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "nan": (lambda t: t[NORM].fill_(float("nan")), f"NaN or infinity: {NORM}"),
     "infinite": (lambda t: t[LAYER][0].fill_(float("inf")), f"NaN or infinity: {LAYER}"),
     "head": (lambda t: t.pop("lm_head.weight"), "missing: lm_head.weight"),
+    "integers": (lambda t: t.update({NORM: torch.ones(32).to(torch.int8)}), f"{NORM} (I8)"),
+    "complex": (lambda t: t.update({NORM: torch.ones(32) * 1j}), f"{NORM} (C64)"),
     "whole": (lambda t: None, "loaded"),
 }
 
@@ -100,6 +103,94 @@ def test_a_folder_is_looked_at_before_anything_is_loaded(tmp_path: Path) -> None
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
     (found,) = check_model(str(folder))
     assert "an adapter" in found and "somebody/else" in found
+
+
+def swapped(head: dict[str, Any]) -> None:
+    head[NORM]["data_offsets"].reverse()
+
+
+HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no shape": lambda h: h[NORM].pop("shape"),
+    "words": lambda h: h[NORM].update(shape=["32"]),
+    "kind": lambda h: h[NORM].update(dtype="F12"),
+    "smaller": lambda h: h[NORM].update(dtype="F16"),
+    "negative": lambda h: h[NORM]["data_offsets"].__setitem__(0, -4),
+    "swapped": swapped,
+    "overlap": lambda h: h[NORM].update(data_offsets=[0, 128]),
+}
+
+
+@pytest.mark.parametrize("change", HEADS)
+def test_a_head_says_where_each_tensor_lies(tmp_path: Path, tiny_model: Path, change: str) -> None:
+    whole = (tiny_model / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    head = json.loads(whole[8 : 8 + length])
+    file = tmp_path / "changed.safetensors"
+
+    def write(text: str) -> None:
+        head = text.encode()
+        file.write_bytes(len(head).to_bytes(8, "little") + head + whole[8 + length :])
+
+    write(json.dumps(head))
+    assert len(read_head(file)) == len(head) - 1
+    twice = json.dumps({NORM: head[NORM]})[1:-1]
+    write(json.dumps(head)[:-1] + ", " + twice + "}")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_head(file)
+    HEADS[change](head)
+    write(json.dumps(head))
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_head(file)
+
+
+def found_by(config: Config) -> str:
+    with pytest.raises(UserError) as caught:
+        check_tensors(config, config.model.path)
+    return str(caught.value)
+
+
+def test_a_tensor_of_two_files_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "a.safetensors", {"format": "pt"})
+    save_file({NORM: tensors[NORM] * 7}, folder / "b.safetensors", {"format": "pt"})
+    names = dict.fromkeys(tensors, "a.safetensors") | {NORM: "b.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    assert f"in two files: {NORM}" in found_by(make_config(folder, tmp_path))
+
+
+def test_a_config_of_which_nothing_can_be_built_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    shape = json.loads((folder / "config.json").read_text())
+    for change in ({"model_type": "nobodys"}, {"num_attention_heads": 0}, {"hidden_size": "x"}):
+        (folder / "config.json").write_text(json.dumps(shape | change))
+        assert "wanted a model that transformers builds" in found_by(make_config(folder, tmp_path))
+    for text in ("[]", "{}", '{"model_type": 3}'):
+        (folder / "config.json").write_text(text)
+        assert "with model_type" in check_model(str(folder))[0]
+    for name in ("config.json", "adapter_config.json", "model.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+    assert len(check_model(str(folder))) == 3
+
+
+def test_weights_of_older_torch_are_read_and_no_pickle_is_run(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    file = folder / "pytorch_model.bin"
+    config = make_config(folder, tmp_path)
+    for zipped in (False, True):
+        torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+        check_tensors(config, folder)
+    torch.save(tensors | {NORM: torch.ones(32, dtype=torch.int8)}, file)
+    assert f"{NORM} (torch.int8)" in found_by(config)
+    file.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "run").encode() + b"'\ntR.")
+    assert "tensors by name" in found_by(config) and not (tmp_path / "run").exists()
+    torch.save([1, 2], file)
+    assert "tensors by name" in found_by(config)
 
 
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])

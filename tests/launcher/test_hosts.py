@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,13 @@ def test_a_slurm_allocation_gives_the_hosts(
         (b"\xe2\x80\xaea slots=1", "is not a host name"),
         (b"-oProxyCommand=x slots=1", "is not a host name"),
         (b"me@ok slots=1", "is a duplicate"),
+        (b"me@OK slots=1", "is a duplicate"),  # names know no case
+        (b"a..b slots=1", "is not a host name"),
+        (b"a" * 64 + b" slots=1", "is not a host name"),
+        (b"a.b" * 100 + b" slots=1", "is not a host name"),
+        (b"a slots=1e3", "whole number from 1 to"),
+        (b"a slots=1\x0bb slots=1", "wanted 'name slots=N'"),  # no line ends to an editor
+        (b"a slots=1\xe2\x80\xa8b slots=1", "wanted 'name slots=N'"),
     ],
 )
 def test_lines_that_would_fail_late_are_named_early(
@@ -130,6 +138,23 @@ def test_lines_that_would_fail_late_are_named_early(
     (tmp_path / "hosts").write_bytes(b"ok slots=2\n" + line + b"\n")
     with pytest.raises(UserError, match=named):
         read_hostfile(tmp_path / "hosts")
+
+
+def test_line_ends_of_other_systems_and_a_mark_in_front(tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfa slots=2\r\nb.c-d\tslots=1\r\n")
+    assert read_hostfile(tmp_path / "hosts") == [Host("a", 2), Host("b.c-d", 1)]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_a_hostfile_is_a_regular_file_of_a_bounded_size(tmp_path: Path, kind: str) -> None:
+    path = Path("/dev/zero") if kind == "device" else tmp_path / "hosts"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "large":
+        with path.open("wb") as file:
+            file.truncate(65 * 2**20)
+    with pytest.raises(UserError, match="hosts: wanted a hostfile"):
+        read_hostfile(path)
 
 
 def test_this_machine_alone_may_be_called_localhost(tmp_path: Path) -> None:

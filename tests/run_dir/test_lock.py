@@ -26,6 +26,7 @@ from grads_ds.config.errors import UserError
 from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
 from grads_ds.run_dir import lock_file, processes
 from grads_ds.run_dir.lock import LOCK_VARIABLE, lock, lock_holder
+from grads_ds.run_dir.ownership import MARKER
 from grads_ds.run_dir.processes import boot_id
 from grads_ds.run_dir.publish import publish_json
 from tests.launcher.faults import told
@@ -193,6 +194,7 @@ def test_a_holder_that_is_asked_to_stop_leaves_in_order(
     """By a signal, or by `grads-ds stop` through the run directory's files alone."""
     from grads_ds.cli import main
 
+    publish_json(tmp_path / MARKER, {})
     process = hold()
     if number:
         process.send_signal(number)
@@ -209,6 +211,7 @@ def test_stop_names_a_holder_that_stays_and_finds_nobody(
 ) -> None:
     from grads_ds.cli import main
 
+    publish_json(tmp_path / MARKER, {})
     assert main(["stop", str(tmp_path)]) == 0 and "nobody" in capsys.readouterr().err
     process = hold()
     process.send_signal(signal.SIGSTOP)
@@ -216,6 +219,18 @@ def test_stop_names_a_holder_that_stays_and_finds_nobody(
     assert "still at work" in capsys.readouterr().err
     assert main(["stop", str(tmp_path / "nowhere")]) == 2
     assert stop.WAIT_SECONDS > 60
+
+
+@pytest.mark.parametrize("age", [0, 86400])
+def test_stop_leaves_a_folder_that_is_no_run_alone(tmp_path: Path, age: int) -> None:
+    """Other tools have files called lock.json, too."""
+    from grads_ds.cli import main
+
+    theirs = tmp_path / "lock.json"
+    theirs.write_text('{"name": "somebody else\'s"}')
+    os.utime(theirs, (time.time() - age,) * 2)
+    assert main(["stop", str(tmp_path)]) == 2
+    assert "somebody" in theirs.read_text() and list(tmp_path.iterdir()) == [theirs]
 
 
 def test_a_lock_that_cannot_be_written_whole_is_none(

@@ -8,7 +8,7 @@ import pytest
 
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
-from grads_ds.run_dir.ownership import MARKER, claim, run_dir_problems
+from grads_ds.run_dir.ownership import MARKER, claim, new_folder_problems, run_dir_problems
 from grads_ds.run_dir.provenance import save_config
 from grads_ds.run_dir.units import begin, mark_done
 
@@ -59,6 +59,26 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("text")
     (found,) = run_dir_problems(str(tmp_path / "run"))
     assert "found the file" in found and (tmp_path / "run").read_text() == "text"
+
+
+def test_names_that_no_system_takes_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "there").symlink_to("back")
+    (tmp_path / "back").symlink_to("there")
+    for given in (tmp_path / "there", tmp_path / "there/run", tmp_path / ("x" * 300)):
+        (found,) = run_dir_problems(str(given))
+        assert found.startswith("run_dir: wanted a folder that can be made")
+
+
+def test_nothing_new_is_put_into_what_a_run_replaces(tmp_path: Path) -> None:
+    claim(tmp_path)
+    begin(tmp_path, "prepare", ["prepared"])
+    (found,) = new_folder_problems("--out", tmp_path / "prepared/mine")
+    assert "which the run replaces" in found
+    assert new_folder_problems("--out", tmp_path / "preparedness/mine") == []
+    for taken in (tmp_path, Path("/dev/null/x")):
+        assert len(new_folder_problems("--out", taken)) == 1
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "a new folder" in new_folder_problems("--out", tmp_path / "link")[0]
 
 
 def test_only_what_a_record_names_is_replaced(tmp_path: Path) -> None:
