@@ -20,6 +20,7 @@ from conftest import REPO
 from grads_ds import scores
 from grads_ds.cli import main
 from grads_ds.commands.scores_compare import _matched
+from grads_ds.run_dir.ownership import MARKER
 from grads_ds.run_dir.publish import publish_json
 
 ROWS = 40
@@ -176,6 +177,8 @@ def test_wrong_words_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     publish_json(tmp_path / "empty/scores/manifest.json", {})
+    publish_json(run / MARKER, {})
+    publish_json(run / "state/probe.record.owned", ["scores"])
     for words, fault in (
         (["show", str(tmp_path / "empty")], "run the probe first"),
         (["show", str(run), "--by", "mlp"], "wanted one of loss, lm_head_grad_norm"),
@@ -184,6 +187,7 @@ def test_wrong_words_are_refused(
             ["export", str(run), "--output", str(tmp_path / "no/where")],
             "wanted a file in an existing folder",
         ),
+        (["export", str(run), "--output", str(run / "scores/x.csv")], "the run itself writes"),
     ):
         assert main(["scores", *words]) == 2
         assert fault in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.run_dir.ownership import MARKER, claim, new_folder_problems, run_dir_problems
-from grads_ds.run_dir.provenance import save_config
+from grads_ds.run_dir.provenance import RESOLVED, save_config
 from grads_ds.run_dir.units import begin, mark_done
 
 
@@ -107,3 +107,19 @@ def test_what_a_killed_attempt_left_is_swept_and_nothing_else(tmp_path: Path) ->
     begin(tmp_path, "unit", ["out"])
     assert [f.name for f in (tmp_path / "out").iterdir()] == [".hidden"]
     assert sorted(f.name for f in tmp_path.iterdir() if f.is_file()) == sorted(names[2:])
+
+
+def test_a_resolved_config_changed_by_hand_is_not_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from grads_ds.cli import main
+
+    run = tmp_path / "run"
+    tree = {"run_dir": str(run), "model": {"path": "m"}, "data": {"train": ["x.jsonl"]}}
+    claim(run)
+    save_config(Config.model_validate(tree), run)
+    own = run / RESOLVED
+    own.write_text("# my notes\n" + own.read_text())
+    before = listing(run)
+    assert main(["select", str(own)]) == 2
+    assert "copy it to another name" in capsys.readouterr().err and listing(run) == before
