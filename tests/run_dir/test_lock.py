@@ -221,18 +221,6 @@ def test_stop_names_a_holder_that_stays_and_finds_nobody(
     assert stop.WAIT_SECONDS > 60
 
 
-@pytest.mark.parametrize("age", [0, 86400])
-def test_stop_leaves_a_folder_that_is_no_run_alone(tmp_path: Path, age: int) -> None:
-    """Other tools have files called lock.json, too."""
-    from grads_ds.cli import main
-
-    theirs = tmp_path / "lock.json"
-    theirs.write_text('{"name": "somebody else\'s"}')
-    os.utime(theirs, (time.time() - age,) * 2)
-    assert main(["stop", str(tmp_path)]) == 2
-    assert "somebody" in theirs.read_text() and list(tmp_path.iterdir()) == [theirs]
-
-
 def test_a_lock_that_cannot_be_written_whole_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

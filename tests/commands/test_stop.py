@@ -1,0 +1,21 @@
+"""`grads-ds stop` ends runs and nothing else."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from grads_ds.cli import main
+
+
+@pytest.mark.parametrize("age", [0, 86400])
+def test_stop_leaves_a_folder_that_is_no_run_alone(tmp_path: Path, age: int) -> None:
+    """Other tools have files called lock.json, too."""
+    theirs = tmp_path / "lock.json"
+    theirs.write_text('{"name": "somebody else\'s"}')
+    os.utime(theirs, (time.time() - age,) * 2)
+    assert main(["stop", str(tmp_path)]) == 2
+    assert "somebody" in theirs.read_text() and list(tmp_path.iterdir()) == [theirs]
