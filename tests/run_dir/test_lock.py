@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 
 from conftest import REPO
-from grads_ds.commands import stop
 from grads_ds.config.errors import UserError
 from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
 from grads_ds.run_dir import lock_file, processes
@@ -217,8 +216,6 @@ def test_stop_names_a_holder_that_stays_and_finds_nobody(
     process.send_signal(signal.SIGSTOP)
     assert main(["stop", str(tmp_path), "--wait-seconds", "1"]) == 1
     assert "still at work" in capsys.readouterr().err
-    assert main(["stop", str(tmp_path / "nowhere")]) == 2
-    assert stop.WAIT_SECONDS > 60
 
 
 def test_a_lock_that_cannot_be_written_whole_is_none(
