@@ -19,7 +19,8 @@ from grads_ds.flow.launch import clear_after_killed_start
 from grads_ds.launcher import orphans
 from grads_ds.launcher.job_status import snapshot
 from grads_ds.launcher.status_text import status_text
-from grads_ds.run_dir.ownership import claim
+from grads_ds.run_dir.ownership import MARKER
+from grads_ds.run_dir.publish import publish_json
 from tests.cluster import Cluster
 from tests.launcher.jobs import left_behind
 
@@ -76,7 +77,7 @@ def test_a_start_after_kill_9_of_the_launcher_waits_for_the_old_ranks(
 @pytest.mark.cluster
 def test_stop_ends_ranks_that_have_no_launcher(hosts: Cluster, tmp_path: Path) -> None:
     killed_launcher(hosts, tmp_path, "openmpi")
-    claim(tmp_path)
+    publish_json(tmp_path / MARKER, {})
     assert main(["stop", str(tmp_path)]) == 0
     assert left_behind(str(tmp_path)) == [] and not (tmp_path / "lock.json").exists()
 
