@@ -150,13 +150,14 @@ def test_an_installed_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Pa
     place = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
     python = place / "bin/python"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps"]
-    subprocess.run([*install, "--no-index", str(wheel)], check=True, timeout=120)
+    words = [*install, "--no-index", str(wheel)]
+    subprocess.run(words, env=environment, check=True, timeout=120)
     # what the package requires, from the environment the tests run in; its own link to the
     # checkout is not followed from here
     (packages,) = place.glob("lib/*/site-packages")
     (packages / "required.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
     def run(*command: str) -> str:
         done = subprocess.run(
