@@ -170,11 +170,10 @@ def test_a_deleted_report_is_really_made_again(job: Path) -> None:
 def test_a_failing_rank_is_the_last_word_and_the_status_tells(job: Path, tmp_path: Path) -> None:
     broken: Any = yaml.safe_load((job / "config.yaml").read_text())
     broken["run_dir"] = str(tmp_path / "broken")
-    broken["model"]["path"] = str(tmp_path / "model")
-    make_tiny_model(tmp_path / "model")
-    shape = json.loads((tmp_path / "model/config.json").read_text())
-    # no check of a folder knows every name of transformers: a rank finds out
-    (tmp_path / "model/config.json").write_text(json.dumps(shape | {"hidden_act": "no such"}))
+    broken["deepspeed"] = str(tmp_path / "broken.json")
+    # no check here knows every value that DeepSpeed takes: a rank finds out
+    settings = {"zero_optimization": {"stage": 3}, "communication_data_type": "no such"}
+    (tmp_path / "broken.json").write_text(json.dumps(settings))
     (job / "broken.yaml").write_text(yaml.safe_dump(broken))
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     result = subprocess.run(
@@ -187,4 +186,4 @@ def test_a_failing_rank_is_the_last_word_and_the_status_tells(job: Path, tmp_pat
     )
     assert result.returncode == 1
     assert "probe: failed first on rank" in result.stderr
-    assert "KeyError" in result.stderr.strip().splitlines()[-1]
+    assert result.stderr.strip().splitlines()[-1].startswith("ValueError: Invalid communication")
