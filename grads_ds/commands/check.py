@@ -1,7 +1,8 @@
 """`grads-ds check RUN`: read every file that a run's records name once more, and say what is
 damaged and what to do about it. Changes nothing.
 
-Reads the run directory alone. Exit status 0 when all is as it was written, 1 otherwise.
+Reads the run directory alone. Exit status 0 when all is as it was written, 1 otherwise. Units that
+were begun and have no record of an end are named; they are no damage.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole
 from grads_ds.run_dir.units import damaged_outputs, read_record_file
 from grads_ds.training.checkpoint_mark import altered_files, read_mark
 
+AGAIN = "grads-ds run CONFIG makes it again, and what follows from it"
 CHECKPOINTS = ("probe/checkpoints", "sft/checkpoints", "sft/variants/*/checkpoints")
 
 
@@ -36,8 +38,18 @@ def handle(args: argparse.Namespace) -> int:
         damaged += [f"{what}: {sentence}; {advice}" for sentence in wrong]
     for sentence in damaged:
         print(printable(f"damaged  {sentence}"))
-    print(f"check: {whole:,} files as they were written, {len(damaged):,} damaged")
+    open_ended = begun(run_dir)
+    for unit in open_ended:
+        print(printable(f"unknown  {unit}: begun, with no record of an end; {AGAIN}"))
+    counts = f"check: {whole:,} files as they were written, {len(damaged):,} damaged"
+    print(counts + (f", units without a record: {len(open_ended):,}" if open_ended else ""))
     return 1 if damaged else 0
+
+
+def begun(run_dir: Path) -> list[str]:
+    """Units that have begun and have no record: unfinished ones, or ones whose record is gone."""
+    files = sorted((run_dir / "state").glob("*.owned"))
+    return [file.stem for file in files if not file.with_suffix(".json").exists()]
 
 
 def findings(run_dir: Path) -> Iterator[tuple[str, list[str], int, str]]:
@@ -46,14 +58,13 @@ def findings(run_dir: Path) -> Iterator[tuple[str, list[str], int, str]]:
     """
     from grads_ds.scores.parts import DIGITS  # pyarrow: slow to import
 
-    again = "grads-ds run CONFIG makes it again, and what follows from it"
     for file in sorted((run_dir / "state").glob("*.json")):
         record = read_record_file(file)
         if record is None:
-            yield file.stem, ["its record is damaged"], 1, again
+            yield file.stem, ["its record is damaged"], 1, AGAIN
         else:
             wrong = damaged_outputs(run_dir, record, thorough=True)
-            yield record["unit"], wrong, len(record["outputs"]), again
+            yield record["unit"], wrong, len(record["outputs"]), AGAIN
     if (run_dir / RESOLVED).is_file():
         wrong = [] if resolved_is_whole(run_dir) else [f"{RESOLVED} was altered"]
         yield "config", wrong, 1, "the next unit that is done writes it again"

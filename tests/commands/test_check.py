@@ -14,7 +14,7 @@ from grads_ds.config.config import Config
 from grads_ds.run_dir.digests import sha256
 from grads_ds.run_dir.ownership import claim
 from grads_ds.run_dir.provenance import save_config
-from grads_ds.run_dir.units import mark_done
+from grads_ds.run_dir.units import begin, mark_done
 from grads_ds.training.checkpoint_mark import write_mark
 
 
@@ -99,3 +99,14 @@ def test_a_folder_that_is_no_run_is_refused(
     (tmp_path / "state/x.json").write_text(json.dumps({}))
     assert main(["check", str(tmp_path)]) == 2
     assert "wanted a run" in capsys.readouterr().err
+
+
+def test_a_unit_whose_record_is_gone_is_named(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It looks like one that was begun and not finished; both are made again."""
+    begin(run, "select/random", ["selection"])
+    assert main(["check", str(run)]) == 0
+    unknown, counts = capsys.readouterr().out.strip().splitlines()
+    assert unknown.startswith("unknown  select.random: begun") and "makes it again" in unknown
+    assert counts.endswith("0 damaged, units without a record: 1")
