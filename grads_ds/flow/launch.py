@@ -37,16 +37,16 @@ def launch(stage: Stage, config: Config, args: argparse.Namespace, place: Placem
     if not due_units(stage, config, run_dir):
         print(f"{stage.name}: done already, nothing to do", flush=True)
         return DONE
-    due = lambda: due_units(stage, config, run_dir)  # noqa: E731
-    return run_on_hosts(
-        stage.name,
-        stage_command(stage.name, args),
-        run_dir,
-        args,
-        # the hosts are looked at each time, all of them: one that was left out may be back
-        lambda: present(config, place, args.elastic, _batches(config, due()), compiled_ops(config)),
-        lambda: bool(due()),
-    )
+
+    def due() -> list[tuple[Unit, str]]:
+        return due_units(stage, config, run_dir)
+
+    def look() -> Placement:
+        batches = _batches(config, due())
+        return present(config, place, args.elastic, batches, compiled_ops(config))
+
+    command = stage_command(stage.name, args)
+    return run_on_hosts(stage.name, command, run_dir, args, look(), look, lambda: bool(due()))
 
 
 def run_on_hosts(
@@ -54,6 +54,7 @@ def run_on_hosts(
     command: Sequence[str],
     run_dir: Path,
     args: argparse.Namespace,
+    place: Placement,
     look: Callable[[], Placement],
     unfinished: Callable[[], bool],
 ) -> int:
@@ -64,16 +65,16 @@ def run_on_hosts(
         command: a rank's command line.
         run_dir: the run's.
         args: how often a failed job is started again.
-        look: looks at the hosts before every start; raises UserError.
+        place: where it is started first; its hosts have been looked at.
+        look: looks at the hosts before a start again, all of them: one that was left out may be
+            back; raises UserError.
         unfinished: whether there is still something to do once every rank ended well.
     """
     log = run_dir / "logs" / f"{name}.log"
     for attempt in range(args.max_restarts + 1):
         try:
-            place = look()
+            place = look() if attempt else place
         except UserError as error:
-            if attempt == 0:
-                raise
             # they were as they must be before, and may be so again: a host that starts takes its
             # time
             outcome = Outcome(

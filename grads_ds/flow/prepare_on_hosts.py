@@ -40,19 +40,22 @@ def prepare_on_hosts(config: Config, args: argparse.Namespace, place: Placement)
     due = due_units(PREPARE, config, run_dir)
     if not due or len(place.hosts) < 2 or not worth_sharing(config):
         return execute(PREPARE, config)
-    unit, each = due[0][0], one_process_each(place)
-    look = lambda: present(config, each, args.elastic)  # noqa: E731
-    hosts = look().hosts
+    unit = due[0][0]
+
+    def look() -> Placement:
+        return present(config, one_process_each(place), args.elastic)
+
+    seen = look()
     begin(run_dir, unit.name, unit.owned)
     if open_shares(config, run_dir, unit.identity):
-        names = ", ".join(host.address for host in hosts)
+        names = ", ".join(host.address for host in seen.hosts)
         print(
-            f"prepare: the pool's blocks are made on {len(hosts)} hosts ({names}); held-out sets"
-            " and data sets of the hub here, where everything is put together",
+            f"prepare: the pool's blocks are made on {len(seen.hosts)} hosts ({names}); held-out"
+            " sets and data sets of the hub here, where everything is put together",
             flush=True,
         )
         command = share_command(args)
-        status = run_on_hosts(PREPARE.name, command, run_dir, args, look, lambda: False)
+        status = run_on_hosts(PREPARE.name, command, run_dir, args, seen, look, lambda: False)
         for share in shares_made(run_dir):
             print(f"prepare: {share}", flush=True)
         if status != DONE:
