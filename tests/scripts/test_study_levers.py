@@ -59,11 +59,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_run(folder / "plain", plain), write_run(folder / "stm", OTHER, BETWEEN)
 
 
-def test_excess_is_over_plains_line_at_the_same_gain_on_every_measure(
-    runs: tuple[Path, Path],
-) -> None:
+@pytest.fixture(scope="module")
+def numbers(runs: tuple[Path, Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is told of both."""
     plain, other = runs
-    models = run_numbers(other, plain, MAIN)["models"]
+    return run_numbers(plain, plain, MAIN), run_numbers(other, plain, MAIN)
+
+
+def test_excess_is_over_plains_line_at_the_same_gain_on_every_measure(
+    numbers: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    models = numbers[1]["models"]
     assert list(models) == [MAIN, "random_25", "full", f"{MAIN}@0.5"]
     for measure in ("kl", "own_loss", "loss"):
         wanted = {MAIN: -0.015, "random_25": 0.030, f"{MAIN}@0.5": -0.010}
@@ -72,14 +78,15 @@ def test_excess_is_over_plains_line_at_the_same_gain_on_every_measure(
             assert value == pytest.approx(excess, abs=2e-3) and low <= value <= high
             assert (high < 0) == (excess < 0)
         assert models["full"][f"{measure}_excess"] == [None, None, None]
-    own = run_numbers(plain, plain, MAIN)["models"]
+    own = numbers[0]["models"]
     assert own[MAIN]["kl_excess"][0] == pytest.approx(0, abs=2e-3)
     assert {name for name in own if own[name].get("on_line")} == set(LINE)
 
 
-def test_gain_and_divergence_are_the_weighted_means_of_the_rows(runs: tuple[Path, Path]) -> None:
-    plain, other = runs
-    found = run_numbers(other, plain, MAIN)["models"][MAIN]
+def test_gain_and_divergence_are_the_weighted_means_of_the_rows(
+    runs: tuple[Path, Path], numbers: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    other, found = runs[1], numbers[1]["models"][MAIN]
     own = pq.read_table(other / rows_file("selected", OWN)).to_pydict()
     tokens = np.array(own["kl_positions"], float)
     values = np.array(own["kl_sum"]) / tokens
@@ -88,15 +95,16 @@ def test_gain_and_divergence_are_the_weighted_means_of_the_rows(runs: tuple[Path
     assert found["gain"][0] == pytest.approx(0.24, abs=1e-3)
 
 
-def test_the_choice_is_told_with_its_audit_and_its_excess_there(runs: tuple[Path, Path]) -> None:
-    plain, other = runs
-    best = run_numbers(other, plain, MAIN)["best"]
+def test_the_choice_is_told_with_its_audit_and_its_excess_there(
+    runs: tuple[Path, Path], numbers: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    other, best = runs[1], numbers[1]["best"]
     assert (best["chosen"], best["kept"], best["unlimited"]) == (MAIN, True, "full")
     choice = json.loads((other / "best/choice.json").read_text())
     assert best["audit"][0] == round(choice["audit"]["forgetting"], 4)
     assert best["audit_rows"] == choice["audit"]["rows"] > 0
     assert best["audit_excess"][2] < 0
-    own = run_numbers(plain, plain, MAIN)
+    own = numbers[0]
     assert own["best"]["chosen"] in LINE and own["best"]["audit_excess"] == [0.0, 0.0, 0.0]
     assert "nothing fits" not in str(own["verdict"]).lower() and own["verdict"]
 
