@@ -173,9 +173,9 @@ def _candidates(evaluation: Json, run: Path, measure: str) -> Candidates:
 
 
 def as_json(results: Mapping[str, Any]) -> str:
-    """Indented, but with a list of numbers on one line."""
+    """Indented, but with what holds no more objects on one line."""
     text = json.dumps(results, indent=1, allow_nan=False)
-    return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+    return re.sub(r"\{[^{}]*\}", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def main() -> None:

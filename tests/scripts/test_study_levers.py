@@ -142,7 +142,7 @@ def test_finished_runs_alone_are_gathered_and_tell_their_tables(
     assert f"best/model: {MAIN}" in text and f"{MAIN}@0.5" in text
     written = as_json(found)
     assert json.loads(written) == json.loads(json.dumps(found))
-    assert len(written.splitlines()) < 600  # not a line for each number
+    assert len(written.splitlines()) < 150  # not a line for each number
 
 
 def run_of(footing: str, kept: bool | None, excess: float | None, kl: float) -> dict[str, Any]:
