@@ -160,8 +160,7 @@ def test_a_row_is_as_good_as_the_signal_that_thinks_least_of_it() -> None:
     order = guided(table, SelectConfig(method="guided", spread="reference"), 0).preference
     lengths = table.floats("num_target_tokens")
     worst = np.minimum(
-        1 - within_length(ifd, lengths, ifd, lengths),
-        within_length(near, lengths, near, lengths),
+        1 - within_length(ifd, lengths, ifd, lengths), within_length(near, lengths, near, lengths)
     )
     np.testing.assert_allclose(order, worst, atol=1e-6)
 
