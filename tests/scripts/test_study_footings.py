@@ -43,7 +43,8 @@ def study_of(tmp_path: Path, **trainings: dict[str, Any]) -> Study:
     """The study's file with one footing for each training."""
     given = read(REPO / "configs/study/forgetting.yaml")
     sft = {name: Footing(equal="epochs", sft=s, budgets=[0.25]) for name, s in trainings.items()}
-    return given.model_copy(update={"out": str(tmp_path), "footings": sft})
+    methods = {name: given.methods[name] for name in ("guided", "random")}
+    return given.model_copy(update={"out": str(tmp_path), "footings": sft, "methods": methods})
 
 
 class Runner:
