@@ -17,6 +17,7 @@ from grads_ds import cli
 from grads_ds.commands import export
 from grads_ds.config.config import Config
 from grads_ds.config.errors import StoppedBySignal
+from grads_ds.distributed import heartbeat
 from grads_ds.run_dir.digests import sha256
 from grads_ds.training.checkpoint_mark import read_mark, write_mark
 from ranks import run_on_ranks
@@ -119,3 +120,26 @@ def test_the_command_ends_with_143(
     monkeypatch.setattr(export, "handle", stopped)
     assert cli.main(["export", "c.yaml", "--to", "trl", "--out", "x"]) == 143
     assert "checkpoint-3 is written; start it again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_supervised_rank_that_is_signalled_itself_is_told(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Slurm signals every process of a step, whoever started it."""
+    from grads_ds.training.stop_signal import StopSignal
+
+    state: Any = None
+    ended: list[int] = []
+    monkeypatch.setattr(heartbeat, "supervised", lambda: True)
+    before = signal.signal(number, lambda *_: ended.append(number))
+    try:
+        stop = StopSignal()
+        stop.on_train_begin(state, state, state)
+        os.kill(os.getpid(), number)
+        assert stop._told == 1 and not ended
+        stop.on_train_end(state, state, state)
+        os.kill(os.getpid(), number)
+        assert ended == [number]
+    finally:
+        signal.signal(number, before)
