@@ -34,8 +34,8 @@ class UserError(Exception):
 
 
 class StoppedBySignal(Exception):
-    """A signal asked this process to end and it has kept what it had; exit status `status`: 143, and
-    129 after SIGHUP.
+    """A signal asked this process to end and it has kept what it had. `status`: 143, 129 after
+    SIGHUP.
     """
 
     def __init__(self, text: str, status: int = 143):
