@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import REPO
 from grads_ds.config.config import Config
 from grads_ds.flow.stages import STAGES, Unit, due_units
 from grads_ds.run_dir.units import mark_done
+from tests import forked_ranks
 
 ROWS = 48
 
@@ -47,7 +47,7 @@ def free_port() -> int:
 
 def call(folder: Path, *arguments: str) -> str:
     environment = os.environ | {
-        "PYTHONPATH": str(REPO),
+        "PYTHONPATH": forked_ranks.python_path(),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
     }
