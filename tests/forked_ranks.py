@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import platform
 import runpy
 import select
 import shutil
@@ -131,6 +132,7 @@ def _enter(pid: int) -> None:
 def _become(asked: dict[str, Any], files: list[int]) -> None:
     """In the fork: the rank's place, files, signals and arguments; then run it."""
     os.setsid()
+    platform._uname_cache = None  # type: ignore[attr-defined]  # the server's host
     # multiprocessing starts afresh: its files of the server are closed here
     multiprocessing.process._parent_process = None  # type: ignore[attr-defined]
     tracker = multiprocessing.resource_tracker._resource_tracker  # type: ignore[attr-defined]
