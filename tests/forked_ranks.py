@@ -1,5 +1,6 @@
 """Ranks that a real launcher starts, without their imports (six seconds of a processor each): a
-server that has imported what ranks need forks them.
+server that has imported what ranks need forks them. With FORK_ALL in the environment, so are all
+scripts and modules that Python is started with.
 
 Everything else is real: the launcher, its supervisors, hosts, signals, and what a rank runs. Tests
 of what stands or falls with a rank's own interpreter start it themselves.
@@ -149,14 +150,33 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
     sys.path[:] = [asked["cwd"], *asked["path"]]
-    sys.argv = ["grads_ds", *asked["words"]]
     sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+    _set_allocator()
     status = 1
     try:
-        runpy.run_module("grads_ds", run_name="__main__", alter_sys=True)
+        _run(asked["words"])
+        status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         traceback.print_exc()
+    atexit._run_exitfuncs()
     sys.stdout.flush()
     os._exit(status)
+
+
+def _run(words: list[str]) -> None:
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = words, str(Path(words[0]).absolute().parent)
+        runpy.run_path(words[0], run_name="__main__")
+
+
+def _set_allocator() -> None:
+    """What the C library reads from the environment as a process starts."""
+    libc = ctypes.CDLL(None)
+    for number, name in ((-3, "MMAP_THRESHOLD_"), (-1, "TRIM_THRESHOLD_"), (-2, "TOP_PAD_")):
+        if value := os.environ.get(f"MALLOC_{name}"):
+            libc.mallopt(number, min(int(value), 2**31 - 1))

@@ -45,12 +45,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def call(folder: Path, *arguments: str) -> str:
+def call(folder: Path, *arguments: str, **variables: str) -> str:
     environment = os.environ | {
         "PYTHONPATH": forked_ranks.python_path(),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
-    }
+    } | variables
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

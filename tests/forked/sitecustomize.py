@@ -1,9 +1,10 @@
 """Python imports this as it starts where tests/forked_ranks.py has put it on the path: a rank
-(`python -m grads_ds STAGE ...` that a launcher has given a RANK) is then run by a process forked
-from a server that has done the imports, and this one stands for it.
+(`python -m grads_ds STAGE ...` or a script that a launcher has given a RANK), and with FORK_ALL in
+the environment every script and module, is then run by a process forked from a server that has done
+the imports, and this one stands for it.
 
 It hands over its arguments, environment and open files, forwards signals, dies as the fork dies,
-and the fork dies with it. A rank that the server does not take is run here, as is all else.
+and the fork dies with it. What the server does not take is run here, as is all else.
 """
 
 import os
@@ -13,11 +14,16 @@ _SOCKET = os.path.join(os.path.dirname(os.path.abspath(__file__)), "socket")
 
 
 def _words() -> list[str]:
-    """The rank's own arguments; none where this process is no rank."""
+    """`-m MODULE` or a script, and its arguments; nothing where this process is to run itself."""
     words = sys.orig_argv[1:]
     if words[:1] == ["-u"]:
         words = words[1:]
-    return words[2:] if words[:2] == ["-m", "grads_ds"] and "RANK" in os.environ else []
+    if "LD_PRELOAD" in os.environ:  # a fork has no library of its own
+        return []
+    ours = words[:2] == ["-m", "grads_ds"] or (bool(words) and words[0].endswith(".py"))
+    if "FORK_ALL" in os.environ:
+        return words if ours or words[:1] == ["-m"] else []
+    return words if ours and "RANK" in os.environ else []
 
 
 def _files() -> list[int]:
