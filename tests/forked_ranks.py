@@ -150,7 +150,7 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
     sys.path[:] = [asked["cwd"], *asked["path"]]
-    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     _set_allocator()
     status = 1
     try:

@@ -46,11 +46,15 @@ def free_port() -> int:
 
 
 def call(folder: Path, *arguments: str, **variables: str) -> str:
-    environment = os.environ | {
-        "PYTHONPATH": forked_ranks.python_path(),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-    } | variables
+    environment = (
+        os.environ
+        | {
+            "PYTHONPATH": forked_ranks.python_path(),
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+        }
+        | variables
+    )
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -74,9 +74,7 @@ def prepare_and_probe(folder: Path) -> None:
         stage(name, config)
 
 
-def call(
-    command: list[str], folder: Path, **variables: str
-) -> subprocess.CompletedProcess[str]:
+def call(command: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run without any variable that the tests set, `variables` apart; the working folder alone
     leads to this source tree.
     """
@@ -109,7 +107,9 @@ def deepspeed(
     lines = hosts.hostfile.read_text().splitlines(keepends=True)[:count]
     (folder / "hostfile").write_text("".join(lines))
     command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfile", *options]
-    return call(hosts.on(1, *command, "--module", "grads_ds", "probe", "config.yaml"), folder, **variables)
+    return call(
+        hosts.on(1, *command, "--module", "grads_ds", "probe", "config.yaml"), folder, **variables
+    )
 
 
 def forked() -> dict[str, str]:
