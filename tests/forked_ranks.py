@@ -150,7 +150,9 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
     sys.path[:] = [asked["cwd"], *asked["path"]]
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(number, mode, buffering=1) for number, mode in enumerate(("r", "w", "w"))
+    )
     _set_allocator()
     status = 1
     try:
