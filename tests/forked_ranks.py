@@ -16,6 +16,7 @@ import multiprocessing
 import multiprocessing.resource_tracker
 import os
 import platform
+import resource
 import runpy
 import select
 import shutil
@@ -31,6 +32,7 @@ from typing import Any
 from tests import ranks  # whose server it is
 
 STAND_IN = Path(__file__).with_name("forked") / "sitecustomize.py"
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 _NAMESPACES = ("uts", "ipc", "net", "pid", "mnt")  # of the host where a rank was started
 
 
@@ -83,6 +85,8 @@ def _keep_watch(line: socket.socket) -> None:
     pid, uid, _ = struct.unpack("3i", line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     assert uid == os.getuid(), f"user {uid} asks for a rank of user {os.getuid()}"
     os.sched_setaffinity(0, os.sched_getaffinity(pid))
+    for limit in _LIMITS:
+        resource.setrlimit(limit, resource.prlimit(pid, limit))
     _enter(pid)
     rank = os.fork()
     if rank == 0:
@@ -138,8 +142,8 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     multiprocessing.process._parent_process = None  # type: ignore[attr-defined]
     tracker = multiprocessing.resource_tracker._resource_tracker  # type: ignore[attr-defined]
     tracker._fd = tracker._pid = None
-    high = [os.dup2(number, 500 + i, inheritable=False) for i, number in enumerate(files)]
-    os.closerange(0, 500)
+    high = [os.dup2(number, 200 + i, inheritable=False) for i, number in enumerate(files)]
+    os.closerange(0, 200)
     for kept, number in zip(high, asked["files"], strict=True):
         os.dup2(kept, number)
         os.close(kept)

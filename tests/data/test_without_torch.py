@@ -23,7 +23,8 @@ COMMAND = (
 )
 WORKER = (
     "import sys; from grads_ds.config.load import load_config;"
-    " from grads_ds.data.crew import start; start(load_config('config.yaml')); sys.exit(100 * ('torch' in sys.modules))"
+    " from grads_ds.data.crew import start; start(load_config('config.yaml'));"
+    " sys.exit(100 * ('torch' in sys.modules))"
 )
 
 

@@ -90,7 +90,14 @@ def write_config(folder: Path, model: Path, pool: Path, **sections: dict[str, ob
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.parametrize("changes", [(), (LORA, "sft.learning_rate=0.05")], ids=["full", "lora"])
+# adapters on two sharded ranks: test_train.py
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param((), id="full"),
+        pytest.param((LORA, "sft.learning_rate=0.05"), id="lora", marks=pytest.mark.long),
+    ],
+)
 def test_a_small_model_learns_on_two_hosts_what_it_learns_in_one_process(
     hosts: Cluster, tmp_path: Path, changes: tuple[str, ...]
 ) -> None:
