@@ -3,8 +3,8 @@ exit statuses. Only the file of the command that is given is imported, so that -
 once.
 
 Exit status: 0 done; 2 the user's input is wrong (every problem listed); 7 no space left, 8 the file
-system failed; 143 stopped by a signal; 1 anything else, with the first failing rank's own error
-last. docs/launcher.md has them all. No torch import here.
+system failed; 143, 129 stopped by a signal; 1 anything else, with the first failing rank's own
+error last. docs/launcher.md has them all. No torch import here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from grads_ds.config.errors import StoppedBySignal, UserError, printable
 from grads_ds.config.printable_output import printable_output
 from grads_ds.distributed import heartbeat, ranks
 from grads_ds.export import TOOLS
-from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS, STOPPED
+from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS
 from grads_ds.run_dir.lock import LostLockError
 from grads_ds.run_dir.storage import storage_status
 
@@ -105,7 +105,7 @@ def _main(argv: Sequence[str] | None) -> int:
     except StoppedBySignal as told:
         if ranks.launched_rank() == 0:
             print(f"grads-ds: {told}; start it again to go on from there", file=sys.stderr)
-        status = STOPPED
+        status = told.status
     except LostLockError as error:
         print(f"grads-ds: {error}", file=sys.stderr)
         status = LOCK_LOST

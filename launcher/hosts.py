@@ -13,7 +13,7 @@ from pathlib import Path
 
 from grads_ds.config.errors import UserError
 from grads_ds.config.text_file import text_of
-from grads_ds.launcher.network import is_loopback
+from grads_ds.launcher.network import ipv4_read, is_loopback
 
 _LINE = re.compile(r"(?P<name>\S+)\s+slots=(?P<slots>\S+)")
 _LABEL = "[A-Za-z0-9](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
@@ -55,9 +55,16 @@ def read_hostfile(path: str | Path) -> list[Host]:
             problems.append(f"{where}: wanted 'name slots=N'; found {line!r}")
             continue
         name, slots = found["name"], found["slots"]
+        given = name.rpartition("@")[2].lower()  # names know no case
+        address = (_NAME.fullmatch(name) and ipv4_read(given)) or given
+        if address != given:
+            problems.append(
+                f"{where}: wanted an IPv4 address as four numbers without leading zeros; found"
+                f" {given}, which is read as {address}; write the one that is meant"
+            )
         if not _NAME.fullmatch(name):
             problems.append(f"{where}: {_no_name(name)}")
-        elif name.rpartition("@")[2].lower() in addresses:  # names know no case
+        elif address in addresses:
             problems.append(f"{where}: {name} is a duplicate; add its slots up on one line")
         elif not is_number(slots) or not 1 <= int(slots) <= MOST_SLOTS:
             problems.append(
@@ -66,7 +73,7 @@ def read_hostfile(path: str | Path) -> list[Host]:
             )
         else:
             hosts[name] = Host(name, int(slots))
-            addresses.append(hosts[name].address.lower())
+            addresses.append(address)
     problems += [f"hosts: {path}: {text}" for text in _loopback_beside_others(list(hosts.values()))]
     if not hosts and not problems:
         problems.append(f"hosts: {path}: wanted at least one line 'name slots=N'; found none")

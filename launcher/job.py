@@ -36,6 +36,7 @@ from grads_ds.launcher.rendezvous import INTERFACES
 from grads_ds.launcher.reporting import Reporter
 from grads_ds.launcher.timeouts import Timeouts
 from grads_ds.launcher.watch import RUNNER_SECONDS, JobMonitor
+from grads_ds.run_dir.publish import make_folder
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -181,10 +182,11 @@ def _backend_job(folder: Path, place: Placement, environment: dict[str, str]) ->
 
 
 def _new_folder(parent: Path) -> Path:
+    make_folder(parent)
     stamp = time.strftime("%Y-%m-%dT%H.%M.%S")
     for name in (stamp, *(f"{stamp}.{number}" for number in range(1, 100))):
         with contextlib.suppress(FileExistsError):
-            (parent / name).mkdir(parents=True)
+            (parent / name).mkdir()
             return (parent / name).resolve()
     raise FileExistsError(f"{parent}/{stamp}: a hundred jobs in one second")
 

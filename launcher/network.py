@@ -90,6 +90,16 @@ def is_loopback(address: str) -> bool:
     return found.is_loopback or found.is_unspecified
 
 
+def ipv4_read(name: str) -> str | None:
+    """The address that the system's resolver reads a name of numbers as: 01.2.772, 0x1020304 and
+    16909060 are 1.2.3.4, 010.2.3.4 is 8.2.3.4; None for a name that is looked up.
+    """
+    try:
+        return socket.inet_ntoa(socket.inet_aton(name))
+    except OSError:
+        return None
+
+
 def loopback() -> str | None:
     """The loopback interface of this host; None when there is none with an address."""
     interfaces = (interface for _, interface in socket.if_nameindex())

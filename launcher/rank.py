@@ -178,7 +178,8 @@ class Supervisor:
         # how it ended
         self._listen()
         self._end()
-        if status in (128 + signal.SIGTERM, -signal.SIGTERM) and not self.stopping:
+        told = (128 + signal.SIGTERM, -signal.SIGTERM, -signal.SIGUSR1)
+        if status in told and not self.stopping:
             self.stopping = f"SIGTERM or SIGUSR1 to the rank itself on {socket.gethostname()}"
         state = "done" if status == 0 else "stopped" if self.stopping else "failed"
         self.record |= {"state": state, "status": status, "ended": time.time()}

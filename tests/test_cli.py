@@ -92,6 +92,7 @@ BAD = {
     "a file of an unknown kind": (lambda: f"data.train=[{write('rows.xyz', 'a')}]", "rows.xyz"),
     "no held-out file": (lambda: "data.validation={domain: nothing.jsonl}", "nothing.jsonl"),
     "a model that is not there": (lambda: "model.path=./absent-model", "absent-model"),
+    "a hub model that is not there": (lambda: "model.path=nobody/nothing", "nobody/nothing"),
     "a model without weights": (lambda: f"model.path={bare_model()}", "weights"),
     "a budget of 0": (lambda: "select.budget=0", "select.budget"),
     "a budget of 7.5": (lambda: "select.budget=7.5", "select.budget"),

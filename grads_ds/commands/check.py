@@ -70,7 +70,9 @@ def findings(run_dir: Path) -> Iterator[tuple[str, list[str], int, str]]:
         yield "config", wrong, 1, "the next unit that is done writes it again"
     parts = sorted((run_dir / "scores").glob("part-*.parquet"))
     wrong = [
-        f"{file.name} was altered" for file in parts if sha256(file)[:DIGITS] != file.stem[-DIGITS:]
+        f"{file.name} was altered"
+        for file in parts
+        if not file.is_file() or sha256(file)[:DIGITS] != file.stem[-DIGITS:]
     ]
     yield "scores", wrong, len(parts), "the next probe sets it aside and scores its samples again"
     for pattern in CHECKPOINTS:

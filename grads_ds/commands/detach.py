@@ -17,6 +17,7 @@ from pathlib import Path
 from grads_ds.config.errors import printable
 from grads_ds.launcher.job_outcome import DONE, FAILED
 from grads_ds.run_dir.lock import lock_holder
+from grads_ds.run_dir.publish import make_folder
 
 LOG = "logs/detached.log"
 START_SECONDS = 120.0  # from its start until it holds the run directory
@@ -29,7 +30,7 @@ def start_detached(command: Sequence[str], run_dir: Path) -> int:
     at work after START_SECONDS, which leaves it alone.
     """
     path = run_dir / LOG
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with open(path, "ab") as log:
         began = log.tell()
         process = subprocess.Popen(

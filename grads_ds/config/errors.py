@@ -34,7 +34,13 @@ class UserError(Exception):
 
 
 class StoppedBySignal(Exception):
-    """A signal asked this process to end and it has kept what it had; exit status 143."""
+    """A signal asked this process to end and it has kept what it had. `status`: 143, 129 after
+    SIGHUP.
+    """
+
+    def __init__(self, text: str, status: int = 143):
+        super().__init__(text)
+        self.status = status
 
 
 def problem(where: str, wanted: str, found: str, fix: str) -> str:

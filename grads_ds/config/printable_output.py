@@ -12,8 +12,7 @@ from typing import Any
 
 from grads_ds.config.errors import printable
 
-# progress bars return to the begin of their line; tables colour theirs, where it is a terminal
-_RETURN, _COLOUR = re.compile("(\r)"), re.compile("(\r|\x1b\\[[0-9;]*m)")
+_RETURN = re.compile("(\r)")  # progress bars return to the begin of their line
 
 
 class _Printable:
@@ -21,11 +20,10 @@ class _Printable:
 
     def __init__(self, stream: Any):
         self._stream = stream
-        self._kept = _COLOUR if stream.isatty() else _RETURN
 
     def write(self, text: str) -> int:
         """Write the text, printable. Raises what the stream raises."""
-        parts = self._kept.split(text)  # every second one is kept as it is
+        parts = _RETURN.split(text)  # every second one is kept as it is
         self._stream.write("".join(p if i % 2 else printable(p) for i, p in enumerate(parts)))
         return len(text)
 

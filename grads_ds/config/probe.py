@@ -90,7 +90,7 @@ class ProbeConfig(TrainingConfig):
         1, ge=1, le=8, description="extras prompt_gain: other rows' prompts that each row is put to"
     )
     contrast_rows: int = Field(
-        64, ge=2, description="extras contrast, hidden: pool rows behind the pool's mean, drawn"
+        256, ge=2, description="extras contrast, hidden: pool rows behind the pool's mean, drawn"
     )
     controls: float = Field(
         0.0,

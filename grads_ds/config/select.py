@@ -113,7 +113,7 @@ class SelectConfig(Record):
     spread: Literal["rank", "reference", "random", "density"] = Field(
         "rank",
         description=(
-            "guided: order of what the filters leave: by the ranks of the signals that see, by"
+            "guided: order of what the filters leave: by the worst rank on the signals that see, on"
             " these and nearness to probe.anchor (rows unlike its rows are rejected), at random, or"
             " drawn by density"
         ),

@@ -124,18 +124,33 @@ def _described(config: Config, folder: Path) -> tuple[Any, bool]:
     numbers. Raises UserError where transformers can build none of it.
     """
     remote = config.model.trust_remote_code
+    fix = "restore the file"
     try:
         with without_sharded_loading(), torch.device("meta"):
             shape = AutoConfig.from_pretrained(folder, trust_remote_code=remote)
             model = AutoModelForCausalLM.from_config(shape, trust_remote_code=remote)
+        packing = getattr(shape, "quantization_config", None)
+        if packing is not None:
+            fix = "install what it asks for, or give the model in floating point"
+            _look_at_quantizer(packing, getattr(torch, config.model.dtype))
     except Exception as error:  # libraries and a model's own code raise anything
         raise_if_storage(error)
         reason = " ".join(str(error).split())[:300]
         found = f"{folder}/config.json, of which it builds none ({type(error).__name__}: {reason})"
         raise UserError(
-            problem("model.path", "a model that transformers builds", found, "restore the file")
+            problem("model.path", "a model that transformers builds", found, fix)
         ) from error
-    return model, getattr(shape, "quantization_config", None) is not None
+    return model, packing is not None
+
+
+def _look_at_quantizer(packing: Any, dtype: torch.dtype) -> None:
+    """Raise what transformers has against weights of this `quantization_config`: a method it does
+    not know, whose weights it would take for plain ones, a package or a device that is not here.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    quantizer = AutoHfQuantizer.from_config(packing, pre_quantized=True)
+    quantizer.validate_environment(device_map=None, weights_only=True, dtype=dtype)
 
 
 def _given(files: list[Path]) -> tuple[dict[str, tuple[int, ...]], list[str], dict[str, str]]:

@@ -12,6 +12,7 @@ from grads_ds.flow.unit_inputs import Unit
 from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.ownership import claim
 from grads_ds.run_dir.provenance import RESOLVED, resolved_is_whole, save_config
+from grads_ds.run_dir.publish import refuse_folders
 from grads_ds.run_dir.units import begin, mark_done
 
 
@@ -62,6 +63,7 @@ def _execute_here(stage: Stage, config: Config, run_dir: Path) -> None:
 
 def _announce(stage: Stage, config: Config, run_dir: Path) -> list[str]:
     check_upstream(stage, config, run_dir)
+    refuse_folders(run_dir / RESOLVED)
     if not resolved_is_whole(run_dir):
         print(f"{run_dir / RESOLVED} was altered: written again from the config given", flush=True)
         save_config(config, run_dir)

@@ -1,7 +1,7 @@
 """A gathered run -> the page's HTML: the headline, then one section after the other.
 
-Everything the rows or the config say is escaped by the templates. To add a section, write its
-function (run, outcome) -> values and its template, and give it a line in `SECTIONS`.
+Everything the rows or the config say is escaped by the templates, and printable. To add a section,
+write its function (run, outcome) -> values and its template, and give it a line in `SECTIONS`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from grads_ds.config.errors import printable
 from grads_ds.report import sections
 from grads_ds.report.number_words import FILTERS, percent, signed
 from grads_ds.report.outcome import Outcome, outcome_of
@@ -74,7 +75,7 @@ def render(run: Run) -> str:
         filled.append({"id": section.name, "title": section.title, "body": body})
     main = run.subsets[0]
     script = Markup(source(environment, "rows.js"))
-    return environment.get_template("page.html").render(
+    page = environment.get_template("page.html").render(
         name=run.run_dir.resolve().name,
         run_dir=run.run_dir,
         model=(run.config.get("model") or {}).get("path", "?"),
@@ -86,6 +87,7 @@ def render(run: Run) -> str:
         script=script,
         allowed=allowed_by_digest(script),
     )
+    return printable(page)
 
 
 def source(environment: Environment, name: str) -> str:

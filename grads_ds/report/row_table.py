@@ -120,9 +120,12 @@ def _within(block: Mapping[str, Any], texts: list[str]) -> tuple[Markup, int]:
 
 
 def as_data(value: Any) -> Markup:
-    """JSON that can stand in a <script> element: no character of it is one that HTML acts on."""
+    """JSON that can stand in a <script> element: no character of it is one that HTML or whoever
+    reads the page acts on.
+    """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":  # they occur inside strings alone
+    acted_on = {c for c in set(text) if c in "<>&" or printable(c) != c}
+    for character in acted_on:  # they occur inside strings alone
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)
 

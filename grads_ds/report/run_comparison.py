@@ -18,9 +18,16 @@ from grads_ds.report.outcome import Difference, Outcome, outcome_of, paired_inte
 from grads_ds.report.read_run import Run, read_files
 from grads_ds.run_dir.layout import MAIN
 from grads_ds.run_dir.provenance import RESOLVED
+from grads_ds.run_dir.units import foreign_outputs
 from grads_ds.scores.read import arrow_table
 
 MOST = 12  # runs that still fit beside each other
+_READ = (
+    "scores/table.parquet",
+    "selection/selection.parquet",
+    "selection/selection.json",
+    "evaluation.json",
+)
 
 
 @dataclass(frozen=True)
@@ -121,6 +128,9 @@ def _read(folder: Path, name: str) -> ComparedRun:
                 "give run_dir of a config; grads-ds run CONFIG makes it",
             )
         )
+    if foreign := foreign_outputs(folder, _READ):
+        fix = "grads-ds run CONFIG makes it again"
+        raise UserError([problem(str(folder), "the run's own results", f, fix) for f in foreign])
     # runs of other versions compare too: their configs are read, not checked
     run = read_files(folder, [], [], {})
     outcome = outcome_of(run.evaluation, folder) if run.evaluation else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from grads_ds.config.errors import printable
 from grads_ds.report.number_words import duration, percent, signed
 from grads_ds.report.outcome import Difference
 from grads_ds.report.page import templates
@@ -122,7 +123,7 @@ def comparison_text(compared: RunComparison) -> str:
 
 def comparison_page(compared: RunComparison) -> str:
     """One HTML page, complete in itself."""
-    return (
+    page = (
         templates()
         .get_template("comparison.html")
         .render(
@@ -131,3 +132,4 @@ def comparison_page(compared: RunComparison) -> str:
             warnings=compared.warnings,
         )
     )
+    return printable(page)

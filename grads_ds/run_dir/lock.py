@@ -21,8 +21,10 @@ from typing import Any
 from grads_ds.config.errors import StoppedBySignal, UserError
 from grads_ds.run_dir import lock_file
 from grads_ds.run_dir.processes import process_gone, this_process
+from grads_ds.run_dir.publish import make_folder, refuse_folders
 
 LOCK_VARIABLE = "GRADS_DS_LOCK"
+_SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 ABSENT_BEATS = 2  # so often a holder may not find its lock before it counts as lost
 
 
@@ -34,6 +36,7 @@ class LostLockError(Exception):
 def lock(run_dir: Path, what: str) -> Iterator[None]:
     """Hold the run directory. Raises UserError naming the holder when somebody else is at work in
     it, and LostLockError when it was taken over meanwhile: SIGTERM has stopped the work then.
+    StoppedBySignal where a signal asks for the end and nobody else heeds it.
 
     The lock is a file with host, process and task. A process started by the holder inherits the
     right through the environment. `request_stop` reaches the holder, as SIGTERM, on any machine.
@@ -44,7 +47,8 @@ def lock(run_dir: Path, what: str) -> Iterator[None]:
         yield
         return
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(run_dir)
+        refuse_folders(path, _request(run_dir))
         lock_file.take(
             path,
             {"token": token, "what": what, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -91,6 +95,7 @@ def request_stop(run_dir: Path) -> dict[str, Any] | None:
     holder = lock_file.read_holder(run_dir / "lock.json")
     if lock_holder(run_dir) is None or "token" not in holder:
         return None
+    refuse_folders(_request(run_dir))
     aside = _request(run_dir).with_suffix(f".{uuid.uuid4().hex}")
     aside.write_text(json.dumps({"token": holder["token"], "by": socket.gethostname()}))
     aside.replace(_request(run_dir))
@@ -113,7 +118,7 @@ class _Held:
         thread = threading.Thread(target=self._beat, daemon=True)
         thread.start()
         try:
-            with _on_sigterm(self._raise_if_lost):
+            with _on_signals(self._raise_if_lost):
                 yield
         finally:
             self.over.set()
@@ -153,26 +158,34 @@ class _Held:
 
 
 @contextlib.contextmanager
-def _on_sigterm(check: Callable[[], None]) -> Iterator[None]:
-    """Call `check` when SIGTERM comes, then what was to handle it; by default, leave in order."""
+def _on_signals(check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` when SIGTERM, SIGUSR1 or SIGHUP comes, then what was to handle it; by default,
+    leave in order. What is ignored (nohup) stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def handler(number: int, frame: FrameType | None) -> None:
         check()
-        if callable(before):
-            before(number, frame)
-        elif before != signal.SIG_IGN:
-            raise StoppedBySignal(f"stopped by {signal.Signals(number).name}")
+        earlier = before[number]
+        if callable(earlier):
+            earlier(number, frame)
+        elif earlier != signal.SIG_IGN:
+            status = 128 + (number if number == signal.SIGHUP else signal.SIGTERM)
+            raise StoppedBySignal(f"stopped by {signal.Signals(number).name}", status)
 
-    signal.signal(signal.SIGTERM, handler)
+    # SIGTERM also tells that the lock was lost: it is heeded even where it is ignored
+    heeded = [n for n in _SIGNALS if n == signal.SIGTERM or before[n] != signal.SIG_IGN]
+    for number in heeded:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is handler:
-            signal.signal(signal.SIGTERM, before)
+        for number in heeded:
+            if signal.getsignal(number) is handler:
+                signal.signal(number, before[number])
 
 
 def _request(run_dir: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from grads_ds.config.errors import WRONG_PATH, UserError, problem
 from grads_ds.run_dir.publish import publish_json
+from grads_ds.run_dir.units import read_owned
 
 MARKER = "grads_ds_run.json"
 ELSEWHERE = "name a folder of its own, for instance runs/medicine"
@@ -61,7 +61,7 @@ def owned_by(path: Path) -> Path | None:
     for run_dir in path.parents:
         if (run_dir / MARKER).is_file():
             for file in (run_dir / "state").glob("*.owned"):
-                for name in json.loads(file.read_bytes()):
+                for name in read_owned(file):
                     if path.is_relative_to(run_dir / name):
                         return run_dir / name
     return None

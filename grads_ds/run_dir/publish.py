@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grads_ds.config.errors import UserError, problem
+
 _ASIDE = r"\.(\d+\.)?[0-9a-f]{8}\.(tmp|old)"  # how the names below end
 
 
@@ -22,9 +24,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     it into place.
 
     On failure nothing is published and what stood at `path` is untouched. A folder replaces the old
-    one as a whole.
+    one as a whole. Raises UserError where a file would have to replace a folder, or a folder to be
+    made in a file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     aside = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield aside
@@ -39,6 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 raise
             _remove(old)
         else:
+            refuse_folders(path)
             aside.replace(path)
         sync(path.parent)
     finally:
@@ -52,14 +56,15 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
 
     Several files cannot be renamed at once. The one named `last` is the mark of the whole: it goes
     first and comes back after all others, so that a set which was cut short has none. On failure
-    before that nothing is touched.
+    before that nothing is touched. Raises UserError as `atomic_path` does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     aside = folder / f".{last}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         aside.mkdir()
         yield aside
         sync_tree(aside)
+        refuse_folders(*(folder / file.name for file in aside.iterdir()))
         (folder / last).unlink(missing_ok=True)
         sync(folder)
         for file in sorted(aside.iterdir(), key=lambda file: file.name == last):
@@ -67,6 +72,30 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
         sync(folder)
     finally:
         _remove(aside)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it. Raises UserError where a file stands in the place of one,
+    OSError.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        files = (place for place in (folder, *folder.parents) if place.exists())
+        raise UserError(
+            problem(str(next(files)), "a folder, or nothing there", "a file", "move it away")
+        ) from None
+
+
+def refuse_folders(*paths: Path) -> None:
+    """Raise UserError for folders in the place of files that a run writes: none is removed."""
+    found = [
+        problem(str(path), "a file, or nothing there", "a folder", "move it away")
+        for path in paths
+        if path.is_dir()
+    ]
+    if found:
+        raise UserError(found)
 
 
 def publish_text(path: Path, text: str) -> None:

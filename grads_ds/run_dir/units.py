@@ -10,6 +10,7 @@ lists may be replaced, anything else in the run directory is somebody's own.
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,12 +19,15 @@ from typing import Any
 
 from grads_ds.config.errors import UserError, problem
 from grads_ds.run_dir.digests import inputs_digest, sha256_once
-from grads_ds.run_dir.publish import publish_json, sweep
+from grads_ds.run_dir.publish import publish_json, refuse_folders, sweep
 
 # at every start smaller files are read again, whatever their times say; larger ones when their
 # size or time is another, and by the stage that reads them
 _NO_RECORD = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 HASHED_BELOW = 8 * 2**20
+# keys of a unit's inputs under which ids of other units stand, and what an id looks like
+_UNIT_KEYS = ("prepare", "probe", "training", "scores", "select", "sft", "evaluate", "best")
+_ID = re.compile("[0-9a-f]{32}")
 
 
 def record_file(run_dir: Path, unit: str) -> Path:
@@ -92,12 +96,45 @@ def damaged_outputs(run_dir: Path, record: Mapping[str, Any], thorough: bool) ->
     return found
 
 
+def foreign_outputs(run_dir: Path, names: Sequence[str]) -> list[str]:
+    """Which of the files `names` are there and are not what this run's units have made of each
+    other's outputs, a sentence each: of another run, of an earlier state of this one, or altered.
+
+    Raises OSError.
+    """
+    files = sorted((run_dir / "state").glob("*.json"))
+    records = [record for file in files if (record := read_record_file(file))]
+    ids = {record["id"] for record in records}
+    found = []
+    for name in names:
+        record = next((record for record in records if name in record["outputs"]), None)
+        if record is None:
+            found += [f"{name}, which no unit of this run has recorded"] * (run_dir / name).exists()
+        elif other := sorted(key for key, i in _unit_ids(record).items() if i not in ids):
+            found.append(f"{name}, made with another {', '.join(other)} than this run has now")
+        else:
+            found += damaged_outputs(run_dir, record, thorough=True)
+    return found
+
+
+def _unit_ids(record: Mapping[str, Any]) -> dict[str, str]:
+    """The ids of other units among a record's inputs, by their keys."""
+    return {
+        key: value
+        for key, value in _flat(record["inputs"]).items()
+        if key.partition(".")[0] in _UNIT_KEYS and isinstance(value, str) and _ID.fullmatch(value)
+    }
+
+
 def begin(run_dir: Path, unit: str, owned: Sequence[str]) -> None:
     """Say before the work which paths of the run directory are the unit's to replace.
 
-    Raises UserError where one of them exists and no earlier start of the unit has said so.
+    Raises UserError where one of them exists and no earlier start of the unit has said so, or a
+    folder stands in the place of a file.
     """
     file = record_file(run_dir, unit).with_suffix(".owned")
+    written = (read_record(run_dir, unit) or {"outputs": ()})["outputs"]
+    refuse_folders(file, record_file(run_dir, unit), *(run_dir / name for name in written))
     if not file.exists() and not record_file(run_dir, unit).exists():
         strangers = [name for name in owned if (run_dir / name).exists()]
         if strangers:
@@ -115,6 +152,21 @@ def begin(run_dir: Path, unit: str, owned: Sequence[str]) -> None:
     for path in (*(run_dir / name for name in owned), record_file(run_dir, unit), file):
         sweep(path)
     publish_json(file, list(owned))
+
+
+def read_owned(file: Path) -> list[str]:
+    """What a `state/<unit>.owned` lists. Raises UserError for one that is damaged, OSError."""
+    refuse_folders(file)
+    try:
+        names = json.loads(file.read_bytes())
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    except ValueError:
+        pass
+    wanted = f"the list of what {file.stem} may replace"
+    raise UserError(
+        problem(str(file), wanted, "another text", "remove it, its unit's next start writes it")
+    )
 
 
 def mark_done(

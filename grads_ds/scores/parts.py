@@ -106,7 +106,7 @@ def parts(folder: Path, key: str | None = None) -> Iterator[tuple[Path, Recordin
     for file in sorted(folder.glob("part-*.parquet")):
         named = _NAME.fullmatch(file.name)
         try:
-            if named is None or named[1] != sha256_once(file)[:DIGITS]:
+            if named is None or named[1] != _digest(file):
                 raise ValueError("its name does not hold the digest of its content")
             found = json.loads((pq.read_schema(file).metadata or {})[FIELD])
             recording = Recording(found["inputs"], found["start"])
@@ -168,13 +168,18 @@ def _set_damaged_aside(folder: Path) -> None:
     """Rename parts whose content is not what was written; their samples are scored again."""
     for file in sorted(folder.glob("part-*.parquet")):
         named = _NAME.fullmatch(file.name)
-        if named is not None and named[1] != sha256_once(file)[:DIGITS]:
+        if named is not None and named[1] != _digest(file):
             file.replace(file.with_suffix(".damaged"))
             print(
                 f"scores: {file.name} was altered since it was written: set aside as"
                 f" {file.with_suffix('.damaged').name}, its samples are scored again",
                 flush=True,
             )
+
+
+def _digest(file: Path) -> str:
+    """What a part's name says of its content; empty where it is no file."""
+    return sha256_once(file)[:DIGITS] if file.is_file() else ""
 
 
 def finished(

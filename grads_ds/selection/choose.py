@@ -76,6 +76,7 @@ def choose(
     rows = np.flatnonzero(good)
     part = table.rows(good) if len(rows) < n else table
     scored = score(part, settings, seed)
+    strata = None if scored.across_strata else strata
     rejected = rejections(part, settings)
     kept = np.ones(len(part), dtype=bool)
     for rejection in rejected:

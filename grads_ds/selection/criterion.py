@@ -24,6 +24,7 @@ class Scored:
     gain: Floats | None = None  # what budget auto weighs; None: the method has no shape to adapt to
     notes: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    across_strata: bool = False  # the order is taken as it is, not in strata
 
 
 Criterion = Callable[[ScoreTable, SelectConfig, int], Scored]

@@ -9,9 +9,9 @@ is more likely like the controls than not. The false rejection that it costs,
 
 Against the kind `reference`, whose n rows are right, what is unlike them is rejected. Where most of
 the pool is (an area of 0.75 or more), p is the share of rows like them and the same cut says from
-where on rows are kept. Elsewhere the cut is the k-th least reference row, k = floor(0.05 (n + 1)):
-a row that is as they are lies beyond it with a chance of k / (n + 1) (conformal p-values; Bates et
-al. 2023, arXiv 2104.08279).
+where on rows are kept; method guided asks for it with `budget: auto` alone. Elsewhere the cut is
+the k-th least reference row, k = floor(0.05 (n + 1)): a row that is as they are lies beyond it with
+a chance of k / (n + 1) (conformal p-values; Bates et al. 2023, arXiv 2104.08279).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from grads_ds.config.row_filter import Filter
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import control_areas
-from grads_ds.selection.guided import NEARNESS, nearness_columns
+from grads_ds.selection.guided import NEARNESS, nearest_told, needles
 from grads_ds.statistics import Floats, area_under_curve
 
 _SMALLEST = 0.25  # share of the controls below which a tail says little
@@ -54,21 +54,30 @@ def rejections(table: ScoreTable, settings: SelectConfig) -> list[Rejection]:
     """
     wanted = list(settings.filters)
     if not wanted and settings.method == "guided":
-        kinds = control_areas.wrong_kinds(table)
-        like = control_areas.areas(table, by_length=True)
-        best = {kind: control_areas.best_column(like, kind) for kind in kinds}
-        wanted = [Filter(column=found[0], against=kind) for kind, found in best.items() if found]
-        if settings.spread == "reference" and REFERENCE in table.controls:
-            column = _nearest_told(table)
-            wanted.append(Filter(column=column, against=REFERENCE, by_length=False))
+        wanted = _of_guided(table, settings)
     return [_reject(table, wish) for wish in wanted]
 
 
-def _nearest_told(table: ScoreTable) -> str:
-    """The column of nearness in which the reference rows lie furthest from the pool."""
-    apart = control_areas.areas(table, by_length=False)
-    columns = nearness_columns(table)
-    return max(columns, key=lambda name: apart.get(name, {}).get(REFERENCE, 0.0))
+def _of_guided(table: ScoreTable, settings: SelectConfig) -> list[Filter]:
+    """For each kind of control the column that tells it best, and for the reference rows nearness.
+    In a needle pool the controls are of what is not wanted either: they judge nothing, and nearness
+    draws a line only where no budget does.
+    """
+    by_reference = settings.spread == "reference" and REFERENCE in table.controls
+    near = []
+    if by_reference:
+        column, _ = nearest_told(table)
+        near = [Filter(column=column, against=REFERENCE, by_length=False)]
+    if by_reference and needles(table):
+        return near if settings.budget == "auto" and settings.budget_tokens is None else []
+    like = control_areas.areas(table, by_length=True)
+    best = {
+        kind: control_areas.best_column(like, kind) for kind in control_areas.wrong_kinds(table)
+    }
+    return [
+        *(Filter(column=found[0], against=kind) for kind, found in best.items() if found),
+        *near,
+    ]
 
 
 def _reject(table: ScoreTable, wish: Filter) -> Rejection:

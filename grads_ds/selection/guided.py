@@ -2,16 +2,18 @@
 
 The probe scores controls, rows known to be wrong, and the columns' areas against the pool say which
 of them sees what. Rows that are more like the controls than like the pool are rejected
-(`filters`). What is left is ordered by the ranks, among rows of like length, of the signals that
-see, or drawn (`select.spread`), and taken in strata of length. With `spread: reference` nearness to
-the reference set counts as a signal, and rows unlike its rows are rejected too. With no signal that
-sees, it is a random choice in strata of length, and says so.
+(`filters`). What is left is ordered by the worst of its ranks, among rows of like length, on the
+signals that see, or drawn (`select.spread`), and taken in strata of length. With `spread:
+reference` nearness to the reference set counts as a signal, and rows unlike its rows are rejected
+too; where most of the pool is unlike them (a needle pool), nearness alone orders it. With no signal
+that sees, it is a random choice in strata of length, and says so.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from grads_ds.config.columns import REFERENCE
 from grads_ds.config.errors import UserError
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
@@ -20,7 +22,7 @@ from grads_ds.selection.criterion import Scored
 from grads_ds.selection.grads import CONTRAST, signal_and_density
 from grads_ds.selection.numbers import random_keys, rounded, uniforms
 from grads_ds.selection.region import weighted_draw
-from grads_ds.statistics import Floats
+from grads_ds.statistics import Floats, area_under_curve, rank_shares
 
 HIDDEN = "anchor_hidden_cosine"
 NEARNESS = (HIDDEN, CONTRAST, "anchor_cosine_")  # columns that are high near the reference set
@@ -56,8 +58,12 @@ def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
     if settings.spread == "reference":
         near = nearness_columns(table)
         notes["nearness"] = near
+        if needles(table):
+            notes["needles"] = True
+            order = rounded(np.mean([rank_shares(table.floats(column)) for column in near], axis=0))
+            return Scored(order, order, None, None, notes, warnings, across_strata=True)
         seeing = [*seeing, *((column, "low") for column in near)]
-    ranks = rank_mean(table, seeing) if seeing else draw
+    ranks = worst_rank(table, seeing) if seeing else draw
     preference = draw if settings.spread == "random" else ranks
     return Scored(preference, ranks, None, None, notes, warnings)
 
@@ -72,6 +78,25 @@ def nearness_columns(table: ScoreTable) -> list[str]:
     return [CONTRAST + group for group in table.prefixed(CONTRAST)]
 
 
+def nearest_told(table: ScoreTable) -> tuple[str, float]:
+    """The column of nearness in which the reference rows lie furthest from the pool, and their area
+    under the curve (0.5 where there are no such controls). Raises UserError as `nearness_columns`
+    does.
+    """
+    areas = {}
+    for column in nearness_columns(table):
+        known = REFERENCE in table.controls
+        both = control_areas.pair(table, REFERENCE, column, by_length=False) if known else None
+        area = None if both is None else area_under_curve(both[1], both[0])
+        areas[column] = 0.5 if area is None else area
+    return max(areas.items(), key=lambda item: item[1])
+
+
+def needles(table: ScoreTable) -> bool:
+    """Whether most of the pool is unlike the reference rows, which its few others are like."""
+    return nearest_told(table)[1] >= control_areas.SEES
+
+
 def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:
     """For each kind of control the column that sees it best, with the side that is wrong."""
     like = control_areas.areas(table, by_length=True)
@@ -83,13 +108,15 @@ def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def rank_mean(table: ScoreTable, seeing: list[tuple[str, str]]) -> Floats:
-    """The mean over the columns of each row's share of rows of like length that look more wrong."""
+def worst_rank(table: ScoreTable, seeing: list[tuple[str, str]]) -> Floats:
+    """Of each row's shares of rows of like length that look more wrong, one for each column, the
+    least: a row is as good as the signal says that thinks least of it.
+    """
     lengths = table.floats("num_target_tokens")
-    total = np.zeros(len(table))
+    shares = []
     for column, wrong in seeing:
         values = table.floats(column)
         share = control_areas.within_length(values, lengths, values, lengths)
         share = np.where(np.isfinite(share), share, 0.5)  # a row that the column says nothing of
-        total += 1 - share if wrong == "high" else share
-    return rounded(total / len(seeing))
+        shares.append(1 - share if wrong == "high" else share)
+    return rounded(np.min(shares, axis=0))

@@ -1,5 +1,5 @@
-"""A training that is told to stop keeps what it has: SIGTERM, or SIGUSR1 where no supervisor uses
-it, ends it after the current optimizer step with a checkpoint, and the process with status 143.
+"""A training that is told to stop keeps what it has: SIGTERM, SIGUSR1 or SIGHUP ends it after the
+current optimizer step with a checkpoint, and the process with status 143.
 
 The ranks agree after every step (one number all-reduced), since the signal reaches them at
 different times and a checkpoint is everybody's. Whoever sends the signal decides how long it waits;
@@ -40,9 +40,7 @@ class StopSignal(TrainerCallback):
         """From here on a signal is noted instead of ending the process."""
         if threading.current_thread() is not threading.main_thread():
             return  # somebody's own loop in a thread, where no handler can be set
-        # a supervised rank writes its stack on SIGUSR1 (grads_ds/distributed/heartbeat.py)
-        numbers = [signal.SIGTERM] if heartbeat.supervised() else [signal.SIGTERM, signal.SIGUSR1]
-        for number in numbers:
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._note)
 

@@ -56,6 +56,13 @@ def optimizer_steps(rows: int, settings: TrainingConfig) -> int:
     return max(1, math.ceil(rows * settings.epochs / settings.batch_size))
 
 
+def warmup_steps(steps: int, settings: TrainingConfig) -> int:
+    """How many of the steps warm up, fewer than all: the first of them has a rate of 0, and a
+    training of a single step would learn nothing.
+    """
+    return min(math.ceil(steps * settings.warmup_ratio), steps - 1)
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """One training. `rows` has columns input_ids, labels and, where samples count differently,
@@ -166,7 +173,7 @@ def _arguments(
         "max_steps": job.steps,
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.lr_scheduler,
-        "warmup_steps": math.ceil(job.steps * settings.warmup_ratio),
+        "warmup_steps": warmup_steps(job.steps, settings),
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "activation_checkpointing": settings.gradient_checkpointing,

@@ -28,7 +28,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.study.collect import MEASURED, choice, flops, parameters_of, probe_flops, seconds_of
 from scripts.study.design import Cell, Equal, Study, cells, footings, pairs, read, variant
-from scripts.study.run import grads_ds, side_by_side, threads_each
+from scripts.study.footings import grads_ds, side_by_side, tell_failures, threads_each
 from scripts.study.run_configs import placed, run_config
 from scripts.study.tables import spread
 
@@ -225,19 +225,23 @@ def main() -> None:
     material = options.material.resolve()
     threads = threads_each(options.jobs)
     work = [
-        (cell, name)
+        [(cell, name)]
         for cell in cells(study)
         if EQUAL in footings(study, cell)
         for name in study.probes
     ]
-    if not options.collect:
-        for cell, name in side_by_side(
-            options.jobs, lambda pair: run_probe(study, material, *pair, threads), work
-        ):
-            print(f"study: {name} on {cell.folder}", flush=True)
+    failed = []
+    for (cell, name), error in side_by_side(
+        options.jobs,
+        lambda pair: run_probe(study, material, *pair, threads),
+        [] if options.collect else work,
+    ):
+        failed += [f"{name} on {cell.folder}: {error}"] if error else []
+        print(f"study: {name} on {cell.folder}", flush=True)
     results = collect(study, material)
     options.results.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
+    tell_failures(failed)
 
 
 if __name__ == "__main__":

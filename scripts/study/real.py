@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from grads_ds.selection.stage import decide
 from grads_ds.statistics import area_under_curve, bootstrap_interval
 from scripts.study import orders
 from scripts.study.design import Study, cells, footings, pairs, read, variant
-from scripts.study.run import run_cell, side_by_side
+from scripts.study.footings import Place, run_cells, tell_failures
 from scripts.study.run_configs import method_settings
 from scripts.study.tables import interval
 
@@ -217,33 +216,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", type=Path)
     parser.add_argument("--material", type=Path, required=True, help="folder of models and data")
-    parser.add_argument("--threads", type=int, default=2, help="of one cell")
+    parser.add_argument("--threads", type=int, default=2, help="of one run")
     parser.add_argument(
         "--to", default="evaluate", help="last stage; probe: no training, what each method chooses"
     )
     parser.add_argument("--cells", nargs="+", help="these alone, by the names of their folders")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--collect", action="store_true", help="gather what is finished")
     options = parser.parse_args()
     study = read(options.study)
     orders.register(Path(study.out))
-    material, wanted = options.material.resolve(), []
-    if not options.collect:
-        wanted = [cell for cell in cells(study) if cell.folder in (options.cells or [cell.folder])]
-    began = time.monotonic()
-    ended = side_by_side(
-        options.jobs,
-        lambda cell: run_cell(study, material, cell, 1, options.threads, options.to),
-        wanted,
-    )
-    for number, cell in enumerate(ended, 1):
-        took = time.monotonic() - began
-        print(f"study: {number} of {len(wanted)}: {cell.folder} after {took:.0f} s", flush=True)
-        if options.jobs == 1:  # else the cells that run need the cores
+    place = Place(options.material.resolve(), options.jobs, 1, options.threads, options.to)
+    wanted = [cell for cell in cells(study) if cell.folder in (options.cells or [cell.folder])]
+
+    def ended() -> None:
+        if options.jobs == 1:  # else the runs that go on need the cores
             publish_json(Path(study.results), collect(study))
+
+    failed = run_cells(study, [] if options.collect else wanted, place, ended)
     results = collect(study)
     publish_json(Path(study.results), results)
     print(as_text(results))
+    tell_failures(failed)
 
 
 if __name__ == "__main__":

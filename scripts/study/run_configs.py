@@ -33,7 +33,8 @@ def run_config(
             "anchor": str(folder / "anchor.jsonl"),
             "extras": extras if wants_reference(extras) else [*extras, "anchor"],
         }
-    if config.get("sft", {}).get("replay"):
+    trainings = [config.get("sft", {}), *(footing.sft for footing in study.footings.values())]
+    if any(training.get("replay") for training in trainings):  # alike for all: they share a probe
         config["data"] = config.get("data", {}) | {"replay": [str(folder / "replay.jsonl")]}
     tasks = {
         name: str(folder / f"{name}_choice.jsonl") for name in ("domain", "general", *study.tasks)

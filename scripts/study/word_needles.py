@@ -23,7 +23,7 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 from scripts.study import orders
 from scripts.study.design import Cell, Study, cells, read
-from scripts.study.run import make_pool
+from scripts.study.footings import make_pool
 
 
 def precision(study: Study, material: Path, cell: Cell) -> dict[str, Any]:

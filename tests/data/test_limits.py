@@ -102,6 +102,16 @@ def test_a_template_that_wants_all_memory_is_refused(
     assert resource.getrlimit(resource.RLIMIT_AS) == limits
 
 
+def test_what_a_template_raises_acts_on_no_terminal(tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    text = "{{ raise_exception('\x1b]0;owned\x07\u202e') }}"
+    (tmp_path / "own.jinja").write_text(text)
+    template = str(tmp_path / "own.jinja")
+    found = prepare(tmp_path, tiny_model, str(tmp_path / "rows.jsonl"), chat_template=template)
+    assert any("\\x1b]0;owned" in text for text in found)
+    assert not set("\x1b\x07\u202e") & set("".join(found))
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.txt.gz", "rows.csv.gz"])
 def test_many_short_lines_of_one_text_have_a_largest_size_too(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, name: str

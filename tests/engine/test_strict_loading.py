@@ -176,6 +176,33 @@ def test_a_config_of_which_nothing_can_be_built_is_refused(tmp_path: Path) -> No
     assert len(check_model(str(folder))) == 3
 
 
+@pytest.mark.parametrize(
+    ("packing", "said"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "requires optimum"),
+        ({"quant_method": "awq", "bits": 4}, "requires gptqmodel"),
+        ({"quant_method": "hqq"}, "hqq"),
+        ({"quant_method": "nobodys"}, "Unknown quantization"),
+        ({"bits": 4}, "no `quant_method`"),
+        ("4 bits", "AttributeError"),
+    ],
+)
+def test_packed_weights_that_cannot_be_read_here_are_refused(
+    tmp_path: Path, packing: object, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is loaded, whether or not the package is missing here."""
+    import transformers.quantizers as packed
+
+    absent = {"quantizer_gptq": "is_optimum_available", "quantizer_awq": "is_gptqmodel_available"}
+    for module, asked in (absent | {"quantizer_hqq": "is_hqq_available"}).items():
+        monkeypatch.setattr(f"{packed.__name__}.{module}.{asked}", lambda: False)
+    folder = make_tiny_model(tmp_path / "model")
+    shape = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(shape | {"quantization_config": packing}))
+    found = found_by(make_config(folder, tmp_path))
+    assert "wanted a model that transformers builds" in found and said.lower() in found.lower()
+
+
 def test_weights_of_older_torch_are_read_and_no_pickle_is_run(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model")
     tensors = load_file(folder / "model.safetensors")

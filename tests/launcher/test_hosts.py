@@ -124,6 +124,12 @@ def test_a_slurm_allocation_gives_the_hosts(
         (b"-oProxyCommand=x slots=1", "is not a host name"),
         (b"me@ok slots=1", "is a duplicate"),
         (b"me@OK slots=1", "is a duplicate"),  # names know no case
+        (b"10.0.0.1 slots=1\nme@10.0.0.1 slots=1", "is a duplicate"),
+        (b"10.0.0.1 slots=1\n10.0.0.01 slots=1", "10.0.0.01 is a duplicate"),
+        (b"10.0.0.1 slots=1\n167772161 slots=1", "167772161 is a duplicate"),
+        (b"010.0.0.1 slots=1", "without leading zeros; found 010.0.0.1, which is read as 8.0.0.1"),
+        (b"10.1 slots=1", "which is read as 10.0.0.1"),
+        (b"0x0A000001 slots=1", "which is read as 10.0.0.1"),
         (b"a..b slots=1", "is not a host name"),
         (b"a" * 64 + b" slots=1", "is not a host name"),
         (b"a.b" * 100 + b" slots=1", "is not a host name"),

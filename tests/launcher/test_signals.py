@@ -80,6 +80,15 @@ def test_a_stop_gives_every_rank_its_checkpoint(
     assert {file.name for file in tmp_path.glob("checkpoint*")} == {"checkpoint0", "checkpoint1"}
 
 
+def test_a_rank_that_is_signalled_before_it_trains_is_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in it heeds the signal yet: Slurm's warning is no crash."""
+    once_training(tmp_path, lambda records: os.kill(records[1]["pid"], signal.SIGUSR1))
+    code = "heartbeat.beat('loading')\ntime.sleep(600)"
+    assert run_code(code, tmp_path, monkeypatch, limits=QUICK).status == STOPPED
+
+
 def test_a_second_signal_ends_the_wait_for_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

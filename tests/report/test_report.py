@@ -11,12 +11,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
 from grads_ds.config.config import Config
-from tests.report.html_page import SECTIONS, Page, report
+from grads_ds.run_dir.provenance import resolved_text
+from tests.report.html_page import SECTIONS, Page, block, report
 from tests.report.synthetic_run import LOSSES, make_run, write_json
 
 
@@ -153,6 +155,40 @@ def test_hostile_rows_stay_text(run: tuple[Config, Page]) -> None:
     assert scripts == [{"type": "application/json", "class": "row-data"}, {}]  # data, and our own
     assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202a-\u202e\ud800-\udfff]", page.html)
+
+
+HOSTILE = "x\"'<img src=x onerror=alert(1)></script><script>1</script>\x1b]0;t\x07\x9b\u202e"
+
+
+def renamed(value: Any) -> Any:
+    """A JSON value with names of sets, methods, fields, kinds and sources that are hostile."""
+    if isinstance(value, dict):
+        return {renamed(key): renamed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item) for item in value]
+    hostile = ("domain", "general", "grads", "kind", "clean", "wiki.jsonl", "prepare")
+    return value + HOSTILE if value in hostile else value
+
+
+def test_hostile_names_everywhere_stay_text(tmp_path: Path) -> None:
+    config = make_run(tmp_path, n=200)
+    run = Path(config.run_dir)
+    files = [*run.glob("*.json"), *run.glob("prepared/*.json"), *run.glob("state/*.json")]
+    for file in [*files, *run.glob("selection/**/*.json")]:
+        write_json(file, renamed(json.loads(file.read_text())))
+    tree = config.model_dump(mode="json")
+    tree["model"]["path"] = f"models/{HOSTILE}"
+    tree["data"] |= {"train": [HOSTILE], "validation": {"domain" + HOSTILE: [HOSTILE]}}
+    tree["provenance"] = {"python": HOSTILE, "packages": {HOSTILE: HOSTILE}}
+    (run / "resolved.yaml").write_text(resolved_text(tree))
+    page = report(config)
+    for place in ("headline", "evaluation", "composition", "settings"):
+        assert "<img src=x onerror=alert(1)>" in page.text[place], place
+    assert not {tag for tag, _ in page.elements} & {"img", "iframe", "object", "base", "form"}
+    assert sum(tag == "script" for tag, _ in page.elements) == 2
+    assert not [name for _, attrs in page.elements for name in attrs if name.startswith("on")]
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]", page.html)
+    assert block(page)
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,21 @@ from grads_ds.config.errors import UserError
 from grads_ds.report.outcome import paired_interval
 from grads_ds.report.run_comparison import compare_runs
 from grads_ds.report.side_by_side import comparison_page, comparison_text
+from grads_ds.run_dir.units import mark_done
 from tests.report.html_page import Page
 from tests.report.synthetic_run import make_run, write_json
 
 N = 200
+
+
+def record(folder: Path) -> None:
+    """Record what lies in the run directory as what its units have written."""
+    rows = ["domain.parquet"] * (folder / "domain.parquet").exists()
+    selection = ["selection/selection.parquet", "selection/selection.json"]
+    scores = mark_done(folder, "probe/record", {}, ["scores/table.parquet"], 37.5)
+    chosen = mark_done(folder, "select/selected", {"probe": scores}, selection, 50.0)
+    sft = {"selected": mark_done(folder, "sft/selected", {"select": chosen}, [], 62.5)}
+    mark_done(folder, "evaluate", {"sft": sft}, ["evaluation.json", *rows], 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +63,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     table = pq.read_table(path).to_pandas()
     table["selected"] = np.roll(table.selected, 3)
     pq.write_table(pa.Table.from_pandas(table), path)
+    for folder in folders:
+        record(folder)
     return folders
 
 
@@ -67,8 +81,10 @@ def test_overlap_is_that_of_the_rows_chosen_whatever_their_ids(pair: list[Path])
     table = pq.read_table(scores).to_pandas()
     table["sample_hash"] = [f"other {i}" for i in range(N)]
     pq.write_table(pa.Table.from_pandas(table), scores)
+    record(pair[1])
     assert compare_runs(pair).overlap[0][1] == 0.0
     scores.write_bytes(before)
+    record(pair[1])
 
 
 def test_the_difference_between_two_runs_has_a_paired_interval(pair: list[Path]) -> None:
@@ -100,8 +116,10 @@ def test_what_is_kept_of_the_base_is_shown_where_it_was_measured(pair: list[Path
         "selected": {"own_answers": {"loss": 1.5}, "kl": {"general": kept}},
     }
     write_json(path, json.loads(before) | {"retention": {"models": models}})
+    record(pair[0])
     text = comparison_text(compare_runs(pair))
     path.write_text(before)
+    record(pair[0])
     assert re.search(r"divergence from base on general +0.2500 \(0.2000–0.3000\) +–", text)
     assert re.search(r"own answers less base +\+0.5000 +–", text)
     assert "kept of the base" not in comparison_text(compare_runs(pair))
@@ -112,6 +130,7 @@ def test_what_does_not_compare_is_said(pair: list[Path], tmp_path: Path) -> None
     folder = Path(config.run_dir)
     tree = (folder / "resolved.yaml").read_text().partition("\n")[2]
     (folder / "resolved.yaml").unlink()
+    record(folder)
     (folder / "resolved.yaml").write_text(tree.replace("models/base-8M", "models/<b>70B"))
     with pytest.raises(UserError, match="altered"):
         compare_runs([pair[0], folder])  # its digest is not there
@@ -124,6 +143,7 @@ def test_what_does_not_compare_is_said(pair: list[Path], tmp_path: Path) -> None
     pq.write_table(pa.table({"loss": [1.0], "num_target_tokens": [3]}), folder / "domain.parquet")
     value["models"]["selected"]["domain"]["sample_losses_file"] = "domain.parquet"
     write_json(folder / "evaluation.json", value)
+    record(folder)
     found = compare_runs([pair[0], folder])
     said = " ".join(found.warnings)
     assert "different models" in said and "domain does not have the same rows" in said
@@ -131,6 +151,57 @@ def test_what_does_not_compare_is_said(pair: list[Path], tmp_path: Path) -> None
     assert found.losses["domain"][1].to_first is None  # type: ignore[union-attr]
     page = comparison_page(found)
     assert "models/&lt;b&gt;70B" in page and "<b>70B" not in page
+
+
+def copy_evaluation(one: Path, two: Path) -> None:
+    shutil.copy(one / "evaluation.json", two)
+
+
+def copy_with_its_record(one: Path, two: Path) -> None:
+    copy_evaluation(one, two)
+    shutil.copy(one / "state/evaluate.json", two / "state")
+
+
+def select_again(one: Path, two: Path) -> None:
+    outputs = ["selection/selection.parquet", "selection/selection.json"]
+    mark_done(two, "select/selected", {}, outputs, 0.0)
+
+
+FOREIGN = {
+    "another run's evaluation": (copy_evaluation, "evaluation.json was altered"),
+    "the same, in a run without one": (
+        lambda one, two: (copy_evaluation(one, two), (two / "state/evaluate.json").unlink()),
+        "evaluation.json, which no unit of this run has recorded",
+    ),
+    "with its record": (
+        copy_with_its_record,
+        "evaluation.json, made with another sft.selected than this run has now",
+    ),
+    "an evaluation of an earlier selection": (
+        lambda one, two: (select_again(one, two), mark_done(two, "sft/selected", {}, [], 0.0)),
+        "made with another sft.selected",
+    ),
+    "another run's scores": (
+        lambda one, two: shutil.copy(one / "scores/table.parquet", two / "scores"),
+        "scores/table.parquet was altered",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_results_that_are_not_the_runs_own_are_refused(
+    case: str, pair: list[Path], tmp_path: Path
+) -> None:
+    change, said = FOREIGN[case]
+    folders = [Path(shutil.copytree(f, tmp_path / f"{n}/run")) for n, f in enumerate(pair)]
+    assert compare_runs(folders)
+    other = Path(make_run(tmp_path / "other", n=N + 1, variants=False).run_dir)
+    record(other)
+    change(other, folders[1])
+    with pytest.raises(UserError) as caught:
+        compare_runs(folders)
+    assert f"{folders[1]}: wanted the run's own results; found " in str(caught.value)
+    assert said in str(caught.value)
 
 
 def test_every_problem_of_the_runs_is_listed_at_once(

@@ -9,72 +9,23 @@ import json
 import multiprocessing
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import REPO
 from grads_ds.config.errors import UserError
-from grads_ds.launcher.job_outcome import LOCK_LOST, STOPPED
+from grads_ds.launcher.job_outcome import LOCK_LOST
 from grads_ds.run_dir import lock_file, processes
-from grads_ds.run_dir.lock import LOCK_VARIABLE, lock, lock_holder
-from grads_ds.run_dir.ownership import MARKER
+from grads_ds.run_dir.lock import lock, lock_holder
 from grads_ds.run_dir.processes import boot_id
 from grads_ds.run_dir.publish import publish_json
 from tests.launcher.faults import told
-
-# holds the run directory as a command of the program would, until its work is over or it is stopped
-HOLD = """
-import sys, time
-from pathlib import Path
-from grads_ds import cli
-from grads_ds.commands import status
-from grads_ds.run_dir import lock, lock_file
-lock_file.BEAT_SECONDS = 0.1
-def work(args):
-    with lock.lock(Path(sys.argv[1]), "grads-ds select"):
-        print("held", flush=True)
-        time.sleep(60)
-    return 0
-status.handle = work
-sys.exit(cli.main(["status", sys.argv[1]]))
-"""
-
-
-@pytest.fixture(autouse=True)
-def quick_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(LOCK_VARIABLE, raising=False)
-    monkeypatch.setattr(lock_file, "BEAT_SECONDS", 0.1)
-
-
-@pytest.fixture
-def hold(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a process that holds `tmp_path`, behind the given words, and waits until it does."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(*before: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*before, sys.executable, "-c", HOLD, str(tmp_path)],
-            env=os.environ | {"PYTHONPATH": str(REPO)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        assert process.stdout is not None and process.stdout.readline() == "held\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
 
 
 def test_a_live_holder_in_another_pid_namespace_keeps_its_lock(
@@ -181,41 +132,6 @@ def test_a_holder_that_lost_its_lock_stops_and_says_so(
     told("a lock that is lost", message, process.returncode, time.monotonic() - began)
     assert process.returncode == LOCK_LOST
     assert json.loads((tmp_path / "lock.json").read_text()) == theirs
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, None])
-def test_a_holder_that_is_asked_to_stop_leaves_in_order(
-    number: signal.Signals | None,
-    hold: Callable[..., subprocess.Popen[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """By a signal, or by `grads-ds stop` through the run directory's files alone."""
-    from grads_ds.cli import main
-
-    publish_json(tmp_path / MARKER, {})
-    process = hold()
-    if number:
-        process.send_signal(number)
-    else:
-        assert main(["stop", str(tmp_path)]) == 0
-        assert "grads-ds: stopped" in capsys.readouterr().err
-    process.communicate(timeout=30)
-    assert process.returncode == STOPPED
-    assert not list(tmp_path.glob("*lock*")) and not list(tmp_path.glob(".stop*"))
-
-
-def test_stop_names_a_holder_that_stays_and_finds_nobody(
-    hold: Callable[..., subprocess.Popen[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from grads_ds.cli import main
-
-    publish_json(tmp_path / MARKER, {})
-    assert main(["stop", str(tmp_path)]) == 0 and "nobody" in capsys.readouterr().err
-    process = hold()
-    process.send_signal(signal.SIGSTOP)
-    assert main(["stop", str(tmp_path), "--wait-seconds", "1"]) == 1
-    assert "still at work" in capsys.readouterr().err
 
 
 def test_a_lock_that_cannot_be_written_whole_is_none(

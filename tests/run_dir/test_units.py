@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from grads_ds.config.errors import UserError
 from grads_ds.run_dir import units
 from grads_ds.run_dir.publish import atomic_files, atomic_path, publish_json, publish_text
 from grads_ds.run_dir.units import mark_done, unit_id, why_due
@@ -125,7 +126,9 @@ def test_a_unit_that_left_an_output_out_is_not_done(tmp_path: Path) -> None:
     assert unit_id(tmp_path, "report") is None
 
 
-def test_a_set_of_files_cut_short_has_no_mark(tmp_path: Path) -> None:
+def test_a_set_of_files_cut_short_has_no_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for text in ("one", "two"):
         with atomic_files(tmp_path, last="mark") as aside:
             for name in ("a", "b", "mark"):
@@ -137,12 +140,35 @@ def test_a_set_of_files_cut_short_has_no_mark(tmp_path: Path) -> None:
         (aside / "a").write_text("three")
         raise RuntimeError
     assert {f.read_text() for f in tmp_path.iterdir()} == {"two"}
-    (tmp_path / "b").unlink()
-    (tmp_path / "b").mkdir()  # a file cannot take its place: the set is cut short
+    replace = Path.replace
+
+    def cut_short(self: Path, target: Path) -> Path:
+        if target.name == "b":
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", cut_short)
     with pytest.raises(OSError), atomic_files(tmp_path, last="mark") as aside:
         for name in ("a", "b", "mark"):
             (aside / name).write_text("four")
     assert sorted(f.name for f in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_folder_in_the_place_of_a_file_is_kept_and_named(tmp_path: Path) -> None:
+    """Nothing is replaced then: not the folder, and not the other files of its set."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/mine").touch()
+    (tmp_path / "mark").write_text("one")
+    with pytest.raises(UserError, match="b: wanted a file, or nothing there; found a folder"):
+        publish_text(tmp_path / "b", "text")
+    with pytest.raises(UserError, match="found a folder"):
+        with atomic_files(tmp_path, last="mark") as aside:
+            for name in ("a", "b", "mark"):
+                (aside / name).write_text("two")
+    with pytest.raises(UserError, match="mark: wanted a folder, or nothing there; found a file"):
+        publish_text(tmp_path / "mark/deep/file", "text")
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["b", "mark"]
+    assert (tmp_path / "b/mine").exists() and (tmp_path / "mark").read_text() == "one"
 
 
 def test_a_sync_that_fails_fails_the_publication(

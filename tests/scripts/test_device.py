@@ -217,27 +217,37 @@ def test_the_studys_material_is_links_that_can_be_made_again(tmp_path: Path) -> 
         assert f"docs/results/study_{name}.json" in text
 
 
-def test_cells_come_home_without_weights_and_check_passes_them_on(
+def test_runs_of_every_study_come_home_without_weights_and_check_passes_them_on(
     steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = tmp_path / "runs/study/real/law/epochs"
-    for name, size in (
-        ("scores/table.parquet", 10),
-        ("config.yaml", 10),
-        ("sft/model.safetensors", 10),
-        ("sft/tokenizer.json", study_cells.LARGE),
-        ("sft/checkpoints/a.json", 10),
-    ):
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_bytes(b"x" * size)
+    for study in ("real", "forgetting", "one_of_tomorrow"):
+        run = tmp_path / "runs/study" / study / "law/plain"
+        for name, size in (
+            ("scores/table.parquet", 10),
+            ("config.yaml", 10),
+            ("evaluation/own_answers/base.parquet", 10),
+            ("best/choice.json", 10),
+            ("best/model/vocab.json", 10),
+            ("sft/snapshots/0.5/config.json", 10),
+            ("sft/model.safetensors", 10),
+            ("sft/tokenizer.json", study_cells.LARGE),
+            ("sft/checkpoints/a.json", 10),
+        ):
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_bytes(b"x" * size)
     monkeypatch.setattr(study_cells, "REPO", tmp_path)
-    archive = steps / "study_cells.runs.tar.xz"
-    study_cells.packed(archive)
-    with tarfile.open(archive) as tar:
-        files = {Path(item.name).name for item in tar if item.isfile()}
-    assert files == {"table.parquet", "config.yaml"}
+    sizes = study_cells.packed(steps / "study_cells.json")
+    assert list(sizes) == ["forgetting", "one_of_tomorrow", "real"]
+    archives = [steps / f"study_cells.{study}.runs.tar.xz" for study in sizes]
+    for study, archive in zip(sizes, archives, strict=True):
+        with tarfile.open(archive) as tar:
+            files = {item.name for item in tar if item.isfile()}
+        wanted = ("scores/table.parquet", "config.yaml", "best/choice.json")
+        wanted += ("evaluation/own_answers/base.parquet",)
+        assert files == {f"runs/study/{study}/law/plain/{name}" for name in wanted}
+        assert archive.stat().st_size == sizes[study]
     run_check(steps, tmp_path / "out", monkeypatch, study_cells="out.write('{}')")
-    assert (tmp_path / "out" / archive.name).read_bytes() == archive.read_bytes()
+    assert all((tmp_path / "out" / a.name).read_bytes() == a.read_bytes() for a in archives)
 
 
 def test_what_the_machine_lacks_has_a_tested_version() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
+from grads_ds.config.frontier_variants import is_frontier
 from scripts.study import design, orders, run_configs, tables
-from scripts.study import run as study
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,9 @@ def test_every_study_is_made_of_configs_that_load(
             assert config.sft.equal == (footing.equal or equal)
             assert all(getattr(config.sft, key) == value for key, value in footing.sft.items())
             assert set(described.tasks) <= set(config.evaluate.multiple_choice)
-            assert config.sft.variants == [*whole, *names]
+            line = [name for name in config.select.variants if is_frontier(name)]
+            assert bool(line) == bool(config.sft.frontier)
+            assert config.sft.variants == [*whole, *names, *line]
             settings = {main: config.select.resolve(None)} | {
                 name: config.select.resolve(name) for name in names
             }
@@ -60,39 +62,6 @@ def test_a_study_like_another_says_only_what_differs(tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(f"like: {REPO}/configs/study/noise.yaml\npools: 3\n")
     with pytest.raises(ValueError, match="pools"):
         design.read(tmp_path / "odd.yaml")
-
-
-def test_a_second_footing_takes_over_the_probe_and_the_whole_pools_model_alone(
-    tmp_path: Path,
-) -> None:
-    run = tmp_path / "epochs"
-    for file in (
-        "scores/table.parquet",
-        "selection/variants/random_5/selected.jsonl",
-        "selection/variants/full/x",
-        "sft/model/w",
-        "sft/variants/full/model/w",
-        "sft/variants/random_5/model/w",
-        "evaluation.json",
-        "evaluation/base.parquet",
-        "tensorboard/events",
-        "state/sft.full.json",
-    ):
-        (run / file).parent.mkdir(parents=True, exist_ok=True)
-        (run / file).write_text("")
-    study.shutil.copytree(run, tmp_path / "steps", ignore=study._of_subsets)
-    found = {
-        str(file.relative_to(tmp_path / "steps"))
-        for file in (tmp_path / "steps").rglob("*")
-        if file.is_file()
-    }
-    assert found == {
-        "scores/table.parquet",
-        "selection/variants/random_5/selected.jsonl",
-        "selection/variants/full/x",
-        "sft/variants/full/model/w",
-        "state/sft.full.json",
-    }
 
 
 def run(base: float, random_: float, grads: float, general: float = 1.0) -> tables.Run:

@@ -17,6 +17,7 @@ from grads_ds.selection.baselines import length_bins
 from grads_ds.selection.choose import Choice, choose
 from grads_ds.selection.control_areas import within_length
 from grads_ds.selection.filters import auto_cut
+from grads_ds.selection.guided import guided
 from grads_ds.statistics import area_under_curve
 from selection.pools import score_table
 
@@ -136,6 +137,32 @@ def test_where_most_of_the_pool_is_unlike_the_reference_rows_their_share_is_kept
     assert abs(entry["estimated_share"] - (~off).mean()) < 0.06
     assert (~off)[choice.selected].mean() > 0.95
     assert choice.selected.sum() > 0.8 * (~off).sum()
+
+
+def test_in_a_needle_pool_a_budget_takes_the_nearest_rows_of_any_length() -> None:
+    table, off = with_reference(share=0.9, known=32)
+    near = table.floats("anchor_hidden_cosine")
+    needles = int((~off).sum())
+    choice = chosen(table, budget=needles, spread="reference")
+    assert choice.report["filters"] == [] and choice.report["notes"]["needles"] is True
+    np.testing.assert_array_equal(choice.chosen, np.argsort(-near, kind="stable")[:needles])
+    assert (~off)[choice.selected].mean() > 0.95
+
+
+def test_a_row_is_as_good_as_the_signal_that_thinks_least_of_it() -> None:
+    table, _ = with_reference(share=0.0, known=32)
+    draw = np.random.default_rng(3)
+    ifd, near = draw.normal(size=N), draw.normal(size=N)
+    control = score_table(80, 1)
+    bad = replace(control, columns={**control.columns, "ifd": draw.normal(9.0, 1.0, 80)})
+    columns = {**table.columns, "ifd": ifd, "anchor_hidden_cosine": near}
+    table = replace(table, columns=columns, controls={**table.controls, "swapped": bad})
+    order = guided(table, SelectConfig(method="guided", spread="reference"), 0).preference
+    lengths = table.floats("num_target_tokens")
+    worst = np.minimum(
+        1 - within_length(ifd, lengths, ifd, lengths), within_length(near, lengths, near, lengths)
+    )
+    np.testing.assert_allclose(order, worst, atol=1e-6)
 
 
 def test_few_reference_rows_make_no_cut_and_it_says_how_many_would() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from grads_ds.run_dir.digests import sha256
+from grads_ds.training import checkpoints
 from grads_ds.training.checkpoint_mark import COMPLETE, write_mark
-from grads_ds.training.checkpoints import last_checkpoint, set_strangers_aside
+from grads_ds.training.checkpoints import Checkpoints, last_checkpoint, set_strangers_aside
 
 FILES = ("global_step/zero_pp_rank_0_mp_rank_00_optim_states.pt", "rng_state_0.pth", "latest")
 
@@ -70,6 +72,34 @@ def test_no_whole_one_means_from_the_beginning(tmp_path: Path) -> None:
     for step in (2, 4):
         flip(checkpoint(tmp_path, step) / FILES[0])
     assert last_checkpoint(tmp_path, "mine") is None
+
+
+def test_every_part_is_synced_before_the_mark_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = checkpoint(tmp_path, 2)
+    (folder / COMPLETE).unlink()
+    wanted = {f for f in folder.rglob("*") if f.is_file()} | {folder, tmp_path}
+    synced: set[Path] = set()
+
+    def noted(path: Path) -> None:
+        assert not (folder / COMPLETE).exists()
+        synced.add(path)
+
+    monkeypatch.setattr(checkpoints, "sync", noted)
+    arguments, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=2)
+    state.best_model_checkpoint = None
+    Checkpoints(1, "mine").on_save(arguments, state, None)  # type: ignore[arg-type]
+    assert synced >= wanted and last_checkpoint(tmp_path, "mine") == str(folder)
+    (folder / COMPLETE).unlink()
+
+    def broken(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoints, "sync", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        Checkpoints(1, "mine").on_save(arguments, state, None)  # type: ignore[arg-type]
+    assert not (folder / COMPLETE).exists()
 
 
 def test_another_trainings_checkpoints_are_set_aside_whole(

@@ -76,13 +76,18 @@ def test_a_variant_takes_its_own_passes_or_as_many_steps_as_the_full_pool(
     (run_dir / "scores/table.parquet").touch()  # whose fingerprint the model card gives
     taken = {}
     monkeypatch.setattr(
-        sft, "train_model", lambda job: taken.update({job.what: (len(job.rows), job.steps)})
+        sft,
+        "train_model",
+        lambda job: taken.update({job.what: (len(job.rows), job.steps, job.identity)}),
     )
     settings = config(run_dir, equal=equal, epochs=3, batch_size=2)
     for name in ("selected", "full"):
         run_sft(settings, run_dir, name, "identity")
     # rows and optimizer steps: three passes over 4 rows, or over all 10, two rows at a time
-    assert taken == {"sft on selected (4 rows)": (4, selected), "sft on full (10 rows)": (10, 15)}
+    assert taken == {
+        "sft on selected (4 rows)": (4, selected, "identity"),  # which its checkpoints carry
+        "sft on full (10 rows)": (10, 15, "identity"),
+    }
 
 
 def test_each_row_keeps_its_own_weight(run_dir: Path) -> None:

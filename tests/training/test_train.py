@@ -160,3 +160,23 @@ def test_a_model_written_in_shards_is_the_model_that_was_loaded(tmp_path: Path, 
     run_on_ranks(2, save_in_shards, make_config(base, tmp_path))
     assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 1
     torch.testing.assert_close(logits(tmp_path / "sharded"), logits(base), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "inverse_sqrt"])
+def test_a_training_of_few_steps_has_a_learning_rate_above_zero(scheduler: str) -> None:
+    from transformers import get_scheduler
+
+    from grads_ds.config.training import SftConfig
+    from grads_ds.training.train import warmup_steps
+
+    for steps, ratio in ((1, 0.03), (1, 0.9), (2, 0.03), (2, 0.9), (100, 0.03), (1, 0.0)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        warm = warmup_steps(steps, SftConfig(warmup_ratio=ratio))
+        schedule = get_scheduler(scheduler, optimizer, warm, steps)
+        rates = []
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert max(rates) >= 0.5, (steps, ratio)
+    assert warmup_steps(100, SftConfig(warmup_ratio=0.03)) == 3
