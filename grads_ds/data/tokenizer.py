@@ -43,7 +43,7 @@ _no_models = False
 
 def load_no_models() -> None:
     """Have this process's tokenizers loaded without torch, which transformers imports beside them
-    where it finds it: 4 s of a processor and 250 MB in each. For a process of which nothing loads a
+    where it finds it: 3 s of a processor and 260 MB in each. For a process of which nothing loads a
     model with transformers, which stays without torch there.
     """
     global _no_models

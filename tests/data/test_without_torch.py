@@ -1,5 +1,5 @@
-"""A process that loads no model reads tokenizers without torch, which would cost it four seconds of
-a processor and 250 MB; what it writes is the same.
+"""A process that loads no model reads tokenizers without torch, which would cost it three seconds
+of a processor and 260 MB; what it writes is the same.
 """
 
 from __future__ import annotations

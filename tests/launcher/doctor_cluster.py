@@ -14,10 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from conftest import write_rows
+from conftest import REPO, write_rows
 from grads_ds.cli import main
 from grads_ds.launcher.doctor import examine
-from tests import forked_ranks
 from tests.cluster import Cluster, cluster
 from tests.launcher.jobs import QUICK, left_behind
 
@@ -72,7 +71,7 @@ def job(hosts: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("PATH", hosts.environment["PATH"])
-    monkeypatch.setenv("PYTHONPATH", forked_ranks.python_path())
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(examine, "LIMITS", QUICK)
     yield tmp_path
