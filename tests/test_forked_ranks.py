@@ -13,7 +13,7 @@ import pytest
 
 from tests import forked_ranks
 
-SAYS = """
+SAYS = r"""
 import os, platform, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"told to end\n"), os._exit(9)))
 print(os.getcwd(), os.environ["GIVEN"], sys.argv[1:], sys.stdin.read(), "torch" in sys.modules)
