@@ -1,5 +1,5 @@
-"""This host's side of the network: free ports, and the address and interface by which it reaches
-another host.
+"""This host's side of the network: a door on a free port, and the address and interface by which
+it reaches another host.
 
 Asks the kernel; sends nothing. Standard library only: every rank's supervisor imports it.
 """
@@ -7,27 +7,51 @@ Asks the kernel; sends nothing. Standard library only: every rank's supervisor i
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import ipaddress
+import os
 import socket
 import struct
 from pathlib import Path
 
+from grads_ds.config.errors import UserError, problem
+
 _LOOPBACK_NAMES = ("localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback")
+_TRIES = 8  # of a port that the system chooses and another process takes before it listens
+_WAITING = 4096  # connections that may wait to be let in; the kernel's somaxconn is a limit too
 
 
-def free_port(low: int, high: int) -> int:
-    """A TCP port of [low, high] that is free on this host on every address; 0, 0 leaves the choice
-    to the system.
+def open_door(address: str, low: int = 0, high: int = 0) -> socket.socket:
+    """A socket that listens at `address` of this host, "" for all, on a free port of [low, high];
+    0, 0 leaves the choice to the system.
+
+    Choice and taking are one act: a port that is found free and taken later is another process's
+    in between. Where two bind one port at once, the second to listen goes on to the next.
+
+    Raises UserError when no port of a range that somebody chose is free, OSError when the system
+    has none.
     """
-    for port in range(low, high + 1):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
-            return int(probe.getsockname()[1])
-    raise OSError(
-        f"no free port from {low} to {high} on {socket.gethostname()}; widen --ports or end what"
-        " holds them"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    why = ""
+    for port in range(low, high + 1) if high else [0] * _TRIES:
+        try:
+            return socket.create_server((address, port), family=family, backlog=_WAITING)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+    here = socket.gethostname()
+    if not high:
+        raise OSError(errno.EADDRINUSE, f"no free port on {here}; end what holds them (ss -tan)")
+    ports = f"port {low}" if low == high else f"a port from {low} to {high}"
+    raise UserError(
+        problem(
+            "--ports",
+            f"{ports} that is free on {here}",
+            f"none ({why})",
+            "widen --ports, leave it out, or end what holds them (ss -tlnp)",
+        )
     )
 
 

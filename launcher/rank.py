@@ -15,7 +15,6 @@ milliseconds wherever a Python is, and can say what is missing there.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -30,12 +29,15 @@ if __name__ == "__main__":
     # started by its path: the folder to import from is the one above the package
     sys.path[0] = str(Path(__file__).absolute().parents[2])
 
+from grads_ds.config.errors import UserError
+from grads_ds.launcher.job_outcome import WRONG_INPUT
 from grads_ds.launcher.process_memory import memory_of
 from grads_ds.launcher.rank_environment import environment_of, take
 from grads_ds.launcher.rank_log import RankLog
 from grads_ds.launcher.records import UNSEEN, publish, read
+from grads_ds.launcher.rendezvous import DOOR_VARIABLE
 from grads_ds.launcher.runners import rank_of
-from grads_ds.run_dir.processes import oom_kills, this_process
+from grads_ds.run_dir.processes import die_with_parent, oom_kills, this_process
 
 BEAT_SECONDS = 1.0
 BLOCKED_SECONDS = 1.0  # a round of the loop that took longer was held up itself
@@ -80,6 +82,9 @@ class Supervisor:
             else:
                 self._start()
                 self._watch()
+        except UserError as error:  # before the rank was there
+            self.record |= {"state": "failed", "status": WRONG_INPUT, "ended": time.time()}
+            self.record |= {"error": str(error), "error_status": WRONG_INPUT}
         except Exception as error:
             self._end()
             self.record |= {"state": "failed", "status": 1, "ended": time.time()}
@@ -115,6 +120,7 @@ class Supervisor:
         beats, their_beats = os.pipe()
         os.set_blocking(beats, False)
         os.set_blocking(their_beats, False)  # a rank never waits for its supervisor
+        doors = [int(environment[DOOR_VARIABLE])] if environment[DOOR_VARIABLE] else []
         with (
             open(self.stem.with_suffix(".stack"), "ab") as stack,
             open(self.stem.with_suffix(".log"), "ab") as log,
@@ -130,10 +136,11 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                pass_fds=(their_beats, stack.fileno()),
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  (one thread)
+                pass_fds=(their_beats, stack.fileno(), *doors),
+                preexec_fn=die_with_parent,  # noqa: PLW1509  (one thread)
             )
-        os.close(their_beats)
+        for handed in (their_beats, *doors):  # a rank that is gone holds no port
+            os.close(handed)
         self.beats = beats
         self.record |= {"state": "running", "pid": self.process.pid}
         self.tell()
@@ -226,11 +233,6 @@ class Supervisor:
         self._signal(signal.SIGKILL)
         if self.process is not None:
             self.process.wait()
-
-
-def _die_with_parent() -> None:
-    """In the child, before exec: the kernel kills it when its supervisor is gone (Linux)."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def main(folder: Path) -> int:

@@ -1,5 +1,8 @@
 """Where the ranks of a job meet: rank 0's address and port, agreed on through a file.
 
+Rank 0's supervisor opens the door there and hands it down to rank 0, so that there is no moment in
+which the port is chosen and not yet held.
+
 Standard library only: every rank's supervisor imports it. process_group.py meets there.
 """
 
@@ -13,14 +16,15 @@ from typing import Any
 from grads_ds.launcher.network import (
     address_of,
     address_towards,
-    free_port,
     interface_towards,
     loopback,
+    open_door,
 )
 from grads_ds.launcher.records import publish, read
 
 RENDEZVOUS_SECONDS = 120.0
-LISTEN_VARIABLE = "GRADS_DS_LISTEN"  # the address that rank 0's store listens on
+# the file number of rank 0's listening socket; empty for the ranks that enter there
+DOOR_VARIABLE = "GRADS_DS_DOOR"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
@@ -32,9 +36,10 @@ def agree(
     given: Mapping[str, str],
     stopped: Callable[[], bool],
 ) -> dict[str, str]:
-    """MASTER_ADDR, MASTER_PORT, the address to listen on and the interface that leads there.
+    """MASTER_ADDR, MASTER_PORT, the door of rank 0 and the interface that leads there.
 
-    Rank 0 picks a port that is free on its host; a fixed one is taken sooner or later. Between
+    Rank 0's supervisor listens on a port that is free on its host, and rank 0 inherits the socket:
+    any other agreement lets another process take the port before rank 0 does. Between
     hosts, gloo and NCCL are told the interface that leads to the other hosts: left alone they take
     the one the host's own name resolves to, which is loopback on many machines. On one machine all
     of it stays on loopback.
@@ -47,7 +52,8 @@ def agree(
         given: the forwarded environment; the user's own choice of interfaces stands.
         stopped: whether the launcher has told this rank to stop.
 
-    Raises TimeoutError when rank 0 names no port in time.
+    Raises TimeoutError when rank 0 names no port in time, UserError when none of the ports that the
+    user chose is free.
     """
     # this host's side: by which interface and address the others see it
     names = [name.rpartition("@")[2] for name, _ in job["hosts"]]
@@ -58,9 +64,11 @@ def agree(
         interface, own = interface_towards(other), address_towards(other) or ""
         own = address_of(given.get(INTERFACES[0], "")) or own
     # rank 0 decides; the others wait for its word
+    door = ""
     if rank == 0:
         address = job.get("master_addr") or own or names[0]
-        port = free_port(*job["ports"])
+        listening = open_door(own, *job["ports"])
+        port, door = listening.getsockname()[1], str(listening.detach())
         publish(folder / "rendezvous.json", {"address": address, "port": port})
     deadline = time.monotonic() + RENDEZVOUS_SECONDS
     while not (found := read(folder / "rendezvous.json")):
@@ -72,6 +80,6 @@ def agree(
     agreed = {
         "MASTER_ADDR": str(found["address"]),
         "MASTER_PORT": str(found["port"]),
-        LISTEN_VARIABLE: own,
+        DOOR_VARIABLE: door,
     }
     return agreed | {k: interface for k in INTERFACES if interface and k not in given}

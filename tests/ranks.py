@@ -19,6 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grads_ds.launcher.network import open_door
+from grads_ds.launcher.rendezvous import DOOR_VARIABLE
+
 REPO = Path(__file__).resolve().parent.parent
 multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.imported_by_ranks"])
 
@@ -42,28 +45,30 @@ def run_on_ranks(
         source = Path(sys.modules[function.__module__].__file__ or "")
         module = ".".join(source.relative_to(REPO).with_suffix("").parts)
         Path(folder, "call").write_bytes(pickle.dumps((module, function.__name__, arguments)))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
+        door = open_door("127.0.0.1")
         job = os.environ | {
             "WORLD_SIZE": str(world),
             "LOCAL_WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": str(door.getsockname()[1]),
+            DOOR_VARIABLE: "",
             "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": "cpu",
         }
         environments = [job | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+        handed_down = [door, *[None] * (world - 1)]  # rank 0 inherits the socket
         processes = [
             context.Process(
-                target=_rank, args=(folder, str(source.parent), os.getcwd(), environment, joined)
+                target=_rank,
+                args=(folder, str(source.parent), os.getcwd(), environment, joined, handed),
             )
-            for environment in environments
+            for environment, handed in zip(environments, handed_down, strict=True)
         ]
         deadline = time.monotonic() + seconds
         try:
             for process in processes:
                 process.start()
+            door.close()
             for process in processes:
                 process.join(max(0.0, deadline - time.monotonic()))
             statuses = [process.exitcode for process in processes]
@@ -89,14 +94,25 @@ def _files(folder: str, kind: str, world: int) -> list[Path]:
     return [Path(folder, f"{kind}{rank}") for rank in range(world)]
 
 
-def _rank(folder: str, tests: str, place: str, environment: dict[str, str], joined: bool) -> None:
-    """One rank, in its own process: the test's environment and place, its output in a file."""
+def _rank(
+    folder: str,
+    tests: str,
+    place: str,
+    environment: dict[str, str],
+    joined: bool,
+    door: socket.socket | None,
+) -> None:
+    """One rank, in its own process: the test's environment and place, its output in a file; rank 0
+    with the socket at which the ranks meet.
+    """
     rank = environment["RANK"]
     log = os.open(Path(folder, f"log{rank}"), os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.environ.clear()
     os.environ.update(environment)
+    if door is not None:
+        os.environ[DOOR_VARIABLE] = str(door.detach())
     os.chdir(place)
     sys.path[:0] = [str(REPO), str(REPO / "tests"), tests]
     module, name, arguments = pickle.loads(Path(folder, "call").read_bytes())

@@ -110,12 +110,12 @@ class SelectConfig(Record):
             " without any finds its own"
         ),
     )
-    spread: Literal["rank", "reference", "random", "density"] = Field(
+    spread: Literal["rank", "reference", "doubt", "random", "density"] = Field(
         "rank",
         description=(
             "guided: order of what the filters leave: by the worst rank on the signals that see, on"
-            " these and nearness to probe.anchor (rows unlike its rows are rejected), at random, or"
-            " drawn by density"
+            " these and nearness to probe.anchor (rows unlike its rows are rejected), at random"
+            " among rows that no signal doubts and then the others, at random, or drawn by density"
         ),
     )
     strata: str | None = Field(

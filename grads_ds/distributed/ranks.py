@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-from grads_ds.config.errors import UserError
+from grads_ds.config.errors import UserError, problem
 from grads_ds.distributed.compiled_ops import (
     drop_letters,
     quote_torch_lib_path,
     skip_shared_memory_op,
 )
 from grads_ds.launcher import runners
+from grads_ds.launcher.network import open_door
 from grads_ds.launcher.process_group import join
+from grads_ds.launcher.rendezvous import DOOR_VARIABLE
 from grads_ds.workarounds import warn_of_other_versions
 
 T = TypeVar("T")
@@ -60,7 +63,7 @@ def start() -> None:
     """Join the process group (gloo on CPU, NCCL on GPUs). A process started alone becomes a world
     of one.
 
-    Raises UserError where the environment holds another job's rank.
+    Raises UserError where the environment holds another job's rank, or a port that is taken.
     """
     import deepspeed
     import torch.distributed as dist
@@ -71,23 +74,38 @@ def start() -> None:
         return
     if problems := foreign_variables():
         raise UserError(problems)
-    listen = None
     if not launched():
-        listen = "127.0.0.1"
         os.environ |= {
             "RANK": "0",
             "LOCAL_RANK": "0",
             "WORLD_SIZE": "1",
-            "MASTER_ADDR": listen,
+            "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
+            DOOR_VARIABLE: str(open_door("127.0.0.1").detach()),
         }
     if launched_rank() == 0:
         warn_of_other_versions()
     skip_shared_memory_op(deepspeed)
     quote_torch_lib_path()
     drop_letters()
-    join(get_accelerator().communication_backend_name(), default_pg_timeout, listen)
-    deepspeed.init_distributed(verbose=False)
+    join(get_accelerator().communication_backend_name(), default_pg_timeout)
+    try:
+        deepspeed.init_distributed(verbose=False)
+    except dist.DistNetworkError as error:  # under another launcher, which has chosen the port
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(_taken_port()) from None
+
+
+def _taken_port() -> str:
+    """The problem of a port at which the ranks were to meet and another process listens."""
+    return problem(
+        "MASTER_PORT",
+        f"a port that is free on {socket.gethostname()}, where rank 0 listens",
+        f"{os.environ['MASTER_PORT']}, at which another process listens already (ss -tlnp)",
+        "give the command that starts the ranks another --master_port, or leave the choice to"
+        " grads-ds run",
+    )
 
 
 def finish() -> None:

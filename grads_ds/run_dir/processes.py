@@ -6,10 +6,17 @@ Standard library only: every rank's supervisor imports it.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
+
+
+def die_with_parent() -> None:
+    """In a child, before exec: the kernel kills it when its parent is gone (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def this_process() -> dict[str, Any]:

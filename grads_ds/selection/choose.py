@@ -106,7 +106,14 @@ def choose(
     if len(order) > 1 and scored.preference[scorable].min() == scored.preference[scorable].max():
         warnings.append("every sample has the same preference: the lowest sample_ids are chosen")
     if strata is not None:
-        order = budgets.spread(order, strata, settings.strata_balance)
+        behind = np.zeros(n, dtype=bool)
+        behind[rows] = False if scored.behind is None else scored.behind
+        order = np.concatenate(
+            [
+                budgets.spread(part_of, strata, settings.strata_balance)
+                for part_of in (order[~behind[order]], order[behind[order]])
+            ]
+        )
     tokens = None
     if "num_tokens" in table.columns or budget.tokens is not None:
         tokens = table.floats("num_tokens").astype(np.int64)

@@ -20,6 +20,7 @@ from grads_ds.statistics import Floats, area_under_curve
 
 SEES = 0.75  # an area from which a signal is believed (or 1 less it)
 NEIGHBOURS = 30  # rows on either side that count as of like length
+_SMALLEST = 0.25  # share of the controls below which a tail says little
 _BLOCK = 100_000  # rows compared with their neighbours at a time
 
 
@@ -93,6 +94,29 @@ def areas(table: ScoreTable, by_length: bool) -> dict[str, dict[str, float]]:
             if area is not None:
                 found.setdefault(column, {})[kind] = round(area, 4)
     return found
+
+
+def wrong_share(pool: Floats, controls: Floats) -> float:
+    """The largest share of the pool, 0 to 1, that may be like the controls, which have high values:
+    min_x (S_P(x) + its standard error) / S_C(x), S_P and S_C the shares of the pool and of the
+    controls at or beyond x, over S_C >= 1/4. 0 where no such x is.
+    """
+    _, beyond_pool, beyond = beyond_marks(pool, controls)
+    error = np.sqrt(beyond_pool * (1 - beyond_pool) / max(1, np.isfinite(pool).sum()))
+    enough = beyond >= _SMALLEST
+    if not enough.any():
+        return 0.0
+    return float(min(1.0, np.min((beyond_pool[enough] + error[enough]) / beyond[enough])))
+
+
+def beyond_marks(pool: Floats, controls: Floats) -> tuple[Floats, Floats, Floats]:
+    """The pool's finite values x, once each and ascending, and the shares of the pool and of the
+    finite controls at or beyond each.
+    """
+    pool, controls = np.sort(pool[np.isfinite(pool)]), np.sort(controls[np.isfinite(controls)])
+    marks = np.unique(pool)
+    shares = [1 - np.searchsorted(of, marks, "left") / max(1, len(of)) for of in (pool, controls)]
+    return marks, shares[0], shares[1]
 
 
 def best_column(found: Mapping[str, Mapping[str, float]], kind: str) -> tuple[str, float] | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection.density import Density
@@ -25,6 +28,7 @@ class Scored:
     notes: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     across_strata: bool = False  # the order is taken as it is, not in strata
+    behind: NDArray[np.bool_] | None = None  # rows that come after all others, of any stratum
 
 
 Criterion = Callable[[ScoreTable, SelectConfig, int], Scored]

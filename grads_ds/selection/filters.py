@@ -28,10 +28,9 @@ from grads_ds.config.row_filter import Filter
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import control_areas
-from grads_ds.selection.guided import NEARNESS, nearest_told, needles
+from grads_ds.selection.guided import NEARNESS, goes_by_reference, nearest_told, needles
 from grads_ds.statistics import Floats, area_under_curve
 
-_SMALLEST = 0.25  # share of the controls below which a tail says little
 _FALSE = 0.05  # share of rows like the reference set that a cut against it may reject
 
 
@@ -63,7 +62,7 @@ def _of_guided(table: ScoreTable, settings: SelectConfig) -> list[Filter]:
     In a needle pool the controls are of what is not wanted either: they judge nothing, and nearness
     draws a line only where no budget does.
     """
-    by_reference = settings.spread == "reference" and REFERENCE in table.controls
+    by_reference = goes_by_reference(table, settings) and REFERENCE in table.controls
     near = []
     if by_reference:
         column, _ = nearest_told(table)
@@ -181,15 +180,8 @@ def auto_cut(pool: Floats, controls: Floats) -> tuple[float | None, float, float
     """The cut from which on rows are rejected (None: nowhere), the estimated share of such rows in
     the pool and the share of the other rows that the cut rejects. High values are the controls'.
     """
-    pool, controls = np.sort(pool[np.isfinite(pool)]), np.sort(controls)
-    marks = np.unique(pool)
-    beyond_pool = 1 - np.searchsorted(pool, marks, "left") / len(pool)
-    beyond = 1 - np.searchsorted(controls, marks, "left") / len(controls)
-    error = np.sqrt(beyond_pool * (1 - beyond_pool) / len(pool))
-    enough = beyond >= _SMALLEST
-    if not enough.any():
-        return None, 0.0, 0.0
-    share = float(min(1.0, np.min((beyond_pool[enough] + error[enough]) / beyond[enough])))
+    marks, beyond_pool, beyond = control_areas.beyond_marks(pool, controls)
+    share = control_areas.wrong_share(pool, controls)
     gain = 2 * share * beyond - beyond_pool
     best = int(np.argmax(gain))
     if gain[best] <= 0:

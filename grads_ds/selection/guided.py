@@ -3,15 +3,17 @@
 The probe scores controls, rows known to be wrong, and the columns' areas against the pool say which
 of them sees what. Rows that are more like the controls than like the pool are rejected
 (`filters`). What is left is ordered by the worst of its ranks, among rows of like length, on the
-signals that see, or drawn (`select.spread`), and taken in strata of length. With `spread:
-reference` nearness to the reference set counts as a signal, and rows unlike its rows are rejected
-too; where most of the pool is unlike them (a needle pool), nearness alone orders it. With no signal
-that sees, it is a random choice in strata of length, and says so.
+signals that see, or drawn, or drawn among the rows that no signal doubts (`select.spread`), and
+taken in strata of length. With `spread: reference` nearness to the reference set counts as a
+signal, and rows unlike its rows are rejected too; where most of the pool is unlike them (a needle
+pool), nearness alone orders it. With no signal that sees, it is a random choice in strata of
+length, and says so.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from grads_ds.config.columns import REFERENCE
 from grads_ds.config.errors import UserError
@@ -25,6 +27,7 @@ from grads_ds.selection.region import weighted_draw
 from grads_ds.statistics import Floats, area_under_curve, rank_shares
 
 HIDDEN = "anchor_hidden_cosine"
+CAUTION = 3  # rows doubted for each that may be wrong
 NEARNESS = (HIDDEN, CONTRAST, "anchor_cosine_")  # columns that are high near the reference set
 
 
@@ -55,17 +58,33 @@ def guided(table: ScoreTable, settings: SelectConfig, seed: int) -> Scored:
         signal, density = signal_and_density(table, settings)
         preference = weighted_draw(density.at_samples, table.sample_id, seed)
         return Scored(preference, signal.values, density, None, notes, warnings)
-    if settings.spread == "reference":
-        near = nearness_columns(table)
+    near = nearness_columns(table) if goes_by_reference(table, settings) else []
+    if near:
         notes["nearness"] = near
         if needles(table):
             notes["needles"] = True
             order = rounded(np.mean([rank_shares(table.floats(column)) for column in near], axis=0))
             return Scored(order, order, None, None, notes, warnings, across_strata=True)
-        seeing = [*seeing, *((column, "low") for column in near)]
+    if settings.spread == "doubt":
+        ranks = worst_rank(table, seeing) if seeing else draw
+        doubted = is_doubted(table)
+        notes["doubted"] = int(np.count_nonzero(doubted))
+        preference = np.where(doubted, ranks, 1 + draw)
+        return Scored(preference, ranks, None, None, notes, warnings, behind=doubted)
+    seeing = [*seeing, *((column, "low") for column in near)]
     ranks = worst_rank(table, seeing) if seeing else draw
     preference = draw if settings.spread == "random" else ranks
     return Scored(preference, ranks, None, None, notes, warnings)
+
+
+def goes_by_reference(table: ScoreTable, settings: SelectConfig) -> bool:
+    """Whether rows unlike the reference rows are rejected: with `spread: reference`, and with
+    `doubt` where nearness and such controls were recorded.
+    """
+    recorded = REFERENCE in table.controls and any(
+        name.startswith(NEARNESS) for name in table.columns
+    )
+    return settings.spread == "reference" or (settings.spread == "doubt" and recorded)
 
 
 def nearness_columns(table: ScoreTable) -> list[str]:
@@ -106,6 +125,23 @@ def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:
         if best is not None:
             found[best[0]] = "high" if best[1] > 0.5 else "low"
     return list(found.items())
+
+
+def is_doubted(table: ScoreTable) -> NDArray[np.bool_]:
+    """The rows [N] that some signal doubts: for each kind of control, from the most wrong-looking
+    on, three times as many as the pool may hold of them, or fewer where all controls are reached.
+    """
+    like, doubted = control_areas.areas(table, by_length=True), np.zeros(len(table), bool)
+    for kind in control_areas.wrong_kinds(table):
+        if (best := control_areas.best_column(like, kind)) is None:
+            continue
+        both = control_areas.pair(table, kind, best[0], by_length=True)
+        assert both is not None  # it has an area
+        pool, bad = (values if best[1] > 0.5 else -values for values in both)
+        share = control_areas.wrong_share(pool, bad)
+        cut = max(np.nanquantile(pool, max(0.0, 1 - CAUTION * share)), np.nanmin(bad))
+        doubted |= pool > cut
+    return doubted
 
 
 def worst_rank(table: ScoreTable, seeing: list[tuple[str, str]]) -> Floats:

@@ -24,8 +24,8 @@ sys.path[0] = str(Path(__file__).absolute().parents[3])
 
 from grads_ds.launcher.ask_hosts import MARK  # noqa: E402
 from grads_ds.launcher.doctor.facts import host_facts, wrong_interfaces  # noqa: E402
-from grads_ds.launcher.network import address_towards, free_port, interface_towards  # noqa: E402
-from grads_ds.launcher.process_group import join  # noqa: E402
+from grads_ds.launcher.network import address_towards, interface_towards, open_door  # noqa: E402
+from grads_ds.launcher.process_group import held_door, join  # noqa: E402
 from grads_ds.launcher.records import publish, read  # noqa: E402
 
 MEET_SECONDS = 30.0
@@ -46,10 +46,7 @@ def reach_others(
     if other is None:
         return
     address, interface = address_towards(other), interface_towards(other)
-    with socket.socket() as door:
-        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        door.bind(("", free_port(*ports)))
-        door.listen(64)
+    with _door(address, ports) as door:
         publish(folder / f"door{rank}.json", {"address": address, "port": door.getsockname()[1]})
         deadline = time.monotonic() + MEET_SECONDS
         cannot: dict[str, str | None] = {}
@@ -78,6 +75,18 @@ def reach_others(
         }
         publish(folder / f"reach{rank}.json", found)
         _reached(folder, first_ranks, deadline)  # the door stays open until everybody has tried it
+
+
+def _door(address: str | None, ports: tuple[int, int]) -> socket.socket:
+    """Where the ranks will meet, on rank 0, which holds that port already; elsewhere, and where the
+    ranks meet at another address of this host, a port of its own.
+    """
+    door = held_door()
+    if door is not None and door.getsockname()[0] in (address, "0.0.0.0"):
+        return door
+    if door is not None:
+        door.close()
+    return open_door(address or "", *ports)
 
 
 def _reached(folder: Path, first_ranks: list[int], deadline: float) -> list[dict[str, Any]]:

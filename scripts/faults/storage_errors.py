@@ -15,7 +15,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -68,10 +67,7 @@ def stage(folder: Path, name: str) -> int:
     """One stage in one process, as `deepspeed --module grads_ds` starts it; ends the process."""
     from grads_ds.cli import main
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": port}
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}
     os.environ.update(rank | {"MASTER_ADDR": "127.0.0.1"})
     os.chdir(folder)
     return main([name, "config.yaml"])

@@ -19,11 +19,10 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO))
 from collections.abc import Callable
 
-from scripts.study import probes
+from scripts.study import probes, real_tables
 from scripts.study.figures import draw, draw_budgets
 from scripts.study.lever_pages import levers_table, limits_table, plain_table, published_table
 from scripts.study.page_tables import across, main_tables, results, rule_tables
-from scripts.study.real_tables import chosen_table, seen_table, trained_table
 from scripts.study.single_tables import (
     cost_table,
     kept_table,
@@ -38,9 +37,11 @@ FIGURE, BUDGETS = "docs/images/study.png", "docs/images/study_budgets.png"
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "real": trained_table,
-    "real, what is chosen": chosen_table,
-    "real, what columns see": seen_table,
+    "real": real_tables.trained_table,
+    "real, pooled": real_tables.pooled_table,
+    "real, needles": real_tables.needle_table,
+    "real, what is chosen": real_tables.chosen_table,
+    "real, what columns see": real_tables.seen_table,
     "epochs": lambda: main_tables("epochs"),
     "steps": lambda: main_tables("steps"),
     "steps to the whole pool": lambda: main_tables("steps", "full"),

@@ -11,52 +11,102 @@ from typing import Any
 import numpy as np
 
 from scripts.study.page_tables import results
+from scripts.study.tables import interval
 
 NOISE = 0.4
 
 
-def _trained() -> list[dict[str, Any]]:
-    """The noisy pools of which every model is trained and evaluated."""
-    return [cell for cell in results("real")["cells"] if cell["models"] and cell["noise"] == NOISE]
+NAMES = {"guided_25": "guided, 25 %", "oracle_25": "clean rows, 25 %", "full": "the whole pool"}
+MEASURES = ("margin", "domain", "general")
+
+
+def _trained(study: str, noise: float) -> list[dict[str, Any]]:
+    """The pools with this share of noise of which every model is trained and evaluated."""
+    return [cell for cell in results(study)["cells"] if cell["models"] and cell["noise"] == noise]
 
 
 def _differences(cells: Sequence[dict[str, Any]], model: str, measure: str) -> list[float]:
     """A model's measure less random's, pool by pool; pools without that model are left out."""
-    return [
-        cell["models"][model][measure] - cell["models"]["random_25"][measure]
-        for cell in cells
-        if model in cell["models"]
-    ]
+    found = []
+    for models in (cell["models"] for cell in cells):
+        random = next(name for name in models if name.startswith("random_"))
+        if model in models:
+            found.append(models[model][measure] - models[random][measure])
+    return found
 
 
 def trained_table() -> str:
-    """Per domain and model the mean differences to random, and in how many pools the interval of
-    the margin's paired difference lies above, or below, zero.
+    """Per domain and model of the noisiest pools the mean differences to random, and in how many
+    pools the interval of the margin's paired difference lies above, or below, zero.
     """
     rows = [
         "| domain | trained on | pools | content margin to random | in single pools | held-out loss"
         " to random | general loss to random |",
         "|---|---|---|---|---|---|---|",
     ]
-    cells = _trained()
-    names = {"guided_25": "guided, 25 %", "oracle_25": "clean rows, 25 %", "full": "the whole pool"}
+    cells = _trained("real", NOISE)
     for domain in dict.fromkeys(cell["domain"] for cell in cells):
         own = [cell for cell in cells if cell["domain"] == domain]
-        for model, told in names.items():
-            having = [cell["models"][model] for cell in own if model in cell["models"]]
-            if not having:
-                continue
-            above = sum(found["margin_minus_random"][1] > 0 for found in having)
-            below = sum(found["margin_minus_random"][2] < 0 for found in having)
-            means = [
-                f"{np.mean(_differences(own, model, measure)):+.3f}"
-                for measure in ("margin", "domain", "general")
-            ]
+        for model, told in NAMES.items():
+            means = [np.mean(_differences(own, model, measure)) for measure in MEASURES]
             rows.append(
-                f"| {domain} | {told} | {len(having)} | {means[0]} | {above} above, {below} below |"
-                f" {means[1]} | {means[2]} |"
+                f"| {domain} | {told} | {len(own)} | {means[0]:+.3f} | {_sides(own, model)} |"
+                f" {means[1]:+.3f} | {means[2]:+.3f} |"
             )
     return "\n".join(rows)
+
+
+def pooled_table() -> str:
+    """Per share of faulty rows and model the differences to random over all pools, with their 95 %
+    t-intervals over pools.
+    """
+    rows = [
+        "| faulty rows | trained on | pools | content margin to random | in single pools | held-out"
+        " loss to random | general loss to random |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for noise in (NOISE, 0.2, 0.0):
+        cells = _trained("real", noise)
+        for model, told in NAMES.items():
+            values = [with_interval(_differences(cells, model, measure)) for measure in MEASURES]
+            rows.append(
+                f"| {noise:.0%} | {told} | {len(cells)} | {values[0]} | {_sides(cells, model)} |"
+                f" {values[1]} | {values[2]} |"
+            )
+    return "\n".join(rows)
+
+
+def needle_table() -> str:
+    """Of the needle pools the differences to random over all pools, with 95 % t-intervals."""
+    cells = _trained("needle", 0.0)
+    rows = [
+        "| trained on | pools | held-out loss to random | content margin to random | general loss"
+        " to random |",
+        "|---|---|---|---|---|",
+    ]
+    names = {
+        "guided_10": "guided, 10 % (the nearest hidden states)",
+        "bm25_10": "BM25, 10 %",
+        "full": "the whole pool",
+    }
+    for model, told in names.items():
+        margin, domain, general = (
+            with_interval(_differences(cells, model, measure)) for measure in MEASURES
+        )
+        rows.append(f"| {told} | {len(cells)} | {domain} | {margin} | {general} |")
+    return "\n".join(rows)
+
+
+def _sides(cells: Sequence[dict[str, Any]], model: str) -> str:
+    found = [cell["models"][model]["margin_minus_random"] for cell in cells]
+    above, below = sum(low > 0 for _, low, _ in found), sum(high < 0 for _, _, high in found)
+    return f"{above} above, {below} below"
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """A mean with its 95 % t-interval."""
+    mean, low, high = interval(values)
+    return f"{mean:+.3f} ({low:+.3f} to {high:+.3f})"
 
 
 def chosen_table() -> str:

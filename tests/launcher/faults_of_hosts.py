@@ -150,7 +150,7 @@ FAULTS_OF_HOSTS = [
     Fault(
         "a master port that is taken",
         "a listener on the only port of --ports",
-        r"^BAD: start: .*no free port from 29511 to 29511 on BAD;",
+        r"^BAD: start: .*--ports: wanted port 29511 that is free on BAD;",
         2,
         20,
     ),

@@ -25,8 +25,9 @@ MEET = (
     f"ODD = {ODD!r}"
     + """
 import socket
+from grads_ds.launcher.process_group import join
 import torch.distributed as dist
-dist.init_process_group("gloo")
+join("gloo")
 seen = [None] * world
 interface = os.environ.get("GLOO_SOCKET_IFNAME")
 dist.all_gather_object(

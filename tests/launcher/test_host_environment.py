@@ -26,9 +26,14 @@ from tests.cluster import Cluster
 from tests.launcher.jobs import left_behind, run_code
 
 LOOK = [sys.executable, str(SUPERVISOR.parent / "doctor/on_host.py"), "--quick"]
-# a rank meets the others and writes its environment and the addresses its store listens on
+# rank 0 meets the others although a process tries to take its port before it has come so far;
+# every rank writes its environment and the addresses its store listens on
 MEET = """
-import json, socket
+import contextlib, json, socket
+taken = []
+for address in ("", os.environ["MASTER_ADDR"]) if rank == 0 else ():
+    with contextlib.suppress(OSError):
+        taken.append(socket.create_server((address, int(os.environ["MASTER_PORT"]))))
 from grads_ds.launcher.process_group import join
 join("gloo")
 import torch.distributed as dist

@@ -31,8 +31,9 @@ def test_ranks_know_who_they_are_and_meet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code = """
+from grads_ds.launcher.process_group import join
 import torch.distributed as dist
-dist.init_process_group("gloo")
+join("gloo")
 seen = [None] * world
 dist.all_gather_object(seen, (rank, os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]))
 print("together", seen, flush=True)
