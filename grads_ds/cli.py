@@ -25,6 +25,8 @@ from grads_ds.launcher.job_outcome import LOCK_LOST, MEANINGS
 from grads_ds.run_dir.lock import LostLockError
 from grads_ds.run_dir.storage import storage_status
 
+# commands whose own process loads no model: ranks are processes of their own
+WITHOUT_MODELS = ("init", "run", "prepare", "select", "report")
 *_TOOLS, _LAST = (title for _, title in TOOLS.values())
 # name: the function that declares its arguments, what it does; in the order of --help
 COMMANDS = {
@@ -84,8 +86,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     heartbeat.start()
-    argv = sys.argv[1:] if argv is None else argv
+    own_process, argv = argv is None, sys.argv[1:] if argv is None else argv
     args = parser(argv).parse_args(argv)
+    if own_process and args.command in WITHOUT_MODELS:
+        from grads_ds.data.tokenizer import load_no_models
+
+        load_no_models()
     # progress bars redraw on a terminal; a log gets a line now and then. Ranks inherit what their
     # launcher found.
     os.environ.setdefault("TQDM_MININTERVAL", "0.5" if sys.stderr.isatty() else "10")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install what is missing, then run every check: linter, type checker, tests.
 #
-#   bash scripts/test.sh                      what a change has to pass (14 minutes on two cores)
+#   bash scripts/test.sh                      what a change has to pass (ten minutes on two cores)
 #   bash scripts/test.sh tests/gradnorm -x    arguments go to pytest
 #   bash scripts/test.sh -m "not gpu"         the long ones too (before a release)
 #   bash scripts/test.sh -m gpu               those that need a GPU

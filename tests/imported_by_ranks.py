@@ -9,9 +9,11 @@ import gc
 import importlib
 
 for _name in (
-    "grads_ds.probe",
+    "grads_ds.data.stage",
+    "grads_ds.probe.preliminary_training",
+    "grads_ds.probe.stage",
     "grads_ds.training.sft",
-    "grads_ds.evaluate",
+    "grads_ds.evaluate.stage",
     "transformers.models.llama.modeling_llama",
     "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.runtime.superoffload.superoffload_stage3",

@@ -45,6 +45,7 @@ ORDER = (
 # narrower than the order: whole lists of what these may import of the project
 NARROW = {"gradnorm": set(), "config": set(), "launcher": {"config", "run_dir"}}
 OUTSIDE = {"gradnorm": {"torch"}}  # what a room may import beside the standard library
+TRAINERS = {"transformers.Trainer", "transformers.TrainerCallback", "peft.get_peft_model"}
 SUPERVISOR = "grads_ds.launcher.rank"  # starts ranks with any Python: the standard library alone
 LIGHT = [
     "grads_ds.config.load",
@@ -158,6 +159,28 @@ def test_no_circle_of_files_or_rooms() -> None:
         rooms[room(module)] |= {room(other) for other in others} - {room(module), "grads_ds"}
     assert circle(rooms) == []
     assert circle({"a": ["b"], "b": ["c"], "c": ["b"]}) == ["b", "c", "b"]  # it can find one
+
+
+def test_a_recording_imports_no_trainer() -> None:
+    """A rank that trains nothing saves a second of imports: transformers' trainer, PEFT."""
+    needed, front = set[str](), ["grads_ds.probe.stage", "grads_ds.evaluate.stage"]
+    while front:
+        module = front.pop()
+        needed.add(module)
+        front += [other for other in GRAPH[module] - needed if other != "grads_ds"]
+    trainers = {module for module in needed if _imports_at_start(MODULES[module]) & TRAINERS}
+    assert trainers == set()
+    assert _imports_at_start(MODULES["grads_ds.probe.callback"]) & TRAINERS  # it can find one
+
+
+def _imports_at_start(file: Path) -> set[str]:
+    """What of other packages the file imports outside functions."""
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 @pytest.mark.parametrize("name", sorted(OUTSIDE))

@@ -6,11 +6,13 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from grads_ds.commands.run import add_config
+from grads_ds.config.config import Config
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.launcher.hosts import read_hostfile
@@ -26,12 +28,12 @@ def add(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--hosts", metavar="HOSTFILE", help="take hosts and slots from a hostfile")
     command.add_argument(
-        "--cluster", metavar="HOSTSxGPUS", default="1x8", help="or say them (default: %(default)s)"
+        "--cluster",
+        metavar="HOSTSxGPUS",
+        help="or say them (default: 1 host with the GPUs that are here, or with 8)",
     )
     command.add_argument(
-        "--gpu",
-        default="H100",
-        help="A100-40, A100-80, H100, H200, A10, L40S (default: %(default)s)",
+        "--gpu", help="A100-40, A100-80, H100, H200, A10, L40S (default: what is here, or H100)"
     )
     command.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="instead of the named GPU's"
@@ -64,7 +66,7 @@ def add(command: argparse.ArgumentParser) -> None:
         "--tokens",
         type=float,
         metavar="N",
-        help="tokens of the pool (default: the prepared pool's, else 1e9)",
+        help="tokens of the pool (default: the prepared pool's, else its files' bytes over 4)",
     )
     command.add_argument("--json", action="store_true", help="as JSON")
     command.set_defaults(handler=handle)
@@ -74,17 +76,23 @@ def handle(args: argparse.Namespace) -> int:
     """Predict and print; 0 when everything fits, 2 when something does not."""
     config = load_config(args.config, args.set)
     # torch: only once the input is read
+    from grads_ds.first_config.machine import this_machine
     from grads_ds.plan.cluster import GPUS, LINK_SHARE, USUAL_SHARE, Cluster
     from grads_ds.plan.forecast import forecasts
     from grads_ds.plan.shapes import model_config
 
-    if args.gpu not in GPUS:
+    if args.gpu and args.gpu not in GPUS:
         raise UserError(
             f"--gpu: wanted one of {', '.join(GPUS)}; found {args.gpu}; else give --gpu-memory and"
             " --tflops"
         )
-    hosts, ranks = _cluster(args)
-    peak, memory, links = GPUS[args.gpu]
+    assumed, here = "", this_machine()
+    gpu = args.gpu or _named(here.gpu, here.gib, GPUS)
+    if gpu is None:
+        gpu = "H100"
+        assumed = f"; assumed, as here is {here.words()} (--gpu, --cluster)"
+    hosts, ranks = _cluster(args, here.gpus or 8)
+    peak, memory, links = GPUS[gpu]
     model = model_config(args.model or config.model.path)
     if args.calibrate:
         import torch
@@ -109,40 +117,57 @@ def handle(args: argparse.Namespace) -> int:
         args.inside * 1e9 if args.inside else LINK_SHARE * links,
         0.0 if args.calibrate or args.tflops else peak,
     )
-    tokens = args.tokens or _pool_tokens(Path(config.run_dir)) or 1e9
+    tokens, whence = (args.tokens, "") if args.tokens else _pool_tokens(config)
     found = forecasts(config, model, cluster, tokens)
     if args.json:
         told = [asdict(item) | {"peak_bytes": item.memory.device} for item in found]
         print(json.dumps(told, indent=1))
     else:
         print(
-            f"{args.model or config.model.path} on {hosts} hosts with {ranks} ranks each,"
-            f" {tokens:,.0f} tokens in the pool"
+            f"{args.model or config.model.path} on {hosts} host{'s' * (hosts > 1)} with {ranks}"
+            f" {gpu}{' each' * (hosts > 1)}{assumed}\n{tokens:,.0f} tokens in the pool{whence}"
         )
         for item in found:
             _print(item, cluster.memory)
     return 0 if all(item.fits for item in found) else 2
 
 
-def _cluster(args: argparse.Namespace) -> tuple[int, int]:
+def _named(name: str, gib: float, known: Mapping[str, tuple[float, float, float]]) -> str | None:
+    """The known GPU that a device's name and memory are of; None for none or another."""
+    for gpu, (_, memory, _) in known.items():
+        family = gpu.partition("-")[0]
+        if re.search(rf"\b{family}\b", name) and abs(gib - memory) < 0.2 * memory:
+            return gpu
+    return None
+
+
+def _cluster(args: argparse.Namespace, gpus: int) -> tuple[int, int]:
     if args.hosts:
         hosts = read_hostfile(args.hosts)
         return len(hosts), max(host.slots for host in hosts)
+    if args.cluster is None:
+        return 1, gpus
     found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", args.cluster)
     if not found:
         raise UserError(f"--cluster: wanted HOSTSxGPUS, e.g. 4x8; found {args.cluster!r}")
     return int(found[1]), int(found[2])
 
 
-def _pool_tokens(run_dir: Path) -> float | None:
+def _pool_tokens(config: Config) -> tuple[float, str]:
+    """Tokens of the pool, and how they are known: prepared, by its files' bytes, or not at all."""
+    record = Path(config.run_dir) / "prepared/prepared.json"
     try:
-        return float(
-            json.loads((run_dir / "prepared/prepared.json").read_text())["sets"]["pool"][
-                "num_tokens"
-            ]
-        )
+        return float(json.loads(record.read_text())["sets"]["pool"]["num_tokens"]), ""
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        pass
+    places = [Path(source) for source in config.data.train]
+    files = [
+        file for place in places for file in ([place] if place.is_file() else place.rglob("*"))
+    ]
+    bytes_ = sum(file.stat().st_size for file in files if file.is_file())
+    if not bytes_:
+        return 1e9, ", assumed: its rows are not here (--tokens)"
+    return bytes_ / 4, ", by the bytes of its files over 4; exact once it is prepared"
 
 
 def _print(item: Any, budget: float) -> None:

@@ -20,8 +20,11 @@ from typing import Any
 from grads_ds.config.config import Config
 from grads_ds.data.blocks import Block
 from grads_ds.data.encoding import Outcome, set_worker, start_worker
+from grads_ds.data.tokenizer import load_no_models
 
-BLOCKS_FROM = 6  # blocks from which more processes pay (each takes 5 to 10 s to load the tokenizer)
+BLOCKS_FROM = (
+    6  # blocks from which more processes pay (each takes 2 s and more to load the tokenizer)
+)
 AHEAD = 2  # blocks given out for each process: one at work, one at hand
 Job = tuple[Path, Block, Callable[[Block], Outcome]]  # of which part, its rows, what to do
 TRIES = 3  # how often in a row processes may be killed before a block is done
@@ -30,6 +33,7 @@ TRIES = 3  # how often in a row processes may be killed before a block is done
 def start(config: Config) -> None:
     """Make this process, one of several, a worker that ends with the one that started it."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    load_no_models()
     start_worker(config)
 
 

@@ -78,7 +78,7 @@ def prepare_units(config: Config, run_dir: Path) -> list[Unit]:
 
 def probe_units(config: Config, run_dir: Path) -> list[Unit]:
     def train(config: Config, run_dir: Path, identity: str) -> None:
-        from grads_ds.probe.stage import run_preliminary_training
+        from grads_ds.probe.preliminary_training import run_preliminary_training
 
         run_preliminary_training(config, run_dir, identity)
 

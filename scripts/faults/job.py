@@ -40,7 +40,9 @@ class Job:
         environment = os.environ | {
             "TQDM_MININTERVAL": "0",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(folder),
+            "PYTHONPATH": os.pathsep.join(
+                [*filter(None, [os.environ.get("PYTHONPATH")]), str(folder)]
+            ),
         }
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(

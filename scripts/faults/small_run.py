@@ -75,15 +75,17 @@ def warm(config: Config) -> None:
     import datasets
     import datasketch  # noqa: F401
     import KDEpy  # noqa: F401
-    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: F401
 
     import grads_ds.data.stage
     import grads_ds.report.stage
     import grads_ds.selection.stage
-    from grads_ds.data.tokenizer import load_tokenizer
+    from grads_ds.data.tokenizer import load_no_models, load_tokenizer
 
+    load_no_models()
     datasets.disable_progress_bars()
     tokenizer = load_tokenizer(config.model)
+    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: F401
+
     grads_ds.data.stage.load_tokenizer = lambda model: tokenizer  # type: ignore[assignment]
     versions, commit = provenance.package_versions(), provenance.source_commit()
     provenance.package_versions = lambda: versions

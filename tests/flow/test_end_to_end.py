@@ -70,7 +70,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "0",
     ]
     deepspeed += ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    call(folder, *deepspeed, "--module", "grads_ds", "evaluate", "config.yaml")
+    call(folder, *deepspeed, "--module", "grads_ds", "evaluate", "config.yaml", FORK_ALL="1")
     grads_ds(folder, "run", "config.yaml", "--ranks", "2")
     return folder
 

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import REPO
 from grads_ds.config.config import Config
 from grads_ds.flow.stages import STAGES, Unit, due_units
 from grads_ds.run_dir.units import mark_done
+from tests import forked_ranks
 
 ROWS = 48
 
@@ -45,12 +45,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def call(folder: Path, *arguments: str) -> str:
-    environment = os.environ | {
-        "PYTHONPATH": str(REPO),
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-    }
+def call(folder: Path, *arguments: str, **variables: str) -> str:
+    environment = (
+        os.environ
+        | {
+            "PYTHONPATH": forked_ranks.python_path(),
+            "OMP_NUM_THREADS": "1",
+            "DS_ACCELERATOR": "cpu",
+        }
+        | variables
+    )
     result = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

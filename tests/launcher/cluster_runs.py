@@ -17,7 +17,8 @@ import yaml
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import REPO, make_tiny_model, write_rows
+from conftest import make_tiny_model, write_rows
+from tests import forked_ranks
 from tests.cluster import Cluster
 from tests.launcher.jobs import left_behind
 
@@ -59,7 +60,11 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(base: dict[str, str]) -> dict[str, str]:
-    return base | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    return base | {
+        "PYTHONPATH": forked_ranks.python_path(),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+    }
 
 
 @dataclass

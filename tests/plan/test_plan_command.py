@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from grads_ds.cli import main
+from grads_ds.commands.plan import _named
 from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.config.model_and_data import LoraConfig
-from grads_ds.plan.cluster import Cluster, Forecast
+from grads_ds.plan.cluster import GPUS, Cluster, Forecast
 from grads_ds.plan.forecast import forecasts
 from grads_ds.plan.quantized import quantized_elements
 from grads_ds.plan.shapes import NAMED, model_config, shape_of
@@ -176,6 +177,28 @@ def test_every_named_shape_is_planned_without_weights(
     assert [item["stage"] for item in found] == ["recording", "sft"]
     assert status == (0 if all(item["fits"] for item in found) else 2)
     assert all(item["hours"] > 0 for item in found)
+
+
+def test_what_is_assumed_of_machine_and_pool_is_said(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*words: str) -> str:
+        main(["plan", str(config_file), "--model", "7B", *words])
+        return capsys.readouterr().out
+
+    assert "1 host with 8 H100; assumed, as here is no GPU" in told()
+    assert "1,000,000,000 tokens in the pool, assumed: its rows are not here" in told()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("x" * 4000)
+    found = told("--gpu", "A10", "--cluster", "2x4", "--set", f"data.train={rows}")
+    assert "2 hosts with 4 A10 each\n1,000 tokens in the pool, by the bytes" in found
+
+
+def test_the_gpu_that_is_here_is_known_by_name_and_memory() -> None:
+    assert _named("NVIDIA H200", 139.8, GPUS) == "H200"
+    assert _named("NVIDIA A100-SXM4-80GB", 79.2, GPUS) == "A100-80"
+    assert _named("NVIDIA A10", 22.1, GPUS) == "A10"
+    assert _named("NVIDIA GeForce RTX 4090", 23.6, GPUS) is _named("", 0.0, GPUS) is None
 
 
 def test_wrong_words_are_refused(config_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from conftest import REPO, write_rows
 from gradnorm import small_models as models
 from grads_ds import GradNormCallback
 from ranks import run_on_ranks
+from tests import forked_ranks
 from tests.probe.trainings import ROWS, Snapshots, collate, compare, rows, settings
 
 
@@ -149,7 +150,7 @@ def test_the_example(tmp_path: Path, tiny_model: Path) -> None:
         capture_output=True,
         text=True,
         timeout=200,
-        env=os.environ | {"PYTHONPATH": str(REPO)},
+        env=os.environ | {"PYTHONPATH": forked_ranks.python_path(), "FORK_ALL": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("targets\n") == 6

@@ -85,7 +85,8 @@ def statistics(model: Any, row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("tied", [True, False])
+# tied embeddings: test_extra_columns.py always, here among the long ones
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.long), False])
 def test_every_contrast_column_is_its_definition_on_two_sharded_ranks(
     tmp_path: Path, tied: bool
 ) -> None:

@@ -71,7 +71,8 @@ def losses_of(model: Any, row: dict[str, Any]) -> list[float]:
     return [-logits[t - 1].log_softmax(-1)[row["labels"][t]].item() for t in places]
 
 
-@pytest.mark.parametrize("tied", [True, False])
+# a head of its own: test_contrast_columns.py always, here among the long ones
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_every_extra_column_is_its_definition_on_two_sharded_ranks(
     tmp_path: Path, tied: bool
 ) -> None:

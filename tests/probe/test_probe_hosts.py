@@ -23,6 +23,7 @@ from cluster import Cluster, cluster
 from conftest import REPO, make_tiny_model, write_rows
 from grads_ds.config.load import load_config
 from ranks import run_on_ranks
+from tests import forked_ranks
 from tests.probe.jobs import stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -73,9 +74,9 @@ def prepare_and_probe(folder: Path) -> None:
         stage(name, config)
 
 
-def call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run without any variable that the tests set; the working folder alone leads to this source
-    tree.
+def call(command: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run without any variable that the tests set, `variables` apart; the working folder alone
+    leads to this source tree.
     """
     link = folder / "grads_ds"
     # a checkout that is not installed is found in the folder the job starts in
@@ -84,7 +85,12 @@ def call(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         (folder / "launcher").symlink_to(REPO / "launcher")
     environment = {name: value for name, value in os.environ.items() if name not in OURS}
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        command,
+        cwd=folder,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -96,12 +102,21 @@ def forget_scores(folder: Path) -> None:
 
 
 def deepspeed(
-    hosts: Cluster, count: int, folder: Path, *options: str
+    hosts: Cluster, count: int, folder: Path, *options: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     lines = hosts.hostfile.read_text().splitlines(keepends=True)[:count]
     (folder / "hostfile").write_text("".join(lines))
     command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfile", *options]
-    return call(hosts.on(1, *command, "--module", "grads_ds", "probe", "config.yaml"), folder)
+    return call(
+        hosts.on(1, *command, "--module", "grads_ds", "probe", "config.yaml"), folder, **variables
+    )
+
+
+def forked() -> dict[str, str]:
+    """The variables under which ranks are forked, with what they find of the tests' own."""
+    return {name: os.environ[name] for name in OURS if name in os.environ} | {
+        "PYTHONPATH": forked_ranks.python_path()
+    }
 
 
 def same(one: pa.Table, other: pa.Table) -> bool:
@@ -117,7 +132,13 @@ def same(one: pa.Table, other: pa.Table) -> bool:
 
 @pytest.mark.parametrize(
     "count, launcher",
-    [(4, "pdsh"), (2, "openmpi"), pytest.param(4, "openmpi", marks=pytest.mark.long)],
+    # on more hosts the same commands start the same ranks
+    [
+        (2, "pdsh"),
+        (2, "openmpi"),
+        pytest.param(4, "pdsh", marks=pytest.mark.long),
+        pytest.param(4, "openmpi", marks=pytest.mark.long),
+    ],
 )
 def test_every_launcher_gives_the_table_of_one_process(
     four: Cluster, job: Path, count: int, launcher: str
@@ -158,7 +179,8 @@ def test_a_shell_with_the_rank_of_another_job_is_refused(
         "MASTER_PORT": "0",
     }.items():
         monkeypatch.setenv(name, value)
-    done = deepspeed(four, 2, job, "--launcher", "openmpi", "--launcher_args=--allow-run-as-root")
+    options = ["--launcher", "openmpi", "--launcher_args=--allow-run-as-root"]
+    done = deepspeed(four, 2, job, *options, **forked())
     said = done.stdout + done.stderr
     assert done.returncode == 2, said[-3000:]
     assert (
@@ -174,7 +196,7 @@ def test_a_host_with_another_model_stops_the_job_and_is_named(four: Cluster, job
     # host 2 alone sees the other model where the config says
     subprocess.run(four.on(2, "mount", "--bind", str(other), str(job / "model")), check=True)
     try:
-        done = deepspeed(four, 2, job)
+        done = deepspeed(four, 2, job, **forked())
     finally:
         subprocess.run(four.on(2, "umount", str(job / "model")), check=True)
     said = done.stdout + done.stderr

@@ -5,6 +5,7 @@ machines to tell.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
+from tests import forked_ranks
 
 COMMAND = [sys.executable, str(REPO / "scripts/bench/bench_gradnorm.py")]
 
@@ -19,7 +21,8 @@ COMMAND = [sys.executable, str(REPO / "scripts/bench/bench_gradnorm.py")]
 @pytest.mark.slow
 def test_every_mode_runs_and_is_published(tmp_path: Path) -> None:
     options = ["--shapes", "tiny", "--rounds", "1", "--no-memory", "--out", str(tmp_path)]
-    done = subprocess.run([*COMMAND, *options], capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": forked_ranks.python_path(), "FORK_ALL": "1"}
+    done = subprocess.run([*COMMAND, *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "bench_gradnorm.json").read_text())["results"][0]
     assert len(result["modes"]) + len(result["failed"]) == 9 and set(result["failed"]) <= {

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from conftest import REPO
+from tests import forked_ranks
 
 DEVICE = REPO / "scripts/device"
 sys.path.append(str(DEVICE))  # where a step's script runs, its neighbours are found
@@ -38,16 +39,18 @@ check, pack, unpack = load("check"), load("pack"), load("unpack")
 study_cells = load("study_cells")
 
 
-def check_sh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(REPO)}
+def check_sh(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(DEVICE / "check.sh"), *arguments]
+    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(REPO)} | variables
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=560)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_dry_run_on_a_cpu_passes_and_says_what_it_left_out(tmp_path: Path) -> None:
-    done = check_sh("--cpu", "--out", str(tmp_path), "--minutes", "9")
+    """Its steps' processes are forked from one that has done their imports."""
+    variables = {"PYTHONPATH": forked_ranks.python_path(), "FORK_ALL": "1"}
+    done = check_sh("--cpu", "--out", str(tmp_path), "--minutes", "9", **variables)
     assert done.returncode == 0, done.stdout + (tmp_path / "device.log").read_text()[-3000:]
     steps = json.loads((tmp_path / "device.json").read_text())["steps"]
     assert list(steps) == [limit.name for limit in check.STEPS]

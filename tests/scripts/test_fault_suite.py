@@ -4,6 +4,7 @@ with its training that is struck three times, ends with the undisturbed table.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO
+from tests import forked_ranks
 
 
 def counted(line: str) -> dict[str, int]:
@@ -39,6 +41,7 @@ def test_a_probe_that_is_struck_loses_and_doubles_nothing(
     done = subprocess.run(
         [*command, "--output", tmp_path / "said"],
         cwd=REPO,
+        env=os.environ | {"PYTHONPATH": forked_ranks.python_path()},
         capture_output=True,
         text=True,
         timeout=280,

@@ -5,11 +5,14 @@ model where one is gathered whole.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked_ranks
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -27,7 +30,8 @@ def test_an_export_grows_by_shards_and_not_by_the_model() -> None:
         "--shard-mb",
         "8",
     ]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=280)
+    environment = os.environ | {"PYTHONPATH": forked_ranks.python_path(), "FORK_ALL": "1"}
+    done = subprocess.run(call, capture_output=True, text=True, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     model, (writer, other) = found["model_mb"], found["growth_mb"]["export"]

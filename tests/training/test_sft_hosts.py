@@ -16,9 +16,10 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster import Cluster, cluster
-from conftest import REPO, make_tiny_model, write_rows
+from conftest import make_tiny_model, write_rows
 from grads_ds.config.load import load_config
 from ranks import run_on_ranks
+from tests import forked_ranks
 from tests.probe.jobs import stage
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -50,16 +51,16 @@ def run_stages(folder: Path, stages: list[str], changes: tuple[str, ...]) -> Non
 
 def curves(folder: Path, hosts: Cluster, *changes: str) -> tuple[list[float], list[float]]:
     """The curves of one process and of two hosts on one and the same selection."""
-    if not shutil.which("pdsh"):
-        pytest.skip("needs pdsh (scripts/install.sh --dev)")
+    if not shutil.which("mpirun"):
+        pytest.skip("needs mpirun (scripts/install.sh --dev)")
     run_on_ranks(1, run_stages, folder, ["prepare", "probe", "select"], changes)
     shutil.copytree(folder / "run", folder / "hosts")
     run_on_ranks(1, run_stages, folder, ["sft"], changes)
     call = [sys.executable, "-m", "grads_ds", "run", "config.yaml", "--to", "sft"]
-    call += ["--hosts", str(hosts.hostfile), "--backend", "pdsh"]
+    call += ["--hosts", str(hosts.hostfile), "--backend", "openmpi"]
     call += [word for change in (*changes, "run_dir=hosts") for word in ("--set", change)]
     variables = hosts.environment | {
-        "PYTHONPATH": str(REPO),
+        "PYTHONPATH": forked_ranks.python_path(),
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
     }
@@ -89,7 +90,14 @@ def write_config(folder: Path, model: Path, pool: Path, **sections: dict[str, ob
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-@pytest.mark.parametrize("changes", [(), (LORA, "sft.learning_rate=0.05")], ids=["full", "lora"])
+# adapters on two sharded ranks: test_train.py
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param((), id="full"),
+        pytest.param((LORA, "sft.learning_rate=0.05"), id="lora", marks=pytest.mark.long),
+    ],
+)
 def test_a_small_model_learns_on_two_hosts_what_it_learns_in_one_process(
     hosts: Cluster, tmp_path: Path, changes: tuple[str, ...]
 ) -> None:
