@@ -44,7 +44,7 @@ from scripts.study.footings import Place, run_cells, tell_failures
 from scripts.study.lever_tables import as_text, pooled, rounded
 
 MEASURES = (KL, OWN_LOSS, LOSS)
-LIMITS = (0.02, 0.05, 0.1, 0.2, 0.3)  # nats; set before any number of another limit than 0.05
+LIMITS = (0.02, 0.05, 0.1, 0.2, 0.3)  # nats; set before what any but 0.05 publishes was seen
 Json = dict[str, Any]
 
 
