@@ -42,27 +42,30 @@ def picture(found: Forgetting, narrow: bool = False) -> Markup:
     ]
     if limit is not None and f.y.low <= limit <= f.y.high:
         parts.append(f'<path class="limit" d="M{left} {f.y(limit)}H{right}"/>')
-        parts.append(word(right - 4, f.y(limit) - 5, f"limit {limit:g}", "limit", "end"))
     if found.frontier is not None:
         points = found.frontier.line
         parts.append(line(f, [p[1] for p in points], [p[2] for p in points], "frontier"))
     for name, curve in _curves(models).items():
         tip = f"merges of the base model and {name}"
         parts.append(line(f, [p[0] for p in curve], [p[1] for p in curve], "between", tip))
-    parts += _points(f, found)
+    parts += _points(f, found, limit)
     return svg(f, parts, f"Gain of each model against its forgetting ({found.candidates.what})")
 
 
 def key(found: Forgetting) -> Markup:
     """What the marks of the drawing mean."""
     models = found.candidates.models
-    entries = [("point", "trained model")]
+    entries = [("point chosen", "the selected rows")] if found.candidates.model(MAIN) else []
+    if any(model.kind == "subset" and model.name != MAIN for model in models):
+        entries.append(("point", "other selections"))
     if found.frontier is not None:
         entries.append(("frontier", "random rows, to the whole pool"))
+    elif any(model.kind in ("random", "full") for model in models):
+        entries.append(("point random", "random rows, the whole pool"))
     if _curves(models):
         entries.append(("between", "merges of the base model and a trained one"))
     if any(model.kind == "checkpoint" for model in models):
-        entries.append(("point checkpoint", "on the way through a training"))
+        entries.append(("checkpoint", "on the way through a training"))
     if found.choice:
         entries.append(("limit", "limit to forgetting"))
         if found.choice["chosen"]:
@@ -70,18 +73,22 @@ def key(found: Forgetting) -> Markup:
     return legend(entries)
 
 
-def _points(f: Frame, found: Forgetting) -> list[str]:
-    """Marks and names: those of the main model and the published one first, so that they get the
-    room; a name without room is left to the tip.
+def _points(f: Frame, found: Forgetting, limit: float | None) -> list[str]:
+    """Marks and names, and the limit's. The main model and the published one come first and are
+    always named; another name without room is left to the tip.
     """
     best = (found.choice or {}).get("chosen") or {}
-    order = {MAIN: 0, best.get("name"): 0, "full": 1}
-    models = sorted(found.candidates.models, key=lambda m: order.get(m.name, 2))
-    marks, taken = [], [_box(f.x(0), f.y(0), 6)]
+    order = {best.get("name"): 0, MAIN: 1, "full": 2}
+    models = sorted(found.candidates.models, key=lambda m: order.get(m.name, 3))
     places = {m.name: (f.x(m.gain.mean), f.y(m.forgetting.mean)) for m in models}
-    taken += [_box(x, y, 5) for x, y in places.values()]
+    taken = [_box(f.x(0), f.y(0), 6), *(_box(x, y, 5) for x, y in places.values())]
+    marks, drawn = [], _drawn(f, found)
     labels = [word(f.x(0) + 8, f.y(0) + 16, "base", "name", "start")]
     taken.append((f.x(0) + 8, f.y(0) + 4, f.x(0) + 40, f.y(0) + 19))
+    if limit is not None and f.y.low <= limit <= f.y.high:
+        text, right, at_y = f"limit {limit:g}", f.box[1] - 4, f.y(limit) - 5
+        labels.append(word(right, at_y, text, "limit", "end"))
+        taken.append((right - LETTER * len(text), at_y - HEIGHT + 3, right, at_y + 3))
     for model in models:
         x, y = places[model.name]
         main = "chosen" if model.name == MAIN else "plain"
@@ -96,9 +103,10 @@ def _points(f: Frame, found: Forgetting) -> list[str]:
             f' r="{3 if small else 5}"><title>{tip}</title></circle>'
         )
         name = model.name if len(model.name) <= NAMED else model.name[: NAMED - 1] + "…"
-        if small and model.name != best.get("name"):
+        always = model.name in (best.get("name"), MAIN)
+        if small and not always:
             continue
-        if found_place := _place(f, x, y, name, taken):
+        if found_place := _place(f, (x, y), name, taken, drawn, always):
             at_x, at_y, anchor, box = found_place
             labels.append(word(at_x, at_y, name, f"name {main}", anchor))
             taken.append(box)
@@ -106,27 +114,50 @@ def _points(f: Frame, found: Forgetting) -> list[str]:
 
 
 Box = tuple[float, float, float, float]
+Spot = tuple[float, float]
+
+
+def _drawn(f: Frame, found: Forgetting) -> list[Spot]:
+    """Spots along all that is drawn as a line, a few pixels apart."""
+    left, right, _, _ = f.box
+    lines = [[(0.0, 0.0), *curve] for curve in _curves(found.candidates.models).values()]
+    if found.frontier is not None:
+        lines.append([(gain, lost) for _, gain, lost in found.frontier.line])
+    spots = [(float(x), f.y(0)) for x in range(int(left), int(right), 5)]
+    for points in lines:
+        xs, ys = ([scale(p[i]) for p in points] for i, scale in enumerate((f.x, f.y)))
+        along = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(xs), np.diff(ys)))])
+        steps = np.arange(0.0, along[-1], 5.0)
+        spots += zip(np.interp(steps, along, xs), np.interp(steps, along, ys), strict=True)
+    return spots
 
 
 def _place(
-    f: Frame, x: float, y: float, name: str, taken: list[Box]
+    f: Frame, at: Spot, name: str, taken: list[Box], drawn: list[Spot], always: bool
 ) -> tuple[float, float, str, Box] | None:
-    """Where a name fits beside its mark: right, left, above, below; None where nowhere."""
-    left, right, top, bottom = f.box
-    width = LETTER * len(name)
-    tries: list[tuple[float, float, str, float]] = [
-        (x + 10, y + 4, "start", x + 10),
-        (x - 10, y + 4, "end", x - 10 - width),
-        (x, y - 11, "middle", x - width / 2),
-        (x, y + 21, "middle", x - width / 2),
+    """Where a name fits beside its mark and crosses the fewest lines: right, left, above, below, or
+    askew; with `always` where it touches least. None where nowhere.
+    """
+    (x, y), (left, right, top, bottom) = at, f.box
+    width, own, found = LETTER * len(name), _box(x, y, 5), []
+    tries = [
+        (x + 13, y + 4, "start", x + 13),
+        (x - 13, y + 4, "end", x - 13 - width),
+        (x, y - 13, "middle", x - width / 2),
+        (x, y + 24, "middle", x - width / 2),
+        (x + 10, y + 19, "start", x + 10),
+        (x - 10, y - 10, "end", x - 10 - width),
+        (x + 10, y - 10, "start", x + 10),
+        (x - 10, y + 19, "end", x - 10 - width),
     ]
     for at_x, at_y, anchor, first in tries:
         box = (first, at_y - HEIGHT + 3, first + width, at_y + 3)
+        touched = sum(_overlap(box, other) for other in taken if other != own)
         inside = left <= box[0] and box[2] <= right and top <= box[1] and box[3] <= bottom
-        own = _box(x, y, 5)
-        if inside and not any(_overlap(box, other) for other in taken if other != own):
-            return at_x, at_y, anchor, box
-    return None
+        if inside and (always or not touched):
+            crossed = sum(_overlap(box, (*spot, *spot)) for spot in drawn)
+            found.append(((touched, crossed), (at_x, at_y, anchor, box)))
+    return min(found, key=lambda one: one[0])[1] if found else None
 
 
 def _box(x: float, y: float, radius: float) -> Box:

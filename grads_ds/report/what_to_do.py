@@ -96,7 +96,7 @@ def _within_limit(found: Forgetting, choice: dict[str, Any]) -> Advice:
 def _headline(found: Forgetting, model: Candidate) -> str:
     return {
         "full": "Train on all of it.",
-        "random": f"A random {_portion(found, model)} is as good.",
+        "random": f"Train on a random {_portion(found, model)}.",
         "subset": f"Train on this subset: {model.name}.",
         "checkpoint": f"Stop earlier: {model.name}.",
         "interpolation": f"Go part of the way: {model.name}, a merge of the base model and"

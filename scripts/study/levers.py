@@ -8,8 +8,9 @@ Runs what scripts/study/run.py runs (resumable: what is finished is skipped) and
 (JSON), of every finished run of a pool whose first footing is finished: each model's gain and
 forgetting with their 95 % intervals, its excess over random's line (forgetting less random's at the
 same gain; the line is that of the first footing's random subsets, over the same rows), what the
-limit chose, whether the audit half held, and what the report says first. Pooled over pools with
-95 % t-intervals. Prints them as tables. --collect only gathers what there is.
+limit chose, whether the audit half held, and what the report says first; and what each of LIMITS
+would have chosen from the same rows. Pooled over pools with 95 % t-intervals. Prints them as
+tables. --collect only gathers what there is.
 """
 
 from __future__ import annotations
@@ -26,19 +27,24 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from grads_ds.config.evaluate import KL, LOSS, OWN_LOSS
-from grads_ds.evaluate.candidates import Candidate, Candidates, Rows, read_candidates
+from grads_ds.config.evaluate import KL, LOSS, OWN_LOSS, set_roles
+from grads_ds.evaluate.best import choice_record
+from grads_ds.evaluate.candidates import BASE, Candidate, Candidates, Rows, read_candidates
+from grads_ds.evaluate.forgetting_limit import choose
 from grads_ds.evaluate.frontier import frontier
+from grads_ds.evaluate.row_files import read_columns, rows_file
 from grads_ds.report.forgetting import read_forgetting
 from grads_ds.report.what_to_do import advice
 from grads_ds.run_dir.publish import publish_text
 from grads_ds.statistics import bootstrap_interval
+from grads_ds.training.token_gates import STM_PERPLEXITY
 from scripts.study.collect import settings_of
 from scripts.study.design import Study, cells, footings, pairs, read, variant
 from scripts.study.footings import Place, run_cells, tell_failures
 from scripts.study.lever_tables import as_text, pooled, rounded
 
 MEASURES = (KL, OWN_LOSS, LOSS)
+LIMITS = (0.02, 0.05, 0.1, 0.2, 0.3)  # nats; set before what any but 0.05 publishes was seen
 Json = dict[str, Any]
 
 
@@ -85,38 +91,65 @@ def run_numbers(run: Path, first: Path, main: str) -> Json:
                 entry[measure] = summary(model.forgetting, resamples, seed)
     found = read_forgetting(run, evaluation, settings)
     said = advice(found).headline if found is not None else None
-    return {"models": models, "best": _best(run, first, main, resamples, seed), "verdict": said}
-
-
-def _best(run: Path, first: Path, main: str, resamples: int, seed: int) -> Json:
-    """What the limit chose, and its excess on the audit half of the prompts."""
     choice = json.loads((run / "best/choice.json").read_text())
-    chosen, audit = choice["chosen"], choice["audit"]
+    own_all, line_all = (
+        _candidates(_evaluation(folder), folder, choice["measure"]) for folder in (run, first)
+    )
+    audit_line = [_audited(m) for m in line_all.models if on_line(m)]
+
+    def told(record: Json) -> Json:
+        """A choice, with its excess on the audit half of the prompts."""
+        best = chosen(record, main)
+        if record["chosen"] is None:
+            return best
+        model = own_all.model(record["chosen"]["name"])
+        assert model is not None
+        if run == first and on_line(model):
+            return best | {"audit_excess": [0.0, 0.0, 0.0]}
+        excess = excess_over([_audited(model)], audit_line, resamples, seed)
+        return best | {"audit_excess": excess[model.name]}
+
+    sweep = [
+        told(choice_record(own_all, choose(own_all.models, limit, resamples, seed)))
+        for limit in LIMITS
+    ]
+    above = unlikely(run, evaluation)
+    return {"models": models, "best": told(choice), "sweep": sweep, "verdict": said, "stm": above}
+
+
+def unlikely(run: Path, evaluation: Json) -> Json:
+    """What a token gate of stm would leave out of the domain's held-out rows: its share of their
+    target tokens, and of the base model's loss on them.
+    """
+    losses = [
+        row
+        for name in set_roles(list(evaluation["models"][BASE]))[0]
+        for row in read_columns(run / rows_file(BASE, name), ["token_losses"])["token_losses"]
+    ]
+    found = np.concatenate([np.asarray(row, dtype=np.float64) for row in losses])
+    out = found > np.log(STM_PERPLEXITY)
+    shares = rounded([out.mean(), found[out].sum() / found.sum()])
+    return dict(zip(("tokens", "loss"), shares, strict=True))
+
+
+def chosen(choice: Json, main: str) -> Json:
+    """What a limit chose, of best/choice.json."""
     best = {key: choice[key] for key in ("measure", "limit", "level")}
     best["unlimited"] = named(choice["unlimited"]["name"], main)
     best["unlimited_gain"] = round(choice["unlimited"]["gain"], 4)
-    if chosen is None:
+    found, audit = choice["chosen"], choice["audit"]
+    if found is None:
         return best | {"chosen": None}
-    own, line = (
-        _candidates(_evaluation(folder), folder, choice["measure"]) for folder in (run, first)
-    )
-    model = own.model(chosen["name"])
-    assert model is not None
-    if run == first and on_line(model):
-        excess: list[float | None] = [0.0, 0.0, 0.0]
-    else:
-        points = [_audited(m) for m in line.models if on_line(m)]
-        excess = excess_over([_audited(model)], points, resamples, seed)[model.name]
     return best | {
-        "chosen": named(chosen["name"], main),
-        "gain": round(chosen["gain"], 4),
-        "forgetting": round(chosen["forgetting"], 4),
-        "bound": round(chosen["bound"], 4),
+        "chosen": named(found["name"], main),
+        "kind": found["kind"],
+        "gain": round(found["gain"], 4),
+        "forgetting": round(found["forgetting"], 4),
+        "bound": round(found["bound"], 4),
         "audit": rounded([audit["forgetting"], *audit["ci95"]]),
         "audit_rows": audit["rows"],
         "kept": audit["within"],
         "cost_in_gain": rounded([choice["cost_in_gain"]["value"], *choice["cost_in_gain"]["ci95"]]),
-        "audit_excess": excess,
     }
 
 

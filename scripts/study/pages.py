@@ -21,6 +21,7 @@ from collections.abc import Callable
 
 from scripts.study import probes, real_tables
 from scripts.study.figures import draw, draw_budgets
+from scripts.study.lever_pages import levers_table, limits_table, plain_table, published_table
 from scripts.study.page_tables import across, main_tables, results, rule_tables
 from scripts.study.single_tables import (
     cost_table,
@@ -67,6 +68,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "published": lambda: tables(results("published")["runs"]).strip(),
     "the default without its lengths": lengths_table,
     "replay": replay_table,
+    "levers, limits": limits_table,
+    "levers, merges": plain_table,
+    "levers": levers_table,
+    "levers, what fits": published_table,
     "size": lambda: across("size"),
     "size, forgetting": lambda: across("size", forgetting),
 }

@@ -98,7 +98,7 @@ def test_a_limit_chooses_says_its_cost_and_what_it_audited(tmp_path: Path) -> No
     assert everything.headline == "Train on all of it."
     assert "The limit costs nothing: no model gains more." in everything.reasons
     random = advised(tmp_path, (0.10, 0.050), limit=0.06)
-    assert random.headline == "A random quarter is as good."
+    assert random.headline == "Train on a random quarter."
 
 
 def test_nothing_fits_is_said_with_what_comes_nearest(tmp_path: Path) -> None:
@@ -143,6 +143,26 @@ def test_names_do_not_lie_over_each_other_nor_leave_the_frame(tmp_path: Path) ->
         for other in boxes[number + 1 :]:
             apart = one[2] <= other[0] or other[2] <= one[0]
             assert apart or one[3] <= other[1] or other[3] <= one[1]
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_selected_and_the_published_model_are_always_named(
+    tmp_path: Path, narrow: bool
+) -> None:
+    crowd = {
+        f"other-{n}": ("grads", 3000, 0.2 + 0.004 * n, 0.05 + 0.01 * (n % 3)) for n in range(12)
+    }
+    between = {"selected@0.5": ("selected", 0.5, None, 0.235, 0.03)}
+    models = crowd | LINE | {"selected": ("grads", 3000, 0.22, 0.06)}
+    drawing = str(picture(found_in(tmp_path, models, 0.035, between), narrow))
+    assert 'class="name chosen"' in drawing and ">selected@0.5</text>" in drawing
+    own = re.search(
+        r'class="limit" x="([\d.]+)" y="([\d.]+)" text-anchor="end">limit 0.035<', drawing
+    )
+    assert own is not None
+    right, at = float(own[1]), float(own[2])
+    for box in names_of(drawing):  # no name lies over the limit's
+        assert box[2] <= right - 80 or box[3] <= at - 10 or box[1] >= at + 3
 
 
 def test_the_page_and_the_terminal_say_first_what_to_do(tmp_path: Path) -> None:

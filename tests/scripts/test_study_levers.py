@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,8 +22,9 @@ from grads_ds.evaluate.forgetting_limit import choose
 from grads_ds.evaluate.row_files import OWN, rows_file
 from grads_ds.statistics import bootstrap_interval
 from scripts.study.design import Cell, cells, read
+from scripts.study.lever_pages import complete
 from scripts.study.lever_tables import as_text, pooled, promises
-from scripts.study.levers import as_json, collect, run_numbers
+from scripts.study.levers import LIMITS, as_json, collect, run_numbers
 from tests.report.synthetic_forgetting import LINE, write_forgetting
 
 MAIN = "guided_25"
@@ -42,6 +44,10 @@ def write_run(run: Path, models: dict[str, Any], between: dict[str, Any] | None 
     """A finished run: its rows, its settings and what the limit chose."""
     run.mkdir(parents=True)
     evaluation = write_forgetting(run, models, between)
+    base = run / rows_file("base", "domain")
+    table = pq.read_table(base)
+    losses = pa.array([[0.5, 2.5]] * table.num_rows, pa.list_(pa.float32()))
+    pq.write_table(table.append_column("token_losses", losses), base, write_page_checksum=True)
     (run / "resolved.yaml").write_text(yaml.safe_dump(SETTINGS))
     found = read_candidates(evaluation, run, "kl")
     assert found is not None
@@ -146,13 +152,16 @@ def test_finished_runs_alone_are_gathered_and_tell_their_tables(
     assert any('"gain"' in line and '"loss_excess"' in line for line in written.splitlines())
 
 
-def run_of(footing: str, kept: bool | None, excess: float | None, kl: float) -> dict[str, Any]:
-    best: dict[str, Any] = {"chosen": None}
+def run_of(
+    footing: str, kept: bool | None, excess: float | None, kl: float, seed: int = 0
+) -> dict[str, Any]:
+    best: dict[str, Any] = {"chosen": None, "limit": 0.05}
     if kept is not None:
-        best = {"chosen": "m", "kept": kept, "gain": 0.1, "audit": [kl], "cost_in_gain": [0.0]}
-        best["audit_excess"] = [excess]
+        best |= {"chosen": "m", "kept": kept, "gain": 0.1, "audit": [kl], "cost_in_gain": [0.0]}
+        best |= {"audit_excess": [excess], "kind": "interpolation"}
     models = {"m": {"gain": [0.1], "kl": [kl], "kl_excess": [excess]}}
-    return {"footing": footing, "best": best, "models": models}
+    pool = {"domain": "law", "noise": 0.4, "seed": seed, "role": "choose"}
+    return {**pool, "footing": footing, "best": best, "sweep": [best], "models": models}
 
 
 def test_promises_are_counted_among_runs_that_publish_with_the_exact_interval() -> None:
@@ -168,7 +177,8 @@ def test_promises_are_counted_among_runs_that_publish_with_the_exact_interval() 
 
 
 def test_levers_are_pooled_over_pools_and_pools_without_a_line_are_counted_out() -> None:
-    runs = [run_of("a", True, e, 0.02) for e in (-0.01, -0.03, None)] + [run_of("b", True, 1, 1)]
+    runs = [run_of("a", True, e, 0.02, n) for n, e in enumerate((-0.01, -0.03, None))]
+    runs.append(run_of("b", True, 1, 1))
     found = pooled(runs)
     entry = found["levers"]["a"]["m"]
     assert entry["pools"] == 3 and entry["kl"][3] == 3
@@ -177,3 +187,49 @@ def test_levers_are_pooled_over_pools_and_pools_without_a_line_are_counted_out()
     assert (mean, having) == (-0.02, 2)
     assert (low, high) == pytest.approx((-0.02 - half, -0.02 + half), abs=1e-4)
     assert found["best"]["all"]["runs"] == 4 and found["best"]["b"]["audit_excess"][0] == 1
+
+
+def test_runs_of_one_pool_count_once_in_the_means_of_what_was_published() -> None:
+    runs = [run_of(footing, True, e, 0.02) for footing, e in (("a", -0.01), ("b", -0.03))]
+    found = promises([*runs, run_of("a", True, -0.06, 0.02, seed=1)])
+    assert (found["kept"], found["kinds"]) == (3, {"interpolation": 3})
+    assert found["audit_excess"][0] == pytest.approx(-0.04) and found["audit_excess"][3] == 2
+
+
+def test_a_limit_of_the_sweep_chooses_as_the_run_itself_would(
+    runs: tuple[Path, Path], numbers: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    for found in numbers:
+        assert [best["limit"] for best in found["sweep"]] == list(LIMITS)
+        assert found["sweep"][LIMITS.index(0.05)] == found["best"]
+        gains = [best["gain"] for best in found["sweep"] if best["chosen"] is not None]
+        assert gains == sorted(gains) and len(gains) >= 2
+    assert numbers[1]["sweep"][-1]["chosen"] == "full"  # at 0.3 everything is let through
+    assert numbers[1]["sweep"][-1]["audit_excess"] == [None, None, None]  # it is beyond the line
+    found = pooled([run_of("plain", None, None, 0.3), run_of("stm", False, 0.1, 0.06)])["sweep"]
+    assert list(found) == ["all", "plain", "plain, choose"]
+    assert (found["all"][0]["runs"], found["all"][0]["published"]) == (2, 1)
+    assert (found["all"][0]["limit"], found["all"][0]["kept"]) == (0.05, 0)
+    assert found["plain"] == [{"limit": 0.05, "runs": 1, "published": 0}]
+
+
+def test_promises_of_all_limits_are_counted_by_choice_and_by_pool() -> None:
+    runs = [run_of("a", True, 0.0, 0.02, seed) for seed in (0, 1)]
+    runs += [run_of("b", False, 0.0, 0.06, 1), run_of("b", None, None, 0.3, 2)]
+    found = pooled(runs)["kept"]
+    assert (found["published"][:2], found["pools"][:2]) == ([2, 3], [1, 2])
+    assert found["pools"][3:] == pytest.approx(
+        [stats.beta.ppf(0.025, 1, 2), stats.beta.ppf(0.975, 2, 1)], abs=1e-4
+    )
+
+
+def test_what_a_gate_leaves_out_is_told_in_tokens_and_in_loss(
+    numbers: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    # of every row's losses 0.5 and 2.5 the gate of stm leaves the second out
+    assert numbers[0]["stm"] == {"tokens": 0.5, "loss": 0.8333}
+
+
+def test_levers_are_compared_on_the_pools_that_all_were_run_on() -> None:
+    runs = [run_of(f, True, 0.0, 0.1, seed) for seed in (0, 1) for f in ("a", "b")]
+    assert complete([*runs, run_of("a", True, 0.0, 0.1, 2)]) == runs
