@@ -169,8 +169,9 @@ def other_versions() -> list[str]:
         if others:
             tests = ", ".join(dict.fromkeys(item.test for item in others))
             found.append(
-                f"{package} {installed} is installed, and {len(others)} workarounds were written"
-                f" for {others[0].seen}: run {tests}"
+                f"{package} {installed} is installed, tried is {others[0].seen}:"
+                f" {len(others)} workaround{'s' * (len(others) > 1)} may not fit (pip install -c"
+                f" constraints.txt . installs what was tried; else run {tests})"
             )
     return found
 
