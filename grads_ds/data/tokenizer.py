@@ -39,6 +39,7 @@ _TOKENIZER_FILES = (
     "tokenizer_config.json",
 )
 _no_models = False
+_without_torch = False  # transformers was imported without it
 
 
 def load_no_models() -> None:
@@ -53,11 +54,14 @@ def load_no_models() -> None:
 @contextlib.contextmanager
 def _transformers(model: ModelConfig) -> Iterator[None]:
     """Inside, transformers finds no torch after `load_no_models`; the model's own code always
-    does.
+    does, and so does a transformers that has looked for it before.
     """
-    if not _no_models or model.trust_remote_code:
+    global _without_torch
+    fresh = not {"torch", "transformers"} & sys.modules.keys()
+    if not _no_models or model.trust_remote_code or not (fresh or _without_torch):
         yield
         return
+    _without_torch = True
     quiet = "TRANSFORMERS_NO_ADVISORY_WARNINGS"  # it would advise to install torch
     torch, said = sys.modules.get("torch"), os.environ.get(quiet)
     sys.modules["torch"], os.environ[quiet] = None, "1"  # type: ignore[assignment]

@@ -66,11 +66,21 @@ def test_a_process_that_tokenises_blocks_has_no_torch(job: Path) -> None:
     assert status == 0, said
 
 
-def test_a_models_own_code_finds_torch_and_others_find_it_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(tokenizer, "_no_models", False)
-    tokenizer.load_no_models()
+@pytest.mark.parametrize("before", ["torch", "transformers", "torch, transformers", "sys"])
+def test_a_process_that_has_torch_or_looked_for_it_keeps_it(job: Path, before: str) -> None:
+    """A rank that shares a pool's preparation has met the others by torch."""
+    status, said = status_of(
+        f"import sys, {before}; from grads_ds.config.load import load_config;"
+        " from grads_ds.data import tokenizer; tokenizer.load_no_models();"
+        " model = load_config('config.yaml').model; tokenizer.load_tokenizer(model);"
+        " tokenizer.load_tokenizer(model); sys.exit(100 * ('torch' in sys.modules))"
+    )
+    assert status == (0 if before == "sys" else 100), said
+
+
+def test_a_models_own_code_finds_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer, "_no_models", True)
+    monkeypatch.setattr(tokenizer, "_without_torch", True)
     with tokenizer._transformers(ModelConfig(path="m", trust_remote_code=True)):
         assert importlib.util.find_spec("torch") is not None
     with tokenizer._transformers(ModelConfig(path="m")):
