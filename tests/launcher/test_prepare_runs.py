@@ -22,7 +22,7 @@ from tests.launcher.cluster_runs import environment, needs
 from tests.launcher.jobs import left_behind
 
 pytestmark = pytest.mark.cluster
-BLOCKS = 16  # of 8,192 rows: each host takes seven before it starts more processes
+BLOCKS = 32  # of 8,192 rows: each host takes seven before it starts more processes
 # pools of a few blocks are worth it here
 COMMAND = (
     "from grads_ds.data import shares; shares.HOSTS_FROM = 1\n"
