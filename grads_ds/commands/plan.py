@@ -90,7 +90,8 @@ def handle(args: argparse.Namespace) -> int:
     gpu = args.gpu or _named(here.gpu, here.gib, GPUS)
     if gpu is None:
         gpu = "H100"
-        assumed = f"; assumed, as here is {here.words()} (--gpu, --cluster)"
+        others = "--gpu, --cluster; --calibrate measures this host"
+        assumed = f"; assumed, as here is {here.words()} ({others})"
     hosts, ranks = _cluster(args, here.gpus or 8)
     peak, memory, links = GPUS[gpu]
     model = model_config(args.model or config.model.path)

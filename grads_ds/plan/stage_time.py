@@ -81,7 +81,9 @@ def step_time(
 
 
 def duration(seconds: float) -> str:
-    """In minutes, hours or days, whichever reads best."""
+    """In seconds, minutes, hours or days, whichever reads best."""
+    if seconds < 90:
+        return "under 1 s" if seconds < 1 else f"{seconds:.0f} s"
     if seconds < 5400:
         return f"{seconds / 60:.1f} min"
     if seconds < 48 * 3600:

@@ -119,7 +119,8 @@ def test_405b_on_1024_gpus_is_planned_in_seconds(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(600, "10.0 min"), (7200, "2.0 h"), (864000, "10.0 days")]
+    ("seconds", "text"),
+    [(0.4, "under 1 s"), (42, "42 s"), (600, "10.0 min"), (7200, "2.0 h"), (864000, "10.0 days")],
 )
-def test_durations_are_said_in_minutes_hours_or_days(seconds: float, text: str) -> None:
+def test_durations_are_said_in_seconds_minutes_hours_or_days(seconds: float, text: str) -> None:
     assert duration(seconds) == text
