@@ -62,9 +62,13 @@ def hold_out(rows: Rows, tried: np.ndarray, max_length: int) -> Split:
 
     Where too few rows differ enough from the pool, near-duplicates are taken and the split says so.
     """
-    usable = tried & rows.usable(max_length)
+    known = rows.lengths > 0
+    fitting = rows.usable(max_length)
+    usable = tried & fitting
     new = usable & _differ(rows, usable)
-    wanted = wanted_rows(len(rows.keys))
+    # of the rows that can be learned: the pool has to keep some of them
+    share_fitting = np.count_nonzero(fitting & known) / max(1, np.count_nonzero(known))
+    wanted = wanted_rows(round(share_fitting * len(rows.keys)))
     near = bool(wanted) and int(new.sum()) < min(wanted, 8)
     held_out = np.zeros(len(rows.keys), bool)
     for positions, share in _by_source(rows, wanted).values():

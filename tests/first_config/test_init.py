@@ -16,6 +16,7 @@ import pytest
 
 from conftest import REPO, WORDS, write_rows
 from grads_ds.cli import main
+from grads_ds.config.errors import UserError
 from grads_ds.config.load import load_config
 from grads_ds.first_config import write_config as writing
 from grads_ds.first_config.machine import Machine, Model
@@ -202,6 +203,20 @@ def test_a_model_too_large_for_the_gpus_is_given_adapters(
     assert config.sft.gradient_checkpointing
 
 
+def test_of_rows_that_hardly_fit_most_stay_in_the_pool(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = [{"prompt": f"What is item {n}?", "completion": f"Item {n}."} for n in range(9)]
+    long = [{"prompt": "word " * 400 + str(n), "completion": f"number {n}"} for n in range(90)]
+    Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in short + long))
+    small = Model(str(tiny_model), 1_000_000, 64, "chat template of its own")
+    monkeypatch.setattr(writing, "look_at_model", lambda *_: small)
+    write_config(Request(["a.jsonl"], str(tiny_model), [], Path("grads.yaml")))
+    assert main(["prepare", "grads.yaml"]) == 0
+    sets = prepared("runs/grads")
+    assert sets["pool"]["kept"] == 6 and sets["domain"]["kept"] == 3
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("model", ["base-8M", "stories260K-hf", "llama2xs-279K-hf"])
 @pytest.mark.parametrize("file", FILES)
@@ -210,7 +225,12 @@ def test_every_file_of_the_material_gets_a_config_that_prepares(
 ) -> None:
     """Its twin is the first test, which always runs."""
     data = str(material / "data" / file)
-    write_config(Request([data], str(material / "models" / model), [], Path("grads.yaml")))
+    asked = Request([data], str(material / "models" / model), [], Path("grads.yaml"))
+    if "pubmedqa" in file and model == "llama2xs-279K-hf":  # its articles, and 256 positions
+        with pytest.raises(UserError, match="an answer within 256 tokens; found 0 of 500"):
+            write_config(asked)
+        return
+    write_config(asked)
     assert main(["prepare", "grads.yaml"]) == 0
     sets = prepared("runs/grads")
     assert sets["pool"]["kept"] >= 2 and sets["domain"]["kept"] >= 2
