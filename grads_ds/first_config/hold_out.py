@@ -67,7 +67,7 @@ def hold_out(rows: Rows, tried: np.ndarray, max_length: int) -> Split:
     usable = tried & fitting
     new = usable & _differ(rows, usable)
     # of the rows that can be learned: the pool has to keep some of them
-    share_fitting = np.count_nonzero(fitting & known) / max(1, np.count_nonzero(known))
+    share_fitting = int((fitting & known).sum()) / max(1, int(known.sum()))
     wanted = wanted_rows(round(share_fitting * len(rows.keys)))
     near = bool(wanted) and int(new.sum()) < min(wanted, 8)
     held_out = np.zeros(len(rows.keys), bool)
