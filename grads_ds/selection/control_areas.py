@@ -130,6 +130,17 @@ def best_column(found: Mapping[str, Mapping[str, float]], kind: str) -> tuple[st
     return (name, found[name][kind]) if strength >= SEES - 0.5 else None
 
 
+def best_columns(
+    table: ScoreTable, like: Mapping[str, Mapping[str, float]] | None = None
+) -> dict[str, tuple[str, float]]:
+    """For each wrong kind of control that some column sees: that column, and its area among rows of
+    like length (`like`, where those are known already).
+    """
+    like = areas(table, by_length=True) if like is None else like
+    found = {kind: best_column(like, kind) for kind in wrong_kinds(table)}
+    return {kind: best for kind, best in found.items() if best is not None}
+
+
 def report(table: ScoreTable) -> dict[str, Any] | None:
     """What selection.json says of the signals: every column's area, as it is and among rows of like
     length, per kind of control; None without controls.
@@ -137,11 +148,11 @@ def report(table: ScoreTable) -> dict[str, Any] | None:
     if not table.controls:
         return None
     plain, like = areas(table, by_length=False), areas(table, by_length=True)
-    best = {kind: best_column(like, kind) for kind in wrong_kinds(table)}
+    best = best_columns(table, like)
     return {
         "controls": {kind: len(control) for kind, control in table.controls.items()},
         "sees_from": SEES,
         "area": plain,
         "area_among_like_length": like,
-        "best": {kind: None if found is None else found[0] for kind, found in best.items()},
+        "best": {kind: best.get(kind, (None,))[0] for kind in wrong_kinds(table)},
     }

@@ -28,7 +28,7 @@ from grads_ds.config.row_filter import Filter
 from grads_ds.config.select import SelectConfig
 from grads_ds.scores.read import ScoreTable
 from grads_ds.selection import control_areas
-from grads_ds.selection.guided import NEARNESS, goes_by_reference, nearest_told, needles
+from grads_ds.selection.guided import NEARNESS, goes_by_reference, nearest_told
 from grads_ds.statistics import Floats, area_under_curve
 
 _FALSE = 0.05  # share of rows like the reference set that a cut against it may reject
@@ -65,18 +65,12 @@ def _of_guided(table: ScoreTable, settings: SelectConfig) -> list[Filter]:
     by_reference = goes_by_reference(table, settings) and REFERENCE in table.controls
     near = []
     if by_reference:
-        column, _ = nearest_told(table)
+        column, area = nearest_told(table)
         near = [Filter(column=column, against=REFERENCE, by_length=False)]
-    if by_reference and needles(table):
-        return near if settings.budget == "auto" and settings.budget_tokens is None else []
-    like = control_areas.areas(table, by_length=True)
-    best = {
-        kind: control_areas.best_column(like, kind) for kind in control_areas.wrong_kinds(table)
-    }
-    return [
-        *(Filter(column=found[0], against=kind) for kind, found in best.items() if found),
-        *near,
-    ]
+        if area >= control_areas.SEES:  # needles
+            return near if settings.budget == "auto" and settings.budget_tokens is None else []
+    best = control_areas.best_columns(table)
+    return [*(Filter(column=found[0], against=kind) for kind, found in best.items()), *near]
 
 
 def _reject(table: ScoreTable, wish: Filter) -> Rejection:

@@ -118,12 +118,8 @@ def needles(table: ScoreTable) -> bool:
 
 def signed_columns(table: ScoreTable) -> list[tuple[str, str]]:
     """For each kind of control the column that sees it best, with the side that is wrong."""
-    like = control_areas.areas(table, by_length=True)
-    found: dict[str, str] = {}
-    for kind in control_areas.wrong_kinds(table):
-        best = control_areas.best_column(like, kind)
-        if best is not None:
-            found[best[0]] = "high" if best[1] > 0.5 else "low"
+    best = control_areas.best_columns(table).values()
+    found = {column: "high" if area > 0.5 else "low" for column, area in best}
     return list(found.items())
 
 
@@ -131,13 +127,11 @@ def is_doubted(table: ScoreTable) -> NDArray[np.bool_]:
     """The rows [N] that some signal doubts: for each kind of control, from the most wrong-looking
     on, three times as many as the pool may hold of them, or fewer where all controls are reached.
     """
-    like, doubted = control_areas.areas(table, by_length=True), np.zeros(len(table), bool)
-    for kind in control_areas.wrong_kinds(table):
-        if (best := control_areas.best_column(like, kind)) is None:
-            continue
-        both = control_areas.pair(table, kind, best[0], by_length=True)
+    doubted = np.zeros(len(table), bool)
+    for kind, (column, area) in control_areas.best_columns(table).items():
+        both = control_areas.pair(table, kind, column, by_length=True)
         assert both is not None  # it has an area
-        pool, bad = (values if best[1] > 0.5 else -values for values in both)
+        pool, bad = (values if area > 0.5 else -values for values in both)
         share = control_areas.wrong_share(pool, bad)
         cut = max(np.nanquantile(pool, max(0.0, 1 - CAUTION * share)), np.nanmin(bad))
         doubted |= pool > cut
