@@ -136,11 +136,12 @@ class SelectConfig(Record):
             "Jaccard similarity from which a later sample is dropped and replaced; null keeps all"
         ),
     )
-    near_duplicate_kept: Literal["first", "likeliest"] = Field(
+    near_duplicate_kept: Literal["first", "likeliest", "likeliest_last"] = Field(
         "first",
         description=(
             "which of near-duplicates stays: the one that stands first in the order, or in its"
-            " place the one of lowest loss, for which all rows of the pool are compared"
+            " place the one of lowest loss, for which all rows of the pool are compared; with _last"
+            " it comes after the rows that are like no other"
         ),
     )
     order: Literal["preference", "signal", "shuffled", "pool"] = Field(

@@ -117,8 +117,9 @@ def choose(
     tokens = None
     if "num_tokens" in table.columns or budget.tokens is not None:
         tokens = table.floats("num_tokens").astype(np.int64)
-    if seen_before is not None and settings.near_duplicate_kept == "likeliest":
-        order, twins = likeliest_of_each(order, table.floats("loss"), seen_before)
+    if seen_before is not None and settings.near_duplicate_kept != "first":
+        last = settings.near_duplicate_kept == "likeliest_last"
+        order, twins = likeliest_of_each(order, table.floats("loss"), seen_before, last)
         chosen = order[: budgets.front(order, budget, tokens)]
     else:
         chosen, twins = _take(order, budget, tokens, seen_before)

@@ -55,7 +55,7 @@ def seen_before(text_of: Callable[[int], str], threshold: float) -> Callable[[in
 
 
 def likeliest_of_each(
-    order: Ints, loss: Floats, like: Callable[[int], int | None]
+    order: Ints, loss: Floats, like: Callable[[int], int | None], last: bool = False
 ) -> tuple[Ints, dict[int, int]]:
     """The order with one row for each group of near-duplicates, in the place of the group's first:
     the one of lowest loss. A copy with a slip costs the model more than what it is a copy of.
@@ -66,6 +66,7 @@ def likeliest_of_each(
         order: rows of the table, best first.
         loss: of all rows of the table.
         like: see `seen_before`.
+        last: these come after the rows that are like no other.
 
     Returns the order, and {dropped row: row that stands for it}.
     """
@@ -81,6 +82,9 @@ def likeliest_of_each(
         for row in group
         if row != stays
     }
+    if last:
+        alike = set(twins.values())
+        kept = sorted(kept, key=lambda row: row in alike)
     return np.array(kept, dtype=np.int64), twins
 
 

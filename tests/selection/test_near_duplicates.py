@@ -65,6 +65,23 @@ def test_the_likeliest_of_near_duplicates_stays_at_every_budget(tmp_path: Path) 
     assert choices[0] == choices[1]
 
 
+def test_rows_like_no_other_come_before_the_likeliest_of_near_duplicates(tmp_path: Path) -> None:
+    # 12 rows alone, and 4 groups of 3
+    group = [*range(12), *(12 + i // 3 for i in range(12))]
+    rows = [{"text": passage(g) + (f" tail {i}" if i % 3 else "")} for i, g in enumerate(group)]
+    loss = np.random.default_rng(2).permutation(24) / 10.0
+    write_run(tmp_path, arrow_table(24, loss=loss.astype(np.float32)), rows)
+    best = {min(range(g, g + 3), key=lambda i: loss[i]) for g in range(12, 24, 3)}
+    for budget in (5, 12, 14, 16):
+        kept = {"near_duplicates": 0.8, "near_duplicate_kept": "likeliest_last"}
+        run_select(config(tmp_path, budget=budget, **kept), tmp_path)
+        table = pq.read_table(tmp_path / "selection/selection.parquet").to_pylist()
+        chosen = {row["sample_id"] for row in table if row["selected"]}
+        assert len(chosen) == budget
+        assert len(chosen & set(range(12))) == min(budget, 12)
+        assert chosen - set(range(12)) <= best
+
+
 def test_shingles_pass_over_roles_and_punctuation() -> None:
     one = json.dumps({"messages": [{"role": "user", "content": "One two, three four five SIX."}]})
     assert shingles(one) == {"one two three four five", "two three four five six"}
