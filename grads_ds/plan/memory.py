@@ -195,7 +195,8 @@ def scoring_memory(
     ranks_per_host: int,
     anchor: float,
     rows: int,
-    check: float,
+    layers: int,
+    check: tuple[float, float],
 ) -> Memory:
     """A rank that records norms on frozen weights: no gradients, no optimizer.
 
@@ -206,15 +207,20 @@ def scoring_memory(
         ranks_per_host: which share the host's memory.
         anchor: elements of a reference gradient, whole on every rank in float32.
         rows: samples of the micro-batch.
-        check: bytes that the first micro-batch's check of one sample takes at its head, beside
-            that sample's activations.
+        layers: of the model.
+        check: bytes that the first micro-batch's check of one sample takes, beside that sample's
+            activations: at its head, and of gradients at its end.
     """
     weights, host = _weights(timeline, limits, zero), 0.0
     if limits.stage >= 3 and zero.get("offload_param", {}).get("device", "none") == "cpu":
         weights, host = 0.0, weights * ranks_per_host
-    activations, head = replayed.activations, replayed.head
-    if activations / rows + check > activations + head:
-        activations, head = activations / rows, check
-    return Memory(
-        weights, 0.0, 0.0, replayed.gathered, 0.0, activations, head, 0.0, 4 * anchor, host
+    # the check's backward ends with all gradients and one layer's activations
+    checked, gathered = replayed.at_head
+    last_layer = max(replayed.activations - checked, checked / layers)
+    activations, gathered, head = max(
+        (replayed.activations, replayed.gathered, replayed.head),
+        (checked / rows, gathered, check[0]),
+        (last_layer / rows, replayed.gathered, check[1]),
+        key=sum,
     )
+    return Memory(weights, 0.0, 0.0, gathered, 0.0, activations, head, 0.0, 4 * anchor, host)

@@ -12,7 +12,7 @@ from grads_ds.engine.memory_shares import LARGEST, PARAMETERS
 from grads_ds.plan.cluster import Forecast
 from grads_ds.plan.memory import Memory, scoring_memory
 from grads_ds.plan.planner import Planner
-from grads_ds.plan.shapes import Batch, check_bytes, recorded_elements
+from grads_ds.plan.shapes import Batch, check_bytes, checked_elements, recorded_elements
 from grads_ds.plan.stage_time import StepTime, scoring_flop, step_time
 from grads_ds.plan.traffic import Traffic, scoring_traffic
 
@@ -46,6 +46,9 @@ class _Recording:
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         held = len({"anchor", "contrast"} & set(self.probe.extras))  # reference gradients
         self.anchor = held * recorded_elements(planner.model, self.layers)
+        checked = checked_elements(planner.model, self.layers) * planner.dtype.itemsize
+        head = check_bytes(planner.length, planner.shape.vocabulary, planner.dtype.itemsize)
+        self.check = (head, checked)
         self.stage = int(planner.zero.get("stage", 0))
         self._outcomes: dict[_Choice, _Outcome] = {}
 
@@ -86,10 +89,16 @@ class _Recording:
         traffic = scoring_traffic(played[1], limits, zero, hosts)
         share = choice.recomputed / planner.shape.layers
         flop = scoring_flop(planner.shape, planner.length, share)
-        check = check_bytes(planner.length, planner.shape.vocabulary, planner.dtype.itemsize)
         return _Outcome(
             scoring_memory(
-                *played, limits, zero, cluster.ranks_per_host, self.anchor, choice.rows, check
+                *played,
+                limits,
+                zero,
+                cluster.ranks_per_host,
+                self.anchor,
+                choice.rows,
+                planner.shape.layers,
+                self.check,
             ),
             traffic,
             step_time(flop, choice.rows * planner.length, 1, cluster, traffic),

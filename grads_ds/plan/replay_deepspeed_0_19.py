@@ -27,7 +27,8 @@ VERSION = "0.19."  # of DeepSpeed, whose rules these are
 class Replayed:
     """Elements gathered in the forward and in the backward pass: of the first micro-batch of a
     step, and of any later one. Of the worst moment: bytes of activations, of weights gathered
-    whole, of gradients on their way, of the head's own pass.
+    whole, of gradients on their way, of the head's own pass; at_head: of the activations and of the
+    weights gathered when the head's pass begins.
     """
 
     forward: tuple[float, float]
@@ -36,6 +37,7 @@ class Replayed:
     gathered: float
     buckets: float
     head: float
+    at_head: tuple[float, float]
 
 
 def replay(timeline: Timeline, limits: ZeroSettings) -> Replayed:
@@ -43,7 +45,9 @@ def replay(timeline: Timeline, limits: ZeroSettings) -> Replayed:
     _compare_version()
     player = _Player(timeline, limits)
     passes = [player.micro_batch() for _ in range(3)]
-    return Replayed((passes[0][0], passes[2][0]), (passes[0][1], passes[2][1]), *player.worst)
+    return Replayed(
+        (passes[0][0], passes[2][0]), (passes[0][1], passes[2][1]), *player.worst, player.at_head
+    )
 
 
 @functools.cache
@@ -78,7 +82,7 @@ class _Player:
         self.whole: set[Name] = set(self.persistent)
         self.inflight: dict[Name, _Handle] = {}
         self.users: defaultdict[Name, set[Name]] = defaultdict(set)
-        self.worst = (0.0, 0.0, 0.0, 0.0)
+        self.worst, self.at_head = (0.0, 0.0, 0.0, 0.0), (0.0, 0.0)
         self.activations = self.gathered = 0.0
         self.gradients = GradientBuckets(
             self.weights, limits, lambda more: self._moment(self.activations, more)
@@ -116,6 +120,7 @@ class _Player:
                 self.gradients.add(event.weights[0])
             elif event.kind == "head":
                 self._moment(self.activations, head=event.head)
+                self.at_head = (self.activations, self.gathered)
             elif self.sharded:
                 (self._fetch if event.kind == "fetch" else self._release)(event)
         self.gradients.end_pass()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from grads_ds.engine.lora import with_lora
 from grads_ds.engine.recompute import recompute_activations
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.measure.frozen import frozen, head_replaced, stand_in_logits
+from grads_ds.gradnorm.trial.guard import LARGEST
 from grads_ds.gradnorm.trial.site_plan import plan_sites
 from grads_ds.plan.meta_kernels import ATTENTION, attend, inputs_kept
 from grads_ds.plan.timeline import EventTracer, Timeline, repeat_layers
@@ -238,11 +240,19 @@ def check_bytes(length: int, vocabulary: int, dtype_bytes: int) -> int:
     return length * vocabulary * (2 * dtype_bytes + 12)
 
 
-def recorded_elements(config: Any, layers: tuple[str, ...]) -> int:
-    """Parameters of the groups that are recorded."""
+def recorded_elements(config: Any, layers: tuple[str, ...], largest: float = math.inf) -> int:
+    """Elements of the recorded groups' parameters of at most `largest` elements."""
     counts = []
     for depth in (1, 2):
         model = on_meta(config, torch.bfloat16, depth)
         recorded = plan_sites(model, layers).groups
-        counts.append(sum(p.numel() for name, p in model.named_parameters() if name in recorded))
+        sizes = [p.numel() for name, p in model.named_parameters() if name in recorded]
+        counts.append(sum(size for size in sizes if size <= largest))
     return counts[0] + (config.num_hidden_layers - 1) * (counts[1] - counts[0])
+
+
+def checked_elements(config: Any, layers: tuple[str, ...]) -> int:
+    """Elements of the gradients that the check of one sample (grads_ds/gradnorm/trial/guard.py)
+    holds, about.
+    """
+    return min(LARGEST, recorded_elements(config, layers, LARGEST))

@@ -47,6 +47,7 @@ def stage(number: int, **limits: Any) -> dict[str, Any]:
 
 
 CHECKPOINTED = {"sft.gradient_checkpointing": True}
+RECOMPUTED = {"probe.gradient_checkpointing": True}
 LORA = {"model.lora": {"r": 8}}
 CASES = [
     *(
@@ -92,6 +93,12 @@ CASES = [
     Case("sft", 2, stage(3), {"sft.sequence_parallel": 2}),
     Case("sft", 2, stage(3), {"sft.sequence_parallel": 2} | CHECKPOINTED),
     *(Case("probe", ranks, stage(number)) for number in (2, 3) for ranks in (1, 2)),
+    *(
+        Case("probe", ranks, stage(number), RECOMPUTED)
+        for number, ranks in ((2, 1), (3, 1), (3, 2))
+    ),
+    Case("probe", 2, stage(3), RECOMPUTED | {"probe.recompute_layers": 3}),
+    Case("probe", 2, stage(3), RECOMPUTED | {"probe.layers": "all"}),
     Case("probe", 2, stage(3), {"probe.layers": "all"}),
     Case("probe", 2, stage(3), {"model.dtype": "bfloat16"}),
     Case(
