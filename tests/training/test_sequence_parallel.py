@@ -4,6 +4,7 @@ and gradients, resumed too.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def train(
 
     folder, curve, ends = Path(config.run_dir), Curve(), Ends(ends_at, kill=False)
     rows = uneven_rows([0.5 + n % 3 for n in range(ROWS)])
-    try:
+    with contextlib.suppress(Stopped):
         train_model(
             TrainingJob(
                 config,
@@ -57,8 +58,6 @@ def train(
                 identity="test",
             )
         )
-    except Stopped:
-        pass
     return [*curve.points, (float(ends.begins or 0), 0.0)]
 
 
