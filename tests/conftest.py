@@ -4,7 +4,6 @@ where it lies beside.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -84,14 +83,6 @@ TEMPLATE = (
     "{% else %}{{ m['content'] }}{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-
-
-def pytest_collection_finish() -> None:
-    """What the tests have imported stays: the collector need not look through it before and after
-    every training.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
