@@ -32,7 +32,25 @@ check() { # name, command...
 
 check "ruff" "$python" -m ruff check --output-format concise .
 check "ruff format" "$python" -m ruff format --check --quiet --diff .
-check "mypy" timeout 300 "$python" -m mypy
+types() {
+    local found this=0
+    found="$(timeout 300 "$python" -m mypy 2>&1)" || this=$?
+    printf '\n== mypy\n%s\n' "$found"
+    [ "$this" = 0 ] || printf 'mypy: failed with status %s\n' "$this"
+    return "$this"
+}
+
+# beside all tests, which take minutes and wait now and then; before a few
+types &
+checker=$!
+typed=
+settle_types() {
+    [ -z "$typed" ] || return 0
+    typed=0
+    wait "$checker" || typed=$?
+    [ "$status" != 0 ] || status=$typed
+}
+[ $# = 0 ] || settle_types
 case " $* " in
     *" -m "*) selection=() ;;
     *) selection=(-m "not gpu and not long") ;;
@@ -47,5 +65,6 @@ timeout --kill-after=30 "$limit" "$python" -m pytest -q "${share[@]}" "${selecti
     tests=$?
 [ "$tests" != 124 ] ||
     printf 'pytest: stopped after %s seconds (GRADS_DS_TEST_SECONDS)\n' "$limit" >&2
+settle_types
 [ "$status" != 0 ] || status=$tests
 exit "$status"

@@ -140,6 +140,7 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     platform._uname_cache = None  # type: ignore[attr-defined]  # the server's host
     # multiprocessing starts afresh: its files of the server are closed here
     multiprocessing.process._parent_process = None  # type: ignore[attr-defined]
+    multiprocessing.set_start_method("fork", force=True)  # as on Linux, not the server's
     tracker = multiprocessing.resource_tracker._resource_tracker  # type: ignore[attr-defined]
     tracker._fd = tracker._pid = None
     high = [os.dup2(number, 200 + i, inheritable=False) for i, number in enumerate(files)]

@@ -114,6 +114,8 @@ def _rank(
     if door is not None:
         os.environ[DOOR_VARIABLE] = str(door.detach())
     os.chdir(place)
+    # a loader's workers are forked from it as from a rank of its own
+    multiprocessing.set_start_method("fork", force=True)
     sys.path[:0] = [str(REPO), str(REPO / "tests"), tests]
     module, name, arguments = pickle.loads(Path(folder, "call").read_bytes())
     from grads_ds.distributed import ranks

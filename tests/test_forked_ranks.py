@@ -14,9 +14,10 @@ import pytest
 from tests import forked_ranks
 
 SAYS = r"""
-import os, platform, signal, sys, time
+import multiprocessing, os, platform, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"told to end\n"), os._exit(9)))
 print(os.getcwd(), os.environ["GIVEN"], sys.argv[1:], sys.stdin.read(), "torch" in sys.modules)
+print(multiprocessing.get_start_method())
 print(os.getpid(), flush=True)
 if "stays" in sys.argv:
     time.sleep(60)
@@ -43,7 +44,8 @@ def test_it_has_the_place_the_streams_and_the_end_of_its_own_process(tmp_path: P
     process = start(tmp_path, "one", "two words")
     said = process.communicate(timeout=60)[0].splitlines()
     assert said[0] == f"{tmp_path} a 'value' ['one', 'two words'] handed down True"
-    assert int(said[1]) != process.pid and process.returncode == 3
+    assert said[1] == "fork"  # not the server's way
+    assert int(said[2]) != process.pid and process.returncode == 3
 
 
 def test_a_script_without_a_rank_runs_itself(tmp_path: Path) -> None:
@@ -58,6 +60,7 @@ def test_a_script_without_a_rank_runs_itself(tmp_path: Path) -> None:
 def test_a_signal_reaches_it_and_it_outlives_nobody(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "stays")
     assert process.stdout is not None
+    process.stdout.readline()
     process.stdout.readline()
     fork = int(process.stdout.readline())
     process.send_signal(number)

@@ -8,11 +8,11 @@ user lets go). The same counter predicts on meta tensors and measures real runs.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
@@ -40,9 +40,9 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         result = function(*args, **(kwargs or {}))
         # what goes in as well: a loader's threads make tensors out of this mode's sight
-        for leaf in tree_leaves((result, args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.device:
-                self._count(leaf)
+        for tensor in _tensors((result, args, kwargs)):
+            if tensor.device.type == self.device:
+                self._count(tensor)
         return result
 
     def _count(self, tensor: torch.Tensor) -> None:
@@ -59,3 +59,17 @@ class LiveBytes(TorchDispatchMode):
     def _gone(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in an operator's argument or result, lists of tensors included. torch's own walk
+    through any nested object takes longer than most operators do.
+    """
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)

@@ -156,7 +156,10 @@ def main(options: argparse.Namespace) -> int:
     with broken_calls.scratch() as base:
         folder = Path(base, "job")
         folder.mkdir()
-        assert attempt(lambda: bool(make_tiny_model(Path(base, "model"))) - 1) == 0
+        if options.model:
+            shutil.copytree(options.model, Path(base, "model"))
+        else:
+            assert attempt(lambda: bool(make_tiny_model(Path(base, "model"))) - 1) == 0
         config = small_run.make(folder, Path(base, "model"))
         small_run.warm(config)
         gc.freeze()  # pages that no collector of a forked process touches are not copied for it
@@ -182,6 +185,7 @@ if __name__ == "__main__":
     parser.add_argument("--every", type=int, default=1, help="only every n-th call")
     parser.add_argument("--flips", type=int, default=200, help="bits per kind of output")
     parser.add_argument("--only", nargs="*", default=[], help="only these stages; flips")
+    parser.add_argument("--model", type=Path, help="folder of a model in place of a tiny one")
     parser.add_argument("--write", action="store_true", help="into docs/")
     chosen = parser.parse_args()
     broken_calls.preload()

@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from conftest import REPO, make_tiny_model, write_rows
+from conftest import make_tiny_model, write_rows
 from grads_ds.config.config import Config
 from grads_ds.config.load import load_config
 from grads_ds.flow.stages import STAGES
+from tests import forked_ranks
 from tests.flow.whole_runs import (
     ARTEFACTS,
     CHANGES,
@@ -175,7 +176,7 @@ def test_a_failing_rank_is_the_last_word_and_the_status_tells(job: Path, tmp_pat
     settings = {"zero_optimization": {"stage": 3}, "communication_data_type": "no such"}
     (tmp_path / "broken.json").write_text(json.dumps(settings))
     (job / "broken.yaml").write_text(yaml.safe_dump(broken))
-    environment = os.environ | {"PYTHONPATH": str(REPO)}
+    environment = os.environ | {"PYTHONPATH": forked_ranks.python_path()}
     result = subprocess.run(
         [sys.executable, "-m", "grads_ds", "run", "broken.yaml", "--to", "probe", "--ranks", "2"],
         cwd=job,

@@ -16,6 +16,7 @@ from grads_ds.launcher.hosts import Host
 from grads_ds.launcher.job import Placement, run_job
 from grads_ds.launcher.job_outcome import Outcome
 from grads_ds.launcher.timeouts import Timeouts
+from tests import forked_ranks
 
 REPO = Path(__file__).resolve().parents[2]
 QUICK = Timeouts(start=60.0, lost=8.0, hang=600.0, grace=1.5, checkpoint=1.5, settle=2.5)
@@ -28,14 +29,19 @@ rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def run_code(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ranks: int = 2, **place: Any
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int = 2,
+    forked: bool = False,
+    **place: Any,
 ) -> Outcome:
     """Run `code` on every rank through `run_job`; `rank`, `world` and `heartbeat` are defined in
-    it.
+    it. Forked ranks have imported torch.
     """
     script = tmp_path / "rank code.py"
     script.write_text(_BEGIN + code)
-    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setenv("PYTHONPATH", forked_ranks.python_path() if forked else str(REPO))
     settings = {"hosts": [Host("localhost", ranks)], "backend": "local", "limits": QUICK} | place
     return run_job("stage", [sys.executable, str(script)], Placement(**settings), tmp_path / "logs")
 

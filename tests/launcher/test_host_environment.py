@@ -98,7 +98,7 @@ def test_what_is_true_on_a_host_stands_and_what_was_chosen_arrives(
 def test_one_machines_store_listens_on_loopback_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_code(MEET, tmp_path, monkeypatch).status == DONE
+    assert run_code(MEET, tmp_path, monkeypatch, forked=True).status == DONE
     assert listening(tmp_path) == ["127.0.0.1"]
     assert seen(tmp_path, 0)["GLOO_SOCKET_IFNAME"] == "lo"
 

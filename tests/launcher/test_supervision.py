@@ -39,7 +39,7 @@ dist.all_gather_object(seen, (rank, os.environ["LOCAL_RANK"], os.environ["LOCAL_
 print("together", seen, flush=True)
 dist.barrier(); dist.destroy_process_group()
 """
-    assert run_code(code, tmp_path, monkeypatch).status == DONE
+    assert run_code(code, tmp_path, monkeypatch, forked=True).status == DONE
     shown = capfd.readouterr().out
     assert shown.count("together [(0, '0', '2'), (1, '1', '2')]") == 1  # rank 0 narrates
     assert "together" in (folder_of(tmp_path) / "rank00001.log").read_text()

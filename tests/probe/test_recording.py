@@ -18,6 +18,7 @@ import pytest
 import torch
 from datasets import load_from_disk
 from deepspeed.ops.op_builder import AsyncIOBuilder
+from huggingface_hub import constants
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM
 
@@ -65,9 +66,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Any]:
     return config, scored_anew(config, {})
 
 
-def test_a_hub_model_is_recorded_with_its_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_model_is_recorded_with_its_commit(tmp_path: Path) -> None:
     """A cache as huggingface_hub keeps it, made by hand and read offline: the manifest says which
     commit of the id was scored.
     """
@@ -81,16 +80,16 @@ def test_a_hub_model_is_recorded_with_its_commit(
     shutil.copytree(config.model.path, repo / "snapshots" / commit)
     # an older one that was fetched once
     shutil.copytree(config.model.path, repo / "snapshots" / ("f" * 40))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     named = config.model_copy(
         update={"model": config.model.model_copy(update={"path": "acme/tiny"})}
     )
-    run_on_ranks(1, prepare_and_probe, named, start="spawn")  # the cache is looked up on import
+    run_on_ranks(1, prepare_and_probe, named, str(tmp_path / "cache"))
     manifest = json.loads((Path(config.run_dir) / "scores/manifest.json").read_text())
     assert (manifest["model"], manifest["model commit"]) == ("acme/tiny", commit)
 
 
-def prepare_and_probe(config: Config) -> None:
+def prepare_and_probe(config: Config, cache: str) -> None:
+    constants.HF_HUB_CACHE = cache  # looked up in the environment when it was imported
     for name in ("prepare", "probe"):
         stage(name, config)
 

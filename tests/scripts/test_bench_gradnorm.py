@@ -18,11 +18,15 @@ from tests import forked_ranks
 COMMAND = [sys.executable, str(REPO / "scripts/bench/bench_gradnorm.py")]
 
 
+def bench(*options: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": forked_ranks.python_path(), "FORK_ALL": "1"}
+    return subprocess.run([*COMMAND, *options], env=environment, capture_output=True, text=True)
+
+
 @pytest.mark.slow
 def test_every_mode_runs_and_is_published(tmp_path: Path) -> None:
     options = ["--shapes", "tiny", "--rounds", "1", "--no-memory", "--out", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": forked_ranks.python_path(), "FORK_ALL": "1"}
-    done = subprocess.run([*COMMAND, *options], env=environment, capture_output=True, text=True)
+    done = bench(*options)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((tmp_path / "bench_gradnorm.json").read_text())["results"][0]
     assert len(result["modes"]) + len(result["failed"]) == 9 and set(result["failed"]) <= {
@@ -36,7 +40,6 @@ def test_every_mode_runs_and_is_published(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_the_peak_memory_of_one_mode() -> None:
-    done = subprocess.run(
-        [*COMMAND, "--memory", "tiny", "ours: head"], capture_output=True, text=True, check=True
-    )
+    done = bench("--memory", "tiny", "ours: head")
+    assert done.returncode == 0, done.stderr[-3000:]
     assert 0 < float(done.stdout) < 500

@@ -41,7 +41,7 @@ def test_a_probe_that_is_struck_loses_and_doubles_nothing(
     done = subprocess.run(
         [*command, "--output", tmp_path / "said"],
         cwd=REPO,
-        env=os.environ | {"PYTHONPATH": forked_ranks.python_path()},
+        env=os.environ | {"PYTHONPATH": forked_ranks.python_path(), "FORK_ALL": "1"},
         capture_output=True,
         text=True,
         timeout=280,

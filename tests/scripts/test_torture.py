@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +19,10 @@ STAGES = {"prepare", "merge", "select", "export", "report"}
 
 
 @pytest.mark.slow
-def test_a_broken_stage_ends_with_the_undisturbed_bytes() -> None:
+def test_a_broken_stage_ends_with_the_undisturbed_bytes(tiny_model: Path) -> None:
     script = [sys.executable, str(REPO / "scripts/faults/torture.py")]
     result = subprocess.run(
-        [*script, "--every", "53", "--flips", "1"],
+        [*script, "--every", "53", "--flips", "1", "--model", str(tiny_model)],
         env=os.environ | {"PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,

@@ -19,6 +19,7 @@ from grads_ds.config.config import Config
 from grads_ds.training.checkpoint_mark import COMPLETE
 from grads_ds.training.checkpoints import Checkpoints
 from ranks import run_on_ranks
+from tests import forked_ranks
 from tests.training.rewritten import check_universal
 from tests.training.test_train import logits, make_config
 from tests.training.test_trainer import Logs, uneven_rows
@@ -144,10 +145,15 @@ def same(folder: Path, name: str, whole: str, atol: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(tmp_path: Path) -> None:
+def test_a_killed_training_goes_on_where_it_was_on_any_number_of_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two ranks, one and two again: every parameter, adapters, and a training that ends itself and
     takes its best model back.
     """
+    # checkpoints are rewritten by processes that are forked from one that has done the imports
+    monkeypatch.setenv("PYTHONPATH", forked_ranks.python_path())
+    monkeypatch.setenv("FORK_ALL", "1")
     make_tiny_model(tmp_path / "base", tied=True)
     full = settings(tmp_path)
     lora = settings(tmp_path, model={"lora": {"r": 4, "alpha": 16}}, sft={"learning_rate": 0.02})

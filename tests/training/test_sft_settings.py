@@ -202,7 +202,7 @@ def test_every_setting_reaches_the_engine_and_learns_what_zero_3_learns(
 ) -> None:
     if compiled and not shutil.which("c++"):
         pytest.skip("needs c++: DeepSpeed compiles its CPU optimizer")
-    make_tiny_model(tmp_path / "base")
+    make_tiny_model(tmp_path / "base", layers=1)
     cases = {
         name: case
         for name, case in CASES.items()
