@@ -60,6 +60,10 @@ class ExtraColumns:
         self.kept: dict[str, Tensor] = {}
         if wants_reference(self.wanted):
             self.kept = references(config, run_dir, key, recorder, engine)
+            named = {"anchor": "reference", "contrast": "contrast"}  # extra -> section of `kept`
+            recorder.set_references(
+                {of: section(self.kept, of) for extra, of in named.items() if extra in self.wanted}
+            )
         self.drawn: dict[int, int] = {}
         if self.wanted & {"contrast", "hidden"}:
             ids = load_from_disk(str(run_dir / "prepared/pool"))["sample_id"]
@@ -72,20 +76,14 @@ class ExtraColumns:
         """
         batch = to_device(samples)
         columns: Columns = {}
-        if {"contrast", "anchor"} <= self.wanted:  # each takes a backward of its own
-            self._against_contrast(samples, batch, columns)
         at_targets = None
         if self.wanted & OF_TARGETS:
             at_targets = Asked("prompt_gain" in self.wanted, self.kept.get("fisher.rows"))
         with observing(self.recorder, at_targets) as observed:
-            if "anchor" in self.wanted:
-                norms = self._against_anchor(samples, batch, columns)
-            elif "contrast" in self.wanted:
-                norms = self._against_contrast(samples, batch, columns)
-            else:
-                norms = score_batch(self.recorder, self.engine, batch)
+            norms = score_batch(self.recorder, self.engine, batch)
             own = observed.statistics() if at_targets is not None else None
             columns |= self._of_the_head(samples, norms, observed, own)
+        columns |= self._against_references(samples, norms)
         if norms.tokens is not None:
             is_target_BT = batch["labels"][:, 1:] != IGNORE_INDEX
             columns[TOKEN_LOSSES] = [
@@ -104,35 +102,29 @@ class ExtraColumns:
             columns |= self.early.of(samples)
         return norms, columns
 
-    def _against_contrast(
-        self, samples: Sequence[Mapping[str, Any]], batch: dict[str, Tensor], columns: Columns
-    ) -> GradNorms:
-        """The norms; the cosines with the reference less the pool's mean are added to `columns`."""
-        self.recorder.set_reference(section(self.kept, "contrast"))
-        norms = score_batch(self.recorder, self.engine, batch)
+    def _against_references(
+        self, samples: Sequence[Mapping[str, Any]], norms: GradNorms
+    ) -> Columns:
+        """The cosines and inner products with the reference set, and the cosines with it less those
+        with the pool's mean.
+        """
+        columns: Columns = {}
+        zero = torch.zeros_like(norms.loss)  # of a group the model does not have
         for group in self.groups:
-            zero = torch.zeros_like(norms.loss)  # of a group the model does not have
-            inner, size = norms.inner_products.get(group, zero), norms.norms.get(group, zero)
-            value = _array(inner / size.clamp_min(1e-300))
-            drawn = [self.drawn.get(int(sample["sample_id"])) for sample in samples]
-            columns[f"anchor_contrast_{group}"] = (
-                value + self._excess("pool", group, drawn) - self._own_excess(group, samples)
-            )
-        return norms
-
-    def _against_anchor(
-        self, samples: Sequence[Mapping[str, Any]], batch: dict[str, Tensor], columns: Columns
-    ) -> GradNorms:
-        """The norms; the cosines and inner products with the reference are added to `columns`."""
-        self.recorder.set_reference(section(self.kept, "reference"))
-        norms = score_batch(self.recorder, self.engine, batch)
-        zero = torch.zeros_like(norms.loss)
-        for group in self.groups:
-            cosine = _array(norms.cosines.get(group, zero))
-            columns[f"anchor_cosine_{group}"] = cosine - self._own_excess(group, samples)
-            inner = _array(norms.inner_products.get(group, zero))
-            columns[f"anchor_inner_product_{group}"] = np.where(_places(samples) < 0, inner, np.nan)
-        return norms
+            if anchor := norms.directions.get("reference"):
+                cosine = _array(anchor.cosines.get(group, zero))
+                columns[f"anchor_cosine_{group}"] = cosine - self._own_excess(group, samples)
+                inner = _array(anchor.inner_products.get(group, zero))
+                apart = np.where(_places(samples) < 0, inner, np.nan)
+                columns[f"anchor_inner_product_{group}"] = apart
+            if contrast := norms.directions.get("contrast"):
+                inner_B = contrast.inner_products.get(group, zero)
+                value = _array(inner_B / norms.norms.get(group, zero).clamp_min(1e-300))
+                drawn = [self.drawn.get(int(sample["sample_id"])) for sample in samples]
+                columns[f"anchor_contrast_{group}"] = (
+                    value + self._excess("pool", group, drawn) - self._own_excess(group, samples)
+                )
+        return columns
 
     def _excess(self, of: str, group: str, places: Sequence[int | None]) -> np.ndarray:
         """What a row's cosine with a mean owes to the row's own part in it, float64 [B]; 0 where it
