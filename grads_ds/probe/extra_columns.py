@@ -19,14 +19,17 @@ from grads_ds.config.config import Config
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.engine.frozen_pass import score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
+from grads_ds.probe.contrasted_rows import ContrastedRows
 from grads_ds.probe.early_norms import EarlyNorms
 from grads_ds.probe.observed import Observed, observing
-from grads_ds.probe.prompts import behind_prompt_of, has_prompt, partners, without_prompt
+from grads_ds.probe.prompts import has_prompt
 from grads_ds.probe.reference_set import drawn_rows, references, section
 from grads_ds.probe.set_means import losses_alone
 from grads_ds.probe.target_statistics import Asked, TargetStatistics
 
 OF_TARGETS = {"surprise", "fisher", "prompt_gain"}  # read the distribution at every target
+# what a row's targets rise to under other rows' prompts, less what they are under the row's own
+GAINS = {"prompt_gain": "loss", "el2n_gain": "error", "norm_gain": "norm"}
 Columns = dict[str, Any]  # float64 [B]; of token_losses B arrays
 
 
@@ -42,17 +45,15 @@ class ExtraColumns:
         self, config: Config, run_dir: Path, key: str, recorder: GradNormRecorder, engine: Any
     ) -> None:
         self.recorder, self.engine, self.wanted = recorder, engine, set(config.probe.extras)
-        self.longest = config.data.max_length
         self.groups = compared_groups(config.probe.layers)
-        self.alone = losses_alone(recorder)
         self.early = None
         if "early" in self.wanted:
             names = [f"{group}_grad_norm" for group in self.groups]
             self.early = EarlyNorms.read(run_dir, names)
-        if "prompt_gain" in self.wanted:
-            self.pool = load_from_disk(str(run_dir / "prepared/pool"))
-            self.place = {int(i): at for at, i in enumerate(self.pool["sample_id"])}
-            self.partners = partners(len(self.pool), config.probe.other_prompts, config.seed)
+        self.contrasted = None
+        if self.wanted & {"ifd", "prompt_gain"}:
+            alone = losses_alone(recorder)
+            self.contrasted = ContrastedRows(config, run_dir, alone, engine, self.wanted)
         if "el2n" in self.wanted and not self.wanted & OF_TARGETS:
             recorder.record_error_norms()
         if TOKEN_LOSSES in self.wanted:
@@ -78,7 +79,8 @@ class ExtraColumns:
         columns: Columns = {}
         at_targets = None
         if self.wanted & OF_TARGETS:
-            at_targets = Asked("prompt_gain" in self.wanted, self.kept.get("fisher.rows"))
+            weights = self.kept["fisher.rows"] if "fisher" in self.wanted else None
+            at_targets = Asked("prompt_gain" in self.wanted, weights)
         with observing(self.recorder, at_targets) as observed:
             norms = score_batch(self.recorder, self.engine, batch)
             own = observed.statistics() if at_targets is not None else None
@@ -90,14 +92,14 @@ class ExtraColumns:
                 _array(losses[chosen])
                 for losses, chosen in zip(norms.tokens.loss[:, 1:], is_target_BT, strict=True)
             ]
-        if "ifd" in self.wanted:
-            batch = to_device([without_prompt(sample) for sample in samples])
-            bare = score_batch(self.alone, self.engine, batch, beside=True).loss
-            asked = _with_prompt(samples)
-            columns["ifd"] = asked * _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
-        if own is not None and "prompt_gain" in self.wanted:
-            asked = _with_prompt(samples)
-            columns |= {name: asked * gain for name, gain in self._gains(samples, own).items()}
+        if self.contrasted is not None:
+            other, asked = self.contrasted.score(samples), _with_prompt(samples)
+            if "ifd" in self.wanted:
+                ratio = torch.where(other["bare"] > 0, norms.loss / other["bare"], torch.nan)
+                columns["ifd"] = asked * _array(ratio)
+            if own is not None and "prompt_gain" in self.wanted:
+                for column, name in GAINS.items():
+                    columns[column] = asked * _array(other[name] - getattr(own, name))
         if self.early is not None:
             columns |= self.early.of(samples)
         return norms, columns
@@ -182,34 +184,6 @@ class ExtraColumns:
                 torch.nn.functional.cosine_similarity(centred_BD, direction_BD, eps=1e-300)
             )
         return columns
-
-    def _gains(self, samples: Sequence[Mapping[str, Any]], own: TargetStatistics) -> Columns:
-        """What the loss, EL2N and the head's norm rise to under other rows' prompts, less what they
-        are under the row's own; the mean over `probe.other_prompts` of them.
-        """
-        names = {"prompt_gain": "loss", "el2n_gain": "error", "norm_gain": "norm"}
-        total = {column: torch.zeros_like(own.loss) for column in names}
-        count = self.partners.shape[1]
-        for turn in range(count):
-            rows = [
-                behind_prompt_of(sample, self.pool[self._partner(sample, turn)], self.longest)
-                for sample in samples
-            ]
-            batch = to_device(rows)
-            with observing(self.alone, Asked(norm=True)) as observed:
-                score_batch(self.alone, self.engine, batch, beside=True)
-                other = observed.statistics()
-            for column, name in names.items():
-                total[column] += (getattr(other, name) - getattr(own, name)) / count
-        return {column: _array(value) for column, value in total.items()}
-
-    def _partner(self, sample: Mapping[str, Any], turn: int) -> int:
-        """The position of the row whose prompt `sample` is put to; a control goes by the row that
-        its own prompt is of.
-        """
-        known = int(sample.get("prompt_of", sample["sample_id"]))
-        row = self.place.get(known, int(sample["sample_id"]) % len(self.pool))
-        return int(self.partners[row, turn])
 
 
 def _places(samples: Sequence[Mapping[str, Any]]) -> np.ndarray:
