@@ -122,8 +122,11 @@ class HeadSums:
         wanted: Wanted,
         shards: SequenceShards | None,
     ) -> None:
+        self.short = hidden_ND.dtype == weight_VD.dtype == torch.bfloat16
+        hidden_ND = accumulate(hidden_ND)
         self.hidden_ND, self.weight_VD, self.bias_V = hidden_ND, weight_VD, bias_V
         self.slices, self.wanted, self.shards = slices, wanted, shards
+        self._ready: tuple[tuple[int, int], Tensor] | None = None
         targets, samples = len(hidden_ND), len(slices)
 
         def zeros(size: int) -> Tensor:
@@ -138,6 +141,12 @@ class HeadSums:
         ids_SL = wanted.row_ids_SL
         width = hidden_ND.shape[1]
         self.rows_SLD = None if ids_SL is None else hidden_ND.new_zeros(*ids_SL.shape, width)
+
+    def weights(self, first: int, stop: int) -> Tensor:
+        """Rows of the weight in the precision of formulas, made once for neighbouring uses."""
+        if self._ready is None or self._ready[0] != (first, stop):
+            self._ready = (first, stop), accumulate(self.weight_VD[first:stop])
+        return self._ready[1]
 
     def of(self, part: TargetGroup) -> list[tuple[int, int, int]]:
         """Each sample of the part, with its [start, stop) inside the part."""
@@ -157,7 +166,7 @@ class HeadSums:
         """A chunk of the logits' gradient: all but the weight's norm, which each walk has its own
         way to.
         """
-        wanted, w_cD = self.wanted, accumulate(self.weight_VD[first : first + g_nc.shape[1]])
+        wanted, w_cD = self.wanted, self.weights(first, first + g_nc.shape[1])
         rows = slice(first, first + len(w_cD))
         if self.dh_ND is not None:
             self.dh_ND[part.place].addmm_(g_nc, w_cD)
