@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -148,5 +149,6 @@ def head_references(measurement: Measurement) -> tuple[HeadReference, ...]:
     """The references of the head's parameters, those of one reference together."""
     names = measurement.plan.head_names
     weights = measurement.references.get(names.get("weight", ""), ())
-    biases = measurement.references.get(names.get("bias", ""), (None,) * len(weights))
-    return tuple(HeadReference(*both) for both in zip(weights, biases, strict=True))
+    biases = measurement.references.get(names.get("bias", ""), ())
+    pairs = zip_longest(weights, biases[: len(weights)])
+    return tuple(HeadReference(weight, bias) for weight, bias in pairs)
