@@ -38,11 +38,12 @@ def area_under_curve(high: Floats, low: Floats) -> float | None:
 
 
 def bootstrap_interval(
-    values: Floats, resamples: int, seed: int, weights: Floats | None = None
+    values: Floats, resamples: int, seed: int, weights: Floats | None = None, level: float = 0.95
 ) -> tuple[float, float]:
-    """95 % bootstrap interval (percentile method) of the weighted mean of `values` [N], samples
-    redrawn whole. One seed redraws the same samples whatever the values are, so that intervals of
-    two models compare. `weights` [N]: of the mean, e.g. target tokens (default: all alike).
+    """Bootstrap interval of this level (percentile method) of the weighted mean of `values` [N],
+    samples redrawn whole. One seed redraws the same samples whatever the values are, so that
+    intervals of two models compare. `weights` [N]: of the mean, e.g. target tokens (default: all
+    alike).
     """
     weights = np.ones(len(values)) if weights is None else weights
     sums, rng = values * weights, np.random.default_rng(seed)
@@ -52,7 +53,7 @@ def bootstrap_interval(
         draws = rng.integers(len(values), size=(min(block, resamples - first), len(values)))
         total = np.maximum(1, weights[draws].sum(axis=1))
         found[first : first + len(draws)] = sums[draws].sum(axis=1) / total
-    low, high = np.quantile(found, [0.025, 0.975])
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from grads_ds.config.errors import nearest
 from grads_ds.config.record import Record
 from grads_ds.config.row_filter import Filter
 
+GUIDED_SIMILARITY = 0.5  # of near-duplicates, where guided compares rows
 COSINE = "anchor_cosine_<group> | anchor_contrast_<group>"
 
 
@@ -110,12 +111,12 @@ class SelectConfig(Record):
             " without any finds its own"
         ),
     )
-    spread: Literal["rank", "reference", "doubt", "random", "density"] = Field(
-        "rank",
+    spread: Literal["doubt", "rank", "reference", "random", "density"] = Field(
+        "doubt",
         description=(
-            "guided: order of what the filters leave: by the worst rank on the signals that see, on"
-            " these and nearness to probe.anchor (rows unlike its rows are rejected), at random"
-            " among rows that no signal doubts and then the others, at random, or drawn by density"
+            "guided: order of what the filters leave: at random among rows that no signal doubts"
+            " and then the others, by the worst rank on the signals that see, on these and nearness"
+            " to probe.anchor (rows unlike its rows are rejected), at random, or drawn by density"
         ),
     )
     strata: str | None = Field(
@@ -128,20 +129,20 @@ class SelectConfig(Record):
     strata_balance: Literal["proportional", "equal"] = Field(
         "proportional", description="each stratum's share: as in the pool, or the same for all"
     )
-    near_duplicates: float | None = Field(
-        None,
-        gt=0,
-        le=1,
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None = Field(
+        "auto",
         description=(
-            "Jaccard similarity from which a later sample is dropped and replaced; null keeps all"
+            "Jaccard similarity from which a later sample is dropped and replaced; null keeps all;"
+            " auto is 0.5 for guided, and null for the others"
         ),
     )
-    near_duplicate_kept: Literal["first", "likeliest", "likeliest_last"] = Field(
-        "first",
+    near_duplicate_kept: Literal["auto", "first", "likeliest", "likeliest_last"] = Field(
+        "auto",
         description=(
             "which of near-duplicates stays: the one that stands first in the order, or in its"
             " place the one of lowest loss, for which all rows of the pool are compared; with _last"
-            " it comes after the rows that are like no other"
+            " it comes after the rows that are like no other; auto is likeliest_last for guided,"
+            " and first for the others"
         ),
     )
     order: Literal["preference", "signal", "shuffled", "pool"] = Field(
@@ -240,6 +241,18 @@ class SelectConfig(Record):
     def strata_field(self) -> str | None:
         """The field whose values share the budget; None for no strata."""
         return self.strata or ("length" if self.method == "guided" else None)
+
+    def similarity(self) -> float | None:
+        """The similarity of near-duplicates; None where they are kept."""
+        if self.near_duplicates == "auto":
+            return GUIDED_SIMILARITY if self.method == "guided" else None
+        return self.near_duplicates
+
+    def duplicate_kept(self) -> str:
+        """Which of near-duplicates stays: first, likeliest or likeliest_last."""
+        if self.near_duplicate_kept == "auto":
+            return "likeliest_last" if self.method == "guided" else "first"
+        return self.near_duplicate_kept
 
     def resolve(self, name: str | None) -> SelectConfig:
         """The settings of one named subset (None: the main one), without `variants`."""

@@ -117,8 +117,9 @@ def choose(
     tokens = None
     if "num_tokens" in table.columns or budget.tokens is not None:
         tokens = table.floats("num_tokens").astype(np.int64)
-    if seen_before is not None and settings.near_duplicate_kept != "first":
-        last = settings.near_duplicate_kept == "likeliest_last"
+    if seen_before is not None and (stays := settings.duplicate_kept()) != "first":
+        # where nearness alone orders the pool, the nearest have few others like them to wait for
+        last = stays == "likeliest_last" and not scored.across_strata
         order, twins = likeliest_of_each(order, table.floats("loss"), seen_before, last)
         chosen = order[: budgets.front(order, budget, tokens)]
     else:

@@ -32,7 +32,7 @@ from grads_ds.scores.read import ScoreTable, read_table
 from grads_ds.selection import compare
 from grads_ds.selection.baselines import length_bins
 from grads_ds.selection.choose import Choice, choose
-from grads_ds.selection.duplicates import seen_before
+from grads_ds.selection.duplicates import COMPARED, seen_before
 from grads_ds.selection.output import ordered, to_text, write_choice, write_dataset
 from grads_ds.selection.pool import Pool, composition, read_pool
 from grads_ds.selection.requirements import anchor_leak
@@ -110,11 +110,17 @@ def decide(
     positions = pool.positions(table.sample_id)
     fields = pool.fields()
     strata = strata_codes(fields, settings.strata_field(), positions, table)
-    seen = None
-    if settings.near_duplicates is not None:
-        seen = seen_before(pool.row_reader(positions), settings.near_duplicates)
-    choice = choose(table, settings, seed, strata, seen)
     leak = anchor_leak(config, settings)
+    seen, said = None, [leak] if leak else []
+    if (similarity := settings.similarity()) is not None:
+        if settings.near_duplicates == "auto" and len(table) > COMPARED:
+            said.append(
+                f"near-duplicates are not looked for: the pool has {len(table):,} rows, auto"
+                f" compares up to {COMPARED:,}; set select.near_duplicates: {similarity:g}"
+            )
+        else:
+            seen = seen_before(pool.row_reader(positions), similarity)
+    choice = choose(table, settings, seed, strata, seen)
     in_pool = np.zeros(len(pool.sample_id), dtype=bool)
     in_pool[positions[choice.chosen]] = True
     report = {
@@ -122,7 +128,7 @@ def decide(
         "composition": composition(fields, in_pool),
         "seed": seed,
         "settings": settings.model_dump(mode="json", exclude={"variants"}),
-        "warnings": choice.warnings + ([leak] if leak else []),
+        "warnings": choice.warnings + said,
     }
     of_rows = {name: (codes[positions], values) for name, (codes, values) in fields.items()}
     return table, pool, of_rows, choice, report

@@ -39,6 +39,9 @@ FIGURE, BUDGETS = "docs/images/study.png", "docs/images/study_budgets.png"
 TABLES: dict[str, Callable[[], str]] = {
     "real": real_tables.trained_table,
     "real, pooled": real_tables.pooled_table,
+    "real, promise": real_tables.promise_table,
+    "second candidate, pooled": lambda: real_tables.pooled_table("doubt"),
+    "second candidate, single": real_tables.single_table,
     "real, needles": real_tables.needle_table,
     "real, what is chosen": real_tables.chosen_table,
     "real, what columns see": real_tables.seen_table,

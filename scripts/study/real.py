@@ -88,9 +88,10 @@ def sample_losses(run: Path, found: Mapping[str, Any]) -> np.ndarray:
     return np.asarray(table["loss"].to_numpy(), np.float64)
 
 
-def margins(run: Path, main: str) -> dict[str, Any]:
+def margins(run: Path, main: str, comparisons: int) -> dict[str, Any]:
     """Per model the held-out losses and the content margin, each with its paired difference to
-    random's; {} before anything is evaluated.
+    random's and, `jointly`, that with the interval that holds over so many comparisons (Bonferroni,
+    95 %); {} before anything is evaluated.
     """
     file = run / "evaluation.json"
     if not file.is_file():
@@ -108,10 +109,11 @@ def margins(run: Path, main: str) -> dict[str, Any]:
         entry["void"] = bool(losses["domain"].mean() > by_name["base"]["domain"].mean())
         for which in ("domain", "margin") if random is not None and losses is not random else ():
             difference = losses[which] - random[which]
-            low, high = bootstrap_interval(difference, RESAMPLES, 0)
-            entry[f"{which}_minus_random"] = [
-                round(float(value), 4) for value in (difference.mean(), low, high)
-            ]
+            for name_of, level in (("", 0.95), ("_jointly", 1 - 0.05 / comparisons)):
+                low, high = bootstrap_interval(difference, RESAMPLES, 0, level=level)
+                entry[f"{which}_minus_random{name_of}"] = [
+                    round(float(value), 4) for value in (difference.mean(), low, high)
+                ]
         found[name] = entry
     return found
 
@@ -119,6 +121,8 @@ def margins(run: Path, main: str) -> dict[str, Any]:
 def collect(study: Study) -> dict[str, Any]:
     """Every cell whose pool has been scored."""
     records = []
+    places = [Path(study.out) / c.folder / e for c in cells(study) for e in footings(study, c)]
+    evaluated = sum((place / "evaluation.json").is_file() for place in places)
     for cell in cells(study):
         for equal in footings(study, cell):
             folder = Path(study.out) / cell.folder
@@ -135,7 +139,8 @@ def collect(study: Study) -> dict[str, Any]:
                 name: kept_by_kind(config, run, {"budget": budget, **given}, kinds)
                 for name, given in methods.items()
             }
-            models = margins(run, main := variant(*pairs(study, equal)[0]))
+            main = variant(*pairs(study, equal)[0])
+            models = margins(run, main, 2 * evaluated)
             # a model of rows that the settings of today would not choose says nothing of them
             for name in study.methods if models else ():
                 label, ids = variant(name, budget), np.sort(kept[name].get("chosen", []))

@@ -74,13 +74,13 @@ def test_margins_are_paired_over_questions_and_void_where_the_truth_was_unlearnt
             pq.write_table(pa.table({"loss": values}), tmp_path / file)
             models.setdefault(model, {})[which] = {"sample_losses_file": file}
     (tmp_path / "evaluation.json").write_text(json.dumps({"models": models}))
-    found = margins(tmp_path, "guided_25")
+    found = margins(tmp_path, "guided_25", 36)
     assert found["guided_25"]["margin"] == 1.0 and not found["guided_25"]["void"]
     assert found["random_25"]["void"]
     mean, low, high = found["guided_25"]["margin_minus_random"]
     assert mean == pytest.approx(np.mean([0.9, 0.6, 0.6]), abs=1e-4) and low <= mean <= high
     assert "margin_minus_random" not in found["random_25"]
-    assert margins(tmp_path / "nothing", "guided_25") == {}
+    assert margins(tmp_path / "nothing", "guided_25", 36) == {}
 
 
 def test_planted_noise_is_held_against_the_clean_rows_alone() -> None:

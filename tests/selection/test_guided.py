@@ -36,7 +36,7 @@ def test_what_the_controls_tell_is_rejected_with_its_reason() -> None:
 
 def test_a_small_budget_takes_the_rows_that_look_least_wrong_in_every_length() -> None:
     table, wrong = pool_with_controls(gap=2.5, share=0.25)
-    by_rank, by_chance = chosen(table, budget=0.25), chosen(table, budget=0.25, spread="random")
+    by_rank, by_chance = (chosen(table, budget=0.25, spread=name) for name in ("rank", "random"))
     assert wrong[by_rank.selected].mean() < wrong[by_chance.selected].mean() < wrong.mean()
     strata = length_bins(table.floats("num_target_tokens"), 10)
     counts = np.bincount(strata[by_rank.selected], minlength=10)

@@ -23,7 +23,7 @@ def test_nearness_to_the_reference_set_orders_what_the_filters_leave() -> None:
     with pytest.raises(UserError, match=r"add contrast to probe\.extras"):
         chosen(table, budget=0.25, spread="reference")
     table = replace(table, columns={**table.columns, "anchor_hidden_cosine": near})
-    plain, nearest = chosen(table, budget=0.25), chosen(table, budget=0.25, spread="reference")
+    plain, nearest = (chosen(table, budget=0.25, spread=name) for name in ("rank", "reference"))
     assert near[nearest.selected].mean() > near[plain.selected].mean() + 0.15
     assert wrong[nearest.selected].mean() < 0.03
     assert nearest.report["notes"]["nearness"] == ["anchor_hidden_cosine"]
@@ -45,7 +45,7 @@ def test_rows_unlike_the_reference_rows_are_rejected_and_few_others() -> None:
     assert np.mean(lost) < 0.05 and np.mean(found) > 0.9 and rejected
     # only where nearness is wanted, or by name
     table, off = with_reference(share=0.15, known=32)
-    assert chosen(table, budget=0.5).report["filters"] == []
+    assert chosen(table, budget=0.5, spread="rank").report["filters"] == []
     named = [{"column": "anchor_hidden_cosine", "against": "reference", "by_length": False}]
     assert chosen(table, budget=0.5, filters=named).report["filters"][0]["rejected"] > 50
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 
+from grads_ds.config.select import SelectConfig
+from grads_ds.selection import stage
 from grads_ds.selection.duplicates import shingles
 from selection.pools import arrow_table, config, report, run_select, write_run
 
@@ -80,6 +83,38 @@ def test_rows_like_no_other_come_before_the_likeliest_of_near_duplicates(tmp_pat
         assert len(chosen) == budget
         assert len(chosen & set(range(12))) == min(budget, 12)
         assert chosen - set(range(12)) <= best
+
+
+def test_guided_looks_for_near_duplicates_and_the_others_when_they_are_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guided, random = SelectConfig(method="guided"), SelectConfig(method="random")
+    assert (guided.similarity(), guided.duplicate_kept()) == (0.5, "likeliest_last")
+    assert (random.similarity(), random.duplicate_kept()) == (None, "first")
+    assert SelectConfig(method="guided", near_duplicates=None).similarity() is None
+    assert SelectConfig(near_duplicates=0.8).resolve(None).similarity() == 0.8
+    # a variant of another method does not take over what guided looks for by itself
+    both = SelectConfig(method="guided", variants={"random": {"method": "random"}})
+    assert both.resolve("random").similarity() is None
+    with pytest.raises(ValueError):
+        SelectConfig(near_duplicates=0.0)
+
+    rows = [{"text": passage(i // 2) + f" tail {i}"} for i in range(40)]
+    write_run(tmp_path, arrow_table(40), rows)
+    wish = {
+        "method": "guided",
+        "filters": [{"column": "loss", "reject": "high", "cut": 1e9, "by_length": False}],
+    }
+    run_select(config(tmp_path, budget=0.25, **wish), tmp_path)
+    told = report(tmp_path / "selection")
+    assert told["counts"]["near_duplicates_dropped"] == 20
+    # a large pool is not compared, and that is said, unless it is asked for
+    monkeypatch.setattr(stage, "COMPARED", 39)
+    for asked, dropped in (({}, 0), ({"near_duplicates": 0.5}, 20)):
+        run_select(config(tmp_path, budget=0.25, **wish, **asked), tmp_path)
+        told = report(tmp_path / "selection")
+        assert told["counts"]["near_duplicates_dropped"] == dropped
+        assert any("compares up to 39" in text for text in told["warnings"]) == (not asked)
 
 
 def test_shingles_pass_over_roles_and_punctuation() -> None:
