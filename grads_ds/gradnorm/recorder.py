@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.directions import ONLY, References
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import DEFAULT_BUDGET
 from grads_ds.gradnorm.formulas.head_sums import Watch
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.groups import full_shape
 from grads_ds.gradnorm.head_view import HeadView
-from grads_ds.gradnorm.results import GradNorms, References
+from grads_ds.gradnorm.results import GradNorms
 from grads_ds.gradnorm.scoring.head_run import HeadRun
 from grads_ds.gradnorm.scoring.micro_batch import Scorer
 from grads_ds.gradnorm.sharding import Gather, gather_of, unwrapped
@@ -78,7 +79,7 @@ class GradNormRecorder:
         self.model, self.loss_reduction, self.group = model, loss_reduction, sequence_group
         self.gather = gather or gather_of(model)
         self.plan = plan_sites(model, layers)
-        self.references = References({})
+        self.references = References()
         self.scorer = Scorer(
             model,
             self.plan,
@@ -130,7 +131,15 @@ class GradNormRecorder:
         A group is compared as a whole, so all of its parameters must be given; groups given in part
         raise ValueError.
         """
-        self.references = References.of(self.plan, gradients)
+        self.set_references({ONLY: gradients})
+
+    def set_references(self, named: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """As `set_reference`, with several gradients in one pass: `directions` of every result has
+        each one's inner products and cosines under its name.
+
+        Raises ValueError too where they are of different parameters.
+        """
+        self.references = References.of(self.plan, named)
 
     def record_error_norms(self) -> None:
         """From now on every result of `score` also holds error_norms (EL2N)."""

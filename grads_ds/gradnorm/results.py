@@ -1,4 +1,4 @@
-"""What a recorder returns, and the reference gradients it is compared with.
+"""What a recorder returns.
 
 Frozen records and the sums that make them.
 """
@@ -6,13 +6,14 @@ Frozen records and the sums that make them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_layout import Layout
+from grads_ds.gradnorm.directions import ONLY, Direction, References
 from grads_ds.gradnorm.groups import OTHER
 from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.measure.measurement import Measurement
@@ -26,7 +27,7 @@ class GradNorms:
     loss: float64 [S], reduced over each sample's own target tokens. num_tokens, num_target_tokens:
     int64 [S]; no target: norms are 0. norms: group -> float64 [S], and "total" when all layers are
     recorded. A tied table is one parameter: "embedding" and "lm_head" are then both its norm, and
-    "total" counts it once. inner_products, cosines: group -> float64 [S], with a reference set.
+    "total" counts it once. directions: against each reference that is set, by its name.
     error_norms: EL2N, the mean over a sample's targets of ||softmax - onehot||, float64 [S], on
     request; tokens: the same batch token by token, on request; heads: what the head took and gave,
     on request, in one or several parts.
@@ -36,11 +37,20 @@ class GradNorms:
     num_tokens: Tensor
     num_target_tokens: Tensor
     norms: dict[str, Tensor]
-    inner_products: dict[str, Tensor] = field(default_factory=dict)
-    cosines: dict[str, Tensor] = field(default_factory=dict)
+    directions: dict[str, Direction] = field(default_factory=dict)
     error_norms: Tensor | None = None
     tokens: TokenValues | None = None
     heads: tuple[HeadView, ...] = ()
+
+    @property
+    def inner_products(self) -> dict[str, Tensor]:
+        """Group -> float64 [S], with the one reference of `set_reference`; empty without."""
+        return self.directions[ONLY].inner_products if ONLY in self.directions else {}
+
+    @property
+    def cosines(self) -> dict[str, Tensor]:
+        """Group -> float64 [S], with the one reference of `set_reference`; empty without."""
+        return self.directions[ONLY].cosines if ONLY in self.directions else {}
 
     def cpu(self) -> GradNorms:
         """Losses, counts and norms on the host, in one transfer; the rest stays where it is."""
@@ -83,40 +93,6 @@ class TokenValues:
         )
 
 
-@dataclass(frozen=True)
-class References:
-    """Reference gradients by parameter name, and the norm of each group made of them."""
-
-    gradients: dict[str, Tensor]
-    norms: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, plan: SitePlan, gradients: Mapping[str, Tensor]) -> References:
-        """Checks them against the plan.
-
-        Raises ValueError for unknown names and for groups given in part.
-        """
-        unknown = sorted(set(gradients) - set(plan.groups))
-        if unknown:
-            raise ValueError(
-                f"reference gradients of parameters that are not recorded: {', '.join(unknown[:5])}"
-            )
-        given = {plan.groups[name] for name in gradients}
-        missing = [
-            name for name, group in plan.groups.items() if group in given and name not in gradients
-        ]
-        if missing:
-            raise ValueError(
-                "a reference must hold every parameter of a group; missing:"
-                f" {', '.join(missing[:5])}"
-            )
-        squares: dict[str, float] = {}
-        for name, gradient in gradients.items():
-            group = plan.groups[name]
-            squares[group] = squares.get(group, 0.0) + float((gradient.double() ** 2).sum())
-        return cls(dict(gradients), {group: value**0.5 for group, value in squares.items()})
-
-
 def summarise(
     plan: SitePlan,
     measurement: Measurement,
@@ -132,29 +108,31 @@ def summarise(
     zero = torch.zeros(layout.num_samples, dtype=torch.float64, device=layout.input_ids.device)
     factor_S = zero + 1 if factor_S is None else factor_S
     squares: dict[str, Tensor] = {}
-    inner: dict[str, Tensor] = {}
+    inner: dict[str, Tensor] = {}  # [K, S]
+    none_KS = zero.repeat(len(references.names), 1)
     for name, group in plan.groups.items():
         squares[group] = squares.get(group, zero) + measurement.sums.get(name, zero)
         if name in references.gradients:
-            inner[group] = inner.get(group, zero) + measurement.inner.get(name, zero)
+            inner[group] = inner.get(group, none_KS) + measurement.inner.get(name, none_KS)
     norms = {group: value.clamp_min(0).sqrt() * factor_S.abs() for group, value in squares.items()}
-    inner = {group: value * factor_S for group, value in inner.items()}
-    cosines = {
-        group: value / (norms[group] * references.norms[group]).clamp_min(1e-300)
-        for group, value in inner.items()
-    }
+    inner = {group: value_KS * factor_S for group, value_KS in inner.items()}
+    directions = references.directions(inner, norms)
     if OTHER in plan.requested:
         norms["total"] = (
             torch.stack(list(squares.values())).sum(0).clamp_min(0).sqrt() * factor_S.abs()
         )
-    for found in (norms, inner, cosines):
+    asked = (*plan.requested, "total")
+
+    def shown(found: dict[str, Tensor]) -> dict[str, Tensor]:
         if plan.tied and "embedding" in found:
             found["lm_head"] = found["embedding"]
-    asked = (*plan.requested, "total")
-    norms, inner, cosines = (
-        {g: found[g] for g in asked if g in found} for found in (norms, inner, cosines)
-    )
-    return GradNorms(loss_S, layout.token_counts, layout.target_counts, norms, inner, cosines)
+        return {group: found[group] for group in asked if group in found}
+
+    directions = {
+        reference: Direction(shown(found.inner_products), shown(found.cosines))
+        for reference, found in directions.items()
+    }
+    return GradNorms(loss_S, layout.token_counts, layout.target_counts, shown(norms), directions)
 
 
 def token_values(plan: SitePlan, measurement: Measurement, losses_N: Tensor) -> TokenValues:
@@ -204,8 +182,13 @@ def joined(parts: Sequence[GradNorms]) -> GradNorms:
         cat([part.num_tokens for part in parts]),
         cat([part.num_target_tokens for part in parts]),
         by_name([part.norms for part in parts]),
-        by_name([part.inner_products for part in parts]),
-        by_name([part.cosines for part in parts]),
+        {
+            name: Direction(
+                by_name([part.directions[name].inner_products for part in parts]),
+                by_name([part.directions[name].cosines for part in parts]),
+            )
+            for name in parts[0].directions
+        },
         errors,
         tokens,
         tuple(view for part in parts for view in part.heads),

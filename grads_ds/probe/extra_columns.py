@@ -19,14 +19,17 @@ from grads_ds.config.config import Config
 from grads_ds.data.collate import IGNORE_INDEX
 from grads_ds.engine.frozen_pass import score_batch, to_device
 from grads_ds.gradnorm import GradNormRecorder, GradNorms
+from grads_ds.probe.contrasted_rows import ContrastedRows
 from grads_ds.probe.early_norms import EarlyNorms
 from grads_ds.probe.observed import Observed, observing
-from grads_ds.probe.prompts import behind_prompt_of, has_prompt, partners, without_prompt
+from grads_ds.probe.prompts import has_prompt
 from grads_ds.probe.reference_set import drawn_rows, references, section
 from grads_ds.probe.set_means import losses_alone
 from grads_ds.probe.target_statistics import Asked, TargetStatistics
 
 OF_TARGETS = {"surprise", "fisher", "prompt_gain"}  # read the distribution at every target
+# what a row's targets rise to under other rows' prompts, less what they are under the row's own
+GAINS = {"prompt_gain": "loss", "el2n_gain": "error", "norm_gain": "norm"}
 Columns = dict[str, Any]  # float64 [B]; of token_losses B arrays
 
 
@@ -42,17 +45,15 @@ class ExtraColumns:
         self, config: Config, run_dir: Path, key: str, recorder: GradNormRecorder, engine: Any
     ) -> None:
         self.recorder, self.engine, self.wanted = recorder, engine, set(config.probe.extras)
-        self.longest = config.data.max_length
         self.groups = compared_groups(config.probe.layers)
-        self.alone = losses_alone(recorder)
         self.early = None
         if "early" in self.wanted:
             names = [f"{group}_grad_norm" for group in self.groups]
             self.early = EarlyNorms.read(run_dir, names)
-        if "prompt_gain" in self.wanted:
-            self.pool = load_from_disk(str(run_dir / "prepared/pool"))
-            self.place = {int(i): at for at, i in enumerate(self.pool["sample_id"])}
-            self.partners = partners(len(self.pool), config.probe.other_prompts, config.seed)
+        self.contrasted = None
+        if self.wanted & {"ifd", "prompt_gain"}:
+            alone = losses_alone(recorder)
+            self.contrasted = ContrastedRows(config, run_dir, alone, engine, self.wanted)
         if "el2n" in self.wanted and not self.wanted & OF_TARGETS:
             recorder.record_error_norms()
         if TOKEN_LOSSES in self.wanted:
@@ -60,6 +61,10 @@ class ExtraColumns:
         self.kept: dict[str, Tensor] = {}
         if wants_reference(self.wanted):
             self.kept = references(config, run_dir, key, recorder, engine)
+            named = {"anchor": "reference", "contrast": "contrast"}  # extra -> section of `kept`
+            recorder.set_references(
+                {of: section(self.kept, of) for extra, of in named.items() if extra in self.wanted}
+            )
         self.drawn: dict[int, int] = {}
         if self.wanted & {"contrast", "hidden"}:
             ids = load_from_disk(str(run_dir / "prepared/pool"))["sample_id"]
@@ -72,67 +77,56 @@ class ExtraColumns:
         """
         batch = to_device(samples)
         columns: Columns = {}
-        if {"contrast", "anchor"} <= self.wanted:  # each takes a backward of its own
-            self._against_contrast(samples, batch, columns)
         at_targets = None
         if self.wanted & OF_TARGETS:
-            at_targets = Asked("prompt_gain" in self.wanted, self.kept.get("fisher.rows"))
+            weights = self.kept["fisher.rows"] if "fisher" in self.wanted else None
+            at_targets = Asked("prompt_gain" in self.wanted, weights)
         with observing(self.recorder, at_targets) as observed:
-            if "anchor" in self.wanted:
-                norms = self._against_anchor(samples, batch, columns)
-            elif "contrast" in self.wanted:
-                norms = self._against_contrast(samples, batch, columns)
-            else:
-                norms = score_batch(self.recorder, self.engine, batch)
+            norms = score_batch(self.recorder, self.engine, batch)
             own = observed.statistics() if at_targets is not None else None
             columns |= self._of_the_head(samples, norms, observed, own)
+        columns |= self._against_references(samples, norms)
         if norms.tokens is not None:
             is_target_BT = batch["labels"][:, 1:] != IGNORE_INDEX
             columns[TOKEN_LOSSES] = [
                 _array(losses[chosen])
                 for losses, chosen in zip(norms.tokens.loss[:, 1:], is_target_BT, strict=True)
             ]
-        if "ifd" in self.wanted:
-            batch = to_device([without_prompt(sample) for sample in samples])
-            bare = score_batch(self.alone, self.engine, batch, beside=True).loss
-            asked = _with_prompt(samples)
-            columns["ifd"] = asked * _array(torch.where(bare > 0, norms.loss / bare, torch.nan))
-        if own is not None and "prompt_gain" in self.wanted:
-            asked = _with_prompt(samples)
-            columns |= {name: asked * gain for name, gain in self._gains(samples, own).items()}
+        if self.contrasted is not None:
+            other, asked = self.contrasted.score(samples), _with_prompt(samples)
+            if "ifd" in self.wanted:
+                ratio = torch.where(other["bare"] > 0, norms.loss / other["bare"], torch.nan)
+                columns["ifd"] = asked * _array(ratio)
+            if own is not None and "prompt_gain" in self.wanted:
+                for column, name in GAINS.items():
+                    columns[column] = asked * _array(other[name] - getattr(own, name))
         if self.early is not None:
             columns |= self.early.of(samples)
         return norms, columns
 
-    def _against_contrast(
-        self, samples: Sequence[Mapping[str, Any]], batch: dict[str, Tensor], columns: Columns
-    ) -> GradNorms:
-        """The norms; the cosines with the reference less the pool's mean are added to `columns`."""
-        self.recorder.set_reference(section(self.kept, "contrast"))
-        norms = score_batch(self.recorder, self.engine, batch)
+    def _against_references(
+        self, samples: Sequence[Mapping[str, Any]], norms: GradNorms
+    ) -> Columns:
+        """The cosines and inner products with the reference set, and the cosines with it less those
+        with the pool's mean.
+        """
+        columns: Columns = {}
+        zero = torch.zeros_like(norms.loss)  # of a group the model does not have
         for group in self.groups:
-            zero = torch.zeros_like(norms.loss)  # of a group the model does not have
-            inner, size = norms.inner_products.get(group, zero), norms.norms.get(group, zero)
-            value = _array(inner / size.clamp_min(1e-300))
-            drawn = [self.drawn.get(int(sample["sample_id"])) for sample in samples]
-            columns[f"anchor_contrast_{group}"] = (
-                value + self._excess("pool", group, drawn) - self._own_excess(group, samples)
-            )
-        return norms
-
-    def _against_anchor(
-        self, samples: Sequence[Mapping[str, Any]], batch: dict[str, Tensor], columns: Columns
-    ) -> GradNorms:
-        """The norms; the cosines and inner products with the reference are added to `columns`."""
-        self.recorder.set_reference(section(self.kept, "reference"))
-        norms = score_batch(self.recorder, self.engine, batch)
-        zero = torch.zeros_like(norms.loss)
-        for group in self.groups:
-            cosine = _array(norms.cosines.get(group, zero))
-            columns[f"anchor_cosine_{group}"] = cosine - self._own_excess(group, samples)
-            inner = _array(norms.inner_products.get(group, zero))
-            columns[f"anchor_inner_product_{group}"] = np.where(_places(samples) < 0, inner, np.nan)
-        return norms
+            if anchor := norms.directions.get("reference"):
+                cosine = _array(anchor.cosines.get(group, zero))
+                columns[f"anchor_cosine_{group}"] = cosine - self._own_excess(group, samples)
+                inner = _array(anchor.inner_products.get(group, zero))
+                apart = np.where(_places(samples) < 0, inner, np.nan)
+                columns[f"anchor_inner_product_{group}"] = apart
+            if contrast := norms.directions.get("contrast"):
+                inner_B = contrast.inner_products.get(group, zero)
+                value = _array(inner_B / norms.norms.get(group, zero).clamp_min(1e-300))
+                drawn = [self.drawn.get(int(sample["sample_id"])) for sample in samples]
+                columns[f"anchor_contrast_{group}"] = (
+                    value + self._excess("pool", group, drawn) - self._own_excess(group, samples)
+                )
+        return columns
 
     def _excess(self, of: str, group: str, places: Sequence[int | None]) -> np.ndarray:
         """What a row's cosine with a mean owes to the row's own part in it, float64 [B]; 0 where it
@@ -190,34 +184,6 @@ class ExtraColumns:
                 torch.nn.functional.cosine_similarity(centred_BD, direction_BD, eps=1e-300)
             )
         return columns
-
-    def _gains(self, samples: Sequence[Mapping[str, Any]], own: TargetStatistics) -> Columns:
-        """What the loss, EL2N and the head's norm rise to under other rows' prompts, less what they
-        are under the row's own; the mean over `probe.other_prompts` of them.
-        """
-        names = {"prompt_gain": "loss", "el2n_gain": "error", "norm_gain": "norm"}
-        total = {column: torch.zeros_like(own.loss) for column in names}
-        count = self.partners.shape[1]
-        for turn in range(count):
-            rows = [
-                behind_prompt_of(sample, self.pool[self._partner(sample, turn)], self.longest)
-                for sample in samples
-            ]
-            batch = to_device(rows)
-            with observing(self.alone, Asked(norm=True)) as observed:
-                score_batch(self.alone, self.engine, batch, beside=True)
-                other = observed.statistics()
-            for column, name in names.items():
-                total[column] += (getattr(other, name) - getattr(own, name)) / count
-        return {column: _array(value) for column, value in total.items()}
-
-    def _partner(self, sample: Mapping[str, Any], turn: int) -> int:
-        """The position of the row whose prompt `sample` is put to; a control goes by the row that
-        its own prompt is of.
-        """
-        known = int(sample.get("prompt_of", sample["sample_id"]))
-        row = self.place.get(known, int(sample["sample_id"]) % len(self.pool))
-        return int(self.partners[row, turn])
 
 
 def _places(samples: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -120,5 +120,9 @@ def means_of(
 def losses_alone(recorder: GradNormRecorder) -> GradNormRecorder:
     """A recorder of the same model for no layers: the losses, without a backward."""
     return GradNormRecorder(
-        recorder.model, (), loss_reduction=recorder.loss_reduction, gather=recorder.gather
+        recorder.model,
+        (),
+        loss_reduction=recorder.loss_reduction,
+        gather=recorder.gather,
+        check=recorder.scorer.check,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grads_ds.data.batches import BatchPlan, plan_batches
+from grads_ds.data.batches import BatchPlan, plan_batches, tight_batches
 
 
 def realistic(samples: int, seed: int = 0, longest: int = 2048) -> np.ndarray:
@@ -153,3 +154,36 @@ def test_a_million_lengths_take_seconds() -> None:
     plan = plan_batches(lengths, 8, 16384, 0)
     assert time.process_time() - began < 10
     assert plan.num_samples == 1_000_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), max_size=7),
+    budget=st.integers(1, 40),
+    each=st.integers(0, 20),
+)
+def test_tight_batches_cost_the_least_that_cuts_can(
+    lengths: list[int], budget: int, each: int
+) -> None:
+    batches = tight_batches(lengths, budget, each)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    descending = sorted(lengths, reverse=True)
+    costs = []
+    for cuts in range(2 ** max(0, len(lengths) - 1)):
+        stops = [i + 1 for i in range(len(lengths) - 1) if cuts >> i & 1] + [len(lengths)]
+        parts = [descending[a:b] for a, b in pairwise([0, *stops])]
+        if all(len(part) <= 1 or part[0] * len(part) <= budget for part in parts):
+            costs.append(sum(part[0] * len(part) + each for part in parts if part))
+    of = [[lengths[i] for i in batch] for batch in batches]
+    assert all(len(part) == 1 or max(part) * len(part) <= budget for part in of)
+    assert sum(max(part) * len(part) + each for part in of) == min(costs)
+
+
+def test_tight_batches_pad_less_where_a_batch_costs_less() -> None:
+    lengths = np.random.default_rng(0).integers(10, 200, 64)
+
+    def padded(each: int) -> int:
+        batches = tight_batches(lengths, 10**6, each)
+        return sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+
+    assert padded(0) == lengths.sum() < padded(100) < padded(10**6) == 64 * lengths.max()

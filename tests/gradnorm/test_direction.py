@@ -70,6 +70,49 @@ def test_direction_while_training_is_the_same_for_any_scale_of_the_loss() -> Non
         torch.testing.assert_close(found.cosines[group], true.cosines[group], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "head_budget"),
+    [
+        ("llama-tied", ("embedding", "lm_head"), 2**25),
+        ("llama-tied", ("embedding", "lm_head"), 300),
+        ("phi", "all", 2**25),
+        ("gpt2", "all", 2**25),
+        ("qwen3-moe", "all", 2**25),
+    ],
+)
+def test_one_pass_against_two_references_is_two_passes_to_the_bit(
+    name: str, layers: object, head_budget: int
+) -> None:
+    model, batch = models.make_model(name), models.make_batch(LENGTHS, PROMPTS)
+    recorder = GradNormRecorder(model, layers, head_budget=head_budget)  # type: ignore[arg-type]
+    first = recorder.mean_gradient([models.make_batch([9, 5], [2, 1], seed=5)])
+    second = recorder.mean_gradient([models.make_batch([7], [0], seed=6)])
+    recorder.set_references({"one": first, "other": second})
+    together = recorder.score(batch)
+    with recorder:
+        (3 * model(**batch).loss).backward()
+        training = recorder.collect()
+    assert set(together.directions) == {"one", "other"}
+    for key, reference in (("one", first), ("other", second)):
+        recorder.set_reference(reference)
+        apart = recorder.score(batch)
+        assert set(apart.inner_products) == set(together.directions[key].inner_products)
+        for group, inner in apart.inner_products.items():
+            assert torch.equal(together.directions[key].inner_products[group], inner)
+            assert torch.equal(together.directions[key].cosines[group], apart.cosines[group])
+            while_training = training.directions[key].cosines[group]
+            torch.testing.assert_close(while_training, apart.cosines[group], rtol=0, atol=1e-5)
+    assert not torch.allclose(*(d.cosines["embedding"] for d in together.directions.values()))
+
+
+def test_references_of_different_parameters_are_refused() -> None:
+    recorder = GradNormRecorder(models.make_model("llama"))
+    whole = recorder.mean_gradient([models.make_batch([7], [0])])
+    head = {name: of for name, of in whole.items() if recorder.plan.groups[name] == "lm_head"}
+    with pytest.raises(ValueError, match=r"same parameters; found whole: 2, head: 1 parameters"):
+        recorder.set_references({"whole": whole, "head": head})
+
+
 def test_a_reference_in_part_is_refused() -> None:
     recorder = GradNormRecorder(models.make_model("llama"), "all")
     with pytest.raises(ValueError, match=r"every parameter of a group; missing: .*self_attn"):

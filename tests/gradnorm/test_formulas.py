@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from grads_ds.gradnorm.formulas import embedding, linear, norm
 from grads_ds.gradnorm.formulas.head import head_pass
-from grads_ds.gradnorm.formulas.head_sums import Wanted
+from grads_ds.gradnorm.formulas.head_sums import HeadReference, Wanted
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 140), st.integers(1, 9), st.integers(1, 9))
@@ -132,9 +132,12 @@ def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
     )
     slices = [(sum(counts[:i]), sum(counts[: i + 1])) for i in range(len(counts))]
     weights = torch.tensor([1 / max(1, count) for count in counts], dtype=torch.float64)
-    reference, summed = (
-        draw(vocabulary, width, seed=5),
-        torch.zeros(vocabulary, width, dtype=torch.float64),
+    summed = torch.zeros(vocabulary, width, dtype=torch.float64)
+    references = tuple(
+        HeadReference(
+            draw(vocabulary, width, seed=seed), draw(vocabulary, seed=9) if biased else None
+        )
+        for seed in (5, 6)
     )
     with torch.no_grad():
         found = head_pass(
@@ -145,7 +148,7 @@ def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
             slices,
             weights,
             transform=transform,
-            wanted=Wanted(row_ids_SL=row_ids, reference_VD=reference, gradient_VD=summed),
+            wanted=Wanted(row_ids_SL=row_ids, references=references, gradient_VD=summed),
             budget=budget,
         )
     assert found.dh is not None and found.rows is not None and found.inner is not None
@@ -171,9 +174,11 @@ def test_head_pass_is_autograd_of_the_weighted_cross_entropy(
         torch.testing.assert_close(
             found.rows[sample], grads[1][row_ids[sample]], rtol=1e-9, atol=1e-12
         )
-        torch.testing.assert_close(
-            found.inner[sample], (grads[1] * reference).sum(), rtol=1e-9, atol=1e-12
-        )
+        for inner_S, one in zip(found.inner, references, strict=True):
+            true = (grads[1] * one.weight_VD).sum()
+            if one.bias_V is not None:
+                true = true + (grads[2] * one.bias_V).sum()
+            torch.testing.assert_close(inner_S[sample], true, rtol=1e-9, atol=1e-12)
         if bias is not None:
             torch.testing.assert_close(
                 found.bias_norm_squared[sample], grads[2].square().sum(), rtol=1e-9, atol=1e-12

@@ -14,6 +14,7 @@ once for g).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 
@@ -28,7 +29,11 @@ from grads_ds.gradnorm.formulas.head_sums import (
     TargetGroup,
     Wanted,
 )
-from grads_ds.gradnorm.formulas.linear import accumulate, direct_norm_squared, weight_norm_squared
+from grads_ds.gradnorm.formulas.linear import (
+    bfloat16_factors,
+    direct_norm_squared,
+    weight_norm_squared,
+)
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 
 DEFAULT_BUDGET = 2**25
@@ -62,7 +67,7 @@ def head_pass(
         shards: the samples' sequences are shared by several ranks; norms are then this rank's part.
     """
     vocabulary = weight_VD.shape[0]
-    sums = HeadSums(accumulate(hidden_ND), weight_VD, bias_V, slices, wanted, shards)
+    sums = HeadSums(hidden_ND, weight_VD, bias_V, slices, wanted, shards)
     alone = [[sample] for sample in range(len(slices))]
     for group in alone if shards else _groups(slices, vocabulary, budget):
         start, stop = slices[group[0]][0], slices[group[-1]][1]
@@ -87,7 +92,7 @@ def head_pass(
 def _whole_vocabulary(sums: HeadSums, part: TargetGroup, transform: LogitTransform) -> None:
     """A part whose logits are held at once."""
     wanted, y_n, w_n = sums.wanted, part.y_n, part.w_n
-    z_nV = _logits(part.h_nD, accumulate(sums.weight_VD), sums.bias_V, 0, transform)
+    z_nV = _logits(sums, part, 0, len(sums.weight_VD), transform)
     errors = ErrorNorms(y_n, z_nV) if wanted.error_norms else None
     if errors is not None:
         errors.add(z_nV, 0)
@@ -126,14 +131,13 @@ def _by_chunks(sums: HeadSums, part: TargetGroup, transform: LogitTransform, chu
     by_gram = 2 * targets < 3 * width and not sums.shards
     gram_nn = part.h_nD.new_zeros(targets, targets) if by_gram else None
     for first in range(0, sums.weight_VD.shape[0], chunk):
-        w_cD = accumulate(sums.weight_VD[first : first + chunk])
-        z_nc = _logits(part.h_nD, w_cD, sums.bias_V, first, transform)
+        z_nc = _logits(sums, part, first, chunk, transform)
         if wanted.watch is not None:
             wanted.watch.see(part, z_nc, first, normaliser_n)
         if not gradients:
             continue
         g_nc = (z_nc - normaliser_n[:, None]).exp_().mul_(w_n[:, None])
-        column_n1, inside_n1 = chunk_columns(y_n, first, len(w_cD))
+        column_n1, inside_n1 = chunk_columns(y_n, first, g_nc.shape[1])
         g_nc.scatter_add_(1, column_n1, -w_n[:, None] * inside_n1)
         g_nc = transform.backward(g_nc, z_nc)
         sums.add_gradients(part, g_nc, first)
@@ -168,11 +172,13 @@ def _groups(slices: list[tuple[int, int]], vocabulary: int, budget: int) -> Iter
 
 
 def _logits(
-    h_nD: Tensor, w_cD: Tensor, bias_V: Tensor | None, first: int, transform: LogitTransform
+    sums: HeadSums, part: TargetGroup, first: int, chunk: int, transform: LogitTransform
 ) -> Tensor:
-    logits_nc = h_nD @ w_cD.T
-    if bias_V is not None:
-        logits_nc += bias_V[first : first + len(w_cD)]
+    w_cD = sums.weights(first, min(first + chunk, len(sums.weight_VD)))
+    with bfloat16_factors() if sums.short else contextlib.nullcontext():
+        logits_nc = part.h_nD @ w_cD.T
+    if sums.bias_V is not None:
+        logits_nc += sums.bias_V[first : first + len(w_cD)]
     return transform.apply(logits_nc)
 
 
@@ -199,10 +205,9 @@ def _normaliser(
     running_n = h_nD.new_full((len(h_nD),), -math.inf)
     at_target_n = h_nD.new_zeros(len(h_nD))
     for first in range(0, sums.weight_VD.shape[0], chunk):
-        w_cD = accumulate(sums.weight_VD[first : first + chunk])
-        z_nc = _logits(h_nD, w_cD, sums.bias_V, first, transform)
+        z_nc = _logits(sums, part, first, chunk, transform)
         running_n = torch.logaddexp(running_n, z_nc.logsumexp(-1))
-        column_n1, inside_n1 = chunk_columns(y_n, first, len(w_cD))
+        column_n1, inside_n1 = chunk_columns(y_n, first, z_nc.shape[1])
         at_target_n = torch.where(inside_n1, z_nc.gather(1, column_n1), at_target_n[:, None])[:, 0]
         if errors is not None:
             errors.add(z_nc, first)

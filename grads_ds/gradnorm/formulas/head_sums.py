@@ -18,7 +18,7 @@ from grads_ds.gradnorm.formulas.linear import accumulate, bias_norm_squared
 @dataclass(frozen=True)
 class HeadPass:
     """loss [S] (weighted sum, float64), weight and bias norm squares [S] (float64), dh [N, D], rows
-    [S, L, D] for tied tables, inner [S]: inner product of the head's gradient with a reference.
+    [S, L, D] for tied tables, inner [K, S]: inner products of the head's gradient with references.
 
     Of each target, unweighted, float64 [N]: losses; on request error_norms, the length of softmax
     less one-hot, and sizes, the length of dL/dz. watch: what was shown the logits.
@@ -48,20 +48,38 @@ class SequenceShards:
 
 
 @dataclass(frozen=True)
+class HeadReference:
+    """A gradient of the head that those of samples are compared with."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+
+    def products(self, g_nc: Tensor, h_nD: Tensor, first: int) -> Tensor:
+        """<g_t h_t^T, R> + g_t . r of each target, float64 [n], for the gradients g at the logits
+        from row `first` of the vocabulary on.
+        """
+        rows = slice(first, first + g_nc.shape[1])
+        products_nD = g_nc @ self.weight_VD[rows].to(g_nc.dtype) * h_nD
+        found_n = products_nD.sum(-1, dtype=torch.float64)
+        if self.bias_V is not None:
+            found_n += (g_nc @ self.bias_V[rows].to(g_nc.dtype)).double()
+        return found_n
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What a pass over the head gives beside the losses.
 
-    row_ids_SL: rows x_t of each sample's head gradient (tied tables). reference_VD and
-    bias_reference_V: the inner product with them per sample. gradient_VD and bias_gradient_V: the
-    batch's summed gradient is added to them. error_norms: EL2N of each target. sizes: the length of
+    row_ids_SL: rows x_t of each sample's head gradient (tied tables). references: the inner product
+    with each of them per sample. gradient_VD and bias_gradient_V: the batch's summed gradient is
+    added to them. error_norms: EL2N of each target. sizes: the length of
     each target's gradient of its logits. watch: is shown all transformed logits.
     """
 
     norm: bool = True
     dh: bool = True
     row_ids_SL: Tensor | None = None
-    reference_VD: Tensor | None = None
-    bias_reference_V: Tensor | None = None
+    references: tuple[HeadReference, ...] = ()
     gradient_VD: Tensor | None = None
     bias_gradient_V: Tensor | None = None
     error_norms: bool = False
@@ -104,14 +122,18 @@ class HeadSums:
         wanted: Wanted,
         shards: SequenceShards | None,
     ) -> None:
+        self.short = hidden_ND.dtype == weight_VD.dtype == torch.bfloat16
+        hidden_ND = accumulate(hidden_ND)
         self.hidden_ND, self.weight_VD, self.bias_V = hidden_ND, weight_VD, bias_V
         self.slices, self.wanted, self.shards = slices, wanted, shards
+        self._ready: tuple[tuple[int, int], Tensor] | None = None
         targets, samples = len(hidden_ND), len(slices)
 
         def zeros(size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.float64, device=hidden_ND.device)
 
-        self.loss, self.norm, self.bias_norm, self.inner = (zeros(samples) for _ in range(4))
+        self.loss, self.norm, self.bias_norm = (zeros(samples) for _ in range(3))
+        self.inner_KS = self.norm.new_zeros(len(wanted.references), samples)
         self.losses = zeros(targets)
         self.errors = zeros(targets) if wanted.error_norms else None
         self.sizes = zeros(targets) if wanted.sizes else None
@@ -119,6 +141,12 @@ class HeadSums:
         ids_SL = wanted.row_ids_SL
         width = hidden_ND.shape[1]
         self.rows_SLD = None if ids_SL is None else hidden_ND.new_zeros(*ids_SL.shape, width)
+
+    def weights(self, first: int, stop: int) -> Tensor:
+        """Rows of the weight in the precision of formulas, made once for neighbouring uses."""
+        if self._ready is None or self._ready[0] != (first, stop):
+            self._ready = (first, stop), accumulate(self.weight_VD[first:stop])
+        return self._ready[1]
 
     def of(self, part: TargetGroup) -> list[tuple[int, int, int]]:
         """Each sample of the part, with its [start, stop) inside the part."""
@@ -138,29 +166,24 @@ class HeadSums:
         """A chunk of the logits' gradient: all but the weight's norm, which each walk has its own
         way to.
         """
-        wanted, w_cD = self.wanted, accumulate(self.weight_VD[first : first + g_nc.shape[1]])
+        wanted, w_cD = self.wanted, self.weights(first, first + g_nc.shape[1])
         rows = slice(first, first + len(w_cD))
         if self.dh_ND is not None:
             self.dh_ND[part.place].addmm_(g_nc, w_cD)
         if self.sizes is not None:
             unweighted_nc = g_nc / part.w_n.clamp_min(1e-30)[:, None]
             self.sizes[part.place] += unweighted_nc.square_().sum(-1, dtype=torch.float64)
-        # the batch's gradient and the inner product with a reference
+        # the batch's gradient and the inner products with references
         if wanted.gradient_VD is not None:
             kind = wanted.gradient_VD.dtype
             wanted.gradient_VD[rows].addmm_(g_nc.T.to(kind), part.h_nD.to(kind))
         if wanted.bias_gradient_V is not None:
             wanted.bias_gradient_V[rows] += g_nc.sum(0)
-        projected_n = None
-        if wanted.reference_VD is not None:
-            products_nD = g_nc @ wanted.reference_VD[rows].to(g_nc.dtype) * part.h_nD
-            projected_n = products_nD.sum(-1, dtype=torch.float64)
-            if wanted.bias_reference_V is not None:
-                projected_n += (g_nc @ wanted.bias_reference_V[rows].to(g_nc.dtype)).double()
+        products_Kn = [one.products(g_nc, part.h_nD, first) for one in wanted.references]
         # each sample's own
         for b, a, z in self.of(part):
-            if projected_n is not None:
-                self.inner[b] += projected_n[a:z].sum()
+            for inner_S, products_n in zip(self.inner_KS, products_Kn, strict=True):
+                inner_S[b] += products_n[a:z].sum()
             if wanted.norm and self.bias_V is not None:
                 squared = self.shards.bias if self.shards else bias_norm_squared
                 self.bias_norm[b] += squared(g_nc[None, a:z])[0]
@@ -180,7 +203,7 @@ class HeadSums:
             self.bias_norm,
             self.dh_ND,
             self.rows_SLD,
-            self.inner if self.wanted.reference_VD is not None else None,
+            self.inner_KS if self.wanted.references else None,
             self.losses,
             self.errors,
             None if self.sizes is None else self.sizes.sqrt(),

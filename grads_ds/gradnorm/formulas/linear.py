@@ -8,6 +8,7 @@ sum_t g_t a_t^T and dLoss/db = sum_t g_t. Source of the Gram form: Goodfellow 20
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -39,6 +40,23 @@ def product(left: Tensor, right: Tensor) -> Tensor:
         multiply = torch.bmm if left.dim() == 3 else torch.mm
         return multiply(left, right, out_dtype=torch.float32)
     return torch.matmul(accumulate(left), accumulate(right))
+
+
+@contextlib.contextmanager
+def bfloat16_factors() -> Iterator[None]:
+    """While active a processor with bfloat16 matrix units multiplies fp32 tensors by them and adds
+    in fp32: exact where the factors are bfloat16 numbers, and twice as fast.
+    """
+    settings = getattr(torch.backends.mkldnn, "matmul", None)  # since torch 2.9
+    if settings is None:
+        yield
+        return
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def factor(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,10 +48,11 @@ class Measurement:
         self.starts_at_sites = False
         # [S, L, D], tied tables: see embedding.tied_cross_term
         self.head_rows: Tensor | None = None
-        self.references: dict[str, Tensor] = {}  # parameter name -> reference gradient
+        # parameter name -> its reference gradients, as many of each parameter
+        self.references: Mapping[str, tuple[Tensor, ...]] = {}
         # parameter name -> where the batch's summed gradient is added
         self.gradients: dict[str, Tensor] = {}
-        # parameter name -> [S], inner product with the reference
+        # parameter name -> [K, S], inner products with its K references
         self.inner: dict[str, Tensor] = {}
         self.want_tokens = self.want_heads = False
         self.token_sizes: dict[str, Tensor] = {}  # parameter name -> [S, L]
@@ -133,9 +134,14 @@ class Measurement:
         """Adds to a parameter's squared norm."""
         self.sums[name] = self.sums[name] + squares_S if name in self.sums else squares_S
 
-    def add_inner(self, name: str, inner_S: Tensor) -> None:
-        """Adds to the inner product with the parameter's reference gradient."""
-        self.inner[name] = self.inner[name] + inner_S if name in self.inner else inner_S
+    def add_inner(self, name: str, inner_KS: Tensor) -> None:
+        """Adds to the inner products with the parameter's reference gradients."""
+        self.inner[name] = self.inner[name] + inner_KS if name in self.inner else inner_KS
+
+    def compare(self, name: str, product: Callable[[Tensor], Tensor]) -> None:
+        """Adds product(R), [S], for every reference gradient R of the parameter."""
+        if references := self.references.get(name):
+            self.add_inner(name, torch.stack([product(reference) for reference in references]))
 
     def add_use(self, name: str, parts: Parts, finish: Callable[[list[Parts]], Tensor]) -> None:
         """One use of a parameter. When all of the forward's have come back, finish(parts of all)
@@ -153,9 +159,7 @@ class Measurement:
         """One use of a small parameter, by its gradient per sample, [S, *shape]."""
         found = gradient()
         self.add_use(name, (found,), lambda uses: self.squares(sum(part for (part,) in uses)))
-        if name in self.references:
-            products = found.double() * self.references[name].double()
-            self.add_inner(name, products.flatten(1).sum(1))
+        self.compare(name, lambda r: (found.double() * r.double()).flatten(1).sum(1))
         if name in self.gradients:
             self.gradients[name] += found.sum(0).to(self.gradients[name].dtype)
 
@@ -163,12 +167,9 @@ class Measurement:
         """A parameter's whole gradient of one sample, [1, *shape]: adds to the inner product and to
         the summed gradient, and returns its squared norm, float64 [1].
         """
-        if name in self.references:
-            inner_S = torch.zeros(
-                self.layout.num_samples, dtype=torch.float64, device=gradient.device
-            )
-            inner_S[sample] = (gradient[0].double() * self.references[name].double()).sum()
-            self.add_inner(name, inner_S)
+        own_S = torch.zeros(self.layout.num_samples, dtype=torch.float64, device=gradient.device)
+        own_S[sample] = 1
+        self.compare(name, lambda r: own_S * (gradient[0].double() * r.double()).sum())
         if name in self.gradients:
             self.gradients[name] += gradient[0].to(self.gradients[name].dtype)
         return self.squares(gradient)

@@ -90,11 +90,9 @@ def _table(site: Site, measurement: Measurement, ids_SL: Tensor, grads_SLD: Tens
         rows_SLD = measurement.head_rows[:, layout.front :]
         cross = embedding.tied_cross_term(ids_SL, grads_SLD, rows_SLD, padding_idx)
         measurement.add(name, cross)
-    if name in measurement.references:
-        reference = measurement.references[name]
-        measurement.add_inner(
-            name, embedding.embedding_inner(ids_SL, grads_SLD, reference, padding_idx)
-        )
+    measurement.compare(
+        name, lambda r: embedding.embedding_inner(ids_SL, grads_SLD, r, padding_idx)
+    )
     if name in measurement.gradients:
         gradient = measurement.gradients[name]
         embedding.add_embedding_gradient(gradient, ids_SL, grads_SLD, padding_idx)

@@ -53,10 +53,9 @@ def _weight(
         return measurement.weight_squares(acts, grads)
 
     measurement.add_use(name, (acts_SLI, grads_SLO), norm_squared)
-    if name in measurement.references:
-        reference = measurement.references[name]
-        reference_OI = reference.T if site.details else reference
-        measurement.add_inner(name, linear.weight_inner(acts_SLI, grads_SLO, reference_OI))
+    measurement.compare(
+        name, lambda r: linear.weight_inner(acts_SLI, grads_SLO, r.T if site.details else r)
+    )
     if name in measurement.gradients:
         gradient = measurement.gradients[name]
         gradient_OI = gradient.T if site.details else gradient

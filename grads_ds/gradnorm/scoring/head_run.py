@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from torch import Tensor
 from grads_ds.gradnorm.batch_layout import Layout
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.head import head_pass
-from grads_ds.gradnorm.formulas.head_sums import HeadPass, SequenceShards, Wanted, Watch
+from grads_ds.gradnorm.formulas.head_sums import (
+    HeadPass,
+    HeadReference,
+    SequenceShards,
+    Wanted,
+    Watch,
+)
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.measure.frozen import is_plain_linear
 from grads_ds.gradnorm.measure.measurement import Measurement
@@ -74,8 +81,7 @@ class HeadRun:
             norm=bool(names),
             dh=want_dh,
             row_ids_SL=row_ids_SL,
-            reference_VD=measurement.references.get(name),
-            bias_reference_V=measurement.references.get(bias),
+            references=head_references(measurement),
             gradient_VD=measurement.gradients.get(name),
             bias_gradient_V=measurement.gradients.get(bias),
             error_norms=self.error_norms,
@@ -137,3 +143,12 @@ class HeadRun:
             measurement.layout.num_samples, dtype=torch.float64, device=hidden.device
         )
         return self.run(hidden, measurement, ones_S, transform)
+
+
+def head_references(measurement: Measurement) -> tuple[HeadReference, ...]:
+    """The references of the head's parameters, those of one reference together."""
+    names = measurement.plan.head_names
+    weights = measurement.references.get(names.get("weight", ""), ())
+    biases = measurement.references.get(names.get("bias", ""), ())
+    pairs = zip_longest(weights, biases[: len(weights)])
+    return tuple(HeadReference(weight, bias) for weight, bias in pairs)

@@ -12,19 +12,13 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_kind import kind_of
 from grads_ds.gradnorm.batch_layout import Layout, on_the_left, padded, read_layout, unpad
+from grads_ds.gradnorm.directions import References
 from grads_ds.gradnorm.formulas import sequence_shards
 from grads_ds.gradnorm.formulas.logit_transform import LogitTransform
 from grads_ds.gradnorm.head_view import HeadView
 from grads_ds.gradnorm.measure import frozen
 from grads_ds.gradnorm.measure.measurement import Measurement
-from grads_ds.gradnorm.results import (
-    GradNorms,
-    References,
-    joined,
-    mean_of_targets,
-    summarise,
-    token_values,
-)
+from grads_ds.gradnorm.results import GradNorms, joined, mean_of_targets, summarise, token_values
 from grads_ds.gradnorm.scoring.forward_backward import TargetValues, score_frozen
 from grads_ds.gradnorm.scoring.head_run import HeadRun
 from grads_ds.gradnorm.scoring.in_step import Ranks

@@ -18,7 +18,7 @@ from grads_ds.gradnorm.formulas.loss_weights import (
     weights_of_logits,
 )
 from grads_ds.gradnorm.measure.measurement import Measurement
-from grads_ds.gradnorm.scoring.head_run import HeadRun
+from grads_ds.gradnorm.scoring.head_run import HeadRun, head_references
 
 
 @dataclass
@@ -67,10 +67,10 @@ class TrainingHead:
 
     def _measure(self, grads_RV: Tensor, hidden_RD: Tensor) -> None:
         measurement, layout = self.measurement, self.measurement.layout
-        names, references = measurement.plan.head_names, measurement.references
+        names, references = measurement.plan.head_names, head_references(measurement)
         name, bias = names.get("weight"), names.get("bias")
         zero = torch.zeros(layout.num_samples, dtype=torch.float64, device=grads_RV.device)
-        weight_S, bias_S, inner_S = zero.clone(), zero.clone(), zero.clone()
+        weight_S, bias_S, inner_KS = zero.clone(), zero.clone(), zero.repeat(len(references), 1)
         ids_SL = layout.per_sample(layout.input_ids)
         assert ids_SL is not None
         if measurement.tied_name:
@@ -87,22 +87,18 @@ class TrainingHead:
             g_1tV, h_1tD = grads_RV[rows][None], hidden_RD[rows][None]
             if name:
                 weight_S[sample] = weight_norm_squared(h_1tD, g_1tV)[0]
-                if name in references:
-                    projected = accumulate(g_1tV[0]) @ references[name].to(accumulate(g_1tV).dtype)
-                    inner_S[sample] += (projected * h_1tD[0]).sum(dtype=torch.float64)
+            for inner_S, one in zip(inner_KS, references, strict=True):
+                inner_S[sample] = one.products(accumulate(g_1tV[0]), h_1tD[0], 0).sum()
             if name and measurement.head_rows is not None:
                 taken_tL = accumulate(g_1tV[0][:, ids_SL[sample]])
                 measurement.head_rows[sample] = taken_tL.T @ accumulate(h_1tD[0])
             if bias:
                 bias_S[sample] = bias_norm_squared(g_1tV)[0]
-                if bias in references:
-                    products = accumulate(g_1tV[0]) @ references[bias].to(accumulate(g_1tV).dtype)
-                    inner_S[sample] += products.sum(dtype=torch.float64)
         for local, squares_S in ((name, weight_S), (bias, bias_S)):
             if local:
                 measurement.add(local, squares_S)
-        if name in references:
-            measurement.add_inner(str(name), inner_S)
+        if references:
+            measurement.add_inner(str(name), inner_KS)
 
     @torch.no_grad()
     def hidden_sink(self, hidden: Tensor, grads: Tensor, mixed: bool) -> None:

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from grads_ds.gradnorm.batch_kind import kind_of
 from grads_ds.gradnorm.batch_layout import Layout, read_layout
+from grads_ds.gradnorm.directions import References
 from grads_ds.gradnorm.measure.frozen import is_plain_linear
 from grads_ds.gradnorm.measure.measurement import Measurement
 from grads_ds.gradnorm.measure.tap import tap
-from grads_ds.gradnorm.results import GradNorms, References, summarise
+from grads_ds.gradnorm.results import GradNorms, summarise
 from grads_ds.gradnorm.rules.table import attached
 from grads_ds.gradnorm.scoring.micro_batch import Scorer
 from grads_ds.gradnorm.training.training_head import TrainingHead
