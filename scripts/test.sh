@@ -6,9 +6,9 @@
 #   bash scripts/test.sh -m "not gpu"         the long ones too (before a release)
 #   bash scripts/test.sh -m gpu               those that need a GPU
 #
-# Two workers share the tests (-n 0: none). Tests that need a system package this machine lacks are
-# skipped with the reason. The last line is pytest's own summary. Exit status: 0 when everything
-# passed, else that of the first check that failed; all of them run in any case.
+# Three workers share the tests, since some wait (-n 0: none). Tests that need a system package this
+# machine lacks are skipped with the reason. The last line is pytest's own summary. Exit status: 0
+# when everything passed, else that of the first check that failed; all of them run in any case.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -59,8 +59,8 @@ printf '\n== pytest\n'
 [ "$status" = 0 ] ||
     printf 'an earlier check failed (above); the exit status will be %s\n' "$status"
 tests=0
-# a file's tests stay with one of two workers; few-test files may be long
-share=(-n 2 --dist loadfile --no-loadscope-reorder)
+# a file's tests stay with one worker; few-test files may be long
+share=(-n 3 --dist loadfile --no-loadscope-reorder)
 timeout --kill-after=30 "$limit" "$python" -m pytest -q "${share[@]}" "${selection[@]}" "$@" ||
     tests=$?
 [ "$tests" != 124 ] ||

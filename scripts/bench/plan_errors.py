@@ -193,11 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 + "\n"
             )
         return 0
-    known = (
-        json.loads(options.output.read_text())["comparisons"]
-        if options.only and options.output
-        else []
-    )
+    before = json.loads(options.output.read_text()) if options.only and options.output else {}
+    known = before.get("comparisons", [])
     lines = []
     for case in CASES:  # those that are not run keep what they were
         if options.only in case.name:
@@ -216,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "deepspeed": deepspeed.__version__,
         }
         options.output.write_text(
-            json.dumps(about | {"model": vars(size), "comparisons": lines}, indent=1) + "\n"
+            json.dumps(before | about | {"model": vars(size), "comparisons": lines}, indent=1)
+            + "\n"
         )
     return 1 if worst >= 100 * LIMIT else 0
 
