@@ -12,7 +12,7 @@ from grads_ds.engine.memory_shares import LARGEST, PARAMETERS
 from grads_ds.plan.cluster import Forecast
 from grads_ds.plan.memory import Memory, scoring_memory
 from grads_ds.plan.planner import Planner
-from grads_ds.plan.shapes import Batch, check_bytes, checked_elements, recorded_elements
+from grads_ds.plan.shapes import Batch, check_bytes, recorded_sizes
 from grads_ds.plan.stage_time import StepTime, scoring_flop, step_time
 from grads_ds.plan.traffic import Traffic, scoring_traffic
 
@@ -45,10 +45,11 @@ class _Recording:
         layers = self.probe.layers
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         held = len({"anchor", "contrast"} & set(self.probe.extras))  # reference gradients
-        self.anchor = held * recorded_elements(planner.model, self.layers)
-        checked = checked_elements(planner.model, self.layers) * planner.dtype.itemsize
-        head = check_bytes(planner.length, planner.shape.vocabulary, planner.dtype.itemsize)
-        self.check = (head, checked)
+        sizes = recorded_sizes(planner.model, self.layers)
+        self.anchor = held * sum(size * count for size, count in sizes.items())
+        self.check = check_bytes(
+            planner.length, planner.shape.vocabulary, planner.dtype.itemsize, sizes
+        )
         self.stage = int(planner.zero.get("stage", 0))
         self._outcomes: dict[_Choice, _Outcome] = {}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,26 +233,27 @@ def head_bytes(
     return 4 * (logits + upcast + product)
 
 
-def check_bytes(length: int, vocabulary: int, dtype_bytes: int) -> int:
-    """What one sample's own backward (grads_ds/gradnorm/trial/guard.py) holds at its head:
-    logits and their gradient, and in fp32 log-softmax and two gradients of it.
+def check_bytes(
+    length: int, vocabulary: int, dtype_bytes: int, sizes: Counter[int]
+) -> tuple[int, int]:
+    """What one sample's own backward (grads_ds/gradnorm/trial/guard.py) holds at its head: logits
+    and their gradient, and in fp32 log-softmax and two gradients of it; and at its end: gradients
+    of the recorded parameters (see `recorded_sizes`), as many as it takes, about.
     """
-    return length * vocabulary * (2 * dtype_bytes + 12)
+    compared = sum(size * count for size, count in sizes.items() if size <= LARGEST)
+    return length * vocabulary * (2 * dtype_bytes + 12), min(LARGEST, compared) * dtype_bytes
 
 
-def recorded_elements(config: Any, layers: tuple[str, ...], largest: float = math.inf) -> int:
-    """Elements of the recorded groups' parameters of at most `largest` elements."""
-    counts = []
-    for depth in (1, 2):
-        model = on_meta(config, torch.bfloat16, depth)
-        recorded = plan_sites(model, layers).groups
-        sizes = [p.numel() for name, p in model.named_parameters() if name in recorded]
-        counts.append(sum(size for size in sizes if size <= largest))
-    return counts[0] + (config.num_hidden_layers - 1) * (counts[1] - counts[0])
+def recorded_sizes(config: Any, layers: tuple[str, ...]) -> Counter[int]:
+    """Elements of a parameter -> how many such parameters the recorded groups have."""
+    first, second = (_recorded_sizes(config, layers, depth) for depth in (1, 2))
+    each = {size: count - first[size] for size, count in second.items()}
+    return first + Counter(
+        {size: (config.num_hidden_layers - 1) * count for size, count in each.items()}
+    )
 
 
-def checked_elements(config: Any, layers: tuple[str, ...]) -> int:
-    """Elements of the gradients that the check of one sample (grads_ds/gradnorm/trial/guard.py)
-    holds, about.
-    """
-    return min(LARGEST, recorded_elements(config, layers, LARGEST))
+def _recorded_sizes(config: Any, layers: tuple[str, ...], depth: int) -> Counter[int]:
+    model = on_meta(config, torch.bfloat16, depth)
+    recorded = plan_sites(model, layers).groups
+    return Counter(p.numel() for name, p in model.named_parameters() if name in recorded)

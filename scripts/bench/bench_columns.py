@@ -37,7 +37,7 @@ EXTRAS = ("ifd", "el2n", "surprise", "prompt_gain", "hidden", "fisher", "contras
 NO_GRADIENT = ("ifd", "el2n", "surprise", "prompt_gain", "hidden", "fisher")
 GUIDED = ("ifd", "prompt_gain", "hidden")
 NORMS = ("embedding", "lm_head")
-REFERENCES = 8  # rows of the reference set, and of the pool's own draw
+REFERENCES = 16  # rows of the reference set, and of the pool's own draw
 ONE_THREAD = {**ALLOCATOR, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 

@@ -5,7 +5,7 @@ Used by scripts/study/pages.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,23 +67,22 @@ def pooled_table(study: str = "real") -> str:
     """Per share of faulty rows and model the differences to random over all pools, with their 95 %
     t-intervals over pools.
     """
-    return _pooled((study, model) for model in NAMES)
+    return _pooled([(study, model) for model in NAMES])
 
 
 def promise_table() -> str:
     """The same of what guided is today, beside clean rows of the same pools and the whole pool."""
-    return _pooled((("doubt", "doubt_25"), ("doubt", "oracle_25"), ("real", "full")))
+    return _pooled([("doubt", "doubt_25"), ("doubt", "oracle_25"), ("real", "full")])
 
 
-def _pooled(models: Iterable[tuple[str, str]]) -> str:
+def _pooled(models: Sequence[tuple[str, str]]) -> str:
     rows = [
         "| faulty rows | trained on | pools | content margin to random | in single pools | held-out"
         " loss to random | general loss to random |",
         "|---|---|---|---|---|---|---|",
     ]
-    asked = list(models)
     for noise in (NOISE, 0.2, 0.0):
-        for study, model in asked:
+        for study, model in models:
             cells = [cell for cell in _trained(study, noise) if model in cell["models"]]
             if not cells:
                 continue
@@ -117,8 +116,9 @@ def needle_table() -> str:
 
 
 def single_table() -> str:
-    """Per clean domain how the second candidate differs from random in single pools: pools, and how
-    many intervals leave zero out on the wrong side, each by itself and over all comparisons.
+    """Per share of faulty rows and domain how the second candidate differs from random in single
+    pools: pools, and how many intervals leave zero out on the wrong side, each by itself and over
+    all comparisons.
     """
     rows = [
         "| faulty rows | domain | pools | margin below random's, held-out loss above it | over all"

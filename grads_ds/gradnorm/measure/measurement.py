@@ -167,9 +167,15 @@ class Measurement:
         """A parameter's whole gradient of one sample, [1, *shape]: adds to the inner product and to
         the summed gradient, and returns its squared norm, float64 [1].
         """
-        own_S = torch.zeros(self.layout.num_samples, dtype=torch.float64, device=gradient.device)
-        own_S[sample] = 1
-        self.compare(name, lambda r: own_S * (gradient[0].double() * r.double()).sum())
+
+        def product(reference: Tensor) -> Tensor:
+            inner_S = torch.zeros(
+                self.layout.num_samples, dtype=torch.float64, device=gradient.device
+            )
+            inner_S[sample] = (gradient[0].double() * reference.double()).sum()
+            return inner_S
+
+        self.compare(name, product)
         if name in self.gradients:
             self.gradients[name] += gradient[0].to(self.gradients[name].dtype)
         return self.squares(gradient)
