@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_prepare import REPO, write_chats, write_model
-from prepare_against_map import measure
+from bench_prepare import REPO, measure, write_chats, write_model
 
 sys.path.insert(0, str(REPO / "scripts/faults"))
 COMMANDS = ("prepare", "select", "report")
@@ -111,10 +111,10 @@ def run_size(rows: int, folder: Path) -> list[dict[str, Any]]:
         if command != "prepare":  # in a process of its own: what it holds is not measured
             step = "make_up" if command == "select" else "make_up_training"
             code = f"import json, pool_scale; pool_scale.{step}(json.load(open({str(file)!r})))"
-            measure(
-                [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"], rows
-            )
-        figures = measure([sys.executable, "-m", "grads_ds", command, str(file)], rows)
+            begun = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"]
+            subprocess.run(begun, check=True)
+        started = [sys.executable, "-m", "grads_ds", command, str(file)]
+        figures = measure(started, rows, REPO, {"PYTHONPATH": str(REPO)})
         found.append({"command": command, "rows": rows, **figures})
         print(json.dumps(found[-1]), flush=True)
     return found
