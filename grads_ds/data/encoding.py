@@ -7,12 +7,14 @@ Both depend on the block and the config alone: not on the process, nor on the bl
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from grads_ds.data.formats import Sample
 from grads_ds.data.leaks import Known, prints_of
 from grads_ds.data.model_limits import model_limits
 from grads_ds.data.problems import RowProblem
+from grads_ds.data.row_text import NO_NUMBERS
 from grads_ds.data.template import SECONDS, EndlessTemplateError
 from grads_ds.data.tokenizer import load_tokenizer
 from grads_ds.data.tokens import Encoded, Encoder, num_target_tokens
@@ -92,6 +95,7 @@ def start_worker(config: Config) -> None:
     """Make this process, one of several, a worker."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     set_worker(config, load_tokenizer(config.model))
+    gc.freeze()  # modules and tokenizer stay: the collector need not look at them again
 
 
 def set_worker(config: Config, tokenizer: Any) -> None:
@@ -120,14 +124,15 @@ def make_part(block: Block, file: Path, known_file: Path | None) -> Outcome:
     assert _worker is not None
     _worker.encoder.renderer.forget()
     outcome, batches = Outcome(source=block.item.source), []
+    samples = block.samples()
     try:
-        rows = list(block.samples())
+        # few rows at a time are Python objects: the garbage collector goes through all there are
+        while rows := list(islice(samples, CHUNK)):
+            columns = _encode(rows, bool(block.rows), outcome, known)
+            batches.append(pa.RecordBatch.from_pydict(columns, SCHEMA))
+            outcome.counts["read"] += len(rows)
     except Unclean:
         return Outcome(unclean=True)
-    for first in range(0, len(rows), CHUNK):
-        columns = _encode(rows[first : first + CHUNK], outcome, known)
-        batches.append(pa.RecordBatch.from_pydict(columns, SCHEMA))
-    outcome.counts["read"] = len(rows)
     if outcome.problems:
         return outcome
     with atomic_path(file) as aside:
@@ -154,12 +159,17 @@ def read_outcome(file: Path) -> Outcome | None:
 
 
 def _encode(
-    rows: Sequence[tuple[Sample, str, tuple[str, ...]]], outcome: Outcome, known: Known | None
+    rows: Sequence[tuple[Sample, str, tuple[str, ...]]],
+    of_table: bool,
+    outcome: Outcome,
+    known: Known | None,
 ) -> dict[str, list[Any]]:
-    """The columns of the rows that are kept; what became of each is added to `outcome`."""
+    """The columns of the rows that are kept; what became of each is added to `outcome`. Rows that
+    are not `of_table` were parsed from JSON.
+    """
     assert _worker is not None
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    given = [_as_json(sample) for sample, _, _ in rows]
+    given = [_as_json(sample) if of_table else sample for sample, _, _ in rows]
     try:
         results = _worker.encoder.encode(given)
     except EndlessTemplateError:
@@ -180,7 +190,8 @@ def _encode(
         _count(outcome, encoded, notes)
         if encoded.dropped:
             continue
-        row = json.loads(text)
+        plain = not of_table and NO_NUMBERS not in notes
+        row = sample.row if plain else json.loads(text)
         asked = {name: row.get(name) for name in _worker.metadata}
         values = (
             encoded.input_ids,
@@ -198,7 +209,7 @@ def _encode(
 
 
 def _as_json(sample: Sample) -> Sample:
-    """The sample as it is read from JSON: what tables hold beside (times, bytes) as text."""
+    """A table's sample as if it had been read from JSON: times, bytes and the like as text."""
     said = json.loads(json.dumps([sample.messages, sample.text, sample.tools], default=str))
     messages, text, tools = said
     return Sample(sample.source, sample.origin, {}, messages, text, tools, sample.context)
@@ -219,16 +230,15 @@ def _within_vocabulary(encoded: Encoded | RowProblem) -> Encoded | RowProblem:
 def _count(outcome: Outcome, encoded: Encoded, notes: Sequence[str]) -> None:
     assert _worker is not None
     counts, positions = outcome.counts, _worker.limits.positions
-    counts.update(truncated=int(encoded.cut > 0), tokens_cut=encoded.cut)
+    counts["truncated"] += int(encoded.cut > 0)
+    counts["tokens_cut"] += encoded.cut
     if encoded.dropped:
         outcome.dropped[encoded.dropped] += 1
         return
-    counts.update(
-        kept=1,
-        num_tokens=len(encoded.input_ids),
-        num_target_tokens=num_target_tokens(encoded.labels),
-        beyond=int(positions is not None and len(encoded.input_ids) > positions),
-    )
+    counts["kept"] += 1
+    counts["num_tokens"] += len(encoded.input_ids)
+    counts["num_target_tokens"] += num_target_tokens(encoded.labels)
+    counts["beyond"] += int(positions is not None and len(encoded.input_ids) > positions)
     outcome.left_out.update(encoded.left_out)
     outcome.notes.update(encoded.notes)
     outcome.notes.update(notes)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import resource
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from grads_ds.data.conversation import Message
 from grads_ds.data.problems import RowProblem
 
 SECONDS = 30.0  # for one conversation; the longest real ones take a few milliseconds
+LOOKS = 30  # at the clock in that time; a call of the system for each conversation would cost more
 BYTES = 2 * 2**30  # of memory beyond what the process has, likewise
 Span = tuple[int, int]  # [start, end) in characters
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -33,6 +36,7 @@ class EndlessTemplateError(BaseException):
 
 
 _bounded = False
+_end = 0.0  # by time.monotonic, of what is bounded now
 
 
 @contextlib.contextmanager
@@ -44,16 +48,15 @@ def bounded() -> Iterator[None]:
     those of the rows cheap.
     """
     global _bounded
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    if _bounded:
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    if threading.current_thread() is not threading.main_thread() or begun_anew():
         yield
         return
 
     def late(number: int, frame: Any) -> None:
-        raise EndlessTemplateError
+        global _end
+        if time.monotonic() >= _end:
+            _end = math.inf  # once
+            raise EndlessTemplateError
 
     before, memory = signal.signal(signal.SIGALRM, late), resource.getrlimit(resource.RLIMIT_AS)
     with contextlib.suppress(FileNotFoundError):  # no Linux
@@ -62,7 +65,8 @@ def bounded() -> Iterator[None]:
         if memory[0] == resource.RLIM_INFINITY or allowed < memory[0]:
             resource.setrlimit(resource.RLIMIT_AS, (allowed, memory[1]))
     _bounded = True
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    begun_anew()
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS / LOOKS)
     try:
         yield
     finally:
@@ -70,6 +74,13 @@ def bounded() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         _bounded = False
+
+
+def begun_anew() -> bool:
+    """Give what comes now SECONDS by itself where it is inside of `bounded`; whether it is."""
+    global _end
+    _end = time.monotonic() + SECONDS
+    return _bounded
 
 
 class Template:
@@ -90,7 +101,7 @@ class Template:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with bounded():
+        with contextlib.nullcontext() if begun_anew() else bounded():
             texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,

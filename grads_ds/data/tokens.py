@@ -115,11 +115,11 @@ class Encoder:
         batch = self.tokenizer(
             texts,
             add_special_tokens=False,
-            return_offsets_mapping=True,
             return_attention_mask=False,
             verbose=False,  # lengths are data.max_length's business
         )
-        return zip(batch["input_ids"], batch["offset_mapping"], strict=True)
+        offsets = (encoding.offsets for encoding in batch.encodings)
+        return zip(batch["input_ids"], offsets, strict=True)
 
     def _chat(
         self, rendered: Rendered, ids: list[int], offsets: list[Span], spans: list[Span]
