@@ -12,6 +12,7 @@ from grads_ds.config.errors import UserError
 from grads_ds.flow.stages import STAGE_NAMES
 from grads_ds.launcher.job_outcome import WRONG_INPUT
 from grads_ds.launcher.submit import queue_for
+from grads_ds.run_dir.lock import lock_holder
 
 # by command, after exit status 0; {config} and {run} as the command was given them
 _NEXT = {
@@ -26,6 +27,7 @@ _NEXT = {
     "doctor": "grads-ds plan {config} for its cost, grads-ds run {config} to start",
     "plan": "grads-ds doctor {config}, then grads-ds run {config}",
     "scores": "grads-ds select CONFIG --preview shows what a choice from these scores would be",
+    "status": "grads-ds run CONFIG goes on from what is done; grads-ds check {run} reads it again",
     "check": "grads-ds run CONFIG makes again what is altered or gone, and nothing else",
     "stop": "the same grads-ds run as before goes on from the last checkpoint",
     "export": "give {out} to {tool}; docs/exports.md has the lines of its config",
@@ -68,7 +70,10 @@ def _after(args: argparse.Namespace) -> str:
         return _plan_of_this_machine() + _NEXT["init"]
     if args.command == "status":
         told = args.json or args.prometheus or args.watch is not None
-        return "" if told else "grads-ds status {run} --watch follows it"
+        if told:
+            return ""
+        at_work = lock_holder(args.run_dir) is not None
+        return "grads-ds status {run} --watch follows it" if at_work else _NEXT["status"]
     if args.command == "compare" and args.html is not None:
         return f"open {shlex.quote(str(args.html))}"
     return _NEXT.get(args.command, "")

@@ -38,12 +38,13 @@ def check_model(path: str) -> list[str]:
     """Problems of a model folder: absent, no or broken config.json, an adapter, no weights or
     damaged ones, an index that names what is not in the folder.
 
-    A hub id is left to the hub's client.
+    Of a hub id the snapshot in the hub's cache is looked at where the hub is not asked
+    (HF_HUB_OFFLINE), else whether the hub gives its config.json.
     """
     folder = Path(path)
     if not folder.exists():
         if path.count("/") == 1 and not path.startswith((".", "/", "~")):
-            return []  # owner/name
+            return _hub_problems(path)
         wanted, found = "a Hugging Face folder or hub id", f"nothing at {path}"
         return [problem(_WHERE, wanted, found, "give an existing folder")]
     if not folder.is_dir():
@@ -61,6 +62,24 @@ def check_model(path: str) -> list[str]:
             except (ValueError, IsADirectoryError) as error:
                 problems.append(problem(_WHERE, f"weights in {file}", str(error), "copy it anew"))
     return problems
+
+
+def _hub_problems(name: str) -> list[str]:
+    """Problems of the model owner/name."""
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return check_model(snapshot_download(name, local_files_only=True))
+        hf_hub_download(name, "config.json")
+    except (OSError, HFValidationError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
+        gone = isinstance(error, LocalEntryNotFoundError)
+        why = "nothing of it" if gone else " ".join(str(error).split())[:200]
+        wanted = f"the model {name} from the hub or its cache{offline}"
+        return [problem(_WHERE, wanted, why, "download it to this machine, or give a folder")]
+    return []
 
 
 def weight_files(folder: Path) -> tuple[list[str], list[Path]]:

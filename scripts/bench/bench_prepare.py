@@ -6,7 +6,8 @@ Writes that many chats of two to four turns, makes a small tokenizer with a Chat
 with `{% generation %}` marks and once without, and runs `grads-ds prepare` of every checkout given
 (this one alone by default) on the same files, one after the other, in its own processes. Prints
 and writes rows per second, the processor seconds of all its processes, which other work on the
-machine disturbs less, and the peak of their proportional memory (PSS).
+machine disturbs less, and the peak of their proportional memory: with the files they map (PSS), and
+without.
 """
 
 from __future__ import annotations
@@ -70,15 +71,20 @@ def write_model(folder: Path, template: str) -> None:
     (folder / "config.json").write_text('{"model_type": "llama", "vocab_size": 1000}')
 
 
-def memory(process: psutil.Process) -> int:
-    """Proportional memory of a process and its children, in bytes."""
-    total = 0
+def memory(process: psutil.Process) -> tuple[int, int]:
+    """Proportional memory of a process and its children, in bytes: all of it (PSS), and what is
+    their own, without files that they map, whose pages the kernel takes back when it needs them.
+    """
+    pss = mapped = 0
     for one in [process, *process.children(recursive=True)]:
         try:
-            total += one.memory_full_info().pss
-        except psutil.Error:
+            told = Path(f"/proc/{one.pid}/smaps_rollup").read_text()
+        except OSError:  # it has ended
             continue
-    return total
+        sizes = {line.split(":")[0]: line.split()[1] for line in told.splitlines()[1:]}
+        pss += int(sizes.get("Pss", 0)) * 1024
+        mapped += int(sizes.get("Pss_File", 0)) * 1024
+    return pss, pss - mapped
 
 
 def processor_seconds() -> float:
@@ -95,12 +101,13 @@ def measure(
     environment = os.environ | variables
     with tempfile.TemporaryFile() as log:
         run = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-        watched, peak = psutil.Process(run.pid), 0
+        watched, pss, own = psutil.Process(run.pid), 0, 0
         while run.poll() is None:
             try:
-                peak = max(peak, memory(watched))
+                seen = memory(watched)
             except psutil.Error:
                 break
+            pss, own = max(pss, seen[0]), max(own, seen[1])
             time.sleep(0.2)
         if run.wait():
             log.seek(0)
@@ -110,7 +117,8 @@ def measure(
         "seconds": round(seconds, 2),
         "processor_seconds": round(processor_seconds() - used, 2),
         "rows_per_second": round(rows / seconds, 1),
-        "peak_pss_bytes": peak,
+        "peak_pss_bytes": pss,
+        "peak_own_bytes": own,
     }
 
 

@@ -6,7 +6,8 @@
 Writes that many chats, and runs the three commands of this checkout on them, each in a process of
 its own. What a GPU would make in between (scores, a model, an evaluation) is made up and recorded
 as done. Prints a line for each command and size: seconds, rows per second, processor seconds and
-the peak of proportional memory (PSS). Needs about 6 kB of disk a row.
+the peak of proportional memory, with the files they map (PSS) and without. Needs about 3 kB of disk
+a row.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Writes that many chats, and runs on the same file, in turn and in processes of t
 checkout's `grads-ds prepare`, and `load_dataset` followed by `map(num_proc=cores)` over the chat
 template with its assistant mask and `save_to_disk`. Both end with the same input_ids and labels on
 disk, which is checked row by row. Prints and writes seconds, rows per second, processor seconds and
-the peak of proportional memory (PSS) of each.
+the peak of proportional memory of each, with the files they map (PSS) and without.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import pytest
 
 from grads_ds.cli import COMMANDS, main, parser
 from grads_ds.commands.next_step import next_step
+from grads_ds.run_dir.lock import lock
 from grads_ds.run_dir.units import mark_done
 from tests.commands.test_watching import in_terminal
 
@@ -87,7 +88,9 @@ def test_it_is_the_last_line_on_a_terminal_alone(
     given: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = f"from grads_ds.cli import main\nraise SystemExit(main(['status', {given['r']!r}]))"
-    said, status = in_terminal(code)
+    assert "--watch" not in in_terminal(code)[0]  # nobody is at work: there is nothing to follow
+    with lock(Path(given["r"]), "probe"):
+        said, status = in_terminal(code)
     assert status == 0
     assert said.splitlines()[-1] == f"next: grads-ds status '{given['r']}' --watch follows it"
     assert main(["status", given["r"]]) == 0
