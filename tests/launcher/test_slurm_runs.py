@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO
-from tests import slurm
+from tests import forked_ranks, slurm
 from tests.cluster import Cluster
 from tests.launcher import cluster_runs
 from tests.launcher.cluster_runs import GRADS_DS, SECONDS, check, environment
@@ -28,14 +27,17 @@ def test_probe_and_sft_as_a_slurm_batch_job(job: Path, hosts: Cluster) -> None:
     What the submitting shell holds arrives at every rank as it was, whatever characters it is made
     of.
     """
+    path = forked_ranks.python_path()
+    forks = path.partition(":")[0]
     (job / "spy").mkdir()
     (job / "spy/sitecustomize.py").write_text(
         f"import os\nif 'GRADS_DS_JOB_FOLDER' in os.environ:\n    open({str(job / 'spy')!r} + '/' +"
         " os.environ['RANK'], 'w').write(os.environ.get('ODD', 'nothing'))\n"
+        f"import runpy\nrunpy.run_path({f'{forks}/sitecustomize.py'!r})\n"
     )
     variables = environment(slurm.start(hosts)) | {
         "ODD": ODD,
-        "PYTHONPATH": f"{REPO}:{job / 'spy'}",
+        "PYTHONPATH": f"{job / 'spy'}:{path}",
     }
     call = [
         *GRADS_DS,
