@@ -59,7 +59,7 @@ printf '\n== pytest\n'
 [ "$status" = 0 ] ||
     printf 'an earlier check failed (above); the exit status will be %s\n' "$status"
 tests=0
-# a file's tests stay with one worker; few-test files may be long
+# a file's tests stay with one worker; tests/sharing.py says which worker takes which file
 share=(-n 3 --dist loadfile --no-loadscope-reorder)
 timeout --kill-after=30 "$limit" "$python" -m pytest -q "${share[@]}" "${selection[@]}" "$@" ||
     tests=$?

@@ -9,6 +9,7 @@ import os
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,10 +86,22 @@ TEMPLATE = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How `-n` hands out the files, where no other `--dist` is asked for."""
+    from tests.sharing import FromBothEnds
+
+    return FromBothEnds(config, log) if config.option.dist == "loadfile" else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests over hosts need a checkout whose path a remote shell leaves alone (the pdsh backend
-    refuses others).
+    refuses others). Workers sort the files.
     """
+    if hasattr(config, "workerinput"):
+        from tests.sharing import sort
+
+        sort(items)
     if re.fullmatch(r"[A-Za-z0-9@%+=:,./_-]+", str(REPO)):
         return
     for item in items:

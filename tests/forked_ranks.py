@@ -3,12 +3,15 @@ server that has imported what ranks need forks them. With FORK_ALL in the enviro
 scripts and modules that Python is started with.
 
 Everything else is real: the launcher, its supervisors, hosts, signals, and what a rank runs. Tests
-of what stands or falls with a rank's own interpreter start it themselves.
+of what stands or falls with a rank's own interpreter start it themselves. DeepSpeed's launcher,
+which imports torch in a process here and in one on every host, is forked as ranks are; where its
+environment has no PYTHONPATH, as under our pdsh backend, by `interpreter()`.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import json
@@ -21,11 +24,14 @@ import runpy
 import select
 import shutil
 import signal
+import site
 import socket
 import struct
 import sys
+import sysconfig
 import tempfile
 import traceback
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +50,26 @@ def python_path() -> str:
     folder = Path(tempfile.mkdtemp(prefix="forked_ranks."))
     (folder / STAND_IN.name).symlink_to(STAND_IN)
     server = multiprocessing.get_context("forkserver").Process(target=_serve, args=(str(folder),))
-    server.start()
+    with contextlib.chdir(ranks.REPO):  # else it might seem to be at work in a test's folder
+        server.start()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     atexit.register(server.kill)
     while not (folder / "socket").exists():
         assert server.is_alive(), "the server of forked ranks has ended"
         select.select([], [], [], 0.01)
     return f"{folder}:{ranks.REPO}"
+
+
+@functools.cache
+def interpreter() -> str:
+    """A Python like this one under which DeepSpeed's launcher is forked whatever its PYTHONPATH."""
+    folder = python_path().partition(":")[0]
+    venv.create(f"{folder}/python", symlinks=True)
+    lines = [f"import site; site.addsitedir({place!r})" for place in site.getsitepackages()]
+    lines.append(f"import runpy; runpy.run_path({f'{folder}/{STAND_IN.name}'!r})")
+    packages = sysconfig.get_path("purelib", "venv", {"base": f"{folder}/python"})
+    Path(packages, "forked.pth").write_text("\n".join(lines) + "\n")
+    return f"{folder}/python/bin/python"
 
 
 def _serve(folder: str) -> None:
@@ -102,9 +121,12 @@ def _keep_watch(line: socket.socket) -> None:
             line.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
             os._exit(0)
         numbers = line.recv(64)
-        for number in numbers or [signal.SIGKILL]:
+        for number in numbers:
             os.kill(rank, number)
         if not numbers:
+            with contextlib.suppress(ProcessLookupError):  # it may have no group of its own yet
+                os.killpg(rank, signal.SIGKILL)
+            os.kill(rank, signal.SIGKILL)
             os.waitpid(rank, 0)
             os._exit(0)
 
@@ -154,6 +176,7 @@ def _become(asked: dict[str, Any], files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
+    sys.executable = asked["executable"]
     sys.path[:] = [asked["cwd"], *asked["path"]]
     sys.stdin, sys.stdout, sys.stderr = (
         os.fdopen(number, mode, buffering=1) for number, mode in enumerate(("r", "w", "w"))

@@ -27,7 +27,8 @@ SlurmdPidFile={folder}/slurmd_%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd_%n.log
 ProctrackType=proctrack/pgid
-TaskPlugin=task/none
+TaskPlugin=task/affinity
+TaskPluginParam=autobind=threads
 SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2

@@ -73,3 +73,21 @@ def test_a_signal_reaches_it_and_it_outlives_nobody(tmp_path: Path, number: sign
             break
         time.sleep(0.01)
     assert not Path(f"/proc/{fork}").exists()
+
+
+def test_deepspeeds_launcher_is_forked_without_a_path_and_its_rank_is_not(tmp_path: Path) -> None:
+    """Whatever it starts is started by the interpreter that it was started by."""
+    python = forked_ranks.interpreter()
+    (tmp_path / "hosts").write_text("localhost slots=1\n")
+    (tmp_path / "rank.py").write_text(
+        "import os, sys; parent = open(f'/proc/{os.getppid()}/cmdline').read()\n"
+        "print(sys.executable, 'torch' in sys.modules, 'forkserver' in parent)"
+    )
+    call = [python, "-m", "deepspeed.launcher.runner", "--hostfile", "hosts", "--no_ssh_check"]
+    call += ["--master_addr", "127.0.0.1", "--no_local_rank", "rank.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{python} False True" in done.stdout.splitlines(), done.stdout

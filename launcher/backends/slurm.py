@@ -17,7 +17,9 @@ RUNNER_SETS: tuple[str, ...] = ()
 def commands(job: Job) -> list[Command]:
     """The `srun` call.
 
-    Ranks are placed by a list of hosts, one line a rank, so that unequal slots are kept too.
+    Ranks are placed by a list of hosts, one line a rank, so that unequal slots are kept too. They
+    are not bound to cores, that is the ranks' own matter: Slurm may be set to bind each to one,
+    where `prepare` starts a process for each core and a rank reads its rows beside computing.
     """
     listed = job.folder / "ranks.hosts"
     text = "".join(f"{host.name}\n" * host.slots for host in job.hosts)
@@ -32,6 +34,7 @@ def commands(job: Job) -> list[Command]:
     ]
     # the supervisors end their ranks; Slurm must not end a supervisor because another one is done
     call += ["--kill-on-bad-exit=0", "--unbuffered", "--export=ALL", "--overlap"]
+    call += ["--cpu-bind=none"]
     return [
         Command(
             [*call, *job.supervisor()],

@@ -105,26 +105,6 @@ def test_a_folder_is_looked_at_before_anything_is_loaded(tmp_path: Path) -> None
     assert "an adapter" in found and "somebody/else" in found
 
 
-def test_a_hub_models_snapshot_is_looked_at_where_the_hub_is_not_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that a model gone from the cache ends a stage before its ranks start."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    (gone,) = check_model("org/tiny")
-    assert "the model org/tiny from the hub or its cache (HF_HUB_OFFLINE is set)" in gone
-    stored = tmp_path / "models--org--tiny"
-    (stored / "refs").mkdir(parents=True)
-    (stored / "refs/main").write_text("0" * 40)
-    folder = make_tiny_model(stored / "snapshots" / ("0" * 40))
-    assert check_model("org/tiny") == []
-    (folder / "model.safetensors").unlink()
-    (found,) = check_model("org/tiny")
-    assert "wanted weights" in found and str(folder) in found
-
-
 def swapped(head: dict[str, Any]) -> None:
     head[NORM]["data_offsets"].reverse()
 

@@ -1,7 +1,8 @@
 """Python imports this as it starts where tests/forked_ranks.py has put it on the path: a rank
-(`python -m grads_ds STAGE ...` or a script that a launcher has given a RANK), and with FORK_ALL in
-the environment every script and module, is then run by a process forked from a server that has done
-the imports, and this one stands for it.
+(`python -m grads_ds STAGE ...` or a script that a launcher has given a RANK), DeepSpeed's launcher
+(`python -m deepspeed.launcher...`), and with FORK_ALL in the environment every script and module,
+is then run by a process forked from a server that has done the imports, and this one stands for
+it. The interpreter of forked_ranks.py, which needs no path, takes DeepSpeed's launcher alone.
 
 It hands over its arguments, environment and open files, forwards signals, dies as the fork dies,
 and the fork dies with it. What the server does not take is run here, as is all else.
@@ -10,7 +11,8 @@ and the fork dies with it. What the server does not take is run here, as is all 
 import os
 import sys
 
-_SOCKET = os.path.join(os.path.dirname(os.path.abspath(__file__)), "socket")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_SOCKET = os.path.join(_HERE, "socket")
 
 
 def _words() -> list[str]:
@@ -19,6 +21,10 @@ def _words() -> list[str]:
     if words[:1] == ["-u"]:
         words = words[1:]
     if "LD_PRELOAD" in os.environ:  # a fork has no library of its own
+        return []
+    if words[:1] == ["-m"] and words[1].startswith("deepspeed.launcher."):
+        return words
+    if _HERE not in os.environ.get("PYTHONPATH", "").split(":"):
         return []
     ours = words[:2] == ["-m", "grads_ds"] or (bool(words) and words[0].endswith(".py"))
     if "FORK_ALL" in os.environ:
@@ -55,6 +61,7 @@ def _stand_in(words: list[str]) -> None:
         if number not in ignored:
             signal.signal(number, lambda number, frame: line.send(bytes([number])))
     place = {"cwd": os.getcwd(), "path": sys.path, "environment": dict(os.environ)}
+    place |= {"executable": sys.executable}
     told = json.dumps(
         place | {"words": words, "files": files, "ignored": [int(n) for n in ignored]}
     ).encode()

@@ -92,7 +92,8 @@ def run(
     """
     folder = job / name
     call = [
-        *GRADS_DS,
+        forked_ranks.interpreter(),
+        *GRADS_DS[1:],
         words[0],
         "config.yaml",
         "--set",

@@ -37,11 +37,13 @@ def run_code(
     **place: Any,
 ) -> Outcome:
     """Run `code` on every rank through `run_job`; `rank`, `world` and `heartbeat` are defined in
-    it. Forked ranks have imported torch.
+    it. Forked ranks have imported torch, and so has DeepSpeed's launcher.
     """
     script = tmp_path / "rank code.py"
     script.write_text(_BEGIN + code)
     monkeypatch.setenv("PYTHONPATH", forked_ranks.python_path() if forked else str(REPO))
+    if forked and place.get("backend") == "pdsh":
+        monkeypatch.setattr(sys, "executable", forked_ranks.interpreter())
     settings = {"hosts": [Host("localhost", ranks)], "backend": "local", "limits": QUICK} | place
     return run_job("stage", [sys.executable, str(script)], Placement(**settings), tmp_path / "logs")
 

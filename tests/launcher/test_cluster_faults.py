@@ -106,6 +106,7 @@ run_job("stage", words, place, Path("logs"))
     assert left_behind(str(tmp_path), seconds=30) == []
 
 
+@pytest.mark.slow
 def test_a_hang_names_the_ranks_that_are_elsewhere(
     hosts: Cluster, place: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +142,7 @@ dist.barrier()
         hosts=[Host(first, 2), Host(second, 1)],
         backend="openmpi",
         limits=replace(QUICK, hang=4.0),
+        forked=True,
     )
     seconds = time.monotonic() - began
     one, two = hosts.host_names
@@ -162,7 +164,9 @@ def test_a_run_directory_that_one_host_does_not_share(
     subprocess.run(hosts.on(2, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "logs")), check=True)
     began = time.monotonic()
     try:
-        outcome = run_code(FOREVER, tmp_path, monkeypatch, **place | {"backend": backend})
+        outcome = run_code(
+            FOREVER, tmp_path, monkeypatch, forked=backend == "pdsh", **place | {"backend": backend}
+        )
     finally:
         subprocess.run(hosts.on(2, "umount", str(tmp_path / "logs")), check=True)
     words = " ".join(f"{outcome.sentence} {outcome.error}".split())

@@ -81,9 +81,8 @@ def test_what_is_true_on_a_host_stands_and_what_was_chosen_arrives(
     chosen = {"XDG_CACHE_HOME": "/cache of mine", "CUDA_VISIBLE_DEVICES": "3,5"}
     for name, value in (here | chosen | {"XDG_RUNTIME_DIR": "/run/user/7"}).items():
         monkeypatch.setenv(name, value)
-    outcome = run_code(
-        MEET, tmp_path, monkeypatch, hosts=read_hostfile(hosts.hostfile), backend="pdsh"
-    )
+    place = {"hosts": read_hostfile(hosts.hostfile), "backend": "pdsh"}
+    outcome = run_code(MEET, tmp_path, monkeypatch, forked=True, **place)
     assert outcome.status == DONE, outcome
     for rank in range(2):
         environment = seen(tmp_path, rank)
@@ -126,6 +125,7 @@ def test_the_ssh_port_and_the_way_between_hosts_are_options(
         MEET,
         tmp_path,
         monkeypatch,
+        forked=True,
         hosts=read_hostfile(hosts.hostfile),
         backend=backend,
         ssh_port=2222,

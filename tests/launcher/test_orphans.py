@@ -21,6 +21,7 @@ from grads_ds.launcher.job_status import snapshot
 from grads_ds.launcher.status_text import status_text
 from grads_ds.run_dir.ownership import MARKER
 from grads_ds.run_dir.publish import publish_json
+from tests import forked_ranks
 from tests.cluster import Cluster
 from tests.launcher.jobs import left_behind
 
@@ -44,7 +45,8 @@ def killed_launcher(hosts: Cluster, folder: Path, backend: str) -> None:
         backend=backend,
         here=str(folder),
     )
-    launcher = subprocess.Popen([sys.executable, "-c", code], cwd=folder, env=hosts.environment)
+    python = forked_ranks.interpreter() if backend == "pdsh" else sys.executable
+    launcher = subprocess.Popen([python, "-c", code], cwd=folder, env=hosts.environment)
     for _ in range(600):
         time.sleep(0.1)
         files = list((folder / "logs").glob("probe/*/rank*.json"))

@@ -21,6 +21,7 @@ from tests.launcher.jobs import left_behind
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_host_that_is_still_down_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from conftest import REPO
-from tests import slurm
+from tests import forked_ranks, slurm
 from tests.cluster import Cluster
 from tests.launcher import cluster_runs
 from tests.launcher.cluster_runs import GRADS_DS, SECONDS, check, environment
@@ -26,16 +26,21 @@ def test_probe_and_sft_as_a_slurm_batch_job(job: Path, hosts: Cluster) -> None:
     status comes back.
 
     What the submitting shell holds arrives at every rank as it was, whatever characters it is made
-    of.
+    of. A rank may use every core that the job was given on its host, also where Slurm is set to
+    bind each task to one.
     """
+    path = forked_ranks.python_path()
+    forks = path.partition(":")[0]
     (job / "spy").mkdir()
     (job / "spy/sitecustomize.py").write_text(
         f"import os\nif 'GRADS_DS_JOB_FOLDER' in os.environ:\n    open({str(job / 'spy')!r} + '/' +"
-        " os.environ['RANK'], 'w').write(os.environ.get('ODD', 'nothing'))\n"
+        " os.environ['RANK'], 'w').write(os.environ.get('ODD', 'nothing') +"
+        " f'cores: {len(os.sched_getaffinity(0))}')\n"
+        f"import runpy\nrunpy.run_path({f'{forks}/sitecustomize.py'!r})\n"
     )
     variables = environment(slurm.start(hosts)) | {
         "ODD": ODD,
-        "PYTHONPATH": f"{REPO}:{job / 'spy'}",
+        "PYTHONPATH": f"{job / 'spy'}:{path}",
     }
     call = [
         *GRADS_DS,
@@ -54,6 +59,8 @@ def test_probe_and_sft_as_a_slurm_batch_job(job: Path, hosts: Cluster) -> None:
         "--slurm",
         "nodes=2",
         "--slurm",
+        f"cpus-per-task={len(os.sched_getaffinity(0))}",
+        "--slurm",
         'comment=it\'s "odd"; $(touch x) `touch x`',
         "--wait",
     ]
@@ -63,7 +70,9 @@ def test_probe_and_sft_as_a_slurm_batch_job(job: Path, hosts: Cluster) -> None:
     logs = "\n".join(file.read_text()[-3000:] for file in (job / "slurm/logs").glob("slurm-*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     check(job / "slurm", hosts)
-    assert [(job / "spy" / rank).read_text() for rank in "01"] == [ODD, ODD]
+    cores = len(os.sched_getaffinity(0))
+    found = [(job / "spy" / rank).read_text() for rank in "01"]
+    assert found == [f"{ODD}cores: {cores}"] * 2
     assert left_behind(str(job)) == [] and not list(job.rglob("x"))
     strange = variables | {
         "SLURM_JOB_ID": "1",

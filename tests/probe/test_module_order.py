@@ -86,6 +86,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return config
 
 
+@pytest.mark.slow
 # a rank alone finds the order as each of two does
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_modules_order_is_found_once_however_many_micro_batches(

@@ -106,10 +106,11 @@ def deepspeed(
 ) -> subprocess.CompletedProcess[str]:
     lines = hosts.hostfile.read_text().splitlines(keepends=True)[:count]
     (folder / "hostfile").write_text("".join(lines))
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--hostfile", "hostfile", *options]
-    return call(
-        hosts.on(1, *command, "--module", "grads_ds", "probe", "config.yaml"), folder, **variables
-    )
+    command = [str(Path(sys.executable).with_name("deepspeed"))]
+    if variables:  # what that script runs, in the form in which it is forked
+        command = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    words = ["--hostfile", "hostfile", *options, "--module", "grads_ds", "probe", "config.yaml"]
+    return call(hosts.on(1, *command, *words), folder, **variables)
 
 
 def forked() -> dict[str, str]:
