@@ -7,7 +7,7 @@ Writes that many chats, and runs the three commands of this checkout on them, ea
 its own. What a GPU would make in between (scores, a model, an evaluation) is made up and recorded
 as done. Prints a line for each command and size: seconds, rows per second, processor seconds and
 the peak of proportional memory, with the files they map (PSS) and without. Needs about 3 kB of disk
-a row.
+a row. Sizes that are in the file of results already and are not named stay there.
 """
 
 from __future__ import annotations
@@ -128,17 +128,22 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the disk has room (default: /tmp)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    results = []
-    for rows in args.rows:
-        with tempfile.TemporaryDirectory(dir=args.folder) as made:
-            results += run_size(rows, Path(made))
-    record = {
-        "script": "scripts/bench/pool_scale.py",
+    call = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(call, cwd=REPO, capture_output=True, text=True).stdout.strip()
+    run = {
+        "commit": commit,
         "cpus": len(os.sched_getaffinity(0)),
         "date": time.strftime("%Y-%m-%d"),
-        "load_at_end": os.getloadavg()[1],
-        "results": results,
     }
+    results = []
+    if args.out and args.out.exists():
+        kept = json.loads(args.out.read_text())["results"]
+        results = [result for result in kept if result["rows"] not in args.rows]
+    for rows in args.rows:
+        with tempfile.TemporaryDirectory(dir=args.folder) as made:
+            results += [figures | run for figures in run_size(rows, Path(made))]
+    results.sort(key=lambda result: (COMMANDS.index(result["command"]), result["rows"]))
+    record = {"script": "scripts/bench/pool_scale.py", "results": results}
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gradnorm import custom_models as custom
 from gradnorm import small_models as models
+from gradnorm.test_any_batch import packed
 from gradnorm.test_uses import LENGTHS, PROMPTS, both_exact
 from grads_ds.gradnorm import GradNormRecorder
 
@@ -89,6 +90,17 @@ def test_gated_norms_of_any_form_are_measured_by_formula(norm: Any, heads: bool)
     recorder = GradNormRecorder(model, "all")
     true = models.truth(recorder, model, batch)
     assert max(models.worst(recorder.score(batch), true).values()) < 1e-5
+    assert rules(recorder, "body.norm.weight") == {"scale"}
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_gated_norms_are_exact_where_rows_hold_several_samples(heads: bool) -> None:
+    model = custom.Wrapped(GatedBody(Gated(True, 4, 1.0), heads))
+    batch = models.make_batch(LENGTHS, PROMPTS)
+    recorder = GradNormRecorder(model, "all")
+    true = models.truth(recorder, model, batch)
+    found = recorder.score(packed(batch, [[0, 1], [2, 3]]))
+    assert max(models.worst(found, true).values()) < 1e-5
     assert rules(recorder, "body.norm.weight") == {"scale"}
 
 
