@@ -150,10 +150,11 @@ def gram_norm_squared(
     if grads_SLO.dtype == torch.float64:
         return total_S.clamp_min(0)
     cancelled_S = (sizes_S.square() > _CANCELLATION * total_S) & (sizes_S > 0)
-    for sample in cancelled_S.nonzero()[:, 0].tolist():
-        total_S[sample] = direct_norm_squared(
-            acts_SLI[sample : sample + 1].double(), grads_SLO[sample : sample + 1].double()
-        )[0]
+    for sample, cancelled in enumerate(cancelled_S.tolist()):  # read from the device once
+        if cancelled:
+            total_S[sample] = direct_norm_squared(
+                acts_SLI[sample : sample + 1].double(), grads_SLO[sample : sample + 1].double()
+            )[0]
     return total_S.clamp_min(0)
 
 
