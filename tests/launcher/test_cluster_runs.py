@@ -7,6 +7,7 @@ that is left, it ends as the run that nobody disturbed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -66,11 +67,12 @@ def kill_all_of(hosts: Cluster, host: int) -> int:
     for pid in subprocess.run(
         listed, env=hosts.environment, capture_output=True, text=True
     ).stdout.split():
-        lines = Path("/proc", pid, "status").read_text().splitlines()
-        inside = next(line.split()[1:] for line in lines if line.startswith("NSpid"))
-        if len(inside) > 1 and inside[-1] != "1":  # the others hold the host's process tree up
-            os.kill(int(pid), signal.SIGKILL)
-            killed += 1
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            lines = Path("/proc", pid, "status").read_text().splitlines()
+            inside = next(line.split()[1:] for line in lines if line.startswith("NSpid"))
+            if len(inside) > 1 and inside[-1] != "1":  # the others hold the host's process tree up
+                os.kill(int(pid), signal.SIGKILL)
+                killed += 1
     return killed
 
 
