@@ -47,8 +47,12 @@ def bounded() -> Iterator[None]:
     Inside of another one the time begins anew and the memory does not: that around many rows makes
     those of the rows cheap.
     """
-    global _bounded
-    if threading.current_thread() is not threading.main_thread() or begun_anew():
+    global _bounded, _end
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _end = time.monotonic() + SECONDS
+    if _bounded:
         yield
         return
 
@@ -65,7 +69,6 @@ def bounded() -> Iterator[None]:
         if memory[0] == resource.RLIM_INFINITY or allowed < memory[0]:
             resource.setrlimit(resource.RLIMIT_AS, (allowed, memory[1]))
     _bounded = True
-    begun_anew()
     signal.setitimer(signal.ITIMER_REAL, SECONDS, SECONDS / LOOKS)
     try:
         yield
@@ -74,13 +77,6 @@ def bounded() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         _bounded = False
-
-
-def begun_anew() -> bool:
-    """Give what comes now SECONDS by itself where it is inside of `bounded`; whether it is."""
-    global _end
-    _end = time.monotonic() + SECONDS
-    return _bounded
 
 
 class Template:
@@ -101,7 +97,7 @@ class Template:
         """
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        with contextlib.nullcontext() if begun_anew() else bounded():
+        with bounded():
             texts, marks = render_jinja_template(
                 conversations=[list(messages)],
                 tools=tools,

@@ -128,10 +128,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the disk has room (default: /tmp)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    call = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(call, cwd=REPO, capture_output=True, text=True).stdout.strip()
+    from grads_ds.run_dir.provenance import source_commit
+
     run = {
-        "commit": commit,
+        "commit": source_commit(),
         "cpus": len(os.sched_getaffinity(0)),
         "date": time.strftime("%Y-%m-%d"),
     }
